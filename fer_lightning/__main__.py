@@ -1,0 +1,41 @@
+"""``python -m fer_lightning``: compose, validate, run; heavy imports wait until the configuration is known to be good."""
+
+import logging
+import os
+from pathlib import Path
+
+# Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fer_lightning import config, sweep
+
+
+@hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name="config")
+def app(cfg: DictConfig) -> float | None:
+    """Run one composed configuration, or hand a sweep's job to a process of its own."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return sweep.run_job(cfg)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+
+    from fer_lightning.train import run
+
+    result = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    return result.metrics.get("val/f1_macro") if result else None
+
+
+def main() -> None:
+    """The command line: user mistakes end in one line and code 2, bugs keep their traceback."""
+    # Hydra then raises instead of printing its own many-line message.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    config.run_tool(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""The schema of a run and the rules between its parts; imports nothing heavy, so mistakes are told at once.
+
+The files in ``conf/`` say which knobs exist; the dataclasses here say their types. Nodes that Hydra instantiates
+(``data.source``, ``split``, ``imbalance.loss``, ``imbalance.sampler``, ``callbacks``) have no dataclass: for them the
+chosen file itself is the schema, so that a new method is one new file and nothing else.
+"""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from fer_lightning.errors import UserError
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
+"""The Hydra groups: inside the package when installed from a wheel, beside it in a checkout."""
+
+
+@dataclass
+class Data:
+    name: str
+    path: str | None
+    cache_dir: str | None
+    batch_size: int
+    num_workers: int
+    source: dict[str, Any]
+
+
+@dataclass
+class Imbalance:
+    name: str
+    loss: dict[str, Any]
+    sampler: dict[str, Any]
+
+
+@dataclass
+class Head:
+    hidden: list[int]
+    activation: str
+    batch_norm: bool
+    dropout: float
+
+
+@dataclass
+class Model:
+    name: str
+    weights: str
+    in_channels: int
+    image_size: int
+    stem_stride: int
+    drop_path: float
+    head: Head
+    freeze_epochs: int
+    compile: bool
+
+
+@dataclass
+class Augment:
+    name: str
+    hflip: float
+    rotate: float
+    translate: float
+    scale: float
+    brightness: float
+    contrast: float
+    erase: float
+    erase_area: list[float]
+
+
+@dataclass
+class Optim:
+    name: str
+    lr: float
+    weight_decay: float
+    momentum: float | None
+    layer_decay: float | None
+    backbone_lr_scale: float
+    schedule: str
+    warmup_fraction: float
+
+
+@dataclass
+class Trainer:
+    accelerator: str
+    devices: Any
+    num_nodes: int
+    strategy: str
+    precision: Any
+    max_epochs: int
+    max_steps: int
+    max_time: Any
+    limit_train_batches: Any
+    limit_val_batches: Any
+    check_val_every_n_epoch: int
+    accumulate_grad_batches: int
+    gradient_clip_val: float | None
+    gradient_clip_algorithm: str | None
+    log_every_n_steps: int
+    num_sanity_val_steps: int
+    deterministic: Any
+    benchmark: bool | None
+    detect_anomaly: bool
+    profiler: str | None
+    fast_dev_run: Any
+    sync_batchnorm: bool
+    enable_progress_bar: bool
+
+
+@dataclass
+class Logger:
+    name: str
+    project: str
+    entity: str | None
+
+
+@dataclass
+class Config:
+    """A composed run; field for field what ``--cfg job`` prints."""
+
+    data: Data
+    split: dict[str, Any]
+    imbalance: Imbalance
+    model: Model
+    augment: Augment
+    optim: Optim
+    trainer: Trainer
+    logger: Logger
+    name: str
+    seed: int
+    resume: str | None
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+
+
+FREE_FORM = ("data.source", "split", "imbalance.loss", "imbalance.sampler", "callbacks")
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
+
+
+def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Refuse unknown keys, wrong types and contradictions.
+
+    Args:
+        cfg: the composed run (without the ``hydra`` node).
+        choices: Hydra's ``hydra.runtime.choices``, group to chosen file.
+
+    Raises:
+        UserError: with the key, the value given and what is accepted.
+    """
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+    assert isinstance(typed, DictConfig)
+    reference = _reference(choices)
+    for path in FREE_FORM:
+        _check_against_file(OmegaConf.select(cfg, path), OmegaConf.select(reference, path), path)
+    for rule in (_data_rules, _model_rules, _optim_rules, _imbalance_rules, _augment_rules, _trainer_rules):
+        rule(typed)
+
+
+class Validate(Callback):
+    """Hydra callback that validates before the run folder is made, so that a typo leaves nothing behind."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        run = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        try:
+            validate(run, config.hydra.runtime.choices)
+        except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
+            fail(error)
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(1) from error
+
+
+def fail(error: Exception | str, code: int = 2) -> None:
+    """Print one line to stderr and exit: the end of every user mistake."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a command-line tool: user mistakes end in one line and code 2, bugs keep their traceback."""
+    try:
+        main()
+    except UserError as error:
+        fail(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error))
+    except KeyboardInterrupt:
+        fail("interrupted", code=130)
+
+
+def _reference(choices: Mapping[str, Any]) -> DictConfig:
+    """The chosen files composed with no other override: the keys and kinds that free-form nodes may have."""
+    groups = ("data", "split", "imbalance", "callbacks")
+    overrides = [f"{group}={_choice(choices[group])}" for group in groups if choices.get(group) is not None]
+    loader = GlobalHydra.instance().config_loader()
+    return loader.load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.RUN)
+
+
+def _choice(choice: Any) -> str:
+    return f"[{','.join(choice)}]" if OmegaConf.is_list(choice) or isinstance(choice, list) else str(choice)
+
+
+def _check_against_file(node: Any, reference: Any, path: str) -> None:
+    for key, value in OmegaConf.to_container(node, resolve=True).items() if node else ():
+        name = f"{path}.{key}"
+        expected = OmegaConf.to_container(reference, resolve=False)
+        if key not in expected:
+            hint = _did_you_mean(str(key), [str(other) for other in expected], prefix=f"{path}.")
+            knobs = ", ".join(str(other) for other in expected if not str(other).startswith("_"))
+            raise UserError(f"{name}={value}: no such key{hint}; {path} has: {knobs or 'nothing to set'}")
+        if isinstance(value, dict):
+            _check_against_file(node[key], reference[key], name)
+        elif not _same_kind(value, expected[key]):
+            raise UserError(f"{name}={value}: expected {_kind(expected[key])}, such as {expected[key]}")
+
+
+def _same_kind(value: Any, expected: Any) -> bool:
+    if expected is None or (isinstance(expected, str) and expected.startswith("${")):
+        return True
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return isinstance(expected, bool) and isinstance(value, bool)
+    if isinstance(expected, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(expected))
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        yield f"{prefix}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _leaves(child, f"{prefix}{key}.")
+
+
+def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
+
+
+def explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors in one line: what was given, what is accepted."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        hint = _did_you_mean(choice, list(error.options))
+        return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); quote special characters"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: is missing and has no default"
+    unknown = re.search(r"Could not override '(.+?)'", str(error))
+    if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(unknown.group(1) if unknown else str(error.full_key))  # type: ignore[attr-defined]
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'configuration'}: {_first_line(error)}"
+    return _first_line(error)
+
+
+def _unknown_key(key: str) -> str:
+    """Say what would have been accepted in place of an unknown key, given the groups chosen on the command line."""
+    groups = "|".join(path.name for path in CONF_DIR.iterdir() if path.is_dir())
+    chosen = [re.sub(",.*", "", word) for word in sys.argv[1:] if re.fullmatch(rf"({groups})=[\w,]+", word)]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            cfg = compose("config", overrides=chosen)
+    except HydraException:  # those choices are the user's own files
+        return f"{key}: no such key; --cfg job lists all"
+    known = list(_leaves(cfg))
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
+    listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
+    return f"{key}: no such key{_did_you_mean(key, known)}{listed or '; --cfg job lists all'}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _require(condition: bool, key: str, value: Any, accepted: str) -> None:
+    if not condition:
+        raise UserError(f"{key}={value}: {accepted}")
+
+
+def _data_rules(cfg: DictConfig) -> None:
+    data = cfg.data
+    _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "must be at least 1")
+    _require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
+    if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
+        raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
+    _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
+    if "path" not in data.source and data.path is not None:
+        raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
+    fraction = cfg.split.get("val_fraction")
+    _require(fraction is None or 0 < fraction < 1, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
+    if cfg.split.name == "paper" and fraction is None and "early_stopping" in cfg.callbacks:
+        raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
+
+
+def _model_rules(cfg: DictConfig) -> None:
+    model = cfg.model
+    _require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "must be 1 or 3")
+    _require(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2")
+    _require(model.image_size >= 32, "model.image_size", model.image_size, "must be at least 32 pixels")
+    _require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "must be in [0, 1)")
+    _require(0 <= model.head.dropout < 1, "model.head.dropout", model.head.dropout, "must be in [0, 1)")
+    _require(all(width >= 1 for width in model.head.hidden), "model.head.hidden", model.head.hidden, "widths must be positive")
+    _require(model.freeze_epochs >= -1, "model.freeze_epochs", model.freeze_epochs, "must be -1 (always), 0 (never) or more")
+    if model.weights not in ("none", "imagenet") and not Path(model.weights).is_file():
+        raise UserError(f"model.weights={model.weights}: no such file; give none, imagenet or a weights file")
+
+
+def _optim_rules(cfg: DictConfig) -> None:
+    optim = cfg.optim
+    _require(optim.lr > 0, "optim.lr", optim.lr, "must be positive")
+    _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
+    _require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
+    _require(optim.schedule in ("cosine", "constant"), "optim.schedule", optim.schedule, "must be cosine or constant")
+    _require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
+    decay = optim.layer_decay
+    _require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
+
+
+def _imbalance_rules(cfg: DictConfig) -> None:
+    loss, sampler = cfg.imbalance.loss, cfg.imbalance.sampler
+    gamma = loss.get("gamma", 0)
+    _require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
+    smoothing = loss.get("label_smoothing", 0)
+    _require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
+    weighted = loss._target_.endswith("WeightedBCE") or {loss.get("weighting", "none"), loss.get("alpha", "none")} != {"none"}
+    rebalances = sampler._target_.endswith(("UnderSampler", "ClassWeightedSampler")) and sampler.get("power", 0) != 1
+    if weighted and rebalances:
+        raise UserError(
+            f"imbalance={cfg.imbalance.name}: a rebalancing sampler and class weights in the loss correct twice; "
+            "keep one (imbalance.loss.weighting=none or imbalance.loss.alpha=none, or a method without a sampler)"
+        )
+
+
+def _augment_rules(cfg: DictConfig) -> None:
+    augment = cfg.augment
+    for key in ("hflip", "erase"):
+        _require(0 <= augment[key] <= 1, f"augment.{key}", augment[key], "is a probability in [0, 1]")
+    for key in ("translate", "scale", "brightness", "contrast"):
+        _require(0 <= augment[key] < 1, f"augment.{key}", augment[key], "must be in [0, 1)")
+    _require(0 <= augment.rotate <= 180, "augment.rotate", augment.rotate, "must be 0 to 180 degrees")
+    area = augment.erase_area
+    ordered = len(area) == 2 and 0 < area[0] <= area[1] < 1
+    _require(ordered, "augment.erase_area", area, "must be [smallest, largest] fractions of the image, such as [0.02,0.2]")
+
+
+def _trainer_rules(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1")
+    _require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "must be at least 1")
+    accelerators = ("auto", "cpu", "gpu", "cuda", "mps")
+    _require(trainer.accelerator in accelerators, "trainer.accelerator", trainer.accelerator, f"must be one of {', '.join(accelerators)}")
+    precision = str(trainer.precision)
+    _require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
+    gpus = visible_gpus()
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and gpus == 0)
+    if trainer.accelerator in ("gpu", "cuda") and gpus == 0:
+        raise UserError(f"trainer.accelerator={trainer.accelerator}: this machine shows no GPU; use trainer.accelerator=cpu")
+    if on_cpu and precision.startswith("16"):
+        raise UserError(f"trainer.precision={precision}: 16-bit floats need a GPU; use trainer.precision=32-true or auto")
+    wanted = device_count(trainer.devices)
+    existing = max(2, os.cpu_count() or 1) if on_cpu else gpus
+    if wanted is not None:
+        what = "CPU processes fit" if on_cpu else "GPUs exist"
+        fits = existing is None or wanted <= existing
+        _require(wanted >= 1 and fits, "trainer.devices", trainer.devices, f"must be at least 1, and {existing} {what} here")
+        ranks = wanted * trainer.num_nodes
+        if cfg.data.batch_size % ranks:
+            raise UserError(
+                f"data.batch_size={cfg.data.batch_size}: is the global batch and must divide by the {ranks} devices; "
+                f"use {max(1, round(cfg.data.batch_size / ranks)) * ranks}"
+            )
+
+
+def device_count(devices: Any) -> int | None:
+    """How many devices per node are asked for; None where only Lightning can tell (``auto``, ``-1``).
+
+    Raises:
+        UserError: for anything that is no count, list of indices or ``auto``.
+    """
+    if OmegaConf.is_list(devices):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return None
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    try:
+        return int(str(devices))
+    except ValueError:
+        raise UserError(f"trainer.devices={devices}: must be a number, auto, or a list such as [0,1]") from None
+
+
+def visible_gpus() -> int | None:
+    """Number of CUDA GPUs this process may use, without importing torch; None where that cannot be told cheaply."""
+    masked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if masked is not None and masked.strip() in ("", "-1"):
+        return 0
+    nodes = [node for node in Path("/dev").glob("nvidia*") if node.name.removeprefix("nvidia").isdigit()]
+    if not nodes:
+        other = not sys.platform.startswith("linux") or Path("/dev/dxg").exists() or Path("/dev/kfd").exists()
+        return None if other else 0
+    return min(len(nodes), len(masked.split(","))) if masked else len(nodes)

@@ -1,0 +1,147 @@
+"""Parsed data sets kept on disk as plain arrays, keyed by the content they were parsed from."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import numpy as np
+import platformdirs
+
+from fer_lightning.data.containers import Folder
+from fer_lightning.data.faces import Faces
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised whenever parsing or the stored arrays change, so that older entries are rebuilt."""
+
+
+def default_cache_dir() -> Path:
+    """Where parsed data sets are kept unless told otherwise: the user's cache folder."""
+    return Path(platformdirs.user_cache_dir("fer_lightning"))
+
+
+def content_key(path: Path) -> str:
+    """Hex digest of a file's bytes, or of the paths, sizes and modification times of a folder's files."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for name in Folder(path).names():
+        status = (path / name).stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def cached(key: str, build: Callable[[], Faces], cache_dir: Path) -> Faces:
+    """The faces stored under ``key``, built and stored first where there are none.
+
+    Safe when several processes ask at once: one builds, the others wait for it. An entry appears whole or not
+    at all; a damaged or older one is rebuilt. Where the folder cannot be written, the faces are built without
+    being stored.
+
+    Args:
+        key: name of the entry, from ``content_key``.
+        build: makes the faces when they are not stored; what it raises passes through.
+        cache_dir: folder of the entries, created when missing.
+
+    Returns:
+        Faces whose images are a read-only memory map of shape (N, 48, 48).
+    """
+    entry = cache_dir / key
+    # Without the lock first: entries are only ever renamed into place, and the folder may be read-only.
+    faces = _read(entry)
+    if faces is not None:
+        return faces
+    lock = filelock.FileLock(cache_dir / f"{key}.lock")
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.warning("Cache folder %s cannot be used (%s): parsing without it", cache_dir, error)
+        return build()
+    with held:
+        faces = _read(entry, report=True)
+        if faces is not None:
+            return faces
+        faces = build()
+        try:
+            _write(entry, faces)
+        except OSError as error:
+            log.warning("Parsed images could not be cached in %s (%s)", cache_dir, error)
+            return faces
+        return _read(entry) or faces
+
+
+def _read(entry: Path, report: bool = False) -> Faces | None:
+    """The stored faces, or None when there are none that can be used."""
+    if not entry.is_dir():
+        return None
+    try:
+        meta = json.loads((entry / "meta.json").read_text())
+        if meta["format"] != FORMAT:
+            raise ValueError(f"format {meta['format']}, not {FORMAT}")
+        for name in ("images.npy", "index.npz"):
+            if _crc32(entry / name) != meta[name]:
+                raise ValueError(f"{name} has the wrong checksum")
+        images = np.load(entry / "images.npy", mmap_mode="r")
+        with np.load(entry / "index.npz") as index:
+            return Faces(
+                images=images,
+                labels=index["labels"],
+                usage=index["usage"],
+                ids=index["ids"],
+                twins=index["twins"],
+                kind=meta["kind"],
+                data_hash=meta["data_hash"],
+                synthetic=meta["synthetic"],
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if report:
+            log.info("Cached images in %s are unusable (%s): rebuilding them", entry, error)
+        return None
+
+
+def _write(entry: Path, faces: Faces) -> None:
+    """Store the faces so that ``entry`` appears whole or not at all; the caller holds the lock."""
+    for leftover in entry.parent.glob(f".{entry.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building = entry.parent / f".{entry.name}-{os.getpid()}"
+    try:
+        building.mkdir()
+        np.save(building / "images.npy", faces.images)
+        np.savez(
+            building / "index.npz",
+            labels=faces.labels,
+            usage=faces.usage,
+            ids=faces.ids,
+            twins=faces.twins,
+        )
+        meta = {
+            "format": FORMAT,
+            "kind": faces.kind,
+            "data_hash": faces.data_hash,
+            "synthetic": faces.synthetic,
+            "images.npy": _crc32(building / "images.npy"),
+            "index.npz": _crc32(building / "index.npz"),
+        }
+        (building / "meta.json").write_text(json.dumps(meta, indent=1))
+        if entry.exists():
+            shutil.rmtree(entry)
+        building.rename(entry)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

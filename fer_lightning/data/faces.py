@@ -1,0 +1,69 @@
+"""The in-memory form of a data set that everything else works on."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+"""The seven classes in FER-2013's label order (Goodfellow et al. 2013)."""
+
+USAGES = ("Training", "PublicTest", "PrivateTest", "Test")
+"""FER-2013's own names; ``Test`` marks folder copies that no longer tell PublicTest from PrivateTest."""
+
+IMAGE_SIZE = 48
+"""Height and width of a FER-2013 image in pixels."""
+
+
+@dataclass(frozen=True)
+class Faces:
+    """A labelled set of face images.
+
+    Attributes:
+        images: uint8, shape (N, 48, 48), gray; possibly a read-only memory map.
+        labels: int64, shape (N,), indices into ``EMOTIONS``.
+        usage: uint8, shape (N,), indices into ``USAGES``.
+        ids: str, shape (N,), path inside the archive or ``row N`` of the csv.
+        twins: int64, shape (N,); two images have the same number exactly when their pixels are identical.
+        kind: what was read, in words ("Kaggle archive (zip)").
+        data_hash: hex digest of pixels, labels and usage, equal for equal content.
+        synthetic: True for drawn faces.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    usage: np.ndarray
+    ids: np.ndarray
+    twins: np.ndarray
+    kind: str
+    data_hash: str
+    synthetic: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray,
+        labels: np.ndarray,
+        usage: np.ndarray,
+        ids: np.ndarray,
+        kind: str,
+        synthetic: bool = False,
+    ) -> "Faces":
+        """Build a set, deriving ``twins`` and ``data_hash`` from the arrays."""
+        images = np.ascontiguousarray(images, dtype=np.uint8)
+        labels = np.asarray(labels, dtype=np.int64)
+        usage = np.asarray(usage, dtype=np.uint8)
+        groups: dict[bytes, int] = {}
+        twins = np.array([groups.setdefault(image.tobytes(), len(groups)) for image in images], dtype=np.int64)
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (images, labels, usage):
+            digest.update(array.tobytes())
+        return cls(images, labels, usage, np.asarray(ids), twins, kind, digest.hexdigest(), synthetic)
+
+
+def count_classes(labels: np.ndarray) -> list[int]:
+    """Number of images of each emotion, in ``EMOTIONS`` order."""
+    return np.bincount(labels, minlength=len(EMOTIONS)).tolist()

@@ -1,0 +1,148 @@
+"""FER-2013 (Goodfellow et al. 2013) from whatever form of it the user has."""
+
+import logging
+import tarfile
+from collections.abc import Mapping, Sequence
+from gzip import GzipFile
+from pathlib import Path
+
+from fer_lightning.data.cache import cached, content_key, default_cache_dir
+from fer_lightning.data.containers import Container, Folder, Tar, Zip, damage_told
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
+from fer_lightning.data.image_tree import has_image_tree, read_image_tree
+from fer_lightning.data.pixel_csv import read_pixel_csv
+from fer_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+OFFICIAL_COUNTS = {
+    "Training": (3995, 436, 4097, 7215, 4830, 3171, 4965),
+    "PublicTest": (467, 56, 496, 895, 653, 415, 607),
+    "PrivateTest": (491, 55, 528, 879, 594, 416, 626),
+    "Test": (958, 111, 1024, 1774, 1247, 831, 1233),
+}
+"""Images per emotion of the competition's data; ``Test`` is PublicTest and PrivateTest together."""
+
+KAGGLE_DATASET = "msambare/fer2013"
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+ACCEPTED = "the Kaggle archive (zip or folder), fer2013.csv or icml_face_data.csv (.csv, .csv.gz, in a .zip or .tar.gz)"
+
+
+def load(path: str | None, cache_dir: str | None = None) -> Faces:
+    """Read FER-2013 in any of its forms, through a cache of parsed arrays.
+
+    Accepted are the Kaggle archive ``msambare/fer2013`` as zip or folder, the competition's ``fer2013.csv``
+    and ``icml_face_data.csv`` (plain, gzip, or inside a zip or tar), and copies of the folders whose file
+    names no longer tell the usage. What was found, and whether its counts equal the official table, is
+    logged.
+
+    Args:
+        path: the file or folder; None downloads the Kaggle archive through kagglehub.
+        cache_dir: folder of the parsed arrays; None is the user's cache folder.
+
+    Raises:
+        UserError: one line naming the file and row of what is wrong.
+    """
+    source = _download() if path is None else Path(path).expanduser()
+    if path is not None and (not path.strip() or not source.exists()):
+        raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
+    directory = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    with damage_told(source):
+        key = content_key(source)
+    faces = cached(key, lambda: read(source), directory)
+    counts = usage_counts(faces)
+    log.info("Found %s: %s", faces.kind, ", ".join(f"{sum(n):,} {usage}" for usage, n in counts.items()))
+    log.info("%s", compare_with_official(counts))
+    return faces
+
+
+def read(source: Path) -> Faces:
+    """Parse a file or folder that exists, without the cache; as ``load`` otherwise."""
+    with damage_told(source):
+        faces = _read_any(source)
+    _check_classes(faces, source)
+    return faces
+
+
+def usage_counts(faces: Faces) -> dict[str, list[int]]:
+    """Images per emotion of each usage that occurs, in the order of ``USAGES``."""
+    counts = {name: count_classes(faces.labels[faces.usage == number]) for number, name in enumerate(USAGES)}
+    return {name: count for name, count in counts.items() if any(count)}
+
+
+def compare_with_official(counts: Mapping[str, Sequence[int]]) -> str:
+    """One line: whether the counts equal the official table, with every difference."""
+    expected = ("Training", "Test") if "Test" in counts else USAGES[:3]
+    differences = []
+    for usage in expected:
+        found = counts.get(usage, (0,) * len(EMOTIONS))
+        wrong = [
+            f"{emotion} {n} instead of {official}"
+            for emotion, n, official in zip(EMOTIONS, found, OFFICIAL_COUNTS[usage], strict=True)
+            if n != official
+        ]
+        if wrong:
+            differences.append(f"{usage}: {', '.join(wrong)}")
+    if not differences:
+        return "Class counts equal the official FER-2013 table"
+    return f"Class counts differ from the official FER-2013 table ({'; '.join(differences)})"
+
+
+def _read_any(source: Path) -> Faces:
+    if source.is_dir():
+        return _read_container(Folder(source))
+    with source.open("rb") as stream:
+        start = stream.read(4)
+    if not start:
+        raise UserError(f"{source} is empty: give {ACCEPTED}")
+    if start[:2] == b"PK" or source.suffix.lower() == ".zip":
+        return _read_container(Zip(source))
+    if source.name.lower().endswith((".tar", ".tar.gz", ".tgz")) or tarfile.is_tarfile(source):
+        return _read_container(Tar(source))
+    if start[:2] == b"\x1f\x8b" or source.suffix.lower() == ".gz":
+        with GzipFile(source) as stream_in_gzip:
+            return read_pixel_csv(stream_in_gzip, str(source), packing="gzip")
+    with source.open("rb") as stream:
+        return read_pixel_csv(stream, str(source))
+
+
+def _read_container(container: Container) -> Faces:
+    names = container.names()
+    if has_image_tree(names):
+        return read_image_tree(container)
+    tables = [name for name in names if name.lower().endswith(".csv")]
+    known = [name for wanted in CSV_NAMES for name in tables if name.lower().split("/")[-1] == wanted]
+    if known or len(tables) == 1:
+        name = (known or tables)[0]
+        with container.open(name) as stream:
+            return read_pixel_csv(stream, f"{container.path}: {name}", packing=container.form)
+    packed = [name for name in names if name.lower().endswith((".zip", ".tar.gz", ".tgz", ".csv.gz"))]
+    if packed:
+        hint = f"it holds {packed[0]}; give that file"
+    else:
+        hint = f"expected train/<emotion>/ and test/<emotion>/, or one of {', '.join(CSV_NAMES)}"
+    raise UserError(f"{container.path}: no images found: {hint}")
+
+
+def _check_classes(faces: Faces, source: Path) -> None:
+    for usage, counts in usage_counts(faces).items():
+        empty = [emotion for emotion, count in zip(EMOTIONS, counts, strict=True) if count == 0]
+        if empty:
+            raise UserError(
+                f"{source}: no image of {', '.join(empty)} in {usage}: every usage needs every emotion"
+            )
+
+
+def _download() -> Path:
+    import kagglehub  # type: ignore[import-untyped]  # only needed here, and half a second to import
+
+    log.info("No data.path given: fetching %s through kagglehub", KAGGLE_DATASET)
+    try:
+        return Path(kagglehub.dataset_download(KAGGLE_DATASET))
+    except Exception as error:  # kagglehub passes on whatever its network, credential and disk layers raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"FER-2013 could not be downloaded ({reason}): fetch the zip from"
+            f" https://www.kaggle.com/datasets/{KAGGLE_DATASET}, put it anywhere,"
+            " and give data.path=PATH_OF_THE_ZIP"
+        ) from error

@@ -1,0 +1,294 @@
+"""Which images train, which select the model, which are reported: pure functions of (faces, seed)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
+from fer_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PAPER_PER_CLASS = 4000
+"""Images that the paper's protocol samples of each emotion; disgust has only 547."""
+
+PAPER_BALANCED_PER_CLASS = 500
+"""Images of each emotion in the paper's undersampled set."""
+
+FALLBACK_VAL_FRACTION = 0.1
+"""Share of the training images that validates where the data name no PublicTest images."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorted int64 indices into a ``Faces``.
+
+    Attributes:
+        train: images to train on; holds every emotion.
+        val: images to select on; empty where the protocol has none.
+        tests: ``test`` is the reported set; ``test_dedup`` is ``test`` without the images whose exact pixel
+            twin is in ``train``; a protocol may add others.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    tests: dict[str, np.ndarray]
+
+
+def official(
+    faces: Faces, seed: int, val_fraction: float | None = None, train_size: int | None = None
+) -> Split:
+    """The competition's split: train on Training, select on PublicTest, report PrivateTest.
+
+    Where the data do not tell PublicTest from PrivateTest, all of ``test/`` is reported and validation is cut
+    from the training images.
+
+    Args:
+        faces: the data.
+        seed: decides the validation cut and the training subset.
+        val_fraction: cut this share of Training for validation instead, leaving PublicTest unused;
+            stratified, and exact pixel twins never stand on both sides.
+        train_size: keep a stratified random subset of exactly this many training images, drawn last.
+
+    Raises:
+        UserError: a usage or an emotion is missing, or an argument is out of range.
+    """
+    by_usage = {name: np.flatnonzero(faces.usage == number) for number, name in enumerate(USAGES)}
+    test = np.union1d(by_usage["PrivateTest"], by_usage["Test"])
+    for name, indices in (("Training", by_usage["Training"]), ("PrivateTest or test/", test)):
+        if len(indices) == 0:
+            raise UserError(f"split=official needs {name} images, and the data have none: use split=kfold")
+    train, val = by_usage["Training"], by_usage["PublicTest"]
+    if val_fraction is None and len(val) == 0:
+        val_fraction = FALLBACK_VAL_FRACTION
+        log.info("The data name no PublicTest images: validating on %g of the training images", val_fraction)
+    if val_fraction is not None:
+        train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
+    return _finish(faces, seed, train, val, {"test": test}, train_size)
+
+
+def paper(
+    faces: Faces,
+    seed: int,
+    subset: str = "large",
+    val_fraction: float | None = None,
+    train_size: int | None = None,
+) -> Split:
+    """The protocol of the paper on EfficientNet and class imbalance, as far as its figures reveal it.
+
+    All images are pooled, whatever their usage. Of each emotion min(n, 4000) are sampled and split 70/30:
+    17,182 train and 7,365 test (``large``). The undersampled arm (``balanced``) takes the first 350 training
+    and 150 test images of each emotion out of these: 2,450 and 1,050. Because they are nested, a model of
+    either arm can be scored on both test sets, and the other one is in ``tests`` as ``test_balanced`` or
+    ``test_large``. Smaller data scale down: the balanced arm takes of each emotion what the rarest one has.
+
+    The protocol has no validation set, so ``val`` is empty unless ``val_fraction`` cuts one from ``train``.
+    It splits at random, so that about 7.6 % of its test images have an exact twin in ``train``: see
+    ``test_dedup``.
+
+    Args:
+        faces: the data.
+        seed: decides the sample, the split and all else that is drawn.
+        subset: ``large`` or ``balanced``.
+        val_fraction: as in ``official``.
+        train_size: as in ``official``.
+
+    Raises:
+        UserError: an unknown subset, an emotion with fewer than two images, or an argument out of range.
+    """
+    if subset not in ("large", "balanced"):
+        raise UserError(f"split.subset={subset}: accepted are large and balanced")
+    counts = count_classes(faces.labels)
+    rarest = min(range(len(EMOTIONS)), key=counts.__getitem__)
+    if counts[rarest] < 2:
+        raise UserError(
+            f"split=paper needs two images or more of each emotion, and the data have {counts[rarest]} of"
+            f" {EMOTIONS[rarest]}"
+        )
+    balanced_size = min(PAPER_BALANCED_PER_CLASS, counts[rarest])
+    balanced_train_size = _seventy_percent(balanced_size)
+    rng = _stream(seed, "paper")
+    trains: dict[str, list[np.ndarray]] = {"large": [], "balanced": []}
+    tests: dict[str, list[np.ndarray]] = {"large": [], "balanced": []}
+    for label in range(len(EMOTIONS)):
+        sample = rng.permutation(np.flatnonzero(faces.labels == label))[:PAPER_PER_CLASS]
+        train, test = np.split(sample, [_seventy_percent(len(sample))])
+        trains["large"].append(train)
+        tests["large"].append(test)
+        trains["balanced"].append(train[:balanced_train_size])
+        tests["balanced"].append(test[: balanced_size - balanced_train_size])
+    other = "balanced" if subset == "large" else "large"
+    train, val = np.concatenate(trains[subset]), np.array([], np.int64)
+    if val_fraction is not None:
+        train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
+    named = {"test": np.concatenate(tests[subset]), f"test_{other}": np.concatenate(tests[other])}
+    return _finish(faces, seed, train, val, named, train_size)
+
+
+def kfold(
+    faces: Faces,
+    seed: int,
+    folds: int = 5,
+    fold: int = 0,
+    val_fraction: float | None = None,
+    train_size: int | None = None,
+) -> Split:
+    """Cross-validation over all images: stratified, and exact pixel twins are always in one fold.
+
+    Fold ``fold`` is the test set and the one after it validates; the rest trains.
+
+    Args:
+        faces: the data.
+        seed: decides the folds; runs over ``fold`` belong together when they share it.
+        folds: number of folds.
+        fold: the fold that tests, from 0 on.
+        val_fraction: validate on this share of all other folds instead; as in ``official``.
+        train_size: as in ``official``.
+
+    Raises:
+        UserError: an argument out of range, or an emotion with fewer images than there are folds.
+    """
+    least = 3 if val_fraction is None else 2
+    if folds < least:
+        raise UserError(
+            f"split.folds={folds}: accepted are {least} or more"
+            + (" (one tests, one validates, the rest trains)" if val_fraction is None else "")
+        )
+    if not 0 <= fold < folds:
+        raise UserError(f"split.fold={fold}: accepted are 0 to {folds - 1} (split.folds={folds})")
+    counts = count_classes(faces.labels)
+    rarest = min(range(len(EMOTIONS)), key=counts.__getitem__)
+    if counts[rarest] < folds:
+        raise UserError(
+            f"split.folds={folds} needs as many images of each emotion, and the data have {counts[rarest]} of"
+            f" {EMOTIONS[rarest]}"
+        )
+    targets = np.tile(np.array(counts) / folds, (folds, 1))
+    fold_of = _deal(faces.labels, faces.twins, targets, _stream(seed, "folds"))
+    test = np.flatnonzero(fold_of == fold)
+    if val_fraction is None:
+        val_fold = (fold + 1) % folds
+        val = np.flatnonzero(fold_of == val_fold)
+        train = np.flatnonzero((fold_of != fold) & (fold_of != val_fold))
+    else:
+        train, val = _cut(faces, np.flatnonzero(fold_of != fold), val_fraction, _stream(seed, "val"))
+    return _finish(faces, seed, train, val, {"test": test}, train_size)
+
+
+def _finish(
+    faces: Faces,
+    seed: int,
+    train: np.ndarray,
+    val: np.ndarray,
+    tests: dict[str, np.ndarray],
+    train_size: int | None,
+) -> Split:
+    """Draw the training subset, add ``test_dedup`` for the images left in training, and sort everything."""
+    if train_size is not None:
+        train = _subset(faces.labels, train, train_size, _stream(seed, "train_size"))
+    missing = [
+        emotion
+        for emotion, count in zip(EMOTIONS, count_classes(faces.labels[train]), strict=True)
+        if not count
+    ]
+    if missing:
+        raise UserError(f"The training split has no image of {', '.join(missing)}: every emotion is needed")
+    test = tests["test"]
+    seen = np.isin(faces.twins[test], faces.twins[train])
+    tests = {"test": test, "test_dedup": test[~seen], **tests}
+    return Split(_sorted(train), _sorted(val), {name: _sorted(indices) for name, indices in tests.items()})
+
+
+def _cut(
+    faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rest, cut) of the pool: stratified, twins together, at least one of each emotion that has two."""
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"split.val_fraction={fraction}: accepted is a share between 0 and 1, without the ends"
+        )
+    counts = np.array(count_classes(faces.labels[pool]))
+    cut = np.where(counts > 1, np.clip(fraction * counts, 1, counts - 1), 0)
+    part = _deal(faces.labels[pool], faces.twins[pool], np.stack([counts - cut, cut]), rng)
+    return pool[part == 0], pool[part == 1]
+
+
+def _deal(
+    labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Deal images to parts so that the images of a group stay together.
+
+    Groups are taken in random order, the larger first; each goes to the part that most lacks its emotions.
+    Without groups every part ends within one image of its target in every emotion.
+
+    Args:
+        labels: (n,) emotion of each image.
+        groups: (n,) group number of each image.
+        targets: (parts, emotions) wished-for number of images; sums to the class counts over parts.
+        rng: decides the order.
+
+    Returns:
+        (n,) part of each image.
+    """
+    _, group_of = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group_of)
+    order = rng.permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    members = np.split(np.argsort(group_of, kind="stable"), np.cumsum(sizes)[:-1])
+    lacking = targets.astype(np.float64)
+    part_of = np.empty(len(labels), np.int64)
+    for group in order:
+        emotions = labels[members[group]]
+        need = lacking[:, emotions].sum(axis=1)
+        # Equal parts tie in most classes; without the second key the first part would get every remainder.
+        tied = np.flatnonzero(need >= need.max() - 1e-9)
+        part = tied[np.argmax(lacking[tied].sum(axis=1))]
+        part_of[members[group]] = part
+        np.subtract.at(lacking[part], emotions, 1)
+    return part_of
+
+
+def _subset(labels: np.ndarray, pool: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A stratified random subset of exactly ``size`` images."""
+    counts = count_classes(labels[pool])
+    present = sum(count > 0 for count in counts)
+    if not present <= size <= len(pool):
+        raise UserError(
+            f"split.train_size={size}: accepted are {present} (one of each emotion) to"
+            f" {len(pool)} (all that there are)"
+        )
+    chosen = []
+    for label, count in enumerate(apportion(size, counts, least=1)):
+        chosen.append(rng.permutation(pool[labels[pool] == label])[:count])
+    return np.concatenate(chosen)
+
+
+def apportion(total: int, weights: Sequence[int], least: int) -> list[int]:
+    """Whole numbers in proportion to ``weights`` that sum to ``total``, none below ``least`` (but 0 for 0).
+
+    Largest remainders, after everyone's ``least``. With ``total`` up to the sum of the weights and ``least``
+    up to the smallest, no share exceeds its weight.
+    """
+    wanted = np.array(weights, np.float64) * total / sum(weights)
+    shares = np.where(wanted > 0, np.maximum(np.floor(wanted), least), 0).astype(np.int64)
+    while shares.sum() != total:
+        step = 1 if shares.sum() < total else -1
+        movable = shares >= least if step > 0 else shares > least
+        gap = np.where(movable & (wanted > 0), step * (wanted - shares), -np.inf)
+        shares[np.argmax(gap)] += step
+    return shares.tolist()
+
+
+def _seventy_percent(count: int) -> int:
+    return 7 * count // 10
+
+
+def _sorted(indices: np.ndarray) -> np.ndarray:
+    return np.sort(indices).astype(np.int64)
+
+
+def _stream(seed: int, purpose: str) -> np.random.Generator:
+    """A generator of its own for each purpose, so that an option never shifts what another one draws."""
+    return np.random.default_rng([seed, *purpose.encode()])

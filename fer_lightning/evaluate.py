@@ -1,0 +1,184 @@
+"""Exact scores of a trained model: ``python -m fer_lightning.evaluate CHECKPOINT``.
+
+Always one process and float32, whatever the run was trained with: every image counts once, and the same checkpoint
+gives the same numbers again.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from fer_lightning import config as schema
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.splits import Split
+from fer_lightning.errors import UserError
+from fer_lightning.metrics import classification_metrics
+from fer_lightning.model import EmotionClassifier
+from fer_lightning.run_folder import write_json
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on one split.
+
+    Attributes:
+        metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``.
+        predictions: one row per image of ``split.tests["test"]``: id, usage, label, prediction, ``p_<emotion>``,
+            twin_group, test_dedup.
+    """
+
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+
+
+@torch.inference_mode()
+def predict(model: EmotionClassifier, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """Class probabilities.
+
+    Args:
+        model: in ``eval`` mode; moved to ``device``.
+        images: uint8, (n, 48, 48).
+        device: where to compute.
+
+    Returns:
+        float64, (n, 7): the softmax of the float32 logits.
+    """
+    model = model.to(device).eval()
+    logits = [
+        model(torch.from_numpy(np.array(images[start : start + BATCH_SIZE])).to(device)).float().cpu()
+        for start in range(0, len(images), BATCH_SIZE)
+    ]
+    return torch.cat(logits).double().softmax(dim=1).numpy()
+
+
+def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch.device) -> Evaluation:
+    """Score every test set of a split, and its validation set when it has one."""
+    sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
+    union = np.unique(np.concatenate(list(sets.values())))
+    probabilities = predict(model, faces.images[union], device)
+    metrics: dict[str, Any] = {}
+    for name, indices in sets.items():
+        rows = np.searchsorted(union, indices)
+        metrics |= classification_metrics(probabilities[rows], faces.labels[indices], prefix=f"{name}/")
+    test = split.tests["test"]
+    chosen = probabilities[np.searchsorted(union, test)]
+    names = np.array(EMOTIONS)
+    predictions = pd.DataFrame(
+        {
+            "id": faces.ids[test],
+            "usage": np.array(USAGES)[faces.usage[test]],
+            "label": names[faces.labels[test]],
+            "prediction": names[chosen.argmax(axis=1)],
+            **{f"p_{emotion}": chosen[:, k] for k, emotion in enumerate(EMOTIONS)},
+            "twin_group": faces.twins[test],
+            "test_dedup": np.isin(test, split.tests["test_dedup"]).astype(int),
+        }
+    )
+    return Evaluation(metrics, predictions)
+
+
+def load_faces(cfg: DictConfig) -> tuple[Faces, Split]:
+    """The images and the split that a configuration describes."""
+    faces = instantiate(cfg.data.source)
+    arguments = {key: value for key, value in cfg.split.items() if key != "name"}
+    return faces, instantiate(arguments, faces=faces, seed=cfg.seed)
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device that Lightning's ``accelerator`` name stands for."""
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda")
+    if accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfig:
+    """The configuration stored in a checkpoint, with ``key=value`` applied to its existing keys.
+
+    Raises:
+        UserError: for an unknown key, and for a checkpoint that names code from outside this package: a checkpoint
+            is data, and must not choose what is executed.
+    """
+    cfg = OmegaConf.create(model.hparams["config"])
+    OmegaConf.set_struct(cfg, True)
+    try:
+        for override in OverridesParser.create().parse_overrides(overrides):
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(schema.explain(error)) from None
+    for target in (cfg.data.source._target_, cfg.split._target_):
+        if not target.startswith("fer_lightning."):
+            raise UserError(f"the checkpoint names {target}, which is not part of fer_lightning and is not executed")
+    return cfg
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: score a checkpoint on the test sets of its own split, or of changed data."""
+    parser = argparse.ArgumentParser(prog="python -m fer_lightning.evaluate", description=main.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("overrides", nargs="*", help="key=value of the run's configuration, such as data.path=fer2013.zip")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions.csv; default: print only")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model = EmotionClassifier.load(parsed.checkpoint)
+    cfg = _trained_config(model, parsed.overrides)
+    faces, split = load_faces(cfg)
+    if faces.data_hash != model.hparams["provenance"]["data_hash"]:
+        log.info("these are not the images the model was trained with")
+    evaluation = evaluate(model, faces, split, pick_device(cfg.trainer.accelerator))
+    print_table(evaluation.metrics, faces.synthetic)
+    if parsed.out is not None:
+        parsed.out.mkdir(parents=True, exist_ok=True)
+        write_json(parsed.out / "metrics.json", evaluation.metrics)
+        evaluation.predictions.to_csv(parsed.out / "predictions.csv", index=False)
+    print(json.dumps({"checkpoint": str(parsed.checkpoint), **headline(evaluation.metrics)}))
+
+
+def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The few numbers that a run is known by."""
+    wanted = ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
+    return {f"test/{key}": metrics[f"test/{key}"] for key in wanted}
+
+
+def print_table(metrics: Mapping[str, Any], synthetic: bool) -> None:
+    """Scores by set, then recall, precision and F1 by emotion."""
+    title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if synthetic else None
+    sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
+    table = Table("set", "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title)
+    for name in sets:
+        values = (metrics[f"{name}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall"))
+        table.add_row(name, str(metrics[f"{name}/n"]), *(_percent(value) for value in values))
+    classes = Table("emotion", "recall", "precision", "F1")
+    for emotion in EMOTIONS:
+        classes.add_row(emotion, *(_percent(metrics[f"test/{key}/{emotion}"]) for key in ("recall", "precision", "f1")))
+    console = Console()
+    console.print(table)
+    console.print(classes)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+if __name__ == "__main__":
+    schema.run_tool(main)

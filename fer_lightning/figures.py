@@ -1,0 +1,408 @@
+"""Pictures of runs: pure functions from numbers to a matplotlib ``Figure``.
+
+They use ``Figure`` directly rather than pyplot, so nothing is kept open and no display is needed. Colours are
+those of Okabe & Ito (2008) and a single-hue scale, readable with any colour vision; hue never carries
+meaning alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from fer_lightning.data.faces import EMOTIONS
+
+P = ParamSpec("P")
+
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#B8BEC4"
+INK, FAINT = "#22272B", "#5F6A72"
+SCALE = matplotlib.colormaps["Blues"]
+
+STYLE: Any = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8A949B",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+}
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def data_name(metrics: Mapping[str, Any]) -> str:
+    """Name the data of a run's ``metrics.json`` for a caption; drawn faces are called so in capitals."""
+    if metrics.get("synthetic"):
+        return "SYNTHETIC (drawn) faces"
+    return "FER-2013" if metrics["data"] == "fer2013" else str(metrics["data"])
+
+
+def caption(metrics: Mapping[str, Any]) -> str:
+    """One line that says which run a picture shows, from its ``metrics.json``."""
+    return " · ".join(
+        (
+            data_name(metrics),
+            f"split {metrics['split']}",
+            f"imbalance {metrics['imbalance']}",
+            str(metrics["model"]),
+            f"seed {metrics['seed']}",
+        )
+    )
+
+
+def _head(figure: Figure, title: str, subtitle: str) -> None:
+    """Put a bold title and a smaller second line above everything, flush left."""
+    width, height = figure.get_size_inches()
+    top = 0.62 if subtitle else 0.4
+    margin = 0.08
+    room = (margin / width, margin / height, 1 - 2 * margin / width, 1 - (top + margin) / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=room))
+    figure.text(0.12 / width, 1 - 0.1 / height, title, va="top", ha="left", fontsize=13, fontweight="bold")
+    figure.text(0.12 / width, 1 - 0.38 / height, subtitle, va="top", ha="left", fontsize=9.5, color=FAINT)
+
+
+def _ink_on(value: float) -> str:
+    """Text colour that reads on ``SCALE`` at this value."""
+    return "white" if value > 0.55 else INK
+
+
+def _heatmap(
+    axes: Axes,
+    shares: np.ndarray,
+    text: Callable[[int, int], str],
+    fontsize: float,
+    bold: np.ndarray | None = None,
+) -> None:
+    """Draw shares in 0..1 as coloured cells with text; NaN cells stay empty."""
+    axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(*shares.shape):
+        share = float(shares[row, column])
+        axes.text(
+            column,
+            row,
+            "-" if np.isnan(share) else text(row, column),
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            linespacing=1.15,
+            color=_ink_on(share),
+            fontweight="bold" if bold is not None and bold[row, column] else "normal",
+        )
+    rows, columns = shares.shape
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _row_shares(matrix: np.ndarray) -> np.ndarray:
+    """Divide each row by its sum; NaN in a row without images."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(matrix / matrix.sum(axis=1, keepdims=True))
+
+
+@_styled
+def confusion_matrix(matrix: np.ndarray, title: str, subtitle: str = "") -> Figure:
+    """Show counts, and each true class's shares as colour and percentage.
+
+    Args:
+        matrix: counts, shape (7, 7), rows true, columns predicted.
+        title: the bold first line.
+        subtitle: the second line; see ``caption``.
+    """
+    shares = _row_shares(matrix)
+    figure = Figure(figsize=(7.6, 7.0))
+    _head(figure, title, subtitle)
+    axes = figure.add_subplot()
+    _heatmap(
+        axes, shares, lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})", fontsize=9.5, bold=np.eye(7) > 0
+    )
+    images = matrix.sum(axis=1)
+    axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
+    axes.set_yticks(range(len(EMOTIONS)), [f"{e}\nn = {n:,}" for e, n in zip(EMOTIONS, images, strict=True)])
+    axes.set_xlabel("predicted class", labelpad=8)
+    axes.set_ylabel("true class", labelpad=8)
+    return figure
+
+
+@_styled
+def class_distribution(counts: Mapping[str, Sequence[int]], title: str, subtitle: str = "") -> Figure:
+    """Show how many images of each class every set has, one panel per set.
+
+    Args:
+        counts: name of a set -> its seven counts.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    figure = Figure(figsize=(max(3.0 * len(counts), 6.0) + 0.9, 3.9))
+    _head(figure, title, subtitle)
+    panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axes, (name, numbers) in zip(panels, counts.items(), strict=True):
+        values = np.asarray(numbers)
+        total = int(values.sum())
+        rare = values == values.min()
+        axes.barh(range(len(values)), values, color=np.where(rare, VERMILION, BLUE), height=0.72)
+        for place, value in enumerate(values):
+            share = f"  {value / total:.1%}" if total else ""
+            axes.text(value, place, f" {value:,}{share}", va="center", fontsize=8.5, color=INK)
+        ratio = f" · {values.max() / values.min():.3g} : 1" if values.min() else ""
+        axes.set_title(f"{name}\n", pad=2)
+        axes.text(0, 1.015, f"{total:,} images{ratio}", transform=axes.transAxes, fontsize=9, color=FAINT)
+        axes.set_xlim(0, max(int(values.max()), 1) * 1.55)
+        axes.set_yticks(range(len(EMOTIONS)), EMOTIONS)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _logged(metrics: pd.DataFrame, column: str, by: str = "epoch") -> pd.Series:
+    """Mean of a column of ``metrics.csv`` per epoch (or step) that has it; empty when it was never logged."""
+    if column not in metrics or by not in metrics:
+        return pd.Series(dtype=float)
+    return metrics[[by, column]].dropna().groupby(by)[column].mean()
+
+
+def _line(axes: Axes, series: pd.Series, label: str, colour: str, marker: str, dashed: bool = False) -> None:
+    if len(series):
+        axes.plot(
+            series.index,
+            series.to_numpy(),
+            color=colour,
+            label=label,
+            linewidth=2,
+            linestyle="--" if dashed else "-",
+            marker=marker if len(series) <= 40 else None,
+            markersize=5,
+        )
+
+
+@_styled
+def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
+    """Show losses, validation scores and learning rates of one training.
+
+    Args:
+        metrics: ``metrics.csv`` as the CSVLogger writes it: sparse rows with ``epoch``, ``step``,
+            ``train/loss``, ``val/loss``, ``val/accuracy``, ``val/f1_macro``, ``val/balanced_accuracy`` and
+            ``lr-*``; what was not logged is left out.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    figure = Figure(figsize=(11.5, 3.9))
+    _head(figure, title, subtitle)
+    loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
+
+    _line(loss, _logged(metrics, "train/loss"), "training", GREY, "s", dashed=True)
+    _line(loss, _logged(metrics, "val/loss"), "validation", BLUE, "o")
+    loss.set_title("loss")
+
+    f1 = _logged(metrics, "val/f1_macro")
+    _line(score, _logged(metrics, "val/accuracy"), "accuracy", ORANGE, "s", dashed=True)
+    _line(score, _logged(metrics, "val/balanced_accuracy"), "balanced accuracy", GREEN, "^", dashed=True)
+    _line(score, f1, "macro F1", BLUE, "o")
+    if len(f1):
+        best = f1.max()
+        label = f"best macro F1: {best:.3f}"
+        score.plot([f1.idxmax()], [best], "o", ms=12, mfc="none", mec=VERMILION, mew=2, label=label)
+    score.set_title("validation score")
+    score.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+    rates = {
+        column: series
+        for column in metrics.columns
+        if column.startswith("lr-") and not column.endswith(("-momentum", "-weight_decay"))
+        for series in [_logged(metrics, column, by="step")]
+        if len(series)
+    }
+    for number, (column, series) in enumerate(rates.items()):
+        colour = matplotlib.colormaps["viridis"](number / max(len(rates), 2))
+        rate.plot(series.index, series.to_numpy(), color=colour, linewidth=2, label=column[len("lr-") :])
+        if len(series) == 1:
+            rate.plot(series.index, series.to_numpy(), "o", color=colour)
+    rate.set_title("learning rate")
+    rate.set_xlabel("optimizer step")
+    rate.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    rate.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    rate.set_visible(bool(rates))
+
+    for axes in (loss, score):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axes in (loss, score, rate):
+        axes.grid(axis="y", color="#E3E7EA")
+        axes.set_axisbelow(True)
+        lines = len(axes.get_legend_handles_labels()[0])
+        if lines and (axes is not rate or 1 < lines <= 4):
+            axes.legend(fontsize=9)
+    return figure
+
+
+@_styled
+def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
+    """Show wrongly classified faces with what they are and what the model said.
+
+    Args:
+        images: uint8, shape (n, height, width), one per row of ``rows``.
+        rows: columns ``label``, ``prediction`` and ``confidence``; see ``metrics.confident_mistakes``.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    columns = min(8, max(len(rows), 4))
+    lines = max(1, math.ceil(len(rows) / columns))
+    figure = Figure(figsize=(1.45 * columns + 0.2, 1.85 * lines + 0.75))
+    _head(figure, title, subtitle)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, row in zip(grid.flat, images, rows.itertuples(), strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        words = f"labelled {row.label}\nsaid {row.prediction} {row.confidence:.0%}"
+        axes.set_title(words, fontsize=9, fontweight="normal", linespacing=1.25, pad=4)
+    if not len(rows):
+        grid[0, 0].text(0, 0.5, "no mistakes", fontsize=11)
+    return figure
+
+
+def _compare_height(methods: int) -> float:
+    return 1.5 + 0.42 * methods
+
+
+@_styled
+def method_bars(
+    means: pd.DataFrame, deviations: pd.DataFrame, title: str, subtitle: str = "", chance: float | None = None
+) -> Figure:
+    """Show each score of each method as a bar, the best of each score dark.
+
+    Args:
+        means: one row per method, one column per score, both named as they shall be shown; values in 0..1.
+        deviations: the same shape: standard deviation over seeds, NaN for a single seed.
+        title: the bold first line.
+        subtitle: the second line.
+        chance: where to draw the line of guessing, if at all.
+    """
+    figure = Figure(figsize=(2.75 * means.shape[1] + 1.6, _compare_height(len(means))))
+    _head(figure, title, subtitle)
+    panels = figure.subplots(1, means.shape[1], sharey=True, squeeze=False)[0]
+    places = np.arange(len(means))
+    for axes, score in zip(panels, means.columns, strict=True):
+        values, spread = means[score].to_numpy(float), deviations[score].to_numpy(float)
+        best = values == np.nanmax(values)
+        axes.barh(places, values, color=np.where(best, BLUE, GREY), height=0.7)
+        seen = ~np.isnan(spread)
+        axes.errorbar(
+            values[seen], places[seen], xerr=spread[seen], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3
+        )
+        for place, value, deviation, is_best in zip(places, values, spread, best, strict=True):
+            end = value + (0 if np.isnan(deviation) else deviation)
+            axes.text(
+                end + 0.015 * np.nanmax(values),
+                place,
+                f"{value:.3f}" + ("" if np.isnan(deviation) else f" ± {deviation:.3f}"),
+                va="center",
+                fontsize=9,
+                fontweight="bold" if is_best else "normal",
+            )
+        if chance is not None:
+            axes.axvline(chance, color=VERMILION, linewidth=1.2, linestyle=":")
+        axes.set_title(score)
+        axes.set_xlim(0, np.nanmax(values + np.nan_to_num(spread)) * (1.5 if seen.any() else 1.25))
+        axes.set_yticks(places, means.index)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].invert_yaxis()
+    return figure
+
+
+@_styled
+def confusion_matrices(matrices: Mapping[str, np.ndarray], title: str, subtitle: str = "") -> Figure:
+    """Show several confusion matrices side by side as percentages of each true class.
+
+    Args:
+        matrices: method -> counts, shape (7, 7); summed over seeds where there are several.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    columns = len(matrices) if len(matrices) <= 3 else math.ceil(math.sqrt(len(matrices)))
+    lines = math.ceil(len(matrices) / columns)
+    figure = Figure(figsize=(4.3 * columns + 0.4, 4.1 * lines + 0.6))
+    _head(figure, title, subtitle)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[len(matrices) :]:
+        axes.set_axis_off()
+    for place, (axes, (name, matrix)) in enumerate(zip(grid.flat, matrices.items(), strict=False)):
+        shares = _row_shares(matrix)
+        percent = np.nan_to_num(shares) * 100
+        _heatmap(axes, shares, lambda i, j, p=percent: f"{p[i, j]:.0f}", fontsize=9, bold=np.eye(7) > 0)  # type: ignore[misc]
+        axes.set_title(name)
+        axes.set_xticks(
+            range(len(EMOTIONS)), EMOTIONS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9
+        )
+        axes.set_yticks(range(len(EMOTIONS)), EMOTIONS, fontsize=9)
+        if place % columns == 0:
+            axes.set_ylabel("true class")
+        if place + columns >= len(matrices):
+            axes.set_xlabel("predicted class")
+    return figure
+
+
+@_styled
+def recall_by_class(
+    recalls: pd.DataFrame, train_counts: Mapping[str, int] | None, title: str, subtitle: str = ""
+) -> Figure:
+    """Show every method's recall of every class, rarest class first, the best of each class bold.
+
+    Args:
+        recalls: one row per method, one column per emotion; values in 0..1, NaN where undefined.
+        train_counts: training images per emotion: orders and labels the columns. None keeps the given order.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    order = list(recalls.columns)
+    if train_counts is not None:
+        order.sort(key=train_counts.__getitem__)
+    shares = recalls[order].to_numpy(float)
+    best = shares == np.nanmax(np.where(np.isnan(shares), -1, shares), axis=0)
+    figure = Figure(figsize=(8.6, _compare_height(len(recalls)) + 0.35))
+    _head(figure, title, subtitle)
+    axes = figure.add_subplot()
+    _heatmap(
+        axes,
+        shares,
+        lambda i, j: f"{shares[i, j]:.0%}",
+        fontsize=10.5,
+        bold=best if len(recalls) > 1 else None,
+    )
+    names = order if train_counts is None else [f"{e}\n{train_counts[e]:,}" for e in order]
+    axes.set_xticks(range(len(order)), names)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(recalls)), recalls.index)
+    if train_counts is not None:
+        axes.set_xlabel("training images under each class; rarest class left", fontsize=9, color=FAINT)
+        axes.xaxis.set_label_position("bottom")
+    return figure

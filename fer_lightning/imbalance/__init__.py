@@ -1,0 +1,1 @@
+"""Methods against class imbalance: class weights, losses and samplers."""

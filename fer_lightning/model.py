@@ -1,0 +1,272 @@
+"""An EfficientNet with the paper's custom head, and the LightningModule that trains it with any loss."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import timm.optim
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from timm.models import load_state_dict as read_weights
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.metrics import training_metrics
+
+log = logging.getLogger(__name__)
+
+
+def build_head(
+    in_features: int,
+    num_classes: int,
+    hidden: Sequence[int],
+    activation: str,
+    batch_norm: bool,
+    dropout: float,
+) -> nn.Sequential:
+    """The paper's head (section 3.2): Linear, BatchNorm, activation, Dropout per hidden width, then Linear.
+
+    The softmax of the paper is in the loss.
+
+    Raises:
+        UserError: when ``activation`` is no class of ``torch.nn``.
+    """
+    activation_class = getattr(nn, activation, None)
+    if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
+        raise UserError(f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU")
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers.append(nn.Linear(in_features, width, bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(width))
+        layers += [activation_class(), nn.Dropout(dropout)]
+        in_features = width
+    return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
+
+
+def build_network(
+    name: str,
+    weights: str,
+    in_channels: int,
+    stem_stride: int,
+    drop_path: float,
+    head: Mapping[str, Any],
+    num_classes: int = len(EMOTIONS),
+) -> nn.Module:
+    """A timm EfficientNet whose classifier is the custom head; logits (B, ``num_classes``).
+
+    Args:
+        name: any EfficientNet of timm, with or without a pretrained tag.
+        weights: ``none``, ``imagenet`` (timm's hub) or a file with timm's parameter names.
+        in_channels: with 1, timm sums the stem's weights over RGB.
+        stem_stride: of the first convolution; timm hard-codes 2.
+        drop_path: stochastic depth rate.
+        head: arguments of ``build_head``.
+
+    Raises:
+        UserError: unknown name, weights that cannot be fetched or do not fit.
+    """
+    if name.split(".")[0] not in timm.list_models("*efficientnet*"):
+        import difflib
+
+        close = ", ".join(difflib.get_close_matches(name, timm.list_models("*efficientnet*"), n=3)) or "efficientnet_b0"
+        raise UserError(f"model.name={name}: no EfficientNet of timm {timm.__version__}; close: {close}")
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
+    if weights not in ("none", "imagenet"):
+        _check_weights_fit(name, Path(weights))
+        arguments["pretrained_cfg_overlay"] = {"file": weights}
+    try:
+        network = timm.create_model(name, pretrained=weights != "none", **arguments)
+    except Exception as error:  # timm's hub raises whatever its HTTP client does
+        if weights != "imagenet":
+            raise
+        raise UserError(
+            f"model.weights=imagenet: could not get timm's weights of {name} ({_first_line(error)}); "
+            "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
+        ) from error
+    network.conv_stem.stride = (stem_stride, stem_stride)
+    network.classifier = build_head(network.num_features, num_classes, **head)
+    return network
+
+
+def _check_weights_fit(name: str, path: Path) -> None:
+    """timm loads with ``strict=False`` once the classifier differs, so a wrong file would pass in silence."""
+    try:
+        found = read_weights(str(path), weights_only=True)
+    except Exception as error:
+        raise UserError(f"model.weights={path}: cannot be read as weights ({_first_line(error)})") from error
+    wanted = {key for key in timm.create_model(name).state_dict() if not key.startswith("classifier.")}
+    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def parameter_groups(
+    network: nn.Module, lr: float, weight_decay: float, layer_decay: float | None, backbone_lr_scale: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups: timm's layer-wise decay, no weight decay on vectors, the backbone's rate scaled.
+
+    Groups that end up with the same rate and weight decay are merged: fewer groups, faster fused steps.
+    """
+    head = {id(parameter) for parameter in network.classifier.parameters()}
+    merged: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in timm.optim.param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay or 1.0):
+        for parameter in group["params"]:
+            scale = group["lr_scale"] * (1.0 if id(parameter) in head else backbone_lr_scale)
+            merged.setdefault((lr * scale, group["weight_decay"]), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in merged.items()]
+
+
+def schedule_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
+    """Learning-rate factor: linear warm-up to 1, then constant or cosine decay to 0 (Loshchilov & Hutter 2017)."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class EmotionClassifier(L.LightningModule):
+    """EfficientNet + custom head + a swappable loss.
+
+    ``forward`` takes gray images, uint8 or 0..255 float, (B, H, W), and returns logits (B, 7): resizing to the model's
+    input, gray normalisation and the three-channel repeat happen inside, on the device, so that training, evaluation
+    and export cannot differ.
+
+    Args:
+        model: the ``model`` group of the configuration.
+        optim: its ``optim`` group.
+        class_counts: training images per class, kept for methods that need the prior after training.
+        config: the whole composed run, kept in the checkpoint.
+        provenance: ``data_hash``, ``git_commit`` and versions, kept in the checkpoint.
+        loss: module called with (logits (B, 7), labels (B,)); only training needs it. Not stored in checkpoints.
+
+    The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        optim: dict[str, Any],
+        class_counts: list[int],
+        config: dict[str, Any],
+        provenance: dict[str, Any],
+        loss: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters(ignore=["loss"])
+        self.network = build_network(
+            model["name"], model["weights"], model["in_channels"], model["stem_stride"], model["drop_path"], model["head"]
+        )
+        self.in_channels = model["in_channels"]
+        self.image_size = model["image_size"]
+        self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
+        self.optim = optim
+        self.loss = loss
+        # One gray mean and deviation: with summed stem weights, per-channel ones would shift the input.
+        for key in ("mean", "std"):
+            values = self.network.pretrained_cfg[key]
+            self.register_buffer(key, torch.tensor(sum(values) / len(values)), persistent=False)
+        metrics = training_metrics(len(EMOTIONS))
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.unsqueeze(1).float() / 255
+        if pixels.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        pixels = ((pixels - self.mean) / self.std).expand(-1, self.in_channels, -1, -1)
+        return self.network(pixels.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        assert self.loss is not None, "training needs a loss"
+        loss = self.loss(logits, labels)
+        self.train_metrics.update(logits.detach(), labels)
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+        self._log_loss("train/loss", loss, len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.val_metrics.update(logits, labels)
+        self.log_dict(self.val_metrics, on_step=False, on_epoch=True)
+        assert self.loss is not None, "validation during training needs a loss"
+        self._log_loss("val/loss", self.loss(logits, labels), len(labels))
+
+    def _log_loss(self, key: str, loss: Tensor, batch_size: int) -> None:
+        # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
+        self.log(key, loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+
+    def on_train_epoch_start(self) -> None:
+        frozen = self.current_epoch < self.freeze_epochs
+        if self.freeze_epochs:
+            # Toggled after DDP has wrapped the model: its hooks are made for parameters that require gradients then.
+            head = {id(parameter) for parameter in self.network.classifier.parameters()}
+            for parameter in self.network.parameters():
+                parameter.requires_grad = id(parameter) in head or not frozen
+        for name, child in self.network.named_children():
+            child.train(not frozen or name == "classifier")
+
+    def on_train_epoch_end(self) -> None:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups), rank_zero_only=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optim = self.optim
+        groups = parameter_groups(
+            self.network, optim["lr"], optim["weight_decay"], optim["layer_decay"], optim["backbone_lr_scale"]
+        )
+        momentum = {} if optim["momentum"] is None else {"momentum": optim["momentum"]}
+        try:
+            optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum)
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(optim["warmup_fraction"] * total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule_factor(step, total, warmup, optim["schedule"])
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @classmethod
+    def load(cls, path: Path) -> "EmotionClassifier":
+        """Read a checkpoint for inference, on the CPU and in ``eval`` mode.
+
+        Nothing is fetched (the weights are in the file) and nothing in the file is executed.
+
+        Raises:
+            UserError: when the file is missing, no checkpoint of this project, or needs unsafe loading.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint; give a run's checkpoints/best.ckpt")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # zipfile, pickle and torch each have their own
+            raise UserError(f"{path}: no checkpoint that loads safely ({_first_line(error)[:120]})") from error
+        hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
+        if not {"model", "optim", "class_counts", "config", "provenance"} <= set(hyper):
+            raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
+        keys = ("optim", "class_counts", "config", "provenance")
+        model = cls({**hyper["model"], "weights": "none"}, **{key: hyper[key] for key in keys})
+        model.load_state_dict(checkpoint["state_dict"])
+        return model.eval()

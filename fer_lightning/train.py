@@ -1,0 +1,253 @@
+"""One run from a validated configuration: build, fit, test the best checkpoint, write the run folder."""
+
+import errno
+import json
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from fer_lightning import figures, tracking
+from fer_lightning.callbacks import EpochLine, StopOnNonFinite
+from fer_lightning.config import device_count
+from fer_lightning.data.augment import Augmentation
+from fer_lightning.data.datamodule import FERDataModule
+from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
+from fer_lightning.data.splits import Split
+from fer_lightning.errors import UserError
+from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table
+from fer_lightning.metrics import confusion_matrix
+from fer_lightning.model import EmotionClassifier
+from fer_lightning.run_folder import write_json, write_status
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run leaves in memory: the numbers of ``metrics.json`` and the objects, for tests and notebooks."""
+
+    metrics: dict[str, Any]
+    trainer: L.Trainer
+    model: EmotionClassifier
+    datamodule: FERDataModule
+
+
+def run(cfg: DictConfig, folder: Path) -> Run | None:
+    """Train, test once, and fill ``folder``.
+
+    Args:
+        cfg: a composed configuration that passed ``config.validate``.
+        folder: the run folder; exists.
+
+    Returns:
+        The run, or None on the processes of a distributed run other than the first.
+
+    Raises:
+        UserError: for everything the user can mend; the reason is also in ``status.json``.
+    """
+    first = tracking.is_first_process()
+    if first:
+        write_status(folder, "running")
+    loggers: list[Any] = []
+    try:
+        result = _run(cfg, folder, loggers)
+    except BaseException as error:
+        mended = _as_user_error(error, folder)
+        tracking.finish(loggers, failed=True)
+        if first:
+            _record_failure(folder, str(mended or error) or type(error).__name__)
+        if mended is not None and mended is not error:
+            raise mended from error
+        raise
+    tracking.finish(loggers, failed=False)
+    if first:
+        write_status(folder, "done")
+    return result
+
+
+def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
+    _quiet()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    faces, split = load_faces(cfg)
+    if faces.synthetic:
+        log.info("NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013")
+    datamodule = FERDataModule(
+        faces,
+        split,
+        instantiate(cfg.imbalance.sampler, _partial_=True),
+        Augmentation(**{str(key): value for key, value in cfg.augment.items() if key != "name"}),
+        cfg.data.batch_size,
+        cfg.data.num_workers,
+        cfg.seed,
+    )
+    class_counts = datamodule.class_counts
+    provenance = {"data_hash": faces.data_hash, "git_commit": tracking.git_commit(), "versions": tracking.environment()}
+    loss = instantiate(cfg.imbalance.loss, class_counts=class_counts)
+    model = EmotionClassifier(
+        _plain(cfg.model), _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss
+    ).to(memory_format=torch.channels_last)
+    if cfg.model.compile:
+        model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
+    loggers += tracking.build_loggers(_plain(cfg), folder)
+    trainer = build_trainer(cfg, folder, loggers, has_validation=len(split.val) > 0)
+    log.info("train %d  val %d  test %d images; %s", len(split.train), len(split.val), len(split.tests["test"]), folder)
+
+    threads = torch.get_num_threads()
+    started = time.perf_counter()
+    trainer.fit(model, datamodule, ckpt_path=_resume_from(cfg.resume, folder), weights_only=True)
+    seconds = time.perf_counter() - started
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # The test counts every image once and must equal `evaluate`: the first process alone does it.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        torch.set_num_threads(threads)
+    if not trainer.is_global_zero:
+        return None
+
+    best = _best_checkpoint(trainer, folder)
+    tested = EmotionClassifier.load(best)
+    evaluation = evaluate(tested, faces, split, trainer.strategy.root_device)
+    epoch = int(torch.load(best, map_location="cpu", weights_only=True)["epoch"])
+    metrics = {
+        **evaluation.metrics,
+        "train/seconds": seconds,
+        "train/images_per_second": trainer.global_step * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches / seconds,
+        "train/steps": trainer.global_step,
+        "train/class_counts": dict(zip(EMOTIONS, class_counts, strict=True)),
+        "epoch": epoch,
+        "seed": cfg.seed,
+        "imbalance": cfg.imbalance.name,
+        "model": cfg.model.name,
+        "split": cfg.split.name,
+        "data": cfg.data.name,
+        "synthetic": faces.synthetic,
+        "devices": trainer.world_size,
+        "precision": str(trainer.precision),
+        **provenance,
+    }
+    _write_artefacts(folder, metrics, evaluation, faces, split)
+    tracking.log_results(loggers, metrics, evaluation.predictions, faces, split, folder)
+    print_table(evaluation.metrics, faces.synthetic)
+    print(json.dumps({"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(metrics)}), flush=True)
+    return Run(metrics, trainer, tested, datamodule)
+
+
+def build_trainer(cfg: DictConfig, folder: Path, loggers: list[Any], has_validation: bool) -> L.Trainer:
+    """Lightning's Trainer from the ``trainer`` group, with the checkpoints and progress of every run."""
+    arguments = _plain(cfg.trainer)
+    arguments["precision"] = resolve_precision(arguments["precision"], arguments["accelerator"])
+    if arguments["strategy"] == "auto" and (device_count(arguments["devices"]) or 1) * arguments["num_nodes"] > 1:
+        # Frozen parameters take no part in the backward pass, which plain DDP waits for.
+        arguments["strategy"] = "ddp_find_unused_parameters_true" if cfg.model.freeze_epochs else "ddp"
+    checkpoint = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor="val/f1_macro" if has_validation else None,
+        mode="max",
+        save_last=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [checkpoint, StopOnNonFinite(), *(instantiate(each) for each in cfg.callbacks.values())]
+    with_bar = arguments.pop("enable_progress_bar") and Console().is_terminal
+    callbacks.append(RichProgressBar() if with_bar else EpochLine())
+    if not has_validation:
+        arguments["limit_val_batches"] = 0
+    return L.Trainer(
+        **arguments,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        use_distributed_sampler=False,  # the samplers know their rank
+        enable_progress_bar=with_bar,
+        enable_model_summary=False,
+    )
+
+
+def resolve_precision(precision: Any, accelerator: str) -> str:
+    """``auto``: bf16-mixed where the GPU has it, 16-mixed on older ones, 32-true elsewhere."""
+    if str(precision) != "auto":
+        return str(precision)
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def _resume_from(resume: str | None, folder: Path) -> Path | None:
+    if resume is None:
+        return None
+    if resume == "auto":
+        last = folder / "checkpoints" / "last.ckpt"
+        return last if last.exists() else None
+    given = Path(resume)
+    return given / "checkpoints" / "last.ckpt" if given.is_dir() else given
+
+
+def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
+    callback = trainer.checkpoint_callback
+    best = Path(getattr(callback, "best_model_path", "") or folder / "checkpoints" / "best.ckpt")
+    if not best.exists():
+        raise UserError(f"{folder}: no checkpoint was written; trainer.fast_dev_run and a run of no epochs write none")
+    return best
+
+
+def _write_artefacts(folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split) -> None:
+    write_json(folder / "metrics.json", metrics)
+    predictions = evaluation.predictions
+    predictions.to_csv(folder / "predictions.csv", index=False)
+    what = "drawn (synthetic) faces" if faces.synthetic else "FER-2013"
+    index = {emotion: k for k, emotion in enumerate(EMOTIONS)}
+    matrix = confusion_matrix(predictions["label"].map(index).to_numpy(), predictions["prediction"].map(index).to_numpy())
+    counts = {name: count_classes(faces.labels[rows]) for name, rows in
+              {"train": split.train, "val": split.val, "test": split.tests["test"]}.items() if len(rows)}
+    pictures = {
+        "confusion_matrix": figures.confusion_matrix(matrix, f"{metrics['imbalance']}, {what}"),
+        "class_distribution": figures.class_distribution(counts, what),
+        "curves": figures.curves(pd.read_csv(folder / "metrics.csv"), f"{metrics['imbalance']}, {what}"),
+    }
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png")
+
+
+def _as_user_error(error: BaseException, folder: Path) -> UserError | None:
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MisconfigurationException):
+        return UserError(str(error).strip().splitlines()[0])
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"disk full while writing to {folder}; the last complete checkpoint is kept; "
+            "free space or choose another disk with hydra.run.dir=FOLDER"
+        )
+    return None
+
+
+def _record_failure(folder: Path, reason: str) -> None:
+    try:
+        write_status(folder, "failed", reason.strip().splitlines()[0])
+    except OSError as error:  # a full disk must not hide the first error
+        log.warning("%s: status.json could not be written (%s)", folder, error)
+
+
+def _plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    return OmegaConf.to_container(node, resolve=resolve)  # type: ignore[return-value]
+
+
+def _quiet() -> None:
+    """Silence what Lightning says about choices that are made here on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*number of training batches.*", ".*logger.*metrics.csv.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message=message)
