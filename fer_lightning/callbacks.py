@@ -64,4 +64,11 @@ class EpochLine(L.Callback):
         text = "  ".join(f"{key} {float(values[key]):.4f}" for key in shown if key in values)
         per_epoch = (time.monotonic() - self.started) / (trainer.current_epoch + 1 - self.first)
         left = per_epoch * ((trainer.max_epochs or 0) - trainer.current_epoch - 1)
-        log.info("epoch %d/%s  %s  (%.1f s an epoch, about %.0f s left)", trainer.current_epoch + 1, trainer.max_epochs, text, per_epoch, left)
+        log.info(
+            "epoch %d/%s  %s  (%.1f s an epoch, about %.0f s left)",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            text,
+            per_epoch,
+            left,
+        )

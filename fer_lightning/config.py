@@ -21,7 +21,12 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from fer_lightning.errors import UserError
 
@@ -147,7 +152,19 @@ class Config:
 
 
 FREE_FORM = ("data.source", "split", "imbalance.loss", "imbalance.sampler", "callbacks")
-PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64")
+PRECISIONS = (
+    "auto",
+    "32-true",
+    "16-mixed",
+    "bf16-mixed",
+    "16-true",
+    "bf16-true",
+    "64-true",
+    "32",
+    "16",
+    "bf16",
+    "64",
+)
 
 
 def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
@@ -169,7 +186,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     reference = _reference(choices)
     for path in FREE_FORM:
         _check_against_file(OmegaConf.select(cfg, path), OmegaConf.select(reference, path), path)
-    for rule in (_data_rules, _model_rules, _optim_rules, _imbalance_rules, _augment_rules, _trainer_rules):
+    for rule in (_data_rules, _model_rules, _optim_rules, _imbalance_rules, _trainer_rules):
         rule(typed)
 
 
@@ -256,7 +273,7 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {prefix}{close[0]}?)" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close and not word.startswith(f"{close[0]}.") else ""
 
 
 def explain(error: Exception) -> str:
@@ -266,7 +283,9 @@ def explain(error: Exception) -> str:
         hint = _did_you_mean(choice, list(error.options))
         return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); quote special characters"
+        return (
+            f"{error.override}: cannot be read as key=value ({_first_line(error)}); quote special characters"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: is missing and has no default"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
@@ -311,11 +330,20 @@ def _data_rules(cfg: DictConfig) -> None:
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
     _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
-        raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
+        raise UserError(
+            f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces"
+        )
     fraction = cfg.split.get("val_fraction")
-    _require(fraction is None or 0 < fraction < 1, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
+    _require(
+        fraction is None or 0 < fraction < 1,
+        "split.val_fraction",
+        fraction,
+        "must lie between 0 and 1, or be null",
+    )
     if cfg.split.name == "paper" and fraction is None and "early_stopping" in cfg.callbacks:
-        raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
+        raise UserError(
+            "callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1"
+        )
 
 
 def _model_rules(cfg: DictConfig) -> None:
@@ -325,8 +353,18 @@ def _model_rules(cfg: DictConfig) -> None:
     _require(model.image_size >= 32, "model.image_size", model.image_size, "must be at least 32 pixels")
     _require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "must be in [0, 1)")
     _require(0 <= model.head.dropout < 1, "model.head.dropout", model.head.dropout, "must be in [0, 1)")
-    _require(all(width >= 1 for width in model.head.hidden), "model.head.hidden", model.head.hidden, "widths must be positive")
-    _require(model.freeze_epochs >= -1, "model.freeze_epochs", model.freeze_epochs, "must be -1 (always), 0 (never) or more")
+    _require(
+        all(width >= 1 for width in model.head.hidden),
+        "model.head.hidden",
+        model.head.hidden,
+        "widths must be positive",
+    )
+    _require(
+        model.freeze_epochs >= -1,
+        "model.freeze_epochs",
+        model.freeze_epochs,
+        "must be -1 (always), 0 (never) or more",
+    )
     if model.weights not in ("none", "imagenet") and not Path(model.weights).is_file():
         raise UserError(f"model.weights={model.weights}: no such file; give none, imagenet or a weights file")
 
@@ -335,9 +373,18 @@ def _optim_rules(cfg: DictConfig) -> None:
     optim = cfg.optim
     _require(optim.lr > 0, "optim.lr", optim.lr, "must be positive")
     _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
-    _require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
-    _require(optim.schedule in ("cosine", "constant"), "optim.schedule", optim.schedule, "must be cosine or constant")
-    _require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
+    _require(
+        0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)"
+    )
+    _require(
+        optim.schedule in ("cosine", "constant"),
+        "optim.schedule",
+        optim.schedule,
+        "must be cosine or constant",
+    )
+    _require(
+        optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more"
+    )
     decay = optim.layer_decay
     _require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
 
@@ -345,11 +392,18 @@ def _optim_rules(cfg: DictConfig) -> None:
 def _imbalance_rules(cfg: DictConfig) -> None:
     loss, sampler = cfg.imbalance.loss, cfg.imbalance.sampler
     gamma = loss.get("gamma", 0)
-    _require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
+    _require(
+        gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)"
+    )
     smoothing = loss.get("label_smoothing", 0)
     _require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
-    weighted = loss._target_.endswith("WeightedBCE") or {loss.get("weighting", "none"), loss.get("alpha", "none")} != {"none"}
-    rebalances = sampler._target_.endswith(("UnderSampler", "ClassWeightedSampler")) and sampler.get("power", 0) != 1
+    weighted = loss._target_.endswith("WeightedBCE") or {
+        loss.get("weighting", "none"),
+        loss.get("alpha", "none"),
+    } != {"none"}
+    rebalances = (
+        sampler._target_.endswith(("UnderSampler", "ClassWeightedSampler")) and sampler.get("power", 0) != 1
+    )
     if weighted and rebalances:
         raise UserError(
             f"imbalance={cfg.imbalance.name}: a rebalancing sampler and class weights in the loss correct twice; "
@@ -357,38 +411,42 @@ def _imbalance_rules(cfg: DictConfig) -> None:
         )
 
 
-def _augment_rules(cfg: DictConfig) -> None:
-    augment = cfg.augment
-    for key in ("hflip", "erase"):
-        _require(0 <= augment[key] <= 1, f"augment.{key}", augment[key], "is a probability in [0, 1]")
-    for key in ("translate", "scale", "brightness", "contrast"):
-        _require(0 <= augment[key] < 1, f"augment.{key}", augment[key], "must be in [0, 1)")
-    _require(0 <= augment.rotate <= 180, "augment.rotate", augment.rotate, "must be 0 to 180 degrees")
-    area = augment.erase_area
-    ordered = len(area) == 2 and 0 < area[0] <= area[1] < 1
-    _require(ordered, "augment.erase_area", area, "must be [smallest, largest] fractions of the image, such as [0.02,0.2]")
-
-
 def _trainer_rules(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1")
     _require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "must be at least 1")
     accelerators = ("auto", "cpu", "gpu", "cuda", "mps")
-    _require(trainer.accelerator in accelerators, "trainer.accelerator", trainer.accelerator, f"must be one of {', '.join(accelerators)}")
+    _require(
+        trainer.accelerator in accelerators,
+        "trainer.accelerator",
+        trainer.accelerator,
+        f"must be one of {', '.join(accelerators)}",
+    )
     precision = str(trainer.precision)
-    _require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
+    _require(
+        precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}"
+    )
     gpus = visible_gpus()
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and gpus == 0)
     if trainer.accelerator in ("gpu", "cuda") and gpus == 0:
-        raise UserError(f"trainer.accelerator={trainer.accelerator}: this machine shows no GPU; use trainer.accelerator=cpu")
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator}: this machine shows no GPU; use trainer.accelerator=cpu"
+        )
     if on_cpu and precision.startswith("16"):
-        raise UserError(f"trainer.precision={precision}: 16-bit floats need a GPU; use trainer.precision=32-true or auto")
+        raise UserError(
+            f"trainer.precision={precision}: 16-bit floats need a GPU; use trainer.precision=32-true or auto"
+        )
     wanted = device_count(trainer.devices)
     existing = max(2, os.cpu_count() or 1) if on_cpu else gpus
     if wanted is not None:
         what = "CPU processes fit" if on_cpu else "GPUs exist"
         fits = existing is None or wanted <= existing
-        _require(wanted >= 1 and fits, "trainer.devices", trainer.devices, f"must be at least 1, and {existing} {what} here")
+        _require(
+            wanted >= 1 and fits,
+            "trainer.devices",
+            trainer.devices,
+            f"must be at least 1, and {existing} {what} here",
+        )
         ranks = wanted * trainer.num_nodes
         if cfg.data.batch_size % ranks:
             raise UserError(
@@ -412,7 +470,9 @@ def device_count(devices: Any) -> int | None:
     try:
         return int(str(devices))
     except ValueError:
-        raise UserError(f"trainer.devices={devices}: must be a number, auto, or a list such as [0,1]") from None
+        raise UserError(
+            f"trainer.devices={devices}: must be a number, auto, or a list such as [0,1]"
+        ) from None
 
 
 def visible_gpus() -> int | None:

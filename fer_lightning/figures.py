@@ -38,7 +38,8 @@ STYLE: Any = {
     "axes.titleweight": "bold",
     "xtick.color": INK,
     "ytick.color": INK,
-    "legend.frameon": False,
+    "legend.edgecolor": "white",
+    "legend.framealpha": 0.9,
     "figure.dpi": 150,
 }
 
@@ -163,7 +164,7 @@ def class_distribution(counts: Mapping[str, Sequence[int]], title: str, subtitle
     for axes, (name, numbers) in zip(panels, counts.items(), strict=True):
         values = np.asarray(numbers)
         total = int(values.sum())
-        rare = values == values.min()
+        rare = (values == values.min()) & (values.min() < values.max())
         axes.barh(range(len(values)), values, color=np.where(rare, VERMILION, BLUE), height=0.72)
         for place, value in enumerate(values):
             share = f"  {value / total:.1%}" if total else ""
@@ -311,6 +312,7 @@ def method_bars(
     places = np.arange(len(means))
     for axes, score in zip(panels, means.columns, strict=True):
         values, spread = means[score].to_numpy(float), deviations[score].to_numpy(float)
+        longest = np.nanmax(values + np.nan_to_num(spread)) or 1.0
         best = values == np.nanmax(values)
         axes.barh(places, values, color=np.where(best, BLUE, GREY), height=0.7)
         seen = ~np.isnan(spread)
@@ -320,7 +322,7 @@ def method_bars(
         for place, value, deviation, is_best in zip(places, values, spread, best, strict=True):
             end = value + (0 if np.isnan(deviation) else deviation)
             axes.text(
-                end + 0.015 * np.nanmax(values),
+                end + 0.015 * longest,
                 place,
                 f"{value:.3f}" + ("" if np.isnan(deviation) else f" ± {deviation:.3f}"),
                 va="center",
@@ -330,7 +332,7 @@ def method_bars(
         if chance is not None:
             axes.axvline(chance, color=VERMILION, linewidth=1.2, linestyle=":")
         axes.set_title(score)
-        axes.set_xlim(0, np.nanmax(values + np.nan_to_num(spread)) * (1.5 if seen.any() else 1.25))
+        axes.set_xlim(0, longest * (1.5 if seen.any() else 1.25))
         axes.set_yticks(places, means.index)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)

@@ -39,7 +39,9 @@ def build_head(
     """
     activation_class = getattr(nn, activation, None)
     if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
-        raise UserError(f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU")
+        raise UserError(
+            f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU"
+        )
     layers: list[nn.Module] = []
     for width in hidden:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))
@@ -75,9 +77,16 @@ def build_network(
     if name.split(".")[0] not in timm.list_models("*efficientnet*"):
         import difflib
 
-        close = ", ".join(difflib.get_close_matches(name, timm.list_models("*efficientnet*"), n=3)) or "efficientnet_b0"
+        close = (
+            ", ".join(difflib.get_close_matches(name, timm.list_models("*efficientnet*"), n=3))
+            or "efficientnet_b0"
+        )
         raise UserError(f"model.name={name}: no EfficientNet of timm {timm.__version__}; close: {close}")
-    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
+    arguments: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_chans": in_channels,
+        "drop_path_rate": drop_path,
+    }
     if weights not in ("none", "imagenet"):
         _check_weights_fit(name, Path(weights))
         arguments["pretrained_cfg_overlay"] = {"file": weights}
@@ -104,7 +113,9 @@ def _check_weights_fit(name: str, path: Path) -> None:
     wanted = {key for key in timm.create_model(name).state_dict() if not key.startswith("classifier.")}
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
     if missing:
-        raise UserError(f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}")
+        raise UserError(
+            f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}"
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -169,9 +180,14 @@ class EmotionClassifier(L.LightningModule):
         loss: nn.Module | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["loss"])
+        self.save_hyperparameters(ignore=["loss"], logger=False)
         self.network = build_network(
-            model["name"], model["weights"], model["in_channels"], model["stem_stride"], model["drop_path"], model["head"]
+            model["name"],
+            model["weights"],
+            model["in_channels"],
+            model["stem_stride"],
+            model["drop_path"],
+            model["head"],
         )
         self.in_channels = model["in_channels"]
         self.image_size = model["image_size"]
@@ -214,7 +230,9 @@ class EmotionClassifier(L.LightningModule):
 
     def _log_loss(self, key: str, loss: Tensor, batch_size: int) -> None:
         # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
-        self.log(key, loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        self.log(
+            key, loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size
+        )
 
     def on_train_epoch_start(self) -> None:
         frozen = self.current_epoch < self.freeze_epochs
@@ -225,11 +243,9 @@ class EmotionClassifier(L.LightningModule):
                 parameter.requires_grad = id(parameter) in head or not frozen
         for name, child in self.network.named_children():
             child.train(not frozen or name == "classifier")
-
-    def on_train_epoch_end(self) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups), rank_zero_only=True)
+        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups), sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optim = self.optim
@@ -240,7 +256,9 @@ class EmotionClassifier(L.LightningModule):
         try:
             optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum)
         except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
+            raise UserError(
+                f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})"
+            ) from error
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(optim["warmup_fraction"] * total)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -262,7 +280,9 @@ class EmotionClassifier(L.LightningModule):
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and torch each have their own
-            raise UserError(f"{path}: no checkpoint that loads safely ({_first_line(error)[:120]})") from error
+            raise UserError(
+                f"{path}: no checkpoint that loads safely ({_first_line(error)[:120]})"
+            ) from error
         hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
         if not {"model", "optim", "class_counts", "config", "provenance"} <= set(hyper):
             raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")

@@ -38,7 +38,15 @@ DISTRIBUTED_VARIABLES = (
     "RANK",
     "PL_GLOBAL_SEED",
 )
-SWEEP_ONLY = ("hydra.mode", "hydra.sweep", "hydra.run.dir", "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper")
+SWEEP_ONLY = (
+    "hydra.mode",
+    "hydra.sweep",
+    "hydra.run.dir",
+    "hydra.launcher",
+    "hydra/launcher",
+    "hydra.sweeper",
+    "hydra/sweeper",
+)
 GRACE_SECONDS = 10.0
 
 
@@ -56,7 +64,9 @@ def run_job(cfg: DictConfig) -> float:
     started = time.monotonic()
     try:
         config.validate(cfg, hydra.runtime.choices)
-        code = _wait(subprocess.Popen(_command(hydra, folder), env=_environment(folder), start_new_session=True))
+        code = _wait(
+            subprocess.Popen(_command(hydra, folder), env=_environment(folder), start_new_session=True)
+        )
         if read_status(folder)["status"] == "running":
             write_status(folder, "failed", f"the process ended with code {code} before it could say why")
     except UserError as error:
@@ -66,8 +76,10 @@ def run_job(cfg: DictConfig) -> float:
         raise
     status = read_status(folder)
     reason = f": {status['reason']}" if status.get("reason") else ""
-    _say(f"[sweep] job {hydra.job.num + 1} of {sweep['jobs']} {status['status']} in {_duration(time.monotonic() - started)}"
-         f"{reason}{_time_left(folder.parent, sweep)}")
+    _say(
+        f"[sweep] job {hydra.job.num + 1} of {sweep['jobs']} {status['status']} in {_duration(time.monotonic() - started)}"
+        f"{reason}{_time_left(folder.parent, sweep)}"
+    )
     if status["status"] != "done":
         return math.nan
     value = read_json(folder / "metrics.json").get("val/f1_macro")
@@ -83,7 +95,10 @@ class Summary(Callback):
             jobs *= len(list(override.sweep_iterator())) if override.is_sweep_override() else 1
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "sweep.json", {"jobs": jobs, "started": time.time(), "overrides": list(config.hydra.overrides.task)})
+        write_json(
+            folder / "sweep.json",
+            {"jobs": jobs, "started": time.time(), "overrides": list(config.hydra.overrides.task)},
+        )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -111,7 +126,12 @@ def summarise(folder: Path) -> int:
         compare([job for job in jobs if job not in failed], report)
     for job, reason in failed.items():
         _say(f"[sweep] failed: {job.name}: {reason} ({job})")
-    line = {"sweep": str(folder), "jobs": len(jobs), "failed": [job.name for job in failed], "report": report and str(report)}
+    line = {
+        "sweep": str(folder),
+        "jobs": len(jobs),
+        "failed": [job.name for job in failed],
+        "report": report and str(report),
+    }
     print(json.dumps(line), flush=True)
     return 1 if failed else 0
 
@@ -119,7 +139,13 @@ def summarise(folder: Path) -> int:
 def job_folders(sweep: Path) -> list[Path]:
     """The job folders of a sweep, in job order."""
     folders = [path.parent for path in sweep.glob("*/status.json")]
-    return sorted(folders, key=lambda path: (int(path.name.split("-")[0]) if path.name.split("-")[0].isdigit() else 0, path.name))
+    return sorted(
+        folders,
+        key=lambda path: (
+            int(path.name.split("-")[0]) if path.name.split("-")[0].isdigit() else 0,
+            path.name,
+        ),
+    )
 
 
 def _command(hydra: Any, folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import lightning as L
 import pandas as pd
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -82,7 +81,9 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     faces, split = load_faces(cfg)
     if faces.synthetic:
-        log.info("NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013")
+        log.info(
+            "NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013"
+        )
     datamodule = FERDataModule(
         faces,
         split,
@@ -93,7 +94,11 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         cfg.seed,
     )
     class_counts = datamodule.class_counts
-    provenance = {"data_hash": faces.data_hash, "git_commit": tracking.git_commit(), "versions": tracking.environment()}
+    provenance = {
+        "data_hash": faces.data_hash,
+        "git_commit": tracking.git_commit(),
+        "versions": tracking.environment(),
+    }
     loss = instantiate(cfg.imbalance.loss, class_counts=class_counts)
     model = EmotionClassifier(
         _plain(cfg.model), _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss
@@ -102,12 +107,16 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
     loggers += tracking.build_loggers(_plain(cfg), folder)
     trainer = build_trainer(cfg, folder, loggers, has_validation=len(split.val) > 0)
-    log.info("train %d  val %d  test %d images; %s", len(split.train), len(split.val), len(split.tests["test"]), folder)
+    log.info(
+        "train %d  val %d  test %d images; %s",
+        len(split.train),
+        len(split.val),
+        len(split.tests["test"]),
+        folder,
+    )
 
     threads = torch.get_num_threads()
-    started = time.perf_counter()
     trainer.fit(model, datamodule, ckpt_path=_resume_from(cfg.resume, folder), weights_only=True)
-    seconds = time.perf_counter() - started
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # The test counts every image once and must equal `evaluate`: the first process alone does it.
         torch.distributed.barrier()
@@ -116,6 +125,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if not trainer.is_global_zero:
         return None
 
+    seconds = next(each for each in trainer.callbacks if isinstance(each, Timer)).time_elapsed("train")
     best = _best_checkpoint(trainer, folder)
     tested = EmotionClassifier.load(best)
     evaluation = evaluate(tested, faces, split, trainer.strategy.root_device)
@@ -123,7 +133,10 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     metrics = {
         **evaluation.metrics,
         "train/seconds": seconds,
-        "train/images_per_second": trainer.global_step * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches / seconds,
+        "train/images_per_second": trainer.global_step
+        * cfg.data.batch_size
+        * cfg.trainer.accumulate_grad_batches
+        / seconds,
         "train/steps": trainer.global_step,
         "train/class_counts": dict(zip(EMOTIONS, class_counts, strict=True)),
         "epoch": epoch,
@@ -140,7 +153,12 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     _write_artefacts(folder, metrics, evaluation, faces, split)
     tracking.log_results(loggers, metrics, evaluation.predictions, faces, split, folder)
     print_table(evaluation.metrics, faces.synthetic)
-    print(json.dumps({"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(metrics)}), flush=True)
+    print(
+        json.dumps(
+            {"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(metrics)}
+        ),
+        flush=True,
+    )
     return Run(metrics, trainer, tested, datamodule)
 
 
@@ -148,7 +166,10 @@ def build_trainer(cfg: DictConfig, folder: Path, loggers: list[Any], has_validat
     """Lightning's Trainer from the ``trainer`` group, with the checkpoints and progress of every run."""
     arguments = _plain(cfg.trainer)
     arguments["precision"] = resolve_precision(arguments["precision"], arguments["accelerator"])
-    if arguments["strategy"] == "auto" and (device_count(arguments["devices"]) or 1) * arguments["num_nodes"] > 1:
+    if (
+        arguments["strategy"] == "auto"
+        and (device_count(arguments["devices"]) or 1) * arguments["num_nodes"] > 1
+    ):
         # Frozen parameters take no part in the backward pass, which plain DDP waits for.
         arguments["strategy"] = "ddp_find_unused_parameters_true" if cfg.model.freeze_epochs else "ddp"
     checkpoint = ModelCheckpoint(
@@ -160,7 +181,11 @@ def build_trainer(cfg: DictConfig, folder: Path, loggers: list[Any], has_validat
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [checkpoint, StopOnNonFinite(), *(instantiate(each) for each in cfg.callbacks.values())]
+    callbacks: list[Callback] = [
+        checkpoint,
+        StopOnNonFinite(),
+        *(instantiate(each) for each in cfg.callbacks.values()),
+    ]
     with_bar = arguments.pop("enable_progress_bar") and Console().is_terminal
     callbacks.append(RichProgressBar() if with_bar else EpochLine())
     if not has_validation:
@@ -199,19 +224,28 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     callback = trainer.checkpoint_callback
     best = Path(getattr(callback, "best_model_path", "") or folder / "checkpoints" / "best.ckpt")
     if not best.exists():
-        raise UserError(f"{folder}: no checkpoint was written; trainer.fast_dev_run and a run of no epochs write none")
+        raise UserError(
+            f"{folder}: no checkpoint was written; trainer.fast_dev_run and a run of no epochs write none"
+        )
     return best
 
 
-def _write_artefacts(folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split) -> None:
+def _write_artefacts(
+    folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split
+) -> None:
     write_json(folder / "metrics.json", metrics)
     predictions = evaluation.predictions
     predictions.to_csv(folder / "predictions.csv", index=False)
     what = "drawn (synthetic) faces" if faces.synthetic else "FER-2013"
     index = {emotion: k for k, emotion in enumerate(EMOTIONS)}
-    matrix = confusion_matrix(predictions["label"].map(index).to_numpy(), predictions["prediction"].map(index).to_numpy())
-    counts = {name: count_classes(faces.labels[rows]) for name, rows in
-              {"train": split.train, "val": split.val, "test": split.tests["test"]}.items() if len(rows)}
+    matrix = confusion_matrix(
+        predictions["label"].map(index).to_numpy(), predictions["prediction"].map(index).to_numpy()
+    )
+    counts = {
+        name: count_classes(faces.labels[rows])
+        for name, rows in {"train": split.train, "val": split.val, "test": split.tests["test"]}.items()
+        if len(rows)
+    }
     pictures = {
         "confusion_matrix": figures.confusion_matrix(matrix, f"{metrics['imbalance']}, {what}"),
         "class_distribution": figures.class_distribution(counts, what),
@@ -249,5 +283,10 @@ def _quiet() -> None:
     """Silence what Lightning says about choices that are made here on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*number of training batches.*", ".*logger.*metrics.csv.*", ".*exists and is not empty.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*logger.*metrics.csv.*",
+        ".*exists and is not empty.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -138,7 +138,7 @@ class TestFocalLoss:
             assert loss.isfinite()
             assert logits.grad.isfinite().all()
 
-    def test_easy_samples_keep_their_digits_in_float32(self):
+    def test_easy_samples_stay_accurate_in_float32(self):
         logits = torch.tensor([[12.0, 0.0, 0.0]])
         exact = focal_loss(logits.double(), torch.tensor([0]), 2).item()
         assert focal_loss(logits, torch.tensor([0]), 2).item() == pytest.approx(exact, rel=1e-2)

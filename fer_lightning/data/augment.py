@@ -7,7 +7,7 @@ from collections.abc import Sequence
 # Must be set before the import, which otherwise asks PyPI for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations as A  # type: ignore[import-untyped]
+import albumentations as A
 import cv2
 import numpy as np
 

@@ -1,10 +1,11 @@
 """FER-2013 (Goodfellow et al. 2013) from whatever form of it the user has."""
 
+import gzip
 import logging
 import tarfile
 from collections.abc import Mapping, Sequence
-from gzip import GzipFile
 from pathlib import Path
+from typing import IO, cast
 
 from fer_lightning.data.cache import cached, content_key, default_cache_dir
 from fer_lightning.data.containers import Container, Folder, Tar, Zip, damage_told
@@ -25,7 +26,10 @@ OFFICIAL_COUNTS = {
 
 KAGGLE_DATASET = "msambare/fer2013"
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
-ACCEPTED = "the Kaggle archive (zip or folder), fer2013.csv or icml_face_data.csv (.csv, .csv.gz, in a .zip or .tar.gz)"
+ACCEPTED = (
+    "the Kaggle archive (zip or folder), or fer2013.csv or icml_face_data.csv"
+    " (plain, .gz, or in a .zip or .tar.gz)"
+)
 
 
 def load(path: str | None, cache_dir: str | None = None) -> Faces:
@@ -100,8 +104,8 @@ def _read_any(source: Path) -> Faces:
     if source.name.lower().endswith((".tar", ".tar.gz", ".tgz")) or tarfile.is_tarfile(source):
         return _read_container(Tar(source))
     if start[:2] == b"\x1f\x8b" or source.suffix.lower() == ".gz":
-        with GzipFile(source) as stream_in_gzip:
-            return read_pixel_csv(stream_in_gzip, str(source), packing="gzip")
+        with gzip.open(source) as unpacked:
+            return read_pixel_csv(cast(IO[bytes], unpacked), str(source), packing="gzip")
     with source.open("rb") as stream:
         return read_pixel_csv(stream, str(source))
 
@@ -134,7 +138,7 @@ def _check_classes(faces: Faces, source: Path) -> None:
 
 
 def _download() -> Path:
-    import kagglehub  # type: ignore[import-untyped]  # only needed here, and half a second to import
+    import kagglehub  # only needed here, and half a second to import
 
     log.info("No data.path given: fetching %s through kagglehub", KAGGLE_DATASET)
     try:

@@ -75,7 +75,7 @@ def _split(name: str) -> tuple[str, str, str, str] | None:
     top, *rest = name.split("/") if name.count("/") == 3 else ("", *name.split("/"))
     if len(rest) != 3 or rest[0].lower() not in PARTS:
         return None
-    return top, *rest
+    return top, rest[0], rest[1], rest[2]
 
 
 def _locate(container: Container) -> list[_Entry]:
@@ -99,10 +99,8 @@ def _locate(container: Container) -> list[_Entry]:
             _Entry(name, f"{part}/{emotion}/{file}", part.lower(), labels[emotion.lower()], prefix)
         )
     if len(tops) > 1:
-        raise UserError(
-            f"{container.path} holds several train/ and test/ trees (in {', '.join(sorted(tops))}): give a folder"
-            " with only one"
-        )
+        places = ", ".join(top or "." for top in sorted(tops))
+        raise UserError(f"{container.path} holds several train/ and test/ trees (in {places}): give only one")
     if ignored:
         log.info("Ignored %d images outside train/<emotion>/ and test/<emotion>/", ignored)
     return entries
@@ -152,4 +150,6 @@ def _decode(data: bytes, where: str) -> tuple[np.ndarray, bool]:
     if image.shape == (IMAGE_SIZE, IMAGE_SIZE) and image.dtype == np.uint8:
         return image, False
     gray = cv2.imdecode(buffer, cv2.IMREAD_GRAYSCALE)
+    if gray is None:
+        raise UserError(f"{where} cannot be converted to gray: replace or remove it")
     return cv2.resize(gray, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA), True

@@ -81,8 +81,8 @@ def _check_header(header: list[str], source: str) -> None:
         )
     if missing:
         raise UserError(
-            f"{source} has no column {' and no column '.join(missing)}: its first line must name emotion, pixels"
-            " and Usage, as in fer2013.csv or icml_face_data.csv"
+            f"{source} has no column {' and no column '.join(missing)}: its first line must name"
+            " emotion, pixels and Usage, as in fer2013.csv or icml_face_data.csv"
         )
 
 

@@ -1,8 +1,8 @@
 """Classification losses: pure functions for one value per sample, modules for the batch mean.
 
 Every weighted loss divides by the number of samples, never by the sum of their weights as PyTorch's
-``cross_entropy(weight=...)`` does: there a batch without the rare class raises the weight of all others, so that
-gradients depend on the batch size.
+``cross_entropy(weight=...)`` does: there a batch without the rare class raises the weight of all others, so
+that gradients depend on the batch size.
 """
 
 import math
@@ -58,8 +58,8 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | No
         (B,) in the precision of ``at_least_float32(logits)``.
     """
     plain = cross_entropy(logits, target)
-    # 1 - p by expm1 keeps its digits near p = 1. At p = 1 the clamp gives a zero gradient, the limit there,
-    # where the derivative of x^gamma is infinite for gamma < 1.
+    # expm1 adds no rounding of its own to 1 - p near p = 1. At p = 1 the clamp gives a zero gradient, the
+    # limit there, where the derivative of x^gamma is infinite for gamma < 1.
     miss = -torch.expm1(-plain)
     loss = miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma * plain
     return loss if weight is None else weight[target] * loss

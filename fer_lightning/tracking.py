@@ -1,0 +1,279 @@
+"""Where a run's numbers go: CSV always, Weights & Biases or TensorBoard as asked; and the stamp of code and machine.
+
+Only the first process of a distributed run writes; the others get the CSV logger, which is silent there.
+"""
+
+import csv
+import logging
+import netrc
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from fer_lightning.data.faces import EMOTIONS, Faces
+from fer_lightning.data.splits import Split
+from fer_lightning.errors import UserError
+from fer_lightning.metrics import PROBABILITY_COLUMNS, confident_mistakes
+
+log = logging.getLogger(__name__)
+
+PACKAGES = (
+    "fer_lightning",
+    "torch",
+    "lightning",
+    "timm",
+    "hydra-core",
+    "torchmetrics",
+    "albumentations",
+    "numpy",
+)
+"""Distributions whose versions are recorded with every run."""
+
+FIGURES = ("confusion_matrix", "class_distribution", "curves")
+"""Pictures of the run folder that the dashboards show."""
+
+WANDB_START_SECONDS = 30
+"""How long to wait for the W&B server before a run is kept offline."""
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes (rank 0, or the only one)."""
+    return rank_zero_only.rank in (0, None)
+
+
+def git_commit(folder: Path = Path(__file__).parent) -> str | None:
+    """The commit that ``folder`` is checked out from, with ``-dirty`` when tracked files were changed.
+
+    None when the code is not under version control, as for an installed wheel.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        if not git("ls-files", "."):  # a virtual environment inside somebody's repository
+            return None
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python and the main libraries, and the names of platform, CPU and GPU."""
+    stamp = {"python": platform.python_version(), "platform": platform.platform(), "cpu": _cpu_model()}
+    for package in PACKAGES:
+        try:
+            stamp[package] = version(package)
+        except PackageNotFoundError:
+            stamp[package] = "not installed"
+    if torch.cuda.is_available():
+        stamp["cuda"] = str(torch.version.cuda)
+        stamp["gpu"] = torch.cuda.get_device_name()
+    return stamp
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
+    """Open the loggers of a run.
+
+    Args:
+        cfg: the whole configuration, plain Python, interpolations resolved.
+        run_dir: the run folder; ``metrics.csv`` lies directly in it. When ``cfg["resume"]`` goes on in a folder
+            that has one, its rows are kept.
+
+    Returns:
+        The CSV logger, and behind it the one that ``cfg["logger"]["name"]`` asks for: ``wandb`` (offline without
+        a key), ``tensorboard``, ``csv`` for none, or ``auto`` for W&B where the user is logged in.
+
+    Raises:
+        UserError: TensorBoard is asked for and not installed.
+    """
+    kept = _earlier_rows(run_dir / "metrics.csv") if cfg.get("resume") else []
+    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
+    if not is_first_process():
+        return loggers
+    with warnings.catch_warnings():
+        # The run folder is never empty: it holds the composed configuration.
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        loggers[0].experiment.metrics.extend(kept)  # type: ignore[attr-defined]
+    kind = cfg["logger"]["name"]
+    if kind == "wandb" or (kind == "auto" and _wandb_mode() == "online"):
+        loggers.append(_wandb_logger(cfg, run_dir))
+    elif kind == "tensorboard":
+        try:
+            loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
+        except ModuleNotFoundError:
+            raise UserError(
+                "logger=tensorboard: TensorBoard is not installed; "
+                "pip install 'fer_lightning[tensorboard]', or use logger=csv"
+            ) from None
+    return loggers
+
+
+def _earlier_rows(file: Path) -> list[dict[str, float]]:
+    """Rows of an earlier part of this run; the CSV logger would delete them."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return [{key: _number(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() and "." not in text else value
+
+
+def _wandb_mode() -> str:
+    """The mode for ``wandb.init``: the user's ``WANDB_MODE``, else online with a key and offline without."""
+    if chosen := os.environ.get("WANDB_MODE"):
+        return "offline" if chosen == "dryrun" else chosen
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return "online"
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    for file in files:
+        try:
+            if netrc.netrc(os.path.expanduser(file)).authenticators(host):
+                return "online"
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return "offline"
+
+
+def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
+    import wandb
+
+    names = [cfg[group]["name"] for group in ("imbalance", "model", "split", "data")]
+    tags = list(dict.fromkeys(str(tag)[:64] for tag in (*names, *cfg["tags"]) if str(tag)))
+    mode = _wandb_mode()
+
+    def start(mode: str) -> WandbLogger:
+        logger = WandbLogger(
+            name=f"{cfg['imbalance']['name']}-{cfg['model']['name']}-seed{cfg['seed']}",
+            save_dir=run_dir,
+            project=cfg["logger"]["project"],
+            entity=cfg["logger"]["entity"],
+            group=os.environ.get("WANDB_RUN_GROUP"),
+            tags=tags,
+            config={**cfg, "git_commit": git_commit(), "environment": environment()},
+            # Not Lightning's offline=True, which leaves WANDB_MODE set for every later run of this process.
+            mode=mode,
+            settings=wandb.Settings(init_timeout=WANDB_START_SECONDS),
+        )
+        _ = (
+            logger.experiment
+        )  # Opens the run now, so that a failure of the network shows here and not in training.
+        return logger
+
+    try:
+        logger = start(mode)
+    except wandb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        log.warning("W&B could not be reached (%s); the run is kept offline", reason)
+        mode, logger = "offline", start("offline")
+    if mode == "offline":
+        log.info("W&B runs offline; upload later with: wandb sync %s", Path(logger.experiment.dir).parent)
+    return logger
+
+
+def log_results(
+    loggers: Sequence[Logger],
+    metrics: Mapping[str, Any],
+    predictions: pd.DataFrame,
+    faces: Faces,
+    split: Split,
+    run_dir: Path,
+) -> None:
+    """Show a finished run on the dashboards.
+
+    W&B gets ``metrics.json`` as summary, the run folder's pictures, a table with one row per class, and a table of
+    the most confident mistakes with their faces. TensorBoard gets the pictures.
+
+    Args:
+        loggers: from ``build_loggers``.
+        metrics: the content of ``metrics.json``.
+        predictions: the rows of ``predictions.csv``, one per image of ``split.tests["test"]``, in its order.
+        faces: the images.
+        split: the split that the run used.
+        run_dir: the run folder with its pictures already written.
+    """
+    pictures = [name for name in FIGURES if (run_dir / f"{name}.png").exists()]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name in pictures:
+                with Image.open(run_dir / f"{name}.png") as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                logger.experiment.add_image(name, pixels, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            import wandb
+
+            run = logger.experiment
+            run.config.update(
+                {"class_counts": metrics["train/class_counts"], "data_hash": metrics["data_hash"]}
+            )
+            run.log(
+                {
+                    **{name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures},
+                    "per_class": wandb.Table(dataframe=_class_table(metrics, predictions)),
+                    "mistakes": _mistake_table(predictions, faces.images[split.tests["test"]]),
+                }
+            )
+            run.summary.update(dict(metrics))
+
+
+def _class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame) -> pd.DataFrame:
+    test_images = predictions["label"].value_counts()
+    return pd.DataFrame(
+        {
+            "emotion": list(EMOTIONS),
+            "training images": [metrics["train/class_counts"][emotion] for emotion in EMOTIONS],
+            "test images": [int(test_images.get(emotion, 0)) for emotion in EMOTIONS],
+            **{
+                score: [metrics[f"test/{score}/{emotion}"] for emotion in EMOTIONS]
+                for score in ("recall", "precision", "f1")
+            },
+        }
+    )
+
+
+def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
+    import wandb
+
+    rows = confident_mistakes(predictions)
+    columns = ["id", "label", "prediction", "confidence", *PROBABILITY_COLUMNS]
+    # Three times the size: 48 pixels are hard to see in a table.
+    faces = [wandb.Image(images[place].repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
+    data = [[face, *values] for face, values in zip(faces, rows[columns].to_numpy().tolist(), strict=True)]
+    return wandb.Table(columns=["face", *columns], data=data)
+
+
+def finish(loggers: Sequence[Logger], failed: bool) -> None:
+    """Close the run on every dashboard, as crashed when it failed; safe to call twice."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=int(failed))
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.close()

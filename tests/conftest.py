@@ -1,0 +1,116 @@
+"""The command line, called in this process (fast) or in a real one (sweeps, several devices)."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = (
+    "data=synthetic",
+    "data.source.images=400",
+    "data.batch_size=32",
+    "model=test_efficientnet",
+    "augment=none",
+    "logger=csv",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+)
+"""A whole run in about three seconds."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a user sees; fails when there is more or less than one."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in self.err + self.out, self.err
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last printed line."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+@pytest.fixture(autouse=True)
+def _no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test may depend on, or write to, the developer's own accounts and caches."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("FER_TEST_CACHE", str(tmp_path / "cache")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
+    """``python -m fer_lightning ...`` without the start of a process; runs in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Outcome:
+        from fer_lightning.__main__ import main
+
+        monkeypatch.setattr(sys, "argv", ["fer_lightning", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., Outcome]:
+    """``python -m <module> ...`` as a real process in ``tmp_path``."""
+
+    def call(*arguments: str, module: str = "fer_lightning", timeout: float = 200, **environment: str) -> Outcome:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+def only_run(folder: Path) -> Path:
+    """The run folder below ``folder``, of which there must be exactly one."""
+    found = [path.parent for path in folder.rglob("status.json")]
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture
+def real_archive() -> Path:
+    path = os.environ.get("FER2013_PATH")
+    if not path:
+        pytest.skip("FER2013_PATH is not set: give the Kaggle archive fer2013.zip")
+    return Path(path)
+
+
+@pytest.fixture
+def real_weights() -> Path:
+    path = os.environ.get("FER_WEIGHTS")
+    if not path:
+        pytest.skip("FER_WEIGHTS is not set: give a file of tf_efficientnetv2_b0's ImageNet weights")
+    return Path(path)
