@@ -1,4 +1,4 @@
-"""``python -m fer_lightning``: compose, validate, run; heavy imports wait until the configuration is known to be good."""
+"""``python -m fer_lightning``: compose, validate, run; heavy imports wait until the configuration is good."""
 
 import logging
 import os

@@ -41,7 +41,8 @@ class StopOnNonFinite(L.Callback):
         if self.finite is not None and not bool(self.finite):
             raise UserError(
                 f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1} by step {trainer.global_step}; "
-                "the last good checkpoint is kept; try a smaller optim.lr, more optim.warmup_fraction or trainer.precision=32-true"
+                "the last good checkpoint is kept; try a smaller optim.lr, more optim.warmup_fraction or "
+                "trainer.precision=32-true"
             )
         self.finite = None
 

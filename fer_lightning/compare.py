@@ -266,9 +266,7 @@ def bootstrap_f1(runs: Sequence[Run], seed: int = 0) -> np.ndarray:
     cells = [run.labels * classes + run.predictions for run in runs]
     for number in range(RESAMPLES):
         drawn = rng.integers(n, size=n)
-        matrices = [
-            np.bincount(cell[drawn], minlength=classes**2).reshape(classes, classes) for cell in cells
-        ]
+        matrices = [np.bincount(cell[drawn], minlength=classes**2).reshape(classes, classes) for cell in cells]
         scores[number] = macro_f1(np.stack(matrices))
     return scores
 
@@ -341,9 +339,7 @@ def _baseline(rows: Mapping[str, list[Run]], run: Run) -> list[Run]:
     """The runs of the one baseline row with this run's model; empty when there is none, or for itself."""
     if run.metrics["imbalance"] == BASELINE:
         return []
-    candidates = [
-        members for members in rows.values() if members[0].method == (BASELINE, run.metrics["model"])
-    ]
+    candidates = [members for members in rows.values() if members[0].method == (BASELINE, run.metrics["model"])]
     return candidates[0] if len(candidates) == 1 else []
 
 
@@ -351,9 +347,7 @@ def _difference(
     members: Sequence[Run], baseline: Sequence[Run], resampled: Mapping[Path, np.ndarray]
 ) -> dict[str, float]:
     partners = {(run.repeat, run.test_set): run for run in baseline}
-    pairs = [
-        (run, partners[run.repeat, run.test_set]) for run in members if (run.repeat, run.test_set) in partners
-    ]
+    pairs = [(run, partners[run.repeat, run.test_set]) for run in members if (run.repeat, run.test_set) in partners]
     if not pairs:
         return {}
     gaps = [float(run.metrics["test/f1_macro"] - base.metrics["test/f1_macro"]) for run, base in pairs]
@@ -368,9 +362,7 @@ def _notes(rows: Mapping[str, list[Run]], one_test_set: bool) -> list[str]:
     runs = [run for members in rows.values() for run in members]
     notes = []
     if any(run.metrics.get("synthetic") for run in runs):
-        notes.append(
-            "SYNTHETIC DATA: these faces are drawn; the scores say nothing about FER-2013 or real faces."
-        )
+        notes.append("SYNTHETIC DATA: these faces are drawn; the scores say nothing about FER-2013 or real faces.")
     counts = {len(members) for members in rows.values()}
     if min(counts) == 1:
         notes.append(
@@ -385,21 +377,13 @@ def _notes(rows: Mapping[str, list[Run]], one_test_set: bool) -> list[str]:
             "models as trained; they leave out how much training itself varies from seed to seed."
         )
     else:
-        notes.append(
-            "The runs were tested on different images (other seeds or folds), so there are no intervals."
-        )
-    shared = [
-        key
-        for key in _varying([run.settings for run in runs])
-        if not key.startswith(("imbalance.", "model."))
-    ]
+        notes.append("The runs were tested on different images (other seeds or folds), so there are no intervals.")
+    shared = [key for key in _varying([run.settings for run in runs]) if not key.startswith(("imbalance.", "model."))]
     if shared:
         notes.append(f"Not the same in all runs: {', '.join(shared)}.")
     commits = {run.metrics.get("git_commit") for run in runs}
     if len(commits) > 1:
-        notes.append(
-            f"The runs come from different versions of the code: {', '.join(sorted(map(str, commits)))}."
-        )
+        notes.append(f"The runs come from different versions of the code: {', '.join(sorted(map(str, commits)))}.")
     return notes
 
 
@@ -487,9 +471,7 @@ def _draw(comparison: Comparison, folder: Path) -> list[str]:
     counts = {"train": [train_counts[emotion] for emotion in EMOTIONS]} if train_counts else {}
     percent = "percent of each true class" + (", all seeds together" if several else "")
     drawn = {
-        "method_bars.png": figures.method_bars(
-            means, deviations, "Methods compared", comparison.key + spread
-        ),
+        "method_bars.png": figures.method_bars(means, deviations, "Methods compared", comparison.key + spread),
         "recall_by_class.png": figures.recall_by_class(
             recalls,
             train_counts,
@@ -542,9 +524,7 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path, console: Console | 
     if any(comparison.synthetic for comparison in comparisons):
         report += ["> **SYNTHETIC DATA**: drawn faces, not FER-2013.", ""]
     if len(comparisons) > 1:
-        separate = (
-            "These runs differ in data, split or number of test images, so they are in separate tables."
-        )
+        separate = "These runs differ in data, split or number of test images, so they are in separate tables."
         console.print(separate, highlight=False)
         report += [separate, ""]
     for number, comparison in enumerate(comparisons):
@@ -578,9 +558,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m fer_lightning.compare",
         description="Compare finished runs: a table with means over seeds, a csv, and pictures.",
     )
-    parser.add_argument(
-        "folders", nargs="+", metavar="RUN_OR_SWEEP_FOLDER", help="folders of runs or of sweeps"
-    )
+    parser.add_argument("folders", nargs="+", metavar="RUN_OR_SWEEP_FOLDER", help="folders of runs or of sweeps")
     parser.add_argument("--out", help="report folder (default: report/ in the first folder)")
     options = parser.parse_args(arguments)
     try:

@@ -185,7 +185,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     assert isinstance(typed, DictConfig)
     reference = _reference(choices)
     for path in FREE_FORM:
-        _check_against_file(OmegaConf.select(cfg, path), OmegaConf.select(reference, path), path)
+        _check_against_file(_container(cfg, path, resolve=True), _container(reference, path, resolve=False), path)
     for rule in (_data_rules, _model_rules, _optim_rules, _imbalance_rules, _trainer_rules):
         rule(typed)
 
@@ -194,7 +194,7 @@ class Validate(Callback):
     """Hydra callback that validates before the run folder is made, so that a typo leaves nothing behind."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        run = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        run = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
             validate(run, config.hydra.runtime.choices)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
@@ -230,20 +230,23 @@ def _reference(choices: Mapping[str, Any]) -> DictConfig:
     return loader.load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.RUN)
 
 
+def _container(cfg: DictConfig, path: str, resolve: bool) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=resolve)  # type: ignore[return-value]
+
+
 def _choice(choice: Any) -> str:
     return f"[{','.join(choice)}]" if OmegaConf.is_list(choice) or isinstance(choice, list) else str(choice)
 
 
-def _check_against_file(node: Any, reference: Any, path: str) -> None:
-    for key, value in OmegaConf.to_container(node, resolve=True).items() if node else ():
+def _check_against_file(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:
+    for key, value in given.items():
         name = f"{path}.{key}"
-        expected = OmegaConf.to_container(reference, resolve=False)
         if key not in expected:
-            hint = _did_you_mean(str(key), [str(other) for other in expected], prefix=f"{path}.")
-            knobs = ", ".join(str(other) for other in expected if not str(other).startswith("_"))
+            hint = _did_you_mean(key, list(expected), prefix=f"{path}.")
+            knobs = ", ".join(other for other in expected if not other.startswith("_"))
             raise UserError(f"{name}={value}: no such key{hint}; {path} has: {knobs or 'nothing to set'}")
-        if isinstance(value, dict):
-            _check_against_file(node[key], reference[key], name)
+        if isinstance(value, dict) and isinstance(expected[key], dict):
+            _check_against_file(value, expected[key], name)
         elif not _same_kind(value, expected[key]):
             raise UserError(f"{name}={value}: expected {_kind(expected[key])}, such as {expected[key]}")
 
@@ -264,7 +267,7 @@ def _kind(value: Any) -> str:
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
+    for key in map(str, node):
         yield f"{prefix}{key}"
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
@@ -283,9 +286,7 @@ def explain(error: Exception) -> str:
         hint = _did_you_mean(choice, list(error.options))
         return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: cannot be read as key=value ({_first_line(error)}); quote special characters"
-        )
+        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); quote special characters"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: is missing and has no default"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
@@ -330,9 +331,7 @@ def _data_rules(cfg: DictConfig) -> None:
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
     _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
-        raise UserError(
-            f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces"
-        )
+        raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
     fraction = cfg.split.get("val_fraction")
     _require(
         fraction is None or 0 < fraction < 1,
@@ -341,9 +340,7 @@ def _data_rules(cfg: DictConfig) -> None:
         "must lie between 0 and 1, or be null",
     )
     if cfg.split.name == "paper" and fraction is None and "early_stopping" in cfg.callbacks:
-        raise UserError(
-            "callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1"
-        )
+        raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
 
 
 def _model_rules(cfg: DictConfig) -> None:
@@ -373,18 +370,14 @@ def _optim_rules(cfg: DictConfig) -> None:
     optim = cfg.optim
     _require(optim.lr > 0, "optim.lr", optim.lr, "must be positive")
     _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
-    _require(
-        0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)"
-    )
+    _require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
     _require(
         optim.schedule in ("cosine", "constant"),
         "optim.schedule",
         optim.schedule,
         "must be cosine or constant",
     )
-    _require(
-        optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more"
-    )
+    _require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
     decay = optim.layer_decay
     _require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
 
@@ -392,18 +385,14 @@ def _optim_rules(cfg: DictConfig) -> None:
 def _imbalance_rules(cfg: DictConfig) -> None:
     loss, sampler = cfg.imbalance.loss, cfg.imbalance.sampler
     gamma = loss.get("gamma", 0)
-    _require(
-        gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)"
-    )
+    _require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
     smoothing = loss.get("label_smoothing", 0)
     _require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
     weighted = loss._target_.endswith("WeightedBCE") or {
         loss.get("weighting", "none"),
         loss.get("alpha", "none"),
     } != {"none"}
-    rebalances = (
-        sampler._target_.endswith(("UnderSampler", "ClassWeightedSampler")) and sampler.get("power", 0) != 1
-    )
+    rebalances = sampler._target_.endswith(("UnderSampler", "ClassWeightedSampler")) and sampler.get("power", 0) != 1
     if weighted and rebalances:
         raise UserError(
             f"imbalance={cfg.imbalance.name}: a rebalancing sampler and class weights in the loss correct twice; "
@@ -423,9 +412,7 @@ def _trainer_rules(cfg: DictConfig) -> None:
         f"must be one of {', '.join(accelerators)}",
     )
     precision = str(trainer.precision)
-    _require(
-        precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}"
-    )
+    _require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
     gpus = visible_gpus()
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and gpus == 0)
     if trainer.accelerator in ("gpu", "cuda") and gpus == 0:
@@ -470,9 +457,7 @@ def device_count(devices: Any) -> int | None:
     try:
         return int(str(devices))
     except ValueError:
-        raise UserError(
-            f"trainer.devices={devices}: must be a number, auto, or a list such as [0,1]"
-        ) from None
+        raise UserError(f"trainer.devices={devices}: must be a number, auto, or a list such as [0,1]") from None
 
 
 def visible_gpus() -> int | None:

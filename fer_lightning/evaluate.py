@@ -128,9 +128,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
         raise UserError(schema.explain(error)) from None
     for target in (cfg.data.source._target_, cfg.split._target_):
         if not target.startswith("fer_lightning."):
-            raise UserError(
-                f"the checkpoint names {target}, which is not part of fer_lightning and is not executed"
-            )
+            raise UserError(f"the checkpoint names {target}, which is not part of fer_lightning and is not executed")
     return cfg
 
 
@@ -141,9 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "overrides", nargs="*", help="key=value of the run's configuration, such as data.path=fer2013.zip"
     )
-    parser.add_argument(
-        "--out", type=Path, help="folder for metrics.json and predictions.csv; default: print only"
-    )
+    parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions.csv; default: print only")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = EmotionClassifier.load(parsed.checkpoint)
@@ -172,15 +168,11 @@ def print_table(metrics: Mapping[str, Any], synthetic: bool) -> None:
     sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
     table = Table("set", "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title)
     for name in sets:
-        values = (
-            metrics[f"{name}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
-        )
+        values = (metrics[f"{name}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall"))
         table.add_row(name, str(metrics[f"{name}/n"]), *(_percent(value) for value in values))
     classes = Table("emotion", "recall", "precision", "F1")
     for emotion in EMOTIONS:
-        classes.add_row(
-            emotion, *(_percent(metrics[f"test/{key}/{emotion}"]) for key in ("recall", "precision", "f1"))
-        )
+        classes.add_row(emotion, *(_percent(metrics[f"test/{key}/{emotion}"]) for key in ("recall", "precision", "f1")))
     console = Console()
     console.print(table)
     console.print(classes)

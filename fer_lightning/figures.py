@@ -138,9 +138,7 @@ def confusion_matrix(matrix: np.ndarray, title: str, subtitle: str = "") -> Figu
     figure = Figure(figsize=(7.6, 7.0))
     _head(figure, title, subtitle)
     axes = figure.add_subplot()
-    _heatmap(
-        axes, shares, lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})", fontsize=9.5, bold=np.eye(7) > 0
-    )
+    _heatmap(axes, shares, lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})", fontsize=9.5, bold=np.eye(7) > 0)
     images = matrix.sum(axis=1)
     axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
     axes.set_yticks(range(len(EMOTIONS)), [f"{e}\nn = {n:,}" for e, n in zip(EMOTIONS, images, strict=True)])
@@ -316,9 +314,7 @@ def method_bars(
         best = values == np.nanmax(values)
         axes.barh(places, values, color=np.where(best, BLUE, GREY), height=0.7)
         seen = ~np.isnan(spread)
-        axes.errorbar(
-            values[seen], places[seen], xerr=spread[seen], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3
-        )
+        axes.errorbar(values[seen], places[seen], xerr=spread[seen], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
         for place, value, deviation, is_best in zip(places, values, spread, best, strict=True):
             end = value + (0 if np.isnan(deviation) else deviation)
             axes.text(
@@ -362,9 +358,7 @@ def confusion_matrices(matrices: Mapping[str, np.ndarray], title: str, subtitle:
         percent = np.nan_to_num(shares) * 100
         _heatmap(axes, shares, lambda i, j, p=percent: f"{p[i, j]:.0f}", fontsize=9, bold=np.eye(7) > 0)  # type: ignore[misc]
         axes.set_title(name)
-        axes.set_xticks(
-            range(len(EMOTIONS)), EMOTIONS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9
-        )
+        axes.set_xticks(range(len(EMOTIONS)), EMOTIONS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
         axes.set_yticks(range(len(EMOTIONS)), EMOTIONS, fontsize=9)
         if place % columns == 0:
             axes.set_ylabel("true class")

@@ -11,6 +11,8 @@ import timm
 import timm.optim
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.models import EfficientNet
 from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,9 +41,7 @@ def build_head(
     """
     activation_class = getattr(nn, activation, None)
     if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
-        raise UserError(
-            f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU"
-        )
+        raise UserError(f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU")
     layers: list[nn.Module] = []
     for width in hidden:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))
@@ -60,7 +60,7 @@ def build_network(
     drop_path: float,
     head: Mapping[str, Any],
     num_classes: int = len(EMOTIONS),
-) -> nn.Module:
+) -> EfficientNet:
     """A timm EfficientNet whose classifier is the custom head; logits (B, ``num_classes``).
 
     Args:
@@ -77,10 +77,7 @@ def build_network(
     if name.split(".")[0] not in timm.list_models("*efficientnet*"):
         import difflib
 
-        close = (
-            ", ".join(difflib.get_close_matches(name, timm.list_models("*efficientnet*"), n=3))
-            or "efficientnet_b0"
-        )
+        close = ", ".join(difflib.get_close_matches(name, timm.list_models("*efficientnet*"), n=3)) or "efficientnet_b0"
         raise UserError(f"model.name={name}: no EfficientNet of timm {timm.__version__}; close: {close}")
     arguments: dict[str, Any] = {
         "num_classes": num_classes,
@@ -91,7 +88,7 @@ def build_network(
         _check_weights_fit(name, Path(weights))
         arguments["pretrained_cfg_overlay"] = {"file": weights}
     try:
-        network = timm.create_model(name, pretrained=weights != "none", **arguments)
+        network: Any = timm.create_model(name, pretrained=weights != "none", **arguments)
     except Exception as error:  # timm's hub raises whatever its HTTP client does
         if weights != "imagenet":
             raise
@@ -124,7 +121,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def parameter_groups(
-    network: nn.Module, lr: float, weight_decay: float, layer_decay: float | None, backbone_lr_scale: float
+    network: EfficientNet, lr: float, weight_decay: float, layer_decay: float | None, backbone_lr_scale: float
 ) -> list[dict[str, Any]]:
     """Optimizer groups: timm's layer-wise decay, no weight decay on vectors, the backbone's rate scaled.
 
@@ -195,8 +192,9 @@ class EmotionClassifier(L.LightningModule):
         self.optim = optim
         self.loss = loss
         # One gray mean and deviation: with summed stem weights, per-channel ones would shift the input.
+        pretrained_cfg: Any = self.network.pretrained_cfg
         for key in ("mean", "std"):
-            values = self.network.pretrained_cfg[key]
+            values = pretrained_cfg[key]
             self.register_buffer(key, torch.tensor(sum(values) / len(values)), persistent=False)
         metrics = training_metrics(len(EMOTIONS))
         self.train_metrics = metrics.clone(prefix="train/")
@@ -230,9 +228,7 @@ class EmotionClassifier(L.LightningModule):
 
     def _log_loss(self, key: str, loss: Tensor, batch_size: int) -> None:
         # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
-        self.log(
-            key, loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size
-        )
+        self.log(key, loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
     def on_train_epoch_start(self) -> None:
         frozen = self.current_epoch < self.freeze_epochs
@@ -247,7 +243,7 @@ class EmotionClassifier(L.LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         self.log("train/lr", max(group["lr"] for group in optimizer.param_groups), sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optim = self.optim
         groups = parameter_groups(
             self.network, optim["lr"], optim["weight_decay"], optim["layer_decay"], optim["backbone_lr_scale"]
@@ -256,9 +252,7 @@ class EmotionClassifier(L.LightningModule):
         try:
             optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum)
         except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(
-                f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})"
-            ) from error
+            raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(optim["warmup_fraction"] * total)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -280,9 +274,7 @@ class EmotionClassifier(L.LightningModule):
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile, pickle and torch each have their own
-            raise UserError(
-                f"{path}: no checkpoint that loads safely ({_first_line(error)[:120]})"
-            ) from error
+            raise UserError(f"{path}: no checkpoint that loads safely ({_first_line(error)[:120]})") from error
         hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
         if not {"model", "optim", "class_counts", "config", "provenance"} <= set(hyper):
             raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")

@@ -14,6 +14,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file."""
     return json.loads(path.read_text())
 
 
@@ -23,5 +24,6 @@ def write_status(folder: Path, status: str, reason: str = "") -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
+    """A run folder's ``status`` and ``reason``; ``missing`` when it has none yet."""
     path = folder / "status.json"
     return read_json(path) if path.exists() else {"status": "missing"}

@@ -59,14 +59,13 @@ def run_job(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = read_json(folder.parent / "sweep.json")
-    _say(f"[sweep] job {hydra.job.num + 1} of {sweep['jobs']}: {' '.join(hydra.overrides.task)}")
+    number = f"[sweep] job {hydra.job.num + 1} of {sweep['jobs']}"
+    _say(f"{number}: {' '.join(hydra.overrides.task)}")
     write_status(folder, "running")
     started = time.monotonic()
     try:
         config.validate(cfg, hydra.runtime.choices)
-        code = _wait(
-            subprocess.Popen(_command(hydra, folder), env=_environment(folder), start_new_session=True)
-        )
+        code = _wait(subprocess.Popen(_command(hydra, folder), env=_environment(folder), start_new_session=True))
         if read_status(folder)["status"] == "running":
             write_status(folder, "failed", f"the process ended with code {code} before it could say why")
     except UserError as error:
@@ -76,10 +75,8 @@ def run_job(cfg: DictConfig) -> float:
         raise
     status = read_status(folder)
     reason = f": {status['reason']}" if status.get("reason") else ""
-    _say(
-        f"[sweep] job {hydra.job.num + 1} of {sweep['jobs']} {status['status']} in {_duration(time.monotonic() - started)}"
-        f"{reason}{_time_left(folder.parent, sweep)}"
-    )
+    took = _duration(time.monotonic() - started)
+    _say(f"{number} {status['status']} in {took}{reason}{_time_left(folder.parent, sweep)}")
     if status["status"] != "done":
         return math.nan
     value = read_json(folder / "metrics.json").get("val/f1_macro")

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: CSV always, Weights & Biases or TensorBoard as asked; and the stamp of code and machine.
+"""Where a run's numbers go: CSV always, Weights & Biases or TensorBoard as asked; and the stamp of the code.
 
 Only the first process of a distributed run writes; the others get the CSV logger, which is silent there.
 """
@@ -51,7 +51,7 @@ WANDB_START_SECONDS = 30
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes (rank 0, or the only one)."""
-    return rank_zero_only.rank in (0, None)
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> str | None:
@@ -101,12 +101,12 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
 
     Args:
         cfg: the whole configuration, plain Python, interpolations resolved.
-        run_dir: the run folder; ``metrics.csv`` lies directly in it. When ``cfg["resume"]`` goes on in a folder
-            that has one, its rows are kept.
+        run_dir: the run folder; ``metrics.csv`` lies directly in it. When ``cfg["resume"]`` goes on in a
+            folder that has one, its rows are kept.
 
     Returns:
-        The CSV logger, and behind it the one that ``cfg["logger"]["name"]`` asks for: ``wandb`` (offline without
-        a key), ``tensorboard``, ``csv`` for none, or ``auto`` for W&B where the user is logged in.
+        The CSV logger, and behind it the one that ``cfg["logger"]["name"]`` asks for: ``wandb`` (offline
+        without a key), ``tensorboard``, ``csv`` for none, or ``auto`` for W&B where the user is logged in.
 
     Raises:
         UserError: TensorBoard is asked for and not installed.
@@ -120,7 +120,7 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         loggers[0].experiment.metrics.extend(kept)  # type: ignore[attr-defined]
     kind = cfg["logger"]["name"]
-    if kind == "wandb" or (kind == "auto" and _wandb_mode() == "online"):
+    if kind == "wandb" or (kind == "auto" and _wandb_login()):
         loggers.append(_wandb_logger(cfg, run_dir))
     elif kind == "tensorboard":
         try:
@@ -146,21 +146,26 @@ def _number(text: str) -> float:
     return int(value) if value.is_integer() and "." not in text else value
 
 
-def _wandb_mode() -> str:
-    """The mode for ``wandb.init``: the user's ``WANDB_MODE``, else online with a key and offline without."""
-    if chosen := os.environ.get("WANDB_MODE"):
-        return "offline" if chosen == "dryrun" else chosen
+def _wandb_login() -> bool:
+    """Whether W&B finds a key without asking: in the environment, or in the netrc file that ``wandb login`` writes."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "online"
+        return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
-    for file in files:
+    for file in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
         try:
             if netrc.netrc(os.path.expanduser(file)).authenticators(host):
-                return "online"
+                return True
         except (OSError, netrc.NetrcParseError):
             continue
-    return "offline"
+    return False
+
+
+def _wandb_mode() -> str:
+    """The mode for ``wandb.init``: the user's ``WANDB_MODE``, but never online without a key, which would ask."""
+    mode = os.environ.get("WANDB_MODE") or "online"
+    if mode == "dryrun" or (mode not in ("offline", "disabled") and not _wandb_login()):
+        return "offline"
+    return mode
 
 
 def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
@@ -183,9 +188,7 @@ def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
             mode=mode,
             settings=wandb.Settings(init_timeout=WANDB_START_SECONDS),
         )
-        _ = (
-            logger.experiment
-        )  # Opens the run now, so that a failure of the network shows here and not in training.
+        _ = logger.experiment  # opens the run now, so that a dead network shows here and not in training
         return logger
 
     try:
@@ -209,8 +212,8 @@ def log_results(
 ) -> None:
     """Show a finished run on the dashboards.
 
-    W&B gets ``metrics.json`` as summary, the run folder's pictures, a table with one row per class, and a table of
-    the most confident mistakes with their faces. TensorBoard gets the pictures.
+    W&B gets ``metrics.json`` as summary, the run folder's pictures, a table with one row per class, and a table
+    of the most confident mistakes with their faces. TensorBoard gets the pictures.
 
     Args:
         loggers: from ``build_loggers``.
@@ -231,9 +234,8 @@ def log_results(
             import wandb
 
             run = logger.experiment
-            run.config.update(
-                {"class_counts": metrics["train/class_counts"], "data_hash": metrics["data_hash"]}
-            )
+            run.config.update({"class_counts": metrics["train/class_counts"]})
+            run.config.update({"data_hash": metrics["data_hash"]})
             run.log(
                 {
                     **{name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures},
@@ -266,7 +268,7 @@ def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
     columns = ["id", "label", "prediction", "confidence", *PROBABILITY_COLUMNS]
     # Three times the size: 48 pixels are hard to see in a table.
     faces = [wandb.Image(images[place].repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
-    data = [[face, *values] for face, values in zip(faces, rows[columns].to_numpy().tolist(), strict=True)]
+    data: list[Any] = [[face, *values] for face, values in zip(faces, rows[columns].to_numpy().tolist(), strict=True)]
     return wandb.Table(columns=["face", *columns], data=data)
 
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run leaves in memory: the numbers of ``metrics.json`` and the objects, for tests and notebooks."""
+    """What a finished run leaves in memory: the content of ``metrics.json`` and the objects, for notebooks."""
 
     metrics: dict[str, Any]
     trainer: L.Trainer
@@ -81,9 +81,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     faces, split = load_faces(cfg)
     if faces.synthetic:
-        log.info(
-            "NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013"
-        )
+        log.info("NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013")
     datamodule = FERDataModule(
         faces,
         split,
@@ -106,7 +104,8 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if cfg.model.compile:
         model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
     loggers += tracking.build_loggers(_plain(cfg), folder)
-    trainer = build_trainer(cfg, folder, loggers, has_validation=len(split.val) > 0)
+    timer = Timer()
+    trainer = build_trainer(cfg, folder, loggers, [timer], has_validation=len(split.val) > 0)
     log.info(
         "train %d  val %d  test %d images; %s",
         len(split.train),
@@ -125,7 +124,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if not trainer.is_global_zero:
         return None
 
-    seconds = next(each for each in trainer.callbacks if isinstance(each, Timer)).time_elapsed("train")
+    seconds = timer.time_elapsed("train")
     best = _best_checkpoint(trainer, folder)
     tested = EmotionClassifier.load(best)
     evaluation = evaluate(tested, faces, split, trainer.strategy.root_device)
@@ -154,22 +153,19 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     tracking.log_results(loggers, metrics, evaluation.predictions, faces, split, folder)
     print_table(evaluation.metrics, faces.synthetic)
     print(
-        json.dumps(
-            {"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(metrics)}
-        ),
+        json.dumps({"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(metrics)}),
         flush=True,
     )
     return Run(metrics, trainer, tested, datamodule)
 
 
-def build_trainer(cfg: DictConfig, folder: Path, loggers: list[Any], has_validation: bool) -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig, folder: Path, loggers: list[Any], callbacks: list[Callback], has_validation: bool
+) -> L.Trainer:
     """Lightning's Trainer from the ``trainer`` group, with the checkpoints and progress of every run."""
     arguments = _plain(cfg.trainer)
     arguments["precision"] = resolve_precision(arguments["precision"], arguments["accelerator"])
-    if (
-        arguments["strategy"] == "auto"
-        and (device_count(arguments["devices"]) or 1) * arguments["num_nodes"] > 1
-    ):
+    if arguments["strategy"] == "auto" and (device_count(arguments["devices"]) or 1) * arguments["num_nodes"] > 1:
         # Frozen parameters take no part in the backward pass, which plain DDP waits for.
         arguments["strategy"] = "ddp_find_unused_parameters_true" if cfg.model.freeze_epochs else "ddp"
     checkpoint = ModelCheckpoint(
@@ -181,19 +177,15 @@ def build_trainer(cfg: DictConfig, folder: Path, loggers: list[Any], has_validat
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [
-        checkpoint,
-        StopOnNonFinite(),
-        *(instantiate(each) for each in cfg.callbacks.values()),
-    ]
     with_bar = arguments.pop("enable_progress_bar") and Console().is_terminal
-    callbacks.append(RichProgressBar() if with_bar else EpochLine())
+    progress = RichProgressBar() if with_bar else EpochLine()
+    chosen = [instantiate(each) for each in cfg.callbacks.values()]
     if not has_validation:
         arguments["limit_val_batches"] = 0
     return L.Trainer(
         **arguments,
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=[checkpoint, StopOnNonFinite(), progress, *chosen, *callbacks],
         default_root_dir=folder,
         use_distributed_sampler=False,  # the samplers know their rank
         enable_progress_bar=with_bar,
@@ -224,15 +216,11 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     callback = trainer.checkpoint_callback
     best = Path(getattr(callback, "best_model_path", "") or folder / "checkpoints" / "best.ckpt")
     if not best.exists():
-        raise UserError(
-            f"{folder}: no checkpoint was written; trainer.fast_dev_run and a run of no epochs write none"
-        )
+        raise UserError(f"{folder}: no checkpoint was written; trainer.fast_dev_run and a run of no epochs write none")
     return best
 
 
-def _write_artefacts(
-    folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split
-) -> None:
+def _write_artefacts(folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split) -> None:
     write_json(folder / "metrics.json", metrics)
     predictions = evaluation.predictions
     predictions.to_csv(folder / "predictions.csv", index=False)

@@ -107,9 +107,7 @@ def write_all_forms(faces: Faces, folder: Path) -> dict[str, Path]:
         "icml_face_data.csv": folder / "icml_face_data.csv",
         "csv.gz": write_gzip(fer2013, folder / "fer2013.csv.gz"),
         "csv in a zip": write_zip({"fer2013.csv": fer2013}, folder / "fer2013.csv.zip"),
-        "csv in a tar": write_tar(
-            {"fer2013/README": b"x", "fer2013/fer2013.csv": fer2013}, folder / "fer2013.tar.gz"
-        ),
+        "csv in a tar": write_tar({"fer2013/README": b"x", "fer2013/fer2013.csv": fer2013}, folder / "fer2013.tar.gz"),
         "csv in a folder": write_folder({"icml_face_data.csv": icml}, folder / "competition"),
         "competition zip": write_zip(
             {"train.csv": b"emotion,pixels\n", "test.csv": b"pixels\n", "icml_face_data.csv": icml},

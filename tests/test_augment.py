@@ -46,10 +46,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (64, 48, 48), dtype=np.uint8)
 
 def _dots() -> np.ndarray:
     rows, columns = np.mgrid[:48, :48]
-    spots = [
-        light * np.exp(-((columns - x) ** 2 + (rows - 23.5) ** 2) / 8)
-        for light, x in ((250, 11.5), (180, 35.5))
-    ]
+    spots = [light * np.exp(-((columns - x) ** 2 + (rows - 23.5) ** 2) / 8) for light, x in ((250, 11.5), (180, 35.5))]
     return sum(spots).round().astype(np.uint8)
 
 
@@ -166,9 +163,7 @@ class TestDrawSeed:
         assert draw_seed(1, 2, 3) == 7702586659592502839
 
     def test_bits_are_fair(self):
-        seeds = np.array(
-            [draw_seed(0, epoch, position) for epoch in range(5) for position in range(2000)], np.uint64
-        )
+        seeds = np.array([draw_seed(0, epoch, position) for epoch in range(5) for position in range(2000)], np.uint64)
         for bit in range(64):
             ones = int((seeds >> np.uint64(bit) & np.uint64(1)).sum())
             assert binomtest(ones, len(seeds)).pvalue > 1e-6
@@ -247,9 +242,7 @@ class TestStrengths:
             result = turned(DOTS, seed)
             by_angle[int(result[:, :24].max() < result[:, 24:].max()), int(pose(result)[0] > 0)] += 1
             result = erased(halves, seed)
-            by_erasing[
-                int(result[:, :24].mean() < result[:, 24:].mean()), int(len(np.unique(result)) > 2)
-            ] += 1
+            by_erasing[int(result[:, :24].mean() < result[:, 24:].mean()), int(len(np.unique(result)) > 2)] += 1
         assert chi2_contingency(by_angle).pvalue > 1e-4
         assert chi2_contingency(by_erasing).pvalue > 1e-4
 

@@ -148,9 +148,7 @@ def test_one_seed_table_and_report(write_run: WriteRun, tmp_path: Path) -> None:
         assert matplotlib.image.imread(tmp_path / "report" / picture).shape[0] > 300
     best = frame.loc[frame["accuracy"].idxmax(), "accuracy"]
     assert f"**{best:.3f}**" in report
-    pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "report" / "comparison.csv"), frame, check_dtype=False
-    )
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "report" / "comparison.csv"), frame, check_dtype=False)
 
 
 def test_several_seeds_give_mean_and_sample_deviation(write_run: WriteRun, tmp_path: Path) -> None:
@@ -158,8 +156,7 @@ def test_several_seeds_give_mean_and_sample_deviation(write_run: WriteRun, tmp_p
     console = quiet()
     frame = compare([tmp_path / "sweep"], tmp_path / "report", console).set_index("method")
     values = [
-        json.loads(file.read_text())["test/f1_macro"]
-        for file in (tmp_path / "sweep").glob("*-focal-*/metrics.json")
+        json.loads(file.read_text())["test/f1_macro"] for file in (tmp_path / "sweep").glob("*-focal-*/metrics.json")
     ]
     assert len(values) == frame.loc["focal", "seeds"] == 3
     assert frame.loc["focal", "f1_macro"] == pytest.approx(np.mean(values))

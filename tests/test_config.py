@@ -22,7 +22,10 @@ MISTAKES = [
     (["++optim.lrr=1"], "optim.lrr: no such key (did you mean optim.lr?)"),
     (["imbalance=focal", "imbalance.loss.gama=3"], "did you mean imbalance.loss.gamma?"),
     (["imbalance=focal", "+imbalance.loss.gama=3"], "did you mean imbalance.loss.gamma?"),
-    (["+imbalance.sampler.per_klass=3", "imbalance=undersample"], "did you mean imbalance.sampler.per_class?"),
+    (
+        ["+imbalance.sampler.per_klass=3", "imbalance=undersample"],
+        "did you mean imbalance.sampler.per_class?",
+    ),
     (["split.fold=1"], "split has: name, val_fraction, train_size"),
     (["+split.fold=1"], "split.fold=1: no such key"),
     (["callbacks=ema", "+callbacks.ema.dekay=.9"], "did you mean callbacks.ema.decay?"),
@@ -56,7 +59,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("overrides", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_mistake_is_one_line_and_leaves_nothing(cli, tmp_path, overrides, message):
     outcome = cli(*overrides)
     assert outcome.code == 2
@@ -65,9 +70,17 @@ def test_mistake_is_one_line_and_leaves_nothing(cli, tmp_path, overrides, messag
 
 
 def test_mistakes_are_told_before_anything_heavy_is_imported():
-    code = "import sys; sys.argv=['x','imbalance=focal','imbalance.loss.gamma=-1']\nfrom fer_lightning.__main__ import main\n" \
-        "try: main()\nexcept SystemExit as e: assert e.code==2\n" \
-        "print([m for m in ('torch','lightning','timm','wandb','albumentations','pandas','matplotlib') if m in sys.modules])"
+    code = """
+import sys
+from fer_lightning.__main__ import main
+sys.argv = ["fer_lightning", "imbalance=focal", "imbalance.loss.gamma=-1"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 2
+heavy = ("torch", "lightning", "timm", "wandb", "albumentations", "pandas", "matplotlib")
+print([module for module in heavy if module in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -120,7 +133,16 @@ def test_light_modules_import_nothing_heavy():
         tree = ast.parse((package / f"{name}.py").read_text())
         top = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         top |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
-        assert not top & {"torch", "lightning", "timm", "pandas", "numpy", "wandb", "albumentations", "matplotlib"}, name
+        assert not top & {
+            "torch",
+            "lightning",
+            "timm",
+            "pandas",
+            "numpy",
+            "wandb",
+            "albumentations",
+            "matplotlib",
+        }, name
 
 
 @pytest.mark.parametrize(("masked", "expected"), [("", 0), ("-1", 0)])

@@ -139,9 +139,7 @@ def test_a_zip_with_the_wrong_name_is_still_a_zip(forms: dict[str, Path], tmp_pa
     assert fer2013.read(path).kind == "fer2013.csv (zip)"
 
 
-def test_other_sizes_and_colours_are_converted_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_sizes_and_colours_are_converted_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     files = image_files(FACES)
     names = sorted(files)
@@ -167,9 +165,7 @@ def test_jpeg_archive_is_read(tmp_path: Path) -> None:
     assert len(np.unique(faces.twins)) == 1
 
 
-def test_file_name_decides_when_the_folder_disagrees(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_file_name_decides_when_the_folder_disagrees(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     files = image_files(FACES)
     moved = next(name for name in files if "PublicTest" in name)
@@ -310,9 +306,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "class missing in a csv": (
         changed_csv(
-            lambda rows: rows.__setitem__(
-                slice(0, len(rows)), [r for r in rows if r[::2] != ["1", "Training"]]
-            )
+            lambda rows: rows.__setitem__(slice(0, len(rows)), [r for r in rows if r[::2] != ["1", "Training"]])
         ),
         r"fer2013\.csv: no image of disgust in Training",
     ),

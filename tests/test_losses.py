@@ -239,9 +239,7 @@ def test_weights_stay_out_of_checkpoints(module):
     assert [buffer.shape for buffer in module.buffers()] == [(7,)]
 
 
-@pytest.mark.parametrize(
-    "method", sorted((CONF_DIR / "imbalance").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("method", sorted((CONF_DIR / "imbalance").glob("*.yaml")), ids=lambda path: path.stem)
 class TestMethodFiles:
     def test_builds_a_loss_and_a_sampler(self, method):
         config = OmegaConf.load(method)

@@ -86,9 +86,7 @@ def test_training_metrics_equal_the_scores_of_the_whole_set() -> None:
     probabilities, labels = drawn_predictions(500)
     metrics = training_metrics().clone(prefix="val/")
     for start in range(0, 500, 64):
-        metrics.update(
-            torch.tensor(probabilities[start : start + 64]), torch.tensor(labels[start : start + 64])
-        )
+        metrics.update(torch.tensor(probabilities[start : start + 64]), torch.tensor(labels[start : start + 64]))
     whole = classification_metrics(probabilities, labels, prefix="val/")
     computed = {key: value.item() for key, value in metrics.compute().items()}
     assert computed == pytest.approx({key: whole[key] for key in computed}, abs=1e-6)

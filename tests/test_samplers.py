@@ -79,9 +79,7 @@ class TestUnderSampler:
 
     def test_redraw_is_uniform_within_a_class(self):
         sampler = UnderSampler(SMALL, seed=0, redraw=True)
-        drawn = np.bincount(
-            np.concatenate([indices(sampler, epoch) for epoch in range(400)]), minlength=len(SMALL)
-        )
+        drawn = np.bincount(np.concatenate([indices(sampler, epoch) for epoch in range(400)]), minlength=len(SMALL))
         happy = drawn[SMALL == 3]
         assert happy.sum() == 400 * 3
         assert chisquare(happy).pvalue > 1e-4

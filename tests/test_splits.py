@@ -19,9 +19,7 @@ TRAINING, PUBLIC, PRIVATE, TEST = range(4)
 COUNTS = (400, 44, 410, 720, 480, 320, 500)
 
 
-def faces_of(
-    counts: tuple[int, ...], usage: list[int] | None = None, twins: float = 0.0, seed: int = 0
-) -> Faces:
+def faces_of(counts: tuple[int, ...], usage: list[int] | None = None, twins: float = 0.0, seed: int = 0) -> Faces:
     """Tiny-valued images with these class counts; a share of them copies the pixels of an earlier image."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(7), counts))
@@ -31,9 +29,7 @@ def faces_of(
     for copy in np.flatnonzero(rng.random(n) < twins):
         images[copy] = images[rng.integers(0, copy + 1)]
     drawn = rng.choice(3, n, p=(0.8, 0.1, 0.1)) if usage is None else np.resize(usage, n)
-    return Faces.from_arrays(
-        images, labels, drawn, np.array([f"row {i + 1}" for i in range(n)]), kind="made up"
-    )
+    return Faces.from_arrays(images, labels, drawn, np.array([f"row {i + 1}" for i in range(n)]), kind="made up")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +83,7 @@ def test_seed_decides_what_is_drawn(split: Callable[..., Split], twinned: Faces)
 
 
 @every_split
-def test_dedup_drops_exactly_the_test_images_with_a_twin_in_train(
-    split: Callable[..., Split], twinned: Faces
-) -> None:
+def test_dedup_drops_exactly_the_test_images_with_a_twin_in_train(split: Callable[..., Split], twinned: Faces) -> None:
     for train_size in (None, 200):
         made = split(twinned, 0, train_size=train_size)
         seen = {twinned.images[index].tobytes() for index in made.train}
@@ -109,9 +103,7 @@ def test_validation_cut_is_stratified_and_keeps_twins_together(
 
 
 def test_validation_cut_has_every_emotion_even_when_rare() -> None:
-    made = official(
-        faces_of((60, 4, 60, 60, 60, 60, 60), usage=[TRAINING] * 4 + [TEST]), 0, val_fraction=0.05
-    )
+    made = official(faces_of((60, 4, 60, 60, 60, 60, 60), usage=[TRAINING] * 4 + [TEST]), 0, val_fraction=0.05)
     assert len(made.val) > 0
     rare = faces_of((300, 2, 300, 300, 300, 300, 300), usage=[TRAINING])
     rare.usage[:9] = TEST
@@ -124,9 +116,7 @@ def test_validation_cut_has_every_emotion_even_when_rare() -> None:
 def test_validation_fraction_out_of_range_is_refused(
     split: Callable[..., Split], fraction: float, plain: Faces
 ) -> None:
-    with pytest.raises(
-        UserError, match=f"split.val_fraction={fraction}: accepted is a share between 0 and 1"
-    ):
+    with pytest.raises(UserError, match=f"split.val_fraction={fraction}: accepted is a share between 0 and 1"):
         split(plain, 0, val_fraction=fraction)
 
 
@@ -154,9 +144,7 @@ def test_train_size_leaves_the_validation_cut_alone(twinned: Faces) -> None:
 @every_split
 @pytest.mark.parametrize("size", [0, 6, -1, 100_000])
 def test_impossible_train_size_is_refused(split: Callable[..., Split], size: int, plain: Faces) -> None:
-    with pytest.raises(
-        UserError, match=rf"split.train_size={size}: accepted are 7 \(one of each emotion\) to \d+"
-    ):
+    with pytest.raises(UserError, match=rf"split.train_size={size}: accepted are 7 \(one of each emotion\) to \d+"):
         split(plain, 0, train_size=size)
 
 
@@ -181,9 +169,7 @@ def test_official_without_public_test_cuts_validation_and_says_so(caplog: pytest
     assert "validating on 0.1 of the training images" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("usage", "missing"), [([PUBLIC, PRIVATE], "Training"), ([TRAINING, PUBLIC], "PrivateTest")]
-)
+@pytest.mark.parametrize(("usage", "missing"), [([PUBLIC, PRIVATE], "Training"), ([TRAINING, PUBLIC], "PrivateTest")])
 def test_official_needs_training_and_test_images(usage: list[int], missing: str) -> None:
     with pytest.raises(UserError, match=f"needs {missing}.* use split=kfold"):
         official(faces_of(COUNTS, usage=usage), 0)
@@ -231,9 +217,7 @@ def test_paper_ignores_usage_and_draws_anew_with_each_seed(plain: Faces) -> None
 def test_paper_refuses_what_it_cannot_do(plain: Faces) -> None:
     with pytest.raises(UserError, match=r"split.subset=small: accepted are large and balanced"):
         paper(plain, 0, subset="small")
-    with pytest.raises(
-        UserError, match=r"two images or more of each emotion, and the data have 1 of disgust"
-    ):
+    with pytest.raises(UserError, match=r"two images or more of each emotion, and the data have 1 of disgust"):
         paper(faces_of((9, 1, 9, 9, 9, 9, 9)), 0)
 
 

@@ -87,7 +87,9 @@ class FERDataModule(L.LightningDataModule):
         self.sampler = build_sampler(labels=self.train_set.labels, seed=seed)
         drawn = len(self.sampler)
         if drawn < batch_size:
-            raise UserError(f"data.batch_size={batch_size}: only {drawn} images are drawn per epoch; use a smaller batch")
+            raise UserError(
+                f"data.batch_size={batch_size}: only {drawn} images are drawn per epoch; use a smaller batch"
+            )
 
     @property
     def class_counts(self) -> list[int]:
@@ -105,7 +107,13 @@ class FERDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Item]:
         return self._loader(self.val_set, EvalShard(len(self.val_set)), 4 * self.per_device_batch_size)
 
-    def _loader(self, dataset: Dataset[Item], sampler: torch.utils.data.Sampler, batch_size: int, drop_last: bool = False) -> DataLoader[Item]:
+    def _loader(
+        self,
+        dataset: Dataset[Item],
+        sampler: torch.utils.data.Sampler,
+        batch_size: int,
+        drop_last: bool = False,
+    ) -> DataLoader[Item]:
         return DataLoader(
             dataset,
             batch_size=batch_size,

@@ -27,8 +27,7 @@ OFFICIAL_COUNTS = {
 KAGGLE_DATASET = "msambare/fer2013"
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 ACCEPTED = (
-    "the Kaggle archive (zip or folder), or fer2013.csv or icml_face_data.csv"
-    " (plain, .gz, or in a .zip or .tar.gz)"
+    "the Kaggle archive (zip or folder), or fer2013.csv or icml_face_data.csv (plain, .gz, or in a .zip or .tar.gz)"
 )
 
 
@@ -132,9 +131,7 @@ def _check_classes(faces: Faces, source: Path) -> None:
     for usage, counts in usage_counts(faces).items():
         empty = [emotion for emotion, count in zip(EMOTIONS, counts, strict=True) if count == 0]
         if empty:
-            raise UserError(
-                f"{source}: no image of {', '.join(empty)} in {usage}: every usage needs every emotion"
-            )
+            raise UserError(f"{source}: no image of {', '.join(empty)} in {usage}: every usage needs every emotion")
 
 
 def _download() -> Path:

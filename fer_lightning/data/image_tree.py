@@ -65,9 +65,7 @@ def read_image_tree(container: Container) -> Faces:
     usage = np.array([_usage(entry) for entry in entries])
     order = np.argsort(ids, kind="stable")
     kind = "Kaggle archive" if prefixed else "copy without Training_/PublicTest_/PrivateTest_ file names"
-    return Faces.from_arrays(
-        images[order], labels[order], usage[order], ids[order], kind=f"{kind} ({container.form})"
-    )
+    return Faces.from_arrays(images[order], labels[order], usage[order], ids[order], kind=f"{kind} ({container.form})")
 
 
 def _split(name: str) -> tuple[str, str, str, str] | None:
@@ -89,15 +87,12 @@ def _locate(container: Container) -> list[_Entry]:
         top, part, emotion, file = place
         if emotion.lower() not in labels:
             raise UserError(
-                f"{container.path}: unknown emotion folder {part}/{emotion}; accepted are"
-                f" {', '.join(EMOTIONS)}"
+                f"{container.path}: unknown emotion folder {part}/{emotion}; accepted are {', '.join(EMOTIONS)}"
             )
         tops.add(top)
         match = _PREFIX.match(file)
         prefix = _PREFIX_USAGE[match[1].lower()] if match else None
-        entries.append(
-            _Entry(name, f"{part}/{emotion}/{file}", part.lower(), labels[emotion.lower()], prefix)
-        )
+        entries.append(_Entry(name, f"{part}/{emotion}/{file}", part.lower(), labels[emotion.lower()], prefix))
     if len(tops) > 1:
         places = ", ".join(top or "." for top in sorted(tops))
         raise UserError(f"{container.path} holds several train/ and test/ trees (in {places}): give only one")
@@ -111,22 +106,16 @@ def _check_prefixes(entries: list[_Entry], container: Container) -> bool:
     test = [entry for entry in entries if entry.part == "test"]
     for part in PARTS:
         if all(entry.part != part for entry in entries):
-            raise UserError(
-                f"{container.path} has no images under {part}/<emotion>/: both train/ and test/ are needed"
-            )
+            raise UserError(f"{container.path} has no images under {part}/<emotion>/: both train/ and test/ are needed")
     without = [entry for entry in test if entry.prefix is None]
     if without and len(without) < len(test):
         raise UserError(
             f"{container.path}: {len(without)} of {len(test)} files under test/ lack the prefix PublicTest_"
             f" or PrivateTest_ (the first: {without[0].id}); give all of them a prefix, or none"
         )
-    elsewhere = sum(
-        entry.prefix is not None and (entry.prefix == 0) != (entry.part == "train") for entry in entries
-    )
+    elsewhere = sum(entry.prefix is not None and (entry.prefix == 0) != (entry.part == "train") for entry in entries)
     if elsewhere:
-        log.info(
-            "%d images lie in another folder than their file name says; the file name decides", elsewhere
-        )
+        log.info("%d images lie in another folder than their file name says; the file name decides", elsewhere)
     return not without
 
 
@@ -143,9 +132,7 @@ def _decode(data: bytes, where: str) -> tuple[np.ndarray, bool]:
     buffer = np.frombuffer(data, np.uint8)
     image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if data and not truncated else None
     if image is None:
-        reason = (
-            "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
-        )
+        reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
         raise UserError(f"{where} {reason}: replace or remove it")
     if image.shape == (IMAGE_SIZE, IMAGE_SIZE) and image.dtype == np.uint8:
         return image, False

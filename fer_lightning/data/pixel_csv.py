@@ -43,8 +43,7 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
         where = f"{source}, row {number}"
         if len(row) != len(header):
             raise UserError(
-                f"{where}: {len(row)} of {len(header)} columns; the file is cut short or damaged: download"
-                " it again"
+                f"{where}: {len(row)} of {len(header)} columns; the file is cut short or damaged: download it again"
             )
         images.append(_pixels(row[pixels_at], where))
         labels.append(_label(row[emotion_at], where))
@@ -92,9 +91,7 @@ def _pixels(text: str, where: str) -> np.ndarray:
     except ValueError:
         raise UserError(f"{where}: the pixels hold something that is no whole number") from None
     if len(values) != PIXELS:
-        raise UserError(
-            f"{where}: {len(values)} pixel values; {PIXELS} ({IMAGE_SIZE} x {IMAGE_SIZE}) are needed"
-        )
+        raise UserError(f"{where}: {len(values)} pixel values; {PIXELS} ({IMAGE_SIZE} x {IMAGE_SIZE}) are needed")
     if values.min() < 0 or values.max() > 255:
         wrong = values[(values < 0) | (values > 255)][0]
         raise UserError(f"{where}: pixel value {wrong}; accepted are 0 to 255")

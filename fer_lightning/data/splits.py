@@ -37,9 +37,7 @@ class Split:
     tests: dict[str, np.ndarray]
 
 
-def official(
-    faces: Faces, seed: int, val_fraction: float | None = None, train_size: int | None = None
-) -> Split:
+def official(faces: Faces, seed: int, val_fraction: float | None = None, train_size: int | None = None) -> Split:
     """The competition's split: train on Training, select on PublicTest, report PrivateTest.
 
     Where the data do not tell PublicTest from PrivateTest, all of ``test/`` is reported and validation is cut
@@ -189,9 +187,7 @@ def _finish(
     if train_size is not None:
         train = _subset(faces.labels, train, train_size, _stream(seed, "train_size"))
     missing = [
-        emotion
-        for emotion, count in zip(EMOTIONS, count_classes(faces.labels[train]), strict=True)
-        if not count
+        emotion for emotion, count in zip(EMOTIONS, count_classes(faces.labels[train]), strict=True) if not count
     ]
     if missing:
         raise UserError(f"The training split has no image of {', '.join(missing)}: every emotion is needed")
@@ -201,23 +197,17 @@ def _finish(
     return Split(_sorted(train), _sorted(val), {name: _sorted(indices) for name, indices in tests.items()})
 
 
-def _cut(
-    faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(rest, cut) of the pool: stratified, twins together, at least one of each emotion that has two."""
     if not 0 < fraction < 1:
-        raise UserError(
-            f"split.val_fraction={fraction}: accepted is a share between 0 and 1, without the ends"
-        )
+        raise UserError(f"split.val_fraction={fraction}: accepted is a share between 0 and 1, without the ends")
     counts = np.array(count_classes(faces.labels[pool]))
     cut = np.where(counts > 1, np.clip(fraction * counts, 1, counts - 1), 0)
     part = _deal(faces.labels[pool], faces.twins[pool], np.stack([counts - cut, cut]), rng)
     return pool[part == 0], pool[part == 1]
 
 
-def _deal(
-    labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Deal images to parts so that the images of a group stay together.
 
     Groups are taken in random order, the larger first; each goes to the part that most lacks its emotions.
@@ -256,8 +246,7 @@ def _subset(labels: np.ndarray, pool: np.ndarray, size: int, rng: np.random.Gene
     present = sum(count > 0 for count in counts)
     if not present <= size <= len(pool):
         raise UserError(
-            f"split.train_size={size}: accepted are {present} (one of each emotion) to"
-            f" {len(pool)} (all that there are)"
+            f"split.train_size={size}: accepted are {present} (one of each emotion) to {len(pool)} (all that there are)"
         )
     chosen = []
     for label, count in enumerate(apportion(size, counts, least=1)):
@@ -275,8 +264,8 @@ def apportion(total: int, weights: Sequence[int], least: int) -> list[int]:
     shares = np.where(wanted > 0, np.maximum(np.floor(wanted), least), 0).astype(np.int64)
     while shares.sum() != total:
         step = 1 if shares.sum() < total else -1
-        movable = shares >= least if step > 0 else shares > least
-        gap = np.where(movable & (wanted > 0), step * (wanted - shares), -np.inf)
+        movable = (wanted > 0) & ((step > 0) | (shares > least))
+        gap = np.where(movable, step * (wanted - shares), -np.inf)
         shares[np.argmax(gap)] += step
     return shares.tolist()
 

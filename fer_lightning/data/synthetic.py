@@ -75,8 +75,8 @@ def draw(images: int = 3000, seed: int = 0) -> Faces:
     least = LEAST_PER_CLASS * len(EMOTIONS)
     if images < 3 * least:
         raise UserError(
-            f"data.source.images={images}: {3 * least} or more are needed ({LEAST_PER_CLASS} of each emotion in"
-            " Training, PublicTest and PrivateTest)"
+            f"data.source.images={images}: {3 * least} or more are needed ({LEAST_PER_CLASS} of each emotion"
+            " in Training, PublicTest and PrivateTest)"
         )
     test_size = max(round(TEST_SHARE * images), least)
     sizes = (images - 2 * test_size, test_size, test_size)

@@ -19,9 +19,7 @@ READINGS = ("sample", "column", "softmax")
 """Readings of the paper's weighted binary cross-entropy."""
 
 
-def cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy w[y] * sum_c -q_c log p_c with q = (1 - eps) * one_hot(y) + eps / C.
 
     The weight is the target class's, for the smoothed mass too. PyTorch weights that mass by its own class,
@@ -36,9 +34,7 @@ def cross_entropy(
     Returns:
         (B,) in the precision of ``at_least_float32(logits)``.
     """
-    loss = F.cross_entropy(
-        at_least_float32(logits), target, reduction="none", label_smoothing=label_smoothing
-    )
+    loss = F.cross_entropy(at_least_float32(logits), target, reduction="none", label_smoothing=label_smoothing)
     return loss if weight is None else weight[target] * loss
 
 
@@ -142,9 +138,7 @@ class CrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
-            raise UserError(
-                f"label_smoothing={label_smoothing} is out of range: it must be at least 0 and below 1"
-            )
+            raise UserError(f"label_smoothing={label_smoothing} is out of range: it must be at least 0 and below 1")
         self.label_smoothing = label_smoothing
         weight = class_weights(class_counts, weighting, normalization, beta)
         self.register_buffer("weight", weight.float(), persistent=False)
@@ -180,9 +174,7 @@ class FocalLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= gamma < math.inf:
-            raise UserError(
-                f"gamma={gamma} is out of range: the focal loss needs a gamma of 0 or more, usually 1 to 5"
-            )
+            raise UserError(f"gamma={gamma} is out of range: the focal loss needs a gamma of 0 or more, usually 1 to 5")
         self.gamma = gamma
         weight = class_weights(class_counts, alpha, normalization, beta)
         self.register_buffer("weight", weight.float(), persistent=False)

@@ -94,9 +94,7 @@ class UnderSampler(EpochSampler):
         UserError: when per_class is below 1 or above the rarest class.
     """
 
-    def __init__(
-        self, labels: np.ndarray, seed: int, per_class: int | None = None, redraw: bool = False
-    ) -> None:
+    def __init__(self, labels: np.ndarray, seed: int, per_class: int | None = None, redraw: bool = False) -> None:
         classes, counts = np.unique(labels, return_counts=True)
         self.per_class = int(counts.min()) if per_class is None else per_class
         if not 1 <= self.per_class <= counts.min():
@@ -116,10 +114,7 @@ class UnderSampler(EpochSampler):
 
     def _choose(self, generator: torch.Generator) -> Tensor:
         return torch.cat(
-            [
-                images[torch.randperm(len(images), generator=generator)[: self.per_class]]
-                for images in self.members
-            ]
+            [images[torch.randperm(len(images), generator=generator)[: self.per_class]] for images in self.members]
         )
 
 
@@ -139,17 +134,11 @@ class ClassWeightedSampler(EpochSampler):
         UserError: when power is outside [0, 1] or num_samples below 1.
     """
 
-    def __init__(
-        self, labels: np.ndarray, seed: int, power: float = 0.0, num_samples: int | None = None
-    ) -> None:
+    def __init__(self, labels: np.ndarray, seed: int, power: float = 0.0, num_samples: int | None = None) -> None:
         if not 0 <= power <= 1:
-            raise UserError(
-                f"power={power} is out of range: give 0 (all classes equally often) to 1 (by their size)"
-            )
+            raise UserError(f"power={power} is out of range: give 0 (all classes equally often) to 1 (by their size)")
         if num_samples is not None and num_samples < 1:
-            raise UserError(
-                f"num_samples={num_samples} is out of range: give 1 or more, or null for the training size"
-            )
+            raise UserError(f"num_samples={num_samples} is out of range: give 1 or more, or null for the training size")
         super().__init__(labels, seed, total=len(labels) if num_samples is None else num_samples)
         counts = np.bincount(self.labels)[self.labels]
         self.image_weights = torch.from_numpy(counts.astype(np.float64) ** (power - 1))

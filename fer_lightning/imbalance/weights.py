@@ -53,9 +53,7 @@ def class_weights(
         raise UserError(f"beta={beta} is out of range: it must be at least 0 and below 1, for example 0.9999")
     counts = torch.tensor([int(count) for count in class_counts], dtype=torch.float64)
     if len(counts) == 0 or counts.min() < 0 or counts.sum() == 0:
-        raise UserError(
-            f"class_counts={list(class_counts)}: one count per class is needed, not all of them 0"
-        )
+        raise UserError(f"class_counts={list(class_counts)}: one count per class is needed, not all of them 0")
     if scheme != "none" and counts.min() == 0:
         raise UserError(
             f"weighting {scheme!r} needs a training image of every class, but class_counts="
