@@ -399,7 +399,7 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[tuple[str, bool
     intervals = "f1_macro_low" in table and bool(table["seeds"].min() == 1)
     differences = "f1_macro_difference" in table
     headings = ["method", *SCORES.values()]
-    headings += ["macro F1, 95 %"] * intervals + [f"macro F1 - {BASELINE}"] * differences + ["seeds"]
+    headings += ["macro F1, 95 %"] * intervals + [f"macro F1 vs {BASELINE}"] * differences + ["seeds"]
     columns = [key.removeprefix("test/") for key in SCORES]
     best = {column: table[column].max() for column in columns}
     lines = []

@@ -10,7 +10,8 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ PACKAGES = (
 )
 """Distributions whose versions are recorded with every run."""
 
-FIGURES = ("confusion_matrix", "class_distribution", "curves")
-"""Pictures of the run folder that the dashboards show."""
+FIGURES = ("confusion_matrix", "class_distribution", "curves", "mistakes")
+"""Pictures of the run folder that the dashboards show, where they exist."""
 
 WANDB_START_SECONDS = 30
 """How long to wait for the W&B server before a run is kept offline."""
@@ -175,31 +176,32 @@ def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
     tags = list(dict.fromkeys(str(tag)[:64] for tag in (*names, *cfg["tags"]) if str(tag)))
     mode = _wandb_mode()
 
-    def start(mode: str) -> WandbLogger:
-        logger = WandbLogger(
-            name=f"{cfg['imbalance']['name']}-{cfg['model']['name']}-seed{cfg['seed']}",
-            save_dir=run_dir,
+    def start(mode: Any) -> Any:
+        return wandb.init(
             project=cfg["logger"]["project"],
             entity=cfg["logger"]["entity"],
             group=os.environ.get("WANDB_RUN_GROUP"),
+            name=f"{cfg['imbalance']['name']}-{cfg['model']['name']}-seed{cfg['seed']}",
             tags=tags,
             config={**cfg, "git_commit": git_commit(), "environment": environment()},
-            # Not Lightning's offline=True, which leaves WANDB_MODE set for every later run of this process.
+            dir=run_dir,
             mode=mode,
+            reinit="finish_previous",
             settings=wandb.Settings(init_timeout=WANDB_START_SECONDS),
         )
-        _ = logger.experiment  # opens the run now, so that a dead network shows here and not in training
-        return logger
 
+    # Started here rather than by Lightning, whose offline=True would leave WANDB_MODE set for every later run of
+    # this process, and so that a dead network shows now and not in the middle of training.
     try:
-        logger = start(mode)
+        run = start(mode)
     except wandb.Error as error:
-        reason = str(error).strip().splitlines()[0]
-        log.warning("W&B could not be reached (%s); the run is kept offline", reason)
-        mode, logger = "offline", start("offline")
+        log.warning("W&B could not be reached (%s); the run is kept offline", str(error).strip().splitlines()[0])
+        mode, run = "offline", start("offline")
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if mode == "offline":
-        log.info("W&B runs offline; upload later with: wandb sync %s", Path(logger.experiment.dir).parent)
-    return logger
+        log.info("W&B runs offline; upload later with: wandb sync %s", Path(run.dir).parent)
+    return WandbLogger(experiment=run, project=cfg["logger"]["project"], save_dir=run_dir)
 
 
 def log_results(
@@ -236,14 +238,32 @@ def log_results(
             run = logger.experiment
             run.config.update({"class_counts": metrics["train/class_counts"]})
             run.config.update({"data_hash": metrics["data_hash"]})
-            run.log(
-                {
-                    **{name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures},
-                    "per_class": wandb.Table(dataframe=_class_table(metrics, predictions)),
-                    "mistakes": _mistake_table(predictions, faces.images[split.tests["test"]]),
-                }
-            )
+            with _files_kept_in(run_dir / "wandb"):
+                mistakes = _mistake_table(predictions, faces.images[split.tests["test"]])
+                run.log(
+                    {
+                        **{name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures},
+                        "per_class": wandb.Table(dataframe=_class_table(metrics, predictions)),
+                        "confident_mistakes": mistakes,
+                    }
+                )
             run.summary.update(dict(metrics))
+
+
+@contextmanager
+def _files_kept_in(folder: Path) -> Iterator[None]:
+    """Stage the pictures of tables in the run folder, so that it can be synced later.
+
+    W&B would put them into the user's home, which on a compute node may be read-only or gone.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
 
 
 def _class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame) -> pd.DataFrame:
@@ -273,9 +293,12 @@ def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
 
 
 def finish(loggers: Sequence[Logger], failed: bool) -> None:
-    """Close the run on every dashboard, as crashed when it failed; safe to call twice."""
+    """Close the run on every dashboard, as failed when it failed; all is written on return. Safe to call twice."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
+            import wandb
+
             logger.experiment.finish(exit_code=int(failed))
+            wandb.teardown()  # an offline run's finish() returns before its file is complete
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.close()

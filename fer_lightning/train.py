@@ -268,13 +268,14 @@ def _plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    """Silence what Lightning says about choices that are made here on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    """Silence what Lightning and timm say about choices that are made here on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric", "timm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*number of training batches.*",
         ".*logger.*metrics.csv.*",
         ".*exists and is not empty.*",
+        ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -20,7 +20,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What one ``offline-run-*`` folder holds."""
+    """What one ``offline-run-*`` folder holds; history and summary are flat (``curves.path``)."""
 
     folder: Path
     name: str = ""
@@ -30,6 +30,7 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, Path]] = field(default_factory=dict)
     exit_code: int | None = None
 
     def column(self, key: str) -> list[Any]:
@@ -38,13 +39,21 @@ class OfflineRun:
 
     def file(self, key: str) -> Path:
         """The file behind a picture or table that was logged under ``key``."""
-        (value,) = self.column(key)
-        return self.folder / "files" / value["path"]
+        (path,) = self.column(f"{key}.path")
+        return self.folder / "files" / path
 
     def table(self, key: str) -> tuple[list[str], list[list[Any]]]:
-        """Columns and rows of a table."""
-        content = json.loads(self.file(key).read_text())
+        """Columns and rows of a table; a picture in it is a dictionary whose ``path`` ``picture`` takes."""
+        content = json.loads(self._artifact(key)[f"{key}.table.json"].read_text())
         return content["columns"], content["data"]
+
+    def picture(self, key: str, path: str) -> Path:
+        """The file of a picture in a table."""
+        return self._artifact(key)[path]
+
+    def _artifact(self, key: str) -> dict[str, Path]:
+        (files,) = (files for name, files in self.artifacts.items() if name.endswith(f"-{key}"))
+        return files
 
 
 def read_offline_runs(folder: Path) -> list[OfflineRun]:
@@ -68,6 +77,9 @@ def read_offline_run(file: Path) -> OfflineRun:
                 run.history.append(_items(record.history.item))
             case "summary":
                 run.summary |= _items(record.summary.update)
+            case "artifact":
+                files = {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
+                run.artifacts[record.artifact.name] = files
             case "exit":
                 run.exit_code = record.exit.exit_code
     return run
