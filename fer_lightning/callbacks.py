@@ -1,11 +1,15 @@
-"""Two callbacks that Lightning does not have."""
+"""What Lightning does not have: a stop on NaN, a line per epoch, checkpoints that survive a full disk."""
 
+import io
 import logging
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from fer_lightning.errors import UserError
 
@@ -15,7 +19,7 @@ log = logging.getLogger(__name__)
 class StopOnNonFinite(L.Callback):
     """End the run when the loss becomes NaN or infinite, before a checkpoint of broken weights is written.
 
-    The flag is kept on the device and read every ``log_every_n_steps`` and before each validation, so that no step
+    The flag is kept on the device and read every ``log_every_n_steps`` and at the end of an epoch, so that no step
     waits for the device.
     """
 
@@ -31,14 +35,21 @@ class StopOnNonFinite(L.Callback):
         if trainer.is_last_batch or (batch_idx + 1) % max(1, steps) == 0:
             self._check(trainer)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The last step may break the weights although its own loss was finite.
-        parameters = torch.stack([parameter.detach().sum() for parameter in pl_module.parameters()])
-        self.finite = torch.isfinite(parameters).all()
+        if "val/loss" in trainer.callback_metrics:
+            self.finite = torch.isfinite(trainer.callback_metrics["val/loss"])
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Squares, as batch normalisation takes: finite weights beyond 1e19 give NaN too.
+        squares = torch.stack([parameter.detach().float().square().sum() for parameter in pl_module.parameters()])
+        self.finite = torch.isfinite(squares).all()
         self._check(trainer)
 
     def _check(self, trainer: L.Trainer) -> None:
-        if self.finite is not None and not bool(self.finite):
+        # Together: a process that stopped alone would leave the others waiting for its gradients.
+        if self.finite is not None and not trainer.strategy.reduce_boolean_decision(bool(self.finite), all=True):
             raise UserError(
                 f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1} by step {trainer.global_step}; "
                 "the last good checkpoint is kept; try a smaller optim.lr, more optim.warmup_fraction or "
@@ -73,3 +84,24 @@ class EpochLine(L.Callback):
             per_epoch,
             left,
         )
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its final place and renames it, so that the previous one is there until then.
+
+    Lightning moves it from the system's temporary folder instead. From another file system that is a copy, and when
+    the disk fills up in the middle of it, both the old and the new checkpoint are lost.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # torch.save to a file would raise a RuntimeError on a full disk, without the reason.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(buffer.getbuffer())
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)

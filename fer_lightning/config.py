@@ -224,18 +224,15 @@ def run_tool(main: Callable[[], None]) -> None:
 
 def _reference(choices: Mapping[str, Any]) -> DictConfig:
     """The chosen files composed with no other override: the keys and kinds that free-form nodes may have."""
-    groups = ("data", "split", "imbalance", "callbacks")
-    overrides = [f"{group}={_choice(choices[group])}" for group in groups if choices.get(group) is not None]
     loader = GlobalHydra.instance().config_loader()
+    overrides = [f"{group}={choices[group]}" for group in ("data", "split", "imbalance") if group in choices]
+    # Several callbacks can be chosen at once, which Hydra does not record among the choices: allow what any file has.
+    overrides.append(f"callbacks=[{','.join(loader.get_group_options('callbacks'))}]")
     return loader.load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.RUN)
 
 
 def _container(cfg: DictConfig, path: str, resolve: bool) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=resolve)  # type: ignore[return-value]
-
-
-def _choice(choice: Any) -> str:
-    return f"[{','.join(choice)}]" if OmegaConf.is_list(choice) or isinstance(choice, list) else str(choice)
 
 
 def _check_against_file(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:

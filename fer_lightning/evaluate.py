@@ -61,13 +61,19 @@ def predict(model: EmotionClassifier, images: np.ndarray, device: torch.device) 
 
     Returns:
         float64, (n, 7): the softmax of the float32 logits.
+
+    Raises:
+        UserError: when the weights are so broken that answers are not finite.
     """
     model = model.to(device).eval()
     logits = [
         model(torch.from_numpy(np.array(images[start : start + BATCH_SIZE])).to(device)).float().cpu()
         for start in range(0, len(images), BATCH_SIZE)
     ]
-    return torch.cat(logits).double().softmax(dim=1).numpy()
+    probabilities = torch.cat(logits).double().softmax(dim=1).numpy()
+    if not np.isfinite(probabilities).all():
+        raise UserError("the model answers NaN: its training diverged; try a smaller optim.lr")
+    return probabilities
 
 
 def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch.device) -> Evaluation:
@@ -98,9 +104,10 @@ def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch
 
 def load_faces(cfg: DictConfig) -> tuple[Faces, Split]:
     """The images and the split that a configuration describes."""
-    faces = instantiate(cfg.data.source)
+    # Partial and called here: Hydra's own call hides the text of errors and wraps the faces in a config node.
+    faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
     arguments = {key: value for key, value in cfg.split.items() if key != "name"}
-    return faces, instantiate(arguments, faces=faces, seed=cfg.seed)
+    return faces, instantiate(arguments, _partial_=True, _recursive_=False)(faces=faces, seed=cfg.seed)
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -116,8 +123,8 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     """The configuration stored in a checkpoint, with ``key=value`` applied to its existing keys.
 
     Raises:
-        UserError: for an unknown key, and for a checkpoint that names code from outside this package: a checkpoint
-            is data, and must not choose what is executed.
+        UserError: for an unknown key, and for a checkpoint that names other code than the data sources and splits of
+            ``conf/``: a checkpoint is data, and must not choose what is executed.
     """
     cfg = OmegaConf.create(model.hparams["config"])
     OmegaConf.set_struct(cfg, True)
@@ -126,9 +133,11 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
             OmegaConf.update(cfg, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(schema.explain(error)) from None
-    for target in (cfg.data.source._target_, cfg.split._target_):
-        if not target.startswith("fer_lightning."):
-            raise UserError(f"the checkpoint names {target}, which is not part of fer_lightning and is not executed")
+    for group, key in (("data", "source._target_"), ("split", "_target_")):
+        target = OmegaConf.select(cfg[group], key)
+        files = [OmegaConf.load(path) for path in (schema.CONF_DIR / group).glob("*.yaml")]
+        if target not in [OmegaConf.select(file, key) for file in files]:
+            raise UserError(f"the checkpoint names {target}, which is no data source or split and is not executed")
     return cfg
 
 
@@ -148,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:
         log.info("these are not the images the model was trained with")
     evaluation = evaluate(model, faces, split, pick_device(cfg.trainer.accelerator))
-    print_table(evaluation.metrics, faces.synthetic)
+    print_table({**evaluation.metrics, "synthetic": faces.synthetic})
     if parsed.out is not None:
         parsed.out.mkdir(parents=True, exist_ok=True)
         write_json(parsed.out / "metrics.json", evaluation.metrics)
@@ -162,9 +171,9 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {f"test/{key}": metrics[f"test/{key}"] for key in wanted}
 
 
-def print_table(metrics: Mapping[str, Any], synthetic: bool) -> None:
+def print_table(metrics: Mapping[str, Any]) -> None:
     """Scores by set, then recall, precision and F1 by emotion."""
-    title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if synthetic else None
+    title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
     sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
     table = Table("set", "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title)
     for name in sets:

@@ -168,7 +168,7 @@ def class_distribution(counts: Mapping[str, Sequence[int]], title: str, subtitle
             share = f"  {value / total:.1%}" if total else ""
             axes.text(value, place, f" {value:,}{share}", va="center", fontsize=8.5, color=INK)
         ratio = f" · {values.max() / values.min():.3g} : 1" if values.min() else ""
-        axes.set_title(f"{name}\n", pad=2)
+        axes.set_title(name, pad=20)
         axes.text(0, 1.015, f"{total:,} images{ratio}", transform=axes.transAxes, fontsize=9, color=FAINT)
         axes.set_xlim(0, max(int(values.max()), 1) * 1.55)
         axes.set_yticks(range(len(EMOTIONS)), EMOTIONS)
@@ -348,7 +348,7 @@ def confusion_matrices(matrices: Mapping[str, np.ndarray], title: str, subtitle:
     """
     columns = len(matrices) if len(matrices) <= 3 else math.ceil(math.sqrt(len(matrices)))
     lines = math.ceil(len(matrices) / columns)
-    figure = Figure(figsize=(4.3 * columns + 0.4, 4.1 * lines + 0.6))
+    figure = Figure(figsize=(max(4.3 * columns, 6.0) + 0.4, 4.1 * lines + 0.6))
     _head(figure, title, subtitle)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat[len(matrices) :]:

@@ -10,7 +10,6 @@ import lightning as L
 import timm
 import timm.optim
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.models import EfficientNet
 from timm.models import load_state_dict as read_weights
@@ -90,8 +89,11 @@ def build_network(
     try:
         network: Any = timm.create_model(name, pretrained=weights != "none", **arguments)
     except Exception as error:  # timm's hub raises whatever its HTTP client does
-        if weights != "imagenet":
+        if weights == "none":
             raise
+        if weights != "imagenet":
+            mismatch = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"model.weights={weights}: does not fit {name} ({mismatch})") from error
         raise UserError(
             f"model.weights=imagenet: could not get timm's weights of {name} ({_first_line(error)}); "
             "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
@@ -106,7 +108,7 @@ def _check_weights_fit(name: str, path: Path) -> None:
     try:
         found = read_weights(str(path), weights_only=True)
     except Exception as error:
-        raise UserError(f"model.weights={path}: cannot be read as weights ({_first_line(error)})") from error
+        raise UserError(f"model.weights={path}: cannot be read as weights ({type(error).__name__})") from error
     wanted = {key for key in timm.create_model(name).state_dict() if not key.startswith("classifier.")}
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
     if missing:
@@ -144,6 +146,25 @@ def schedule_factor(step: int, total_steps: int, warmup_steps: int, schedule: st
         return 1.0
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; nothing in the file is executed.
+
+    Raises:
+        UserError: when the file is missing, no checkpoint of this project, or needs unsafe loading.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give a run's checkpoints/best.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        raise UserError(f"{path}: no checkpoint that loads safely ({type(error).__name__})") from error
+    hyper = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    wanted = {"model", "optim", "class_counts", "config", "provenance"}
+    if "state_dict" not in (checkpoint if hyper else ()) or not wanted <= set(hyper or ()):
+        raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
+    return checkpoint
 
 
 class EmotionClassifier(L.LightningModule):
@@ -239,9 +260,6 @@ class EmotionClassifier(L.LightningModule):
                 parameter.requires_grad = id(parameter) in head or not frozen
         for name, child in self.network.named_children():
             child.train(not frozen or name == "classifier")
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optim = self.optim
@@ -267,17 +285,10 @@ class EmotionClassifier(L.LightningModule):
         Nothing is fetched (the weights are in the file) and nothing in the file is executed.
 
         Raises:
-            UserError: when the file is missing, no checkpoint of this project, or needs unsafe loading.
+            UserError: see ``read_checkpoint``.
         """
-        if not path.is_file():
-            raise UserError(f"{path}: no such checkpoint; give a run's checkpoints/best.ckpt")
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # zipfile, pickle and torch each have their own
-            raise UserError(f"{path}: no checkpoint that loads safely ({_first_line(error)[:120]})") from error
-        hyper = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
-        if not {"model", "optim", "class_counts", "config", "provenance"} <= set(hyper):
-            raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
+        checkpoint = read_checkpoint(path)
+        hyper = checkpoint["hyper_parameters"]
         keys = ("optim", "class_counts", "config", "provenance")
         model = cls({**hyper["model"], "weights": "none"}, **{key: hyper[key] for key in keys})
         model.load_state_dict(checkpoint["state_dict"])

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import lightning as L
 import pandas as pd
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fer_lightning import figures, tracking
-from fer_lightning.callbacks import EpochLine, StopOnNonFinite
+from fer_lightning.callbacks import AtomicCheckpoints, EpochLine, StopOnNonFinite
 from fer_lightning.config import device_count
 from fer_lightning.data.augment import Augmentation
 from fer_lightning.data.datamodule import FERDataModule
@@ -26,11 +27,20 @@ from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
 from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table
-from fer_lightning.metrics import confusion_matrix
-from fer_lightning.model import EmotionClassifier
+from fer_lightning.metrics import confident_mistakes, confusion_matrix, emotion_indices
+from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.run_folder import write_json, write_status
 
 log = logging.getLogger(__name__)
+
+RESUME_MAY_CHANGE = (
+    "model.weights",
+    "model.freeze_epochs",
+    "model.compile",
+    "optim.schedule",
+    "optim.warmup_fraction",
+)
+"""Knobs of model and optimizer that take effect in the rest of a resumed run; the restored state fixes all others."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,11 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
     tracking.finish(loggers, failed=False)
     if first:
         write_status(folder, "done")
+    if result is not None:
+        # After the loggers have had their say: the last line belongs to programs.
+        print_table(result.metrics)
+        line = {"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(result.metrics)}
+        print(json.dumps(line), flush=True)
     return result
 
 
@@ -97,7 +112,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "git_commit": tracking.git_commit(),
         "versions": tracking.environment(),
     }
-    loss = instantiate(cfg.imbalance.loss, class_counts=class_counts)
+    loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=class_counts)
     model = EmotionClassifier(
         _plain(cfg.model), _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss
     ).to(memory_format=torch.channels_last)
@@ -115,7 +130,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     )
 
     threads = torch.get_num_threads()
-    trainer.fit(model, datamodule, ckpt_path=_resume_from(cfg.resume, folder), weights_only=True)
+    trainer.fit(model, datamodule, ckpt_path=_resume_from(cfg, folder), weights_only=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # The test counts every image once and must equal `evaluate`: the first process alone does it.
         torch.distributed.barrier()
@@ -151,11 +166,6 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     }
     _write_artefacts(folder, metrics, evaluation, faces, split)
     tracking.log_results(loggers, metrics, evaluation.predictions, faces, split, folder)
-    print_table(evaluation.metrics, faces.synthetic)
-    print(
-        json.dumps({"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(metrics)}),
-        flush=True,
-    )
     return Run(metrics, trainer, tested, datamodule)
 
 
@@ -168,25 +178,29 @@ def build_trainer(
     if arguments["strategy"] == "auto" and (device_count(arguments["devices"]) or 1) * arguments["num_nodes"] > 1:
         # Frozen parameters take no part in the backward pass, which plain DDP waits for.
         arguments["strategy"] = "ddp_find_unused_parameters_true" if cfg.model.freeze_epochs else "ddp"
-    checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="best",
-        monitor="val/f1_macro" if has_validation else None,
-        mode="max",
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
+    # Two callbacks, because save_last=True saves the last epoch only when it is also the best so far.
+    best, last = (
+        ModelCheckpoint(
+            dirpath=folder / "checkpoints",
+            filename=name,
+            monitor=monitor,
+            mode=mode,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        for name, monitor, mode in (("best", "val/f1_macro" if has_validation else None, "max"), ("last", None, "min"))
     )
     with_bar = arguments.pop("enable_progress_bar") and Console().is_terminal
     progress = RichProgressBar() if with_bar else EpochLine()
-    chosen = [instantiate(each) for each in cfg.callbacks.values()]
+    chosen = [_callback(str(name), node) for name, node in cfg.callbacks.items()]
     if not has_validation:
         arguments["limit_val_batches"] = 0
     return L.Trainer(
         **arguments,
         logger=loggers,
-        callbacks=[checkpoint, StopOnNonFinite(), progress, *chosen, *callbacks],
+        callbacks=[best, last, LearningRateMonitor("epoch"), StopOnNonFinite(), progress, *chosen, *callbacks],
         default_root_dir=folder,
+        plugins=[AtomicCheckpoints()],
         use_distributed_sampler=False,  # the samplers know their rank
         enable_progress_bar=with_bar,
         enable_model_summary=False,
@@ -202,14 +216,34 @@ def resolve_precision(precision: Any, accelerator: str) -> str:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def _resume_from(resume: str | None, folder: Path) -> Path | None:
-    if resume is None:
+def _callback(name: str, node: DictConfig) -> Callback:
+    try:
+        return instantiate(node, _partial_=True)()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"callbacks.{name}: {str(error).splitlines()[0]}") from error
+
+
+def _resume_from(cfg: DictConfig, folder: Path) -> Path | None:
+    if cfg.resume is None:
         return None
-    if resume == "auto":
-        last = folder / "checkpoints" / "last.ckpt"
-        return last if last.exists() else None
-    given = Path(resume)
-    return given / "checkpoints" / "last.ckpt" if given.is_dir() else given
+    path = folder if cfg.resume == "auto" else Path(cfg.resume)
+    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if cfg.resume == "auto" and not path.exists():
+        return None
+    hyper = read_checkpoint(path)["hyper_parameters"]
+    trained = dict(_leaves({"model": hyper["model"], "optim": hyper["optim"]}))
+    for key, value in _leaves({"model": _plain(cfg.model), "optim": _plain(cfg.optim)}):
+        if key not in RESUME_MAY_CHANGE and trained.get(key) != value:
+            raise UserError(f"resume={cfg.resume}: {key} was {trained.get(key)} there and cannot become {value}")
+    return path
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
@@ -224,20 +258,16 @@ def _write_artefacts(folder: Path, metrics: dict[str, Any], evaluation: Evaluati
     write_json(folder / "metrics.json", metrics)
     predictions = evaluation.predictions
     predictions.to_csv(folder / "predictions.csv", index=False)
-    what = "drawn (synthetic) faces" if faces.synthetic else "FER-2013"
-    index = {emotion: k for k, emotion in enumerate(EMOTIONS)}
-    matrix = confusion_matrix(
-        predictions["label"].map(index).to_numpy(), predictions["prediction"].map(index).to_numpy()
-    )
-    counts = {
-        name: count_classes(faces.labels[rows])
-        for name, rows in {"train": split.train, "val": split.val, "test": split.tests["test"]}.items()
-        if len(rows)
-    }
+    title, subtitle = metrics["imbalance"], figures.caption(metrics)
+    labels, predicted = (emotion_indices(list(predictions[column])) for column in ("label", "prediction"))
+    sets = {"train": split.train, "val": split.val, "test": split.tests["test"]}
+    wrong = confident_mistakes(predictions)
+    counts = {name: count_classes(faces.labels[rows]) for name, rows in sets.items() if len(rows)}
     pictures = {
-        "confusion_matrix": figures.confusion_matrix(matrix, f"{metrics['imbalance']}, {what}"),
-        "class_distribution": figures.class_distribution(counts, what),
-        "curves": figures.curves(pd.read_csv(folder / "metrics.csv"), f"{metrics['imbalance']}, {what}"),
+        "confusion_matrix": figures.confusion_matrix(confusion_matrix(labels, predicted), title, subtitle),
+        "class_distribution": figures.class_distribution(counts, "Images per class", subtitle),
+        "curves": figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle),
+        "mistakes": figures.mistakes(faces.images[split.tests["test"][wrong.index]], wrong, title, subtitle),
     }
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png")

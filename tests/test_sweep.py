@@ -1,0 +1,116 @@
+"""Sweeps in real processes: isolation of jobs, failures, several devices, interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from conftest import TINY
+
+from fer_lightning.config import CONF_DIR
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def status_of(folder: Path) -> dict:
+    return json.loads((folder / "status.json").read_text())
+
+
+def test_one_and_two_devices_and_a_failing_job_stay_apart(process, tmp_path):
+    """The sweep that goes silently wrong when jobs share a process: 1 device, then 2, with a failure between."""
+    outcome = process(
+        "-m", *TINY, "hydra.sweep.dir=sweep", "trainer.devices=1,2", "data.source.images=400,1", timeout=240
+    )
+    assert outcome.code == 1
+    jobs = {path.name: path for path in (tmp_path / "sweep").iterdir() if path.name[0].isdigit()}
+    assert [status_of(jobs[name])["status"] for name in sorted(jobs)] == ["done", "failed", "done", "failed"]
+    assert "data.images=1" in status_of(jobs["1-none-seed0"])["reason"]
+    one, two = metrics_of(jobs["0-none-seed0"]), metrics_of(jobs["2-none-seed0"])
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert one["train/steps"] == two["train/steps"] == 320 // 32, "the global batch is the same"
+    assert one["test/n"] == two["test/n"] == len(pd.read_csv(jobs["2-none-seed0"] / "predictions.csv"))
+    assert outcome.json["jobs"] == 4
+    assert outcome.json["failed"] == ["1-none-seed0", "3-none-seed0"]
+    assert "failed: 1-none-seed0: data.images=1" in outcome.out
+    assert len(list(tmp_path.rglob("sweep.json"))) == 1, "no rank may start a sweep of its own"
+
+
+def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
+    """Config folders, hydra overrides and knobs of the sweep reach every job."""
+    mine = tmp_path / "mine" / "imbalance"
+    mine.mkdir(parents=True)
+    (mine / "gentle.yaml").write_text(
+        (CONF_DIR / "imbalance" / "focal.yaml").read_text().replace("name: focal", "name: gentle")
+    )
+    outcome = process(
+        "--config-dir=mine", "-m", *TINY, "imbalance=none,gentle", "tags=[a,'b c']", "hydra.sweep.dir='a sweep'",
+        "hydra.job.env_set.FER_TEST=1",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err + outcome.out
+    assert outcome.json["failed"] == []
+    report = tmp_path / outcome.json["report"]
+    table = pd.read_csv(report / "comparison.csv")
+    assert set(table["imbalance"]) == {"none", "gentle"}
+    assert "SYNTHETIC" in outcome.out
+    assert "job 2 of 2 done" in outcome.out
+    assert " left" in outcome.out
+    for name in ("report.md", "method_bars.png", "confusion_matrices.png"):
+        assert (report / name).stat().st_size > 0
+
+
+def test_a_mistake_in_every_job_ends_non_zero(process, tmp_path):
+    outcome = process("-m", *TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
+    assert outcome.code == 1
+    assert outcome.json == {"sweep": "sweep", "jobs": 2, "failed": ["0-none-seed0", "1-none-seed0"], "report": None}
+
+
+def test_an_unknown_choice_refuses_the_sweep_in_one_line(process, tmp_path):
+    outcome = process("-m", "imbalance=none,focul")
+    assert outcome.code == 2
+    assert "imbalance=focul: no such choice" in outcome.error
+    assert not list(tmp_path.rglob("status.json"))
+
+
+def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "fer_lightning", "-m", *TINY, "trainer.devices=2", "trainer.max_epochs=500",
+         "seed=0,1", "hydra.sweep.dir=sweep"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert sweep.stdout is not None
+        for line in sweep.stdout:
+            if "epoch 1/500" in line:
+                break
+        assert len(_processes(tmp_path)) >= 3
+        sweep.send_signal(signal.SIGTERM)
+        assert sweep.wait(60) != 0
+        deadline = time.monotonic() + 30
+        while _processes(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert _processes(tmp_path) == []
+    finally:
+        sweep.kill()
+    assert status_of(tmp_path / "sweep" / "0-none-seed0")["status"] == "failed"
+
+
+def _processes(folder: Path) -> list[int]:
+    """Processes of this package whose working directory is ``folder``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if (
+                entry.name.isdigit()
+                and os.readlink(entry / "cwd") == str(folder)
+                and b"fer_lightning" in (entry / "cmdline").read_bytes()
+            ):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,163 @@
+"""Whole runs through the entry: the run folder, its numbers, resume, several processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, only_run
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.model import EmotionClassifier
+
+DRAWN = "say nothing about FER-2013"
+
+
+@pytest.fixture
+def finished(cli, tmp_path) -> tuple[Path, dict]:
+    outcome = cli(*TINY, "imbalance=weighted", "seed=3")
+    assert outcome.code == 0, outcome.err
+    return only_run(tmp_path / "outputs"), outcome.json
+
+
+def test_the_run_folder_holds_the_contract(finished):
+    folder, line = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("test", "test_dedup", "val"):
+        for key in ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "nll", "ece"):
+            assert f"{name}/{key}" in metrics
+        for emotion in EMOTIONS:
+            assert {f"{name}/{score}/{emotion}" for score in ("recall", "precision", "f1")} <= set(metrics)
+    for key in (
+        "train/seconds",
+        "train/images_per_second",
+        "train/steps",
+        "epoch",
+        "data_hash",
+        "git_commit",
+        "versions",
+    ):
+        assert key in metrics
+    assert (metrics["seed"], metrics["imbalance"], metrics["model"]) == (3, "weighted", "test_efficientnet")
+    assert (metrics["split"], metrics["data"], metrics["synthetic"]) == ("official", "synthetic", True)
+    assert json.loads((folder / "status.json").read_text()) == {"status": "done"}
+    pictures = ("confusion_matrix.png", "class_distribution.png", "curves.png", "mistakes.png")
+    for name in (*pictures, ".hydra/config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv"):
+        assert (folder / name).stat().st_size > 0
+    assert not any(set("=") & set(str(path.relative_to(folder))) for path in folder.rglob("*"))
+    assert line["run"] == str(folder)
+    assert line["test/f1_macro"] == metrics["test/f1_macro"]
+
+
+def test_predictions_agree_with_the_metrics(finished):
+    folder, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert len(predictions) == metrics["test/n"]
+    assert (predictions["label"] == predictions["prediction"]).mean() == pytest.approx(
+        metrics["test/accuracy"], abs=1e-12
+    )
+    probabilities = predictions[[f"p_{emotion}" for emotion in EMOTIONS]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-9)
+    assert predictions["test_dedup"].sum() == metrics["test_dedup/n"]
+    assert set(predictions["usage"]) == {"PrivateTest"}
+
+
+def test_validation_while_training_equals_the_exact_one(finished):
+    folder, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    curves = pd.read_csv(folder / "metrics.csv")
+    logged = curves.loc[curves["epoch"] == metrics["epoch"], "val/f1_macro"].dropna().item()
+    assert logged == pytest.approx(metrics["val/f1_macro"], abs=1e-6)
+
+
+def test_drawn_faces_are_called_so(cli):
+    outcome = cli(*TINY)
+    assert DRAWN in outcome.out
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path):
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert cli(*TINY, "augment=strong", f"seed={seed}", f"hydra.run.dir={tmp_path / name}").code == 0
+        weights.append(EmotionClassifier.load(tmp_path / name / "checkpoints" / "best.ckpt").state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not all(torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["imbalance=undersample"],
+        ["imbalance=undersample_redraw"],
+        ["imbalance=oversample", "augment=light", "data.num_workers=1"],
+        ["imbalance=sqrt_sampler", "optim=sgd", "optim.layer_decay=0.8"],
+        ["imbalance=class_balanced", "model.in_channels=3"],
+        ["imbalance=weighted_bce", "model.freeze_epochs=1", "optim.backbone_lr_scale=0.1"],
+        ["imbalance=focal", "callbacks=ema", "callbacks.ema.decay=0.9"],
+        ["imbalance=none", "split=paper"],
+        ["imbalance=none", "split=paper", "split.subset=balanced", "split.val_fraction=0.2"],
+        ["imbalance=none", "split=kfold", "split.folds=3", "split.fold=2"],
+        ["imbalance=none", "split.val_fraction=0.2", "split.train_size=200", "callbacks=[ema,early_stopping]"],
+        ["imbalance=none", "logger=tensorboard", "trainer.precision=bf16-mixed"],
+    ],
+    ids=" ".join,
+)
+def test_every_choice_trains(cli, tmp_path, overrides):
+    outcome = cli(*TINY, *overrides)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((only_run(tmp_path / "outputs") / "metrics.json").read_text())
+    assert np.isfinite(metrics["test/nll"])
+    assert ("val/n" in metrics) == ("split=paper" not in overrides or "split.val_fraction=0.2" in overrides)
+
+
+def test_resume_goes_on_from_the_last_epoch(cli, tmp_path):
+    three = ["optim.schedule=constant", "optim.warmup_fraction=0"]
+    assert cli(*TINY, *three, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}").code == 0
+    outcome = cli(*TINY, *three, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.code == 0
+    assert outcome.out.count("epoch 3/3") == 1
+    assert "epoch 2/3" not in outcome.out
+    curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert curves["val/loss"].notna().sum() == 3
+
+
+def test_two_processes_give_an_exact_test_and_the_same_draw(process, tmp_path):
+    outcome = process(*TINY, "trainer.devices=2", "hydra.run.dir=two", "callbacks=ema")
+    assert outcome.code == 0, outcome.err
+    assert "error" not in outcome.err.lower()
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    predictions = pd.read_csv(tmp_path / "two" / "predictions.csv")
+    assert predictions["id"].is_unique
+    assert len(predictions) == metrics["test/n"]
+    assert metrics["devices"] == 2
+    curves = pd.read_csv(tmp_path / "two" / "metrics.csv")
+    logged = curves["val/f1_macro"].dropna().iloc[-1]
+    assert logged == pytest.approx(metrics["val/f1_macro"], abs=1e-6), "shards of validation must add up exactly"
+    again = process(str(tmp_path / "two" / "checkpoints" / "best.ckpt"), module="fer_lightning.evaluate")
+    assert {key: again.json[key] for key in again.json if key.startswith("test/")} == {
+        key: metrics[key] for key in again.json if key.startswith("test/")
+    }
+
+
+@pytest.mark.real
+def test_the_paper_line_on_real_faces(cli, tmp_path, real_archive, real_weights):
+    outcome = cli(
+        f"data.path={real_archive}",
+        "imbalance=focal",
+        "model=tf_efficientnetv2_b0",
+        f"model.weights={real_weights}",
+        "model.image_size=48",
+        "split.train_size=256",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "logger=csv",
+    )
+    assert outcome.code == 0, outcome.err
+    assert "28,709 Training" in outcome.out
+    metrics = json.loads((only_run(tmp_path / "outputs") / "metrics.json").read_text())
+    assert metrics["test/n"] == 3589
+    assert metrics["synthetic"] is False
+    assert sum(metrics["train/class_counts"].values()) == 256
