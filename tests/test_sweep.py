@@ -24,20 +24,19 @@ def status_of(folder: Path) -> dict:
 
 def test_one_and_two_devices_and_a_failing_job_stay_apart(process, tmp_path):
     """The sweep that goes silently wrong when jobs share a process: 1 device, then 2, with a failure between."""
-    outcome = process(
-        "-m", *TINY, "hydra.sweep.dir=sweep", "trainer.devices=1,2", "data.source.images=400,1", timeout=240
-    )
+    sizes = [knob for knob in TINY if "images" not in knob] + ["data.source.images=400,1"]
+    outcome = process("-m", "trainer.devices=1,2", *sizes, "hydra.sweep.dir=sweep", timeout=240)
     assert outcome.code == 1
     jobs = {path.name: path for path in (tmp_path / "sweep").iterdir() if path.name[0].isdigit()}
     assert [status_of(jobs[name])["status"] for name in sorted(jobs)] == ["done", "failed", "done", "failed"]
-    assert "data.images=1" in status_of(jobs["1-none-seed0"])["reason"]
+    assert "data.source.images=1" in status_of(jobs["1-none-seed0"])["reason"]
     one, two = metrics_of(jobs["0-none-seed0"]), metrics_of(jobs["2-none-seed0"])
     assert (one["devices"], two["devices"]) == (1, 2)
     assert one["train/steps"] == two["train/steps"] == 320 // 32, "the global batch is the same"
     assert one["test/n"] == two["test/n"] == len(pd.read_csv(jobs["2-none-seed0"] / "predictions.csv"))
     assert outcome.json["jobs"] == 4
     assert outcome.json["failed"] == ["1-none-seed0", "3-none-seed0"]
-    assert "failed: 1-none-seed0: data.images=1" in outcome.out
+    assert "failed: 1-none-seed0: data.source.images=1" in outcome.out
     assert len(list(tmp_path.rglob("sweep.json"))) == 1, "no rank may start a sweep of its own"
 
 
@@ -50,7 +49,7 @@ def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
     )
     outcome = process(
         "--config-dir=mine", "-m", *TINY, "imbalance=none,gentle", "tags=[a,'b c']", "hydra.sweep.dir='a sweep'",
-        "hydra.job.env_set.FER_TEST=1",
+        "+hydra.job.env_set.FER_TEST=1",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err + outcome.out
     assert outcome.json["failed"] == []
