@@ -1,5 +1,6 @@
 """An EfficientNet with the paper's custom head, and the LightningModule that trains it with any loss."""
 
+import difflib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -73,10 +74,9 @@ def build_network(
     Raises:
         UserError: unknown name, weights that cannot be fetched or do not fit.
     """
-    if name.split(".")[0] not in timm.list_models("*efficientnet*"):
-        import difflib
-
-        close = ", ".join(difflib.get_close_matches(name, timm.list_models("*efficientnet*"), n=3)) or "efficientnet_b0"
+    known = timm.list_models("*efficientnet*") + timm.list_pretrained("*efficientnet*")
+    if name not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "efficientnet_b0"
         raise UserError(f"model.name={name}: no EfficientNet of timm {timm.__version__}; close: {close}")
     arguments: dict[str, Any] = {
         "num_classes": num_classes,

@@ -17,10 +17,12 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fer_lightning.compare import RESAMPLES, bootstrap_f1, compare, find_runs, main, read_run, read_runs
+from fer_lightning.compare import RESAMPLES, bootstrap_f1, compare, main
+from fer_lightning.config import run_tool
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import classification_metrics, confusion_matrix, macro_f1
+from fer_lightning.runs import find_runs, read_run, read_runs
 
 TEST_COUNTS = (49, 6, 53, 88, 59, 42, 63)
 TRAIN_COUNTS = dict(zip(EMOTIONS, (3995, 436, 4097, 7215, 4830, 3171, 4965), strict=True))
@@ -307,10 +309,11 @@ def test_a_picture_survives_scores_of_zero(write_run: WriteRun, tmp_path: Path) 
 
 def test_command_line(write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(write_run)
-    assert main([str(tmp_path / "sweep")]) == 0
+    main([str(tmp_path / "sweep")])
     assert str(tmp_path / "sweep" / "report" / "report.md") in capsys.readouterr().out.replace("\n", "")
-    assert main([str(tmp_path / "sweep")]) == 0, "the report folder is not taken for a run"
-    assert main([str(tmp_path / "nowhere")]) == 2
+    main([str(tmp_path / "sweep")])  # the report folder is not taken for a run
+    with pytest.raises(SystemExit, match="2"):
+        run_tool(lambda: main([str(tmp_path / "nowhere")]))
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "nowhere is not a folder" in error
