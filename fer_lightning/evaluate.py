@@ -111,12 +111,17 @@ def load_faces(cfg: DictConfig) -> tuple[Faces, Split]:
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """The device that Lightning's ``accelerator`` name stands for."""
-    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    if accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
-        return torch.device("mps")
-    return torch.device("cpu")
+    """The device that Lightning's ``accelerator`` name stands for.
+
+    Raises:
+        UserError: when this machine has none.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = {"auto": tuple(here), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
+    for kind in wanted:
+        if here.get(kind):
+            return torch.device(kind)
+    raise UserError(f"trainer.accelerator={accelerator}: this machine has no such device; use trainer.accelerator=cpu")
 
 
 def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfig:

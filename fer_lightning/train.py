@@ -76,7 +76,10 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
         mended = _as_user_error(error, folder)
         tracking.finish(loggers, failed=True)
         if first:
-            _record_failure(folder, str(mended or error) or type(error).__name__)
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            _record_failure(folder, "interrupted" if interrupted else str(mended or error) or type(error).__name__)
+        if isinstance(error, SystemExit):
+            raise KeyboardInterrupt from error  # which Lightning turns into exit(1)
         if mended is not None and mended is not error:
             raise mended from error
         raise
@@ -136,7 +139,9 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
         torch.set_num_threads(threads)
-    if not trainer.is_global_zero:
+    if cfg.trainer.fast_dev_run:
+        log.info("trainer.fast_dev_run: a rehearsal, nothing was saved and nothing tested")
+    if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
         return None
 
     seconds = timer.time_elapsed("train")
@@ -185,6 +190,8 @@ def build_trainer(
             filename=name,
             monitor=monitor,
             mode=mode,
+            # Otherwise the last epoch is only saved when it is validated, see trainer.check_val_every_n_epoch.
+            save_on_train_epoch_end=True if monitor is None else None,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
@@ -249,8 +256,12 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     callback = trainer.checkpoint_callback
     best = Path(getattr(callback, "best_model_path", "") or folder / "checkpoints" / "best.ckpt")
+    last = folder / "checkpoints" / "last.ckpt"
+    if not best.exists() and last.exists():
+        log.info("nothing was validated: the last epoch is tested")
+        return last
     if not best.exists():
-        raise UserError(f"{folder}: no checkpoint was written; trainer.fast_dev_run and a run of no epochs write none")
+        raise UserError(f"{folder}: no checkpoint was written")
     return best
 
 
@@ -267,7 +278,9 @@ def _write_artefacts(folder: Path, metrics: dict[str, Any], evaluation: Evaluati
         "confusion_matrix": figures.confusion_matrix(confusion_matrix(labels, predicted), title, subtitle),
         "class_distribution": figures.class_distribution(counts, "Images per class", subtitle),
         "curves": figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle),
-        "mistakes": figures.mistakes(faces.images[split.tests["test"][wrong.index]], wrong, title, subtitle),
+        "mistakes": figures.mistakes(
+            faces.images[split.tests["test"][wrong.index]], wrong, "Most confident mistakes", subtitle
+        ),
     }
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png")

@@ -19,7 +19,7 @@ from conftest import TINY, Outcome, only_run
 from fer_lightning import evaluate
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.model import EmotionClassifier
+from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.run_folder import read_json, read_status
 
 FACES = tiny_faces()
@@ -156,7 +156,7 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
     "unknown activation": (["model.head.activation=Swoosh"], ["model.head.activation=Swoosh", "such as ReLU"]),
     "activation that is none": (["model.head.activation=functional"], ["model.head.activation=functional"]),
     "unknown optimizer": (["optim.name=adamz"], ["optim.name=adamz: timm has no such optimizer"]),
-    "run that writes no checkpoint": (["trainer.fast_dev_run=true"], ["no checkpoint was written", "fast_dev_run"]),
+    "averaging out of range": (["callbacks=ema", "callbacks.ema.decay=2"], ["callbacks.ema: Invalid decay value 2"]),
 }
 
 
@@ -185,6 +185,14 @@ def test_images_of_another_size_or_colour_are_converted_and_counted(cli, tmp_pat
     assert outcome.code == 0, outcome.err
     assert "Converted 2 images of another size or colour to 48x48 gray" in outcome.out
     assert outcome.json["test/n"] == 14
+
+
+@pytest.mark.parametrize("knob", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=9"])
+def test_a_run_that_never_validates_tests_its_last_epoch_and_says_so(cli, tmp_path, knob):
+    outcome = cli(*TINY, knob)
+    assert outcome.code == 0, outcome.err
+    assert "nothing was validated: the last epoch is tested" in outcome.out
+    assert outcome.json["test/n"] == 56
 
 
 def test_download_without_a_network_says_what_to_do(cli, tmp_path, monkeypatch):
@@ -246,6 +254,21 @@ class TestDivergence:
         )
         assert_refused(outcome, tmp_path, "NaN or infinite")
 
+    def test_last_step_before_a_rare_validation_counts_too(self, cli, tmp_path):
+        outcome = cli(
+            *TINY,
+            "trainer.check_val_every_n_epoch=2",
+            "trainer.max_epochs=2",
+            "trainer.limit_train_batches=1",
+            "model.freeze_epochs=1",
+            "optim.backbone_lr_scale=1e30",
+            "trainer.gradient_clip_val=null",
+            "hydra.run.dir=run",
+        )
+        assert "NaN or infinite in epoch 2" in outcome.error
+        left = {path.stem: read_checkpoint(path)["epoch"] for path in (tmp_path / "run" / "checkpoints").iterdir()}
+        assert left == {"last": 0}
+
     def test_later_epoch_keeps_the_last_good_checkpoint(self, cli, tmp_path):
         # The backbone is frozen in the first epoch, so its absurd learning rate strikes in the second.
         outcome = cli(
@@ -262,7 +285,7 @@ class TestDivergence:
         assert not (tmp_path / "run" / "metrics.json").exists()
         for name in ("best", "last"):
             path = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
-            assert torch.load(path, weights_only=True)["epoch"] == 0
+            assert read_checkpoint(path)["epoch"] == 0
             logits = EmotionClassifier.load(path)(torch.from_numpy(FACES.images))
             assert torch.isfinite(logits).all()
 
@@ -336,7 +359,7 @@ class TestCheckpoints:
         return trap
 
     def test_unsafe_one_is_refused_by_evaluate(self, tmp_path, trap):
-        with pytest.raises(UserError, match="trap.ckpt: no checkpoint that loads safely"):
+        with pytest.raises(UserError, match=r"trap\.ckpt: no checkpoint that loads safely"):
             evaluate.main([str(trap)])
         assert not (tmp_path / "sprung").exists()
 

@@ -94,7 +94,7 @@ class TestHead:
 
 class TestNetwork:
     def test_stem_stride_one_keeps_the_resolution(self):
-        images = torch.rand(1, 1, 48, 48)
+        images = torch.rand(1, 1, 64, 64)
         sizes = {stride: network(stem_stride=stride).eval().forward_features(images).shape[-1] for stride in (1, 2)}
         assert sizes[1] == 2 * sizes[2]
 
@@ -166,7 +166,7 @@ class TestInput:
     def test_resized_to_the_models_input(self):
         seen = self.seen(classifier(image_size=96), torch.full((2, 48, 48), 51, dtype=torch.uint8))
         assert seen.shape == (2, 1, 96, 96)
-        torch.testing.assert_close(seen, torch.full_like(seen, (0.2 - 0.5) / 0.5))
+        torch.testing.assert_close(seen, torch.full_like(seen, (0.2 - 0.449) / 0.226))
 
     def test_bytes_and_floats_are_the_same_image(self):
         images = torch.randint(0, 256, (4, 48, 48), dtype=torch.uint8)
@@ -390,6 +390,13 @@ class TestCheckpoint:
             name: read_checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt")["epoch"] for name in ("best", "last")
         }
         assert epochs == {"best": 0, "last": 2}
+
+    def test_last_needs_no_validation(self, fit, tmp_path):
+        fit("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3")
+        epochs = {
+            name: read_checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt")["epoch"] for name in ("best", "last")
+        }
+        assert epochs == {"best": 1, "last": 2}
 
     def test_loading_fetches_nothing(self, fit, tmp_path):
         fit()

@@ -161,3 +161,13 @@ def test_the_paper_line_on_real_faces(cli, tmp_path, real_archive, real_weights)
     assert metrics["test/n"] == 3589
     assert metrics["synthetic"] is False
     assert sum(metrics["train/class_counts"].values()) == 256
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiling_in_place_keeps_the_names_of_the_weights(process, tmp_path):
+    outcome = process(*TINY, "model.compile=true", "hydra.run.dir=compiled", timeout=580)
+    assert outcome.code == 0, outcome.err
+    weights = torch.load(tmp_path / "compiled" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert not [key for key in weights if "_orig_mod" in key]
+    EmotionClassifier.load(tmp_path / "compiled" / "checkpoints" / "best.ckpt")

@@ -1,0 +1,186 @@
+"""Loaders: the right images in the right batches, whatever the workers, the processes and the epoch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from fer_lightning.data.augment import Augmentation
+from fer_lightning.data.datamodule import FERDataModule
+from fer_lightning.data.faces import count_classes
+from fer_lightning.data.splits import official
+from fer_lightning.data.synthetic import draw
+from fer_lightning.errors import UserError
+from fer_lightning.imbalance.samplers import ClassWeightedSampler, InstanceSampler, UnderSampler
+
+FACES = draw(400)
+PLAIN = Augmentation(0, 0, 0, 0, 0, 0, 0, [0.02, 0.2])
+STRONG = Augmentation(0.5, 15, 0.1, 0.1, 0.2, 0.2, 0.5, [0.02, 0.2])
+
+
+def build(
+    sampler=InstanceSampler, augmentation=PLAIN, batch_size=32, num_workers=0, seed=0, **split_knobs
+) -> FERDataModule:
+    split = official(FACES, 0, **split_knobs)
+    return FERDataModule(FACES, split, sampler, augmentation, batch_size, num_workers, seed)
+
+
+def epoch(datamodule: FERDataModule, number: int) -> tuple[Tensor, Tensor]:
+    """All training images and labels of an epoch, in order."""
+    datamodule.sampler.set_epoch(number)
+    images, labels = zip(*datamodule.train_dataloader(), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+class TestCounts:
+    @pytest.mark.parametrize("knobs", [{}, {"train_size": 100}, {"val_fraction": 0.3}])
+    def test_class_counts_are_those_of_the_training_images_used(self, knobs):
+        datamodule = build(**knobs)
+        assert datamodule.class_counts == count_classes(FACES.labels[official(FACES, 0, **knobs).train])
+        assert datamodule.class_counts == count_classes(epoch(build(**knobs, batch_size=1), 0)[1].numpy())
+
+    def test_the_sampler_does_not_change_them(self):
+        # They are the prior that losses correct for; what a sampler draws from them is its own matter.
+        assert build(UnderSampler).class_counts == build().class_counts
+
+
+class TestBatches:
+    def test_bytes_and_labels(self):
+        images, labels = next(iter(build().train_dataloader()))
+        assert (images.shape, images.dtype) == ((32, 48, 48), torch.uint8)
+        assert (labels.shape, labels.dtype) == ((32,), torch.int64)
+
+    def test_images_keep_their_labels(self):
+        images, labels = epoch(build(), 0)
+        label_of = {image.tobytes(): label for image, label in zip(FACES.images, FACES.labels, strict=True)}
+        assert [label_of[image.numpy().tobytes()] for image in images] == labels.tolist()
+
+    def test_a_last_batch_that_is_not_full_is_dropped(self):
+        loader = build(batch_size=50).train_dataloader()
+        assert [len(labels) for _, labels in loader] == [50] * (288 // 50)
+        assert len(loader) == 288 // 50
+
+    def test_validation_is_every_image_once_in_order_without_padding(self):
+        datamodule = build(batch_size=10)
+        loader = datamodule.val_dataloader()
+        images, labels = zip(*loader, strict=True)
+        assert [len(batch) for batch in labels] == [40, 16]
+        val = datamodule.split.val
+        np.testing.assert_array_equal(torch.cat(images).numpy(), FACES.images[val])
+        np.testing.assert_array_equal(torch.cat(labels).numpy(), FACES.labels[val])
+
+    def test_more_than_an_epoch_is_refused(self):
+        build(UnderSampler, batch_size=56)
+        with pytest.raises(UserError, match=r"data\.batch_size=57: only 56 images are drawn per epoch"):
+            build(UnderSampler, batch_size=57)
+
+    def test_samplers_are_given_the_training_labels_and_the_seed(self):
+        _, labels = epoch(build(UnderSampler), 0)
+        assert np.bincount(labels).max() <= 8
+        assert not torch.equal(epoch(build(seed=1), 0)[1], epoch(build(seed=0), 0)[1])
+
+    def test_a_new_iterator_leaves_the_global_random_state_alone(self):
+        datamodule = build(augmentation=STRONG)
+        before = torch.get_rng_state()
+        next(iter(datamodule.train_dataloader()))
+        next(iter(datamodule.val_dataloader()))
+        assert torch.equal(before, torch.get_rng_state())
+
+
+class TestAugmentation:
+    def test_workers_change_nothing(self):
+        alone, workers = build(augmentation=STRONG), build(augmentation=STRONG, num_workers=2)
+        for number in (0, 1):
+            for one, two in zip(epoch(alone, number), epoch(workers, number), strict=True):
+                assert torch.equal(one, two)
+
+    def test_epochs_differ_and_can_be_had_again(self):
+        datamodule = build(augmentation=STRONG)
+        (first, _), (second, _) = epoch(datamodule, 0), epoch(datamodule, 1)
+        assert torch.equal(first, epoch(build(augmentation=STRONG), 0)[0])
+        # Not only another order: hardly any picture of the first epoch comes again in the second.
+        pictures = [{image.numpy().tobytes() for image in images} for images in (first, second)]
+        assert len(pictures[0] & pictures[1]) < 5
+
+    def test_copies_of_an_image_in_one_epoch_differ(self):
+        sampler = ClassWeightedSampler
+        drawn = [draw.index for draw in build(sampler).sampler]
+        disgust = [place for place, index in enumerate(drawn[:256]) if FACES.labels[build().split.train][index] == 1]
+        images, _ = epoch(build(sampler, augmentation=STRONG), 0)
+        assert len(disgust) > 20  # of eight images
+        assert len({images[place].numpy().tobytes() for place in disgust}) == len(disgust)
+
+    def test_validation_is_never_augmented(self):
+        plain, strong = (next(iter(build(augmentation=each).val_dataloader()))[0] for each in (PLAIN, STRONG))
+        assert torch.equal(plain, strong)
+
+
+class Witness(L.LightningModule):
+    """Writes down what each process is given."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+        self.linear = nn.Linear(1, 1)
+        self.seen: dict[str, list] = {"train": [], "val": []}
+
+    def note(self, part: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        rows = [
+            [int(label), hashlib.sha1(image.numpy().tobytes()).hexdigest()]
+            for image, label in zip(images, labels, strict=True)
+        ]
+        self.seen[part].append([self.current_epoch, rows])
+
+    def training_step(self, batch, batch_idx):
+        self.note("train", batch)
+        return self.linear(torch.ones(1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.note("val", batch)
+
+    def on_fit_end(self):
+        Path(self.folder, f"{self.global_rank}-of-{self.trainer.world_size}.json").write_text(json.dumps(self.seen))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("sampler", [InstanceSampler, UnderSampler])
+def test_two_processes_share_the_batches_of_one(tmp_path, sampler):
+    """A real process group: together the two see each global batch, pixel for pixel, and validate each image once."""
+    method: Any = "spawn" if torch.cuda.is_available() else "fork"  # much faster, and forbidden once CUDA has begun
+    for strategy, devices in (("auto", 1), (DDPStrategy(start_method=method, process_group_backend="gloo"), 2)):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=devices,
+            strategy=strategy,
+            max_epochs=2,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Witness(str(tmp_path)), build(sampler, augmentation=STRONG, batch_size=14))
+    names = ("0-of-1", "0-of-2", "1-of-2")
+    alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in names)
+    assert len(alone["train"]) == len(first["train"]) == len(second["train"]) > 2
+    for whole, even, odd in zip(alone["train"], first["train"], second["train"], strict=True):
+        assert whole[0] == even[0] == odd[0]
+        assert (len(whole[1]), len(even[1]), len(odd[1])) == (14, 7, 7)
+        assert whole[1] == [row for pair in zip(even[1], odd[1], strict=True) for row in pair]
+    validated = [
+        sorted(row for number, rows in part if number == 1 for row in rows)
+        for part in (alone["val"], first["val"] + second["val"])
+    ]
+    assert validated[0] == validated[1]
+    assert len(validated[0]) == 56

@@ -1,0 +1,81 @@
+"""What is shipped: the wheel with its configuration, the constraints, the documentation's claims."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_config_and_module(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert f"fer_lightning/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
+    for path in (ROOT / "fer_lightning").rglob("*.py"):
+        assert path.relative_to(ROOT).as_posix() in names
+
+
+def test_an_installed_wheel_trains(wheel, tmp_path):
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True)
+    work = tmp_path / "work"
+    work.mkdir()
+    where = "import fer_lightning.config as c; print(c.CONF_DIR)"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    found = subprocess.run([sys.executable, "-c", where], env=environment, cwd=work, capture_output=True, text=True)
+    assert found.stdout.strip() == str(site / "fer_lightning" / "conf")
+    run = [sys.executable, "-m", "fer_lightning", *TINY, "hydra.run.dir=run"]
+    done = subprocess.run(run, env=environment, cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (work / "run" / "metrics.json").exists()
+
+
+def test_constraints_satisfy_every_direct_dependency():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pins[name.lower().replace("_", "-")] = version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), text
+
+
+def test_every_dependency_has_its_reason():
+    """A bound nobody can explain is a bound nobody dares to lift."""
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
+    assert block is not None
+    assert all(" # " in line for line in block.group(1).splitlines())
+
+
+def test_readme_names_only_what_exists():
+    text = (ROOT / "README.md").read_text()
+    for group, choices in re.findall(
+        r"\b(imbalance|model|split|augment|optim|data|logger|experiment)=([a-z0-9_,]+)", text
+    ):
+        for choice in choices.split(","):
+            assert (ROOT / "conf" / group / f"{choice}.yaml").exists(), f"{group}={choice}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).exists(), link
+    for target in re.findall(r"\bmake ([a-z-]+)", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+    for module in re.findall(r"python -m (fer_lightning\.[a-z_]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
