@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fer_lightning import config, sweep
+from fer_lightning.errors import UserError
 
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name="config")
@@ -26,7 +27,10 @@ def app(cfg: DictConfig) -> float | None:
 
     from fer_lightning.train import run
 
-    result = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    try:
+        result = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+    except UserError as error:
+        config.fail(error)  # Hydra would print "Error executing job" and all overrides first
     return result.metrics.get("val/f1_macro") if result else None
 
 

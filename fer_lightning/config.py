@@ -185,7 +185,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     assert isinstance(typed, DictConfig)
     reference = _reference(choices)
     for path in FREE_FORM:
-        _check_against_file(_container(cfg, path, resolve=True), _container(reference, path, resolve=False), path)
+        check_knobs(_container(cfg, path, resolve=True), _container(reference, path, resolve=False), path)
     for rule in (_data_rules, _model_rules, _optim_rules, _imbalance_rules, _trainer_rules):
         rule(typed)
 
@@ -206,7 +206,8 @@ class Validate(Callback):
 
 def fail(error: Exception | str, code: int = 2) -> None:
     """Print one line to stderr and exit: the end of every user mistake."""
-    print(f"error: {error}", file=sys.stderr)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other processes of a run meet the same mistake
+        print(f"error: {error}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -235,7 +236,12 @@ def _container(cfg: DictConfig, path: str, resolve: bool) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=resolve)  # type: ignore[return-value]
 
 
-def _check_against_file(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:
+def check_knobs(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:
+    """Refuse keys that ``expected`` lacks and values of another kind than its own.
+
+    Raises:
+        UserError: naming the key below ``path``, and what is accepted.
+    """
     for key, value in given.items():
         name = f"{path}.{key}"
         if key not in expected:
@@ -243,7 +249,7 @@ def _check_against_file(given: Mapping[str, Any], expected: Mapping[str, Any], p
             knobs = ", ".join(other for other in expected if not other.startswith("_"))
             raise UserError(f"{name}={value}: no such key{hint}; {path} has: {knobs or 'nothing to set'}")
         if isinstance(value, dict) and isinstance(expected[key], dict):
-            _check_against_file(value, expected[key], name)
+            check_knobs(value, expected[key], name)
         elif not _same_kind(value, expected[key]):
             raise UserError(f"{name}={value}: expected {_kind(expected[key])}, such as {expected[key]}")
 
@@ -329,15 +335,22 @@ def _data_rules(cfg: DictConfig) -> None:
     _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
-    fraction = cfg.split.get("val_fraction")
-    _require(
-        fraction is None or 0 < fraction < 1,
-        "split.val_fraction",
-        fraction,
-        "must lie between 0 and 1, or be null",
-    )
-    if cfg.split.name == "paper" and fraction is None and "early_stopping" in cfg.callbacks:
+    split_rules(cfg.split)
+    if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None and "early_stopping" in cfg.callbacks:
         raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
+
+
+def split_rules(split: DictConfig) -> None:
+    """Check the optional knobs of a split, whose files say ``null`` and so tell nothing of their kind.
+
+    Raises:
+        UserError: ``val_fraction`` is no fraction, or ``train_size`` no positive whole number.
+    """
+    fraction, size = split.get("val_fraction"), split.get("train_size")
+    is_fraction = isinstance(fraction, int | float) and 0 < fraction < 1
+    _require(fraction is None or is_fraction, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
+    is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    _require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
 
 
 def _model_rules(cfg: DictConfig) -> None:

@@ -143,6 +143,11 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
         files = [OmegaConf.load(path) for path in (schema.CONF_DIR / group).glob("*.yaml")]
         if target not in [OmegaConf.select(file, key) for file in files]:
             raise UserError(f"the checkpoint names {target}, which is no data source or split and is not executed")
+    given, stored = OmegaConf.to_container(cfg), model.hparams["config"]
+    assert isinstance(given, dict)
+    schema.check_knobs(given["data"], stored["data"], "data")
+    schema.check_knobs(given["split"], stored["split"], "split")
+    schema.split_rules(cfg.split)
     return cfg
 
 

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,11 @@ from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
 from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table
 from fer_lightning.metrics import confident_mistakes, confusion_matrix, emotion_indices
-from fer_lightning.model import EmotionClassifier, read_checkpoint
+from fer_lightning.model import EmotionClassifier
+from fer_lightning.resume import resume_from
 from fer_lightning.run_folder import write_json, write_status
 
 log = logging.getLogger(__name__)
-
-RESUME_MAY_CHANGE = (
-    "model.weights",
-    "model.freeze_epochs",
-    "model.compile",
-    "optim.schedule",
-    "optim.warmup_fraction",
-)
-"""Knobs of model and optimizer that take effect in the rest of a resumed run; the restored state fixes all others."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +124,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     )
 
     threads = torch.get_num_threads()
-    trainer.fit(model, datamodule, ckpt_path=_resume_from(cfg, folder), weights_only=True)
+    trainer.fit(model, datamodule, ckpt_path=resume_from(cfg, folder), weights_only=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # The test counts every image once and must equal `evaluate`: the first process alone does it.
         torch.distributed.barrier()
@@ -230,29 +221,6 @@ def _callback(name: str, node: DictConfig) -> Callback:
         raise UserError(f"callbacks.{name}: {str(error).splitlines()[0]}") from error
 
 
-def _resume_from(cfg: DictConfig, folder: Path) -> Path | None:
-    if cfg.resume is None:
-        return None
-    path = folder if cfg.resume == "auto" else Path(cfg.resume)
-    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if cfg.resume == "auto" and not path.exists():
-        return None
-    hyper = read_checkpoint(path)["hyper_parameters"]
-    trained = dict(_leaves({"model": hyper["model"], "optim": hyper["optim"]}))
-    for key, value in _leaves({"model": _plain(cfg.model), "optim": _plain(cfg.optim)}):
-        if key not in RESUME_MAY_CHANGE and trained.get(key) != value:
-            raise UserError(f"resume={cfg.resume}: {key} was {trained.get(key)} there and cannot become {value}")
-    return path
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     callback = trainer.checkpoint_callback
     best = Path(getattr(callback, "best_model_path", "") or folder / "checkpoints" / "best.ckpt")
@@ -314,6 +282,8 @@ def _quiet() -> None:
     """Silence what Lightning and timm say about choices that are made here on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric", "timm"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Without a network it logs a line per retry; the one error that follows says all.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*number of training batches.*",

@@ -1,7 +1,15 @@
 """The command line, called in this process (fast) or in a real one (sweeps, several devices)."""
 
-import json
 import os
+import tempfile
+
+# Read by OpenMP, huggingface_hub and matplotlib when they are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fer_lightning_tests_matplotlib"))
+
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,7 +59,6 @@ def _no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("FER_TEST_CACHE", str(tmp_path / "cache")))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ class TestOtherImages:
         (["optim.lrr=1"], "optim.lrr: no such key (did you mean optim.lr?)"),
         (["data.source.pth=x"], "data.source.pth: no such key (did you mean data.source.path?)"),
         (["split.val_fraction=["], "cannot be read as key=value"),
-        (["split.val_fraction=2"], "split.val_fraction=2: accepted is a share between 0 and 1"),
+        (["split.val_fraction=2"], "split.val_fraction=2: must lie between 0 and 1"),
         (["split._target_=os.system"], "the checkpoint names os.system"),
         (["trainer.accelerator=abacus"], "trainer.accelerator=abacus"),
     ],

@@ -32,7 +32,7 @@ def test_one_and_two_devices_and_a_failing_job_stay_apart(process, tmp_path):
     assert "data.source.images=1" in status_of(jobs["1-none-seed0"])["reason"]
     one, two = metrics_of(jobs["0-none-seed0"]), metrics_of(jobs["2-none-seed0"])
     assert (one["devices"], two["devices"]) == (1, 2)
-    assert one["train/steps"] == two["train/steps"] == 320 // 32, "the global batch is the same"
+    assert one["train/steps"] == two["train/steps"] == 288 // 32, "the global batch is the same"
     assert one["test/n"] == two["test/n"] == len(pd.read_csv(jobs["2-none-seed0"] / "predictions.csv"))
     assert outcome.json["jobs"] == 4
     assert outcome.json["failed"] == ["1-none-seed0", "3-none-seed0"]
