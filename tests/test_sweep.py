@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 from conftest import TINY
+from wandb_file import read_offline_runs
 
 from fer_lightning.config import CONF_DIR
 
@@ -49,13 +50,17 @@ def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
     )
     outcome = process(
         "--config-dir=mine", "-m", *TINY, "imbalance=none,gentle", "tags=[a,'b c']", "hydra.sweep.dir='a sweep'",
-        "+hydra.job.env_set.FER_TEST=1",
+        "+hydra.job.env_set.FER_TEST=1", "logger=wandb",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err + outcome.out
     assert outcome.json["failed"] == []
     report = tmp_path / outcome.json["report"]
     table = pd.read_csv(report / "comparison.csv")
     assert set(table["imbalance"]) == {"none", "gentle"}
+    runs = [run for job in sorted((tmp_path / "a sweep").glob("?-*")) for run in read_offline_runs(job)]
+    assert [run.tags[0] for run in runs] == ["none", "gentle"], "one W&B run per job"
+    assert len({run.group for run in runs}) == 1
+    assert runs[0].group.endswith("-a sweep")
     assert "SYNTHETIC" in outcome.out
     assert "job 2 of 2 done" in outcome.out
     assert " left" in outcome.out
