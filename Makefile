@@ -21,9 +21,8 @@ lint: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-# torch first and from the same index as everything else: its CPU-only files lack a matching torchvision.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 

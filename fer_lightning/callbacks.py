@@ -1,4 +1,4 @@
-"""What Lightning does not have: a stop on NaN, a line per epoch, checkpoints that survive a full disk."""
+"""What Lightning does not have: a stop on NaN, a line per epoch, checkpoints that survive a full disk and a move."""
 
 import io
 import logging
@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from fer_lightning.errors import UserError
@@ -31,7 +32,7 @@ class StopOnNonFinite(L.Callback):
     ) -> None:
         finite = torch.isfinite(outputs["loss"].detach())
         self.finite = finite if self.finite is None else self.finite & finite
-        steps: int = getattr(trainer, "log_every_n_steps", 1)
+        steps: int = getattr(trainer, "log_every_n_steps", 1)  # set by Lightning without declaring it
         if trainer.is_last_batch or (batch_idx + 1) % max(1, steps) == 0:
             self._check(trainer)
 
@@ -84,6 +85,21 @@ class EpochLine(L.Callback):
             per_epoch,
             left,
         )
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Remembers its best checkpoint in a run that goes on in another folder, or in one that was moved.
+
+    Lightning forgets it when the folder's path has changed, and would take the next epoch for the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -102,12 +102,16 @@ def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch
     return Evaluation(metrics, predictions)
 
 
-def load_faces(cfg: DictConfig) -> tuple[Faces, Split]:
-    """The images and the split that a configuration describes."""
-    # Partial and called here: Hydra's own call hides the text of errors and wraps the faces in a config node.
-    faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
+def load_faces(cfg: DictConfig) -> Faces:
+    """The images that a configuration describes."""
+    # Partial and called here, as below: Hydra's own call hides the text of errors and wraps arguments in config nodes.
+    return instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
+
+
+def split_faces(cfg: DictConfig, faces: Faces) -> Split:
+    """The split of ``faces`` that a configuration describes."""
     arguments = {key: value for key, value in cfg.split.items() if key != "name"}
-    return faces, instantiate(arguments, _partial_=True, _recursive_=False)(faces=faces, seed=cfg.seed)
+    return instantiate(arguments, _partial_=True, _recursive_=False)(faces=faces, seed=cfg.seed)
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -163,9 +167,18 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = EmotionClassifier.load(parsed.checkpoint)
     cfg = _trained_config(model, parsed.overrides)
-    faces, split = load_faces(cfg)
+    faces = load_faces(cfg)
+    split = split_faces(cfg, faces)
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:
         log.info("these are not the images the model was trained with")
+    else:
+        trained = split_faces(_trained_config(model, []), faces)
+        seen = np.intersect1d(split.tests["test"], np.union1d(trained.train, trained.val))
+        if len(seen):
+            raise UserError(
+                f"{len(seen)} of the {len(split.tests['test'])} test images trained or selected this model; "
+                "leave seed and split as they were"
+            )
     evaluation = evaluate(model, faces, split, pick_device(cfg.trainer.accelerator))
     print_table({**evaluation.metrics, "synthetic": faces.synthetic})
     if parsed.out is not None:

@@ -42,6 +42,7 @@ NOT_A_SETTING = (
     "logger",
     "data.path",
     "data.source.path",
+    "data.cache_dir",
     "data.source.cache_dir",
     "data.num_workers",
     "trainer.enable_progress_bar",

@@ -77,7 +77,7 @@ def run_job(cfg: DictConfig) -> float:
     reason = f": {status['reason']}" if status.get("reason") else ""
     took = _duration(time.monotonic() - started)
     _say(f"{number} {status['status']} in {took}{reason}{_time_left(folder.parent, sweep)}")
-    if status["status"] != "done":
+    if status["status"] != "done" or not (folder / "metrics.json").exists():  # fast_dev_run tests nothing
         return math.nan
     value = read_json(folder / "metrics.json").get("val/f1_macro")
     return math.nan if value is None else value
@@ -116,11 +116,12 @@ def summarise(folder: Path) -> int:
     jobs = job_folders(folder)
     failed = {job: read_status(job).get("reason", "") for job in jobs if read_status(job)["status"] != "done"}
     report = None
-    if len(failed) < len(jobs):
+    tested = [job for job in jobs if job not in failed and (job / "metrics.json").exists()]
+    if tested:
         from fer_lightning.compare import compare
 
         report = folder / "report"
-        compare([job for job in jobs if job not in failed], report)
+        compare(tested, report)
     for job, reason in failed.items():
         _say(f"[sweep] failed: {job.name}: {reason} ({job})")
     line = {

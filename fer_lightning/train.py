@@ -12,22 +12,22 @@ import lightning as L
 import pandas as pd
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fer_lightning import figures, tracking
-from fer_lightning.callbacks import AtomicCheckpoints, EpochLine, StopOnNonFinite
+from fer_lightning.callbacks import AtomicCheckpoints, EpochLine, MovableCheckpoint, StopOnNonFinite
 from fer_lightning.config import device_count
 from fer_lightning.data.augment import Augmentation
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
-from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table
+from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, split_faces
 from fer_lightning.metrics import confident_mistakes, confusion_matrix, emotion_indices
-from fer_lightning.model import EmotionClassifier
+from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.resume import resume_from
 from fer_lightning.run_folder import write_json, write_status
 
@@ -88,7 +88,8 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
 def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     _quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    faces, split = load_faces(cfg)
+    faces = load_faces(cfg)
+    split = split_faces(cfg, faces)
     if faces.synthetic:
         log.info("NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013")
     datamodule = FERDataModule(
@@ -124,7 +125,11 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     )
 
     threads = torch.get_num_threads()
-    trainer.fit(model, datamodule, ckpt_path=resume_from(cfg, folder), weights_only=True)
+    checkpoint = resume_from(cfg, folder, faces.data_hash)
+    if checkpoint is not None:
+        # Workers fetch the first batches before Lightning tells the sampler the epoch of a resumed run.
+        datamodule.sampler.set_epoch(read_checkpoint(checkpoint)["epoch"] + 1)
+    trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # The test counts every image once and must equal `evaluate`: the first process alone does it.
         torch.distributed.barrier()
@@ -139,7 +144,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     best = _best_checkpoint(trainer, folder)
     tested = EmotionClassifier.load(best)
     evaluation = evaluate(tested, faces, split, trainer.strategy.root_device)
-    epoch = int(torch.load(best, map_location="cpu", weights_only=True)["epoch"])
+    epoch = int(read_checkpoint(best)["epoch"])
     metrics = {
         **evaluation.metrics,
         "train/seconds": seconds,
@@ -176,7 +181,7 @@ def build_trainer(
         arguments["strategy"] = "ddp_find_unused_parameters_true" if cfg.model.freeze_epochs else "ddp"
     # Two callbacks, because save_last=True saves the last epoch only when it is also the best so far.
     best, last = (
-        ModelCheckpoint(
+        MovableCheckpoint(
             dirpath=folder / "checkpoints",
             filename=name,
             monitor=monitor,

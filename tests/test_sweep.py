@@ -61,6 +61,8 @@ def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
     assert [run.tags[0] for run in runs] == ["none", "gentle"], "one W&B run per job"
     assert len({run.group for run in runs}) == 1
     assert runs[0].group.endswith("-a sweep")
+    for run in runs:
+        assert run.config["tags"] == ["a", "b c"]
     assert "SYNTHETIC" in outcome.out
     assert "job 2 of 2 done" in outcome.out
     assert " left" in outcome.out

@@ -1,6 +1,8 @@
 """Whole runs through the entry: the run folder, its numbers, resume, several processes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,67 @@ def test_resume_goes_on_from_the_last_epoch(cli, tmp_path):
     assert "epoch 2/3" not in outcome.out
     curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert curves["val/loss"].notna().sum() == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
+    """Order and augmentation of the resumed epoch are its own; workers prefetch before Lightning names the epoch."""
+    same = [*TINY, "augment=light", "optim.schedule=constant", "optim.warmup_fraction=0", "model.head.dropout=0"]
+    same += [f"data.num_workers={workers}"]
+    assert cli(*same, "trainer.max_epochs=3", f"hydra.run.dir={tmp_path / 'whole'}").code == 0
+    assert cli(*same, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'parts'}").code == 0
+    assert cli(*same, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={tmp_path / 'parts'}").code == 0
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole["state_dict"][key], parts["state_dict"][key]) for key in whole["state_dict"])
+
+
+def test_another_folder_remembers_the_best(cli, tmp_path):
+    """A run that gets worse in a new folder still tests its best epoch so far."""
+    same = [*TINY, "optim.schedule=constant", "optim.warmup_fraction=0", "optim.lr=0.004"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert cli(*same, "trainer.max_epochs=6", f"hydra.run.dir={first}").code == 0
+    best = json.loads((first / "metrics.json").read_text())
+    # One epoch on random labels would be a lie; a best score that cannot be beaten tells the same.
+    checkpoint = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, state in checkpoint["callbacks"].items():
+        if "f1_macro" in name:
+            state["best_model_score"] = torch.tensor(1.0)
+            state["best_k_models"] = {path: torch.tensor(1.0) for path in state["best_k_models"]}
+            state["kth_value"] = torch.tensor(1.0)
+    torch.save(checkpoint, first / "checkpoints" / "last.ckpt")
+    moved = tmp_path / "moved"
+    first.rename(moved)
+    assert cli(*same, "trainer.max_epochs=7", f"resume={moved}", f"hydra.run.dir={second}").code == 0
+    metrics = json.loads((second / "metrics.json").read_text())
+    assert metrics["epoch"] == best["epoch"]
+    assert metrics["val/f1_macro"] == best["val/f1_macro"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["split.val_fraction=0.2"], "split.val_fraction was None there"),
+        (["seed=1"], "seed was 0 there and cannot become 1"),
+        (["data.source.seed=1"], "trained on other images"),
+        (["optim.lr=0.1"], "optim.lr was"),
+        (["trainer.max_epochs=1"], "it has all 1 epochs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_resuming_another_experiment_is_refused(cli, finished_once, changes, message):
+    outcome = cli(*TINY, "trainer.max_epochs=2", f"resume={finished_once}", *changes)
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run = [sys.executable, "-m", "fer_lightning", *TINY, f"hydra.run.dir={folder}"]
+    subprocess.run(run, check=True, capture_output=True, cwd=folder)
+    return folder
 
 
 def test_two_processes_give_an_exact_test_and_the_same_draw(process, tmp_path):

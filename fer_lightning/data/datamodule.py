@@ -98,7 +98,12 @@ class FERDataModule(L.LightningDataModule):
 
     @property
     def per_device_batch_size(self) -> int:
-        return self.batch_size // (self.trainer.world_size if self.trainer else 1)
+        ranks = self.trainer.world_size if self.trainer else 1
+        if self.batch_size % ranks:
+            raise UserError(
+                f"data.batch_size={self.batch_size}: is the global batch and must divide by the {ranks} devices"
+            )
+        return self.batch_size // ranks
 
     def train_dataloader(self) -> DataLoader[Item]:
         # drop_last: a last batch of one image breaks batch normalisation, and static shapes are faster.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Iterator
 from typing import IO
 
@@ -87,8 +88,10 @@ def _check_header(header: list[str], source: str) -> None:
 
 def _pixels(text: str, where: str) -> np.ndarray:
     try:
-        values = np.fromstring(text, dtype=np.int64, sep=" ")
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # how older numpy tells of unreadable text
+            values = np.fromstring(text, dtype=np.int64, sep=" ")
+    except (ValueError, DeprecationWarning):
         raise UserError(f"{where}: the pixels hold something that is no whole number") from None
     if len(values) != PIXELS:
         raise UserError(f"{where}: {len(values)} pixel values; {PIXELS} ({IMAGE_SIZE} x {IMAGE_SIZE}) are needed")
