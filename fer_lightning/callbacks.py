@@ -51,12 +51,39 @@ class StopOnNonFinite(L.Callback):
     def _check(self, trainer: L.Trainer) -> None:
         # Together: a process that stopped alone would leave the others waiting for its gradients.
         if self.finite is not None and not trainer.strategy.reduce_boolean_decision(bool(self.finite), all=True):
+            last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            kept = "the last good checkpoint is kept" if last.exists() else "there is no good checkpoint yet"
             raise UserError(
                 f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1} by step {trainer.global_step}; "
-                "the last good checkpoint is kept; try a smaller optim.lr, more optim.warmup_fraction or "
+                f"{kept}; try a smaller optim.lr, more optim.warmup_fraction or "
                 "trainer.precision=32-true"
             )
         self.finite = None
+
+
+class TrainClock(L.Callback):
+    """Seconds spent in training steps; Lightning's Timer counts validation and checkpoints too."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.since: float | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.since = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.since is not None:
+            self.seconds += time.perf_counter() - self.since
+        self.since = None
 
 
 class EpochLine(L.Callback):

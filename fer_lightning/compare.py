@@ -111,7 +111,7 @@ def summarise(runs: Sequence[Run]) -> Comparison:
 
     Columns: ``method``, ``imbalance``, ``model``, ``split``, ``data``, ``data_hash``, ``test_n``, ``seeds``
     (number of runs), for every headline score its mean and ``_sd`` (sample deviation, NaN for one seed),
-    ``worst_class`` (lowest mean recall), ``recall/<emotion>``, ``test_dedup/f1_macro``, ``train_seconds``,
+    ``worst_class`` (empty when the runs disagree), ``recall/<emotion>``, ``test_dedup/f1_macro``, ``train_seconds``,
     ``f1_macro_low``/``_high`` (95 % bootstrap interval over test images with the trained models as they are),
     and ``f1_macro_difference`` to the baseline of the same seeds and test images, with its ``_low``/``_high``
     and the number of ``_pairs``.
@@ -141,7 +141,8 @@ def summarise(runs: Sequence[Run]) -> Comparison:
             record[column] = values.mean()
             record[f"{column}_sd"] = values.std(ddof=1) if len(values) > 1 else np.nan
         recalls = _recalls(members)
-        record["worst_class"] = recalls.idxmin()
+        worst = {_recalls([run]).idxmin() for run in members}
+        record["worst_class"] = worst.pop() if len(worst) == 1 else ""
         record |= {f"recall/{emotion}": value for emotion, value in recalls.items()}
         record["train_seconds"] = np.mean([_number(run.metrics.get("train/seconds")) for run in members])
         if one_test_set:

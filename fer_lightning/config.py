@@ -185,7 +185,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     assert isinstance(typed, DictConfig)
     reference = _reference(choices)
     for path in FREE_FORM:
-        check_knobs(_container(cfg, path, resolve=True), _container(reference, path, resolve=False), path)
+        check_knobs(_container(typed, path, resolve=True), _container(reference, path, resolve=False), path)
     for rule in (_data_rules, _model_rules, _optim_rules, _imbalance_rules, _trainer_rules):
         rule(typed)
 
@@ -221,6 +221,10 @@ def run_tool(main: Callable[[], None]) -> None:
         fail(explain(error))
     except KeyboardInterrupt:
         fail("interrupted", code=130)
+    except OSError as error:
+        if not any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        fail(f"{error.filename}: cannot be made ({error.strerror}); choose another folder with hydra.run.dir=FOLDER")
 
 
 def _reference(choices: Mapping[str, Any]) -> DictConfig:
@@ -289,9 +293,12 @@ def explain(error: Exception) -> str:
         hint = _did_you_mean(choice, list(error.options))
         return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); quote special characters"
+        quoted = "give special characters in quotes of their own, such as 'data.path=\"a (1).csv\"'"
+        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); {quoted}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: is missing and has no default"
+    if "Ambiguous value for argument" in str(error):
+        return f"{_first_line(error)}: to run them all add -m, for one list give [a,b]"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(unknown.group(1) if unknown else str(error.full_key))  # type: ignore[attr-defined]
@@ -332,6 +339,7 @@ def _data_rules(cfg: DictConfig) -> None:
     _require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
+    _require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
     _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
@@ -394,6 +402,10 @@ def _optim_rules(cfg: DictConfig) -> None:
 
 def _imbalance_rules(cfg: DictConfig) -> None:
     loss, sampler = cfg.imbalance.loss, cfg.imbalance.sampler
+    for key in ("per_class", "num_samples"):  # null in the files, which tells nothing of their kind
+        count = sampler.get(key)
+        is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+        _require(count is None or is_count, f"imbalance.sampler.{key}", count, "must be a number of images, or null")
     gamma = loss.get("gamma", 0)
     _require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
     smoothing = loss.get("label_smoothing", 0)
@@ -433,7 +445,12 @@ def _trainer_rules(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.precision={precision}: 16-bit floats need a GPU; use trainer.precision=32-true or auto"
         )
+    strategies = ("auto", "ddp", "ddp_find_unused_parameters_true")
+    accepted = f"must be one of {', '.join(strategies)}"
+    _require(trainer.strategy in strategies, "trainer.strategy", trainer.strategy, accepted)
     wanted = device_count(trainer.devices)
+    if on_cpu and (OmegaConf.is_list(trainer.devices) or str(trainer.devices) == "-1"):
+        raise UserError(f"trainer.devices={trainer.devices}: chooses among GPUs; on a CPU give a number of processes")
     existing = max(2, os.cpu_count() or 1) if on_cpu else gpus
     if wanted is not None:
         what = "CPU processes fit" if on_cpu else "GPUs exist"
@@ -458,7 +475,7 @@ def device_count(devices: Any) -> int | None:
     Raises:
         UserError: for anything that is no count, list of indices or ``auto``.
     """
-    if OmegaConf.is_list(devices):
+    if isinstance(devices, list) or OmegaConf.is_list(devices):
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return None

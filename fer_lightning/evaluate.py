@@ -139,6 +139,8 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     OmegaConf.set_struct(cfg, True)
     try:
         for override in OverridesParser.create().parse_overrides(overrides):
+            if OmegaConf.is_dict(OmegaConf.select(cfg, override.key_or_group)):
+                raise UserError(f"{override.input_line}: a whole group stays as trained; give one of its keys")
             OmegaConf.update(cfg, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(schema.explain(error)) from None

@@ -228,7 +228,7 @@ def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
         label = f"best macro F1: {best:.3f}"
         score.plot([f1.idxmax()], [best], "o", ms=12, mfc="none", mec=VERMILION, mew=2, label=label)
     score.set_title("validation score")
-    score.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    score.yaxis.set_major_formatter(PercentFormatter(1))
 
     rates = {
         column: series

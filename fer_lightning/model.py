@@ -42,6 +42,10 @@ def build_head(
     activation_class = getattr(nn, activation, None)
     if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
         raise UserError(f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU")
+    try:
+        activation_class()
+    except TypeError as error:
+        raise UserError(f"model.head.activation={activation}: is no activation; such as ReLU, SiLU or GELU") from error
     layers: list[nn.Module] = []
     for width in hidden:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))

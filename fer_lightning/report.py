@@ -40,7 +40,7 @@ def _cells(comparison: "Comparison") -> tuple[list[str], list[list[tuple[str, bo
         for column in columns:
             text = _cell(row[column], row[f"{column}_sd"])
             if column == "worst_recall":
-                text += f" {row['worst_class']}"
+                text = f"{text} {row['worst_class']}".rstrip()
             cells.append((text, len(table) > 1 and row[column] == best[column]))
         if intervals:
             cells.append((f"{row['f1_macro_low']:.3f} to {row['f1_macro_high']:.3f}", False))

@@ -12,13 +12,13 @@ import lightning as L
 import pandas as pd
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fer_lightning import figures, tracking
-from fer_lightning.callbacks import AtomicCheckpoints, EpochLine, MovableCheckpoint, StopOnNonFinite
+from fer_lightning.callbacks import AtomicCheckpoints, EpochLine, MovableCheckpoint, StopOnNonFinite, TrainClock
 from fer_lightning.config import device_count
 from fer_lightning.data.augment import Augmentation
 from fer_lightning.data.datamodule import FERDataModule
@@ -114,8 +114,8 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if cfg.model.compile:
         model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
     loggers += tracking.build_loggers(_plain(cfg), folder)
-    timer = Timer()
-    trainer = build_trainer(cfg, folder, loggers, [timer], has_validation=len(split.val) > 0)
+    clock = TrainClock()
+    trainer = build_trainer(cfg, folder, loggers, [clock], has_validation=len(split.val) > 0)
     log.info(
         "train %d  val %d  test %d images; %s",
         len(split.train),
@@ -140,18 +140,17 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
         return None
 
-    seconds = timer.time_elapsed("train")
     best = _best_checkpoint(trainer, folder)
     tested = EmotionClassifier.load(best)
     evaluation = evaluate(tested, faces, split, trainer.strategy.root_device)
     epoch = int(read_checkpoint(best)["epoch"])
     metrics = {
         **evaluation.metrics,
-        "train/seconds": seconds,
+        "train/seconds": clock.seconds,
         "train/images_per_second": trainer.global_step
         * cfg.data.batch_size
         * cfg.trainer.accumulate_grad_batches
-        / seconds,
+        / clock.seconds,
         "train/steps": trainer.global_step,
         "train/class_counts": dict(zip(EMOTIONS, class_counts, strict=True)),
         "epoch": epoch,
@@ -165,7 +164,8 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "precision": str(trainer.precision),
         **provenance,
     }
-    _write_artefacts(folder, metrics, evaluation, faces, split)
+    drawn = count_classes(datamodule.train_set.labels[[draw.index for draw in datamodule.sampler]])
+    _write_artefacts(folder, metrics, evaluation, faces, split, drawn)
     tracking.log_results(loggers, metrics, evaluation.predictions, faces, split, folder)
     return Run(metrics, trainer, tested, datamodule)
 
@@ -238,7 +238,9 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     return best
 
 
-def _write_artefacts(folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split) -> None:
+def _write_artefacts(
+    folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split, drawn: list[int]
+) -> None:
     write_json(folder / "metrics.json", metrics)
     predictions = evaluation.predictions
     predictions.to_csv(folder / "predictions.csv", index=False)
@@ -247,6 +249,8 @@ def _write_artefacts(folder: Path, metrics: dict[str, Any], evaluation: Evaluati
     sets = {"train": split.train, "val": split.val, "test": split.tests["test"]}
     wrong = confident_mistakes(predictions)
     counts = {name: count_classes(faces.labels[rows]) for name, rows in sets.items() if len(rows)}
+    if drawn != counts["train"]:
+        counts = {"train": counts["train"], "drawn in an epoch": drawn, **counts}
     pictures = {
         "confusion_matrix": figures.confusion_matrix(confusion_matrix(labels, predicted), title, subtitle),
         "class_distribution": figures.class_distribution(counts, "Images per class", subtitle),

@@ -83,7 +83,9 @@ class FERDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_set = TrainingFaces(faces.images[split.train], faces.labels[split.train], augmentation, seed)
-        self.val_set = EvaluationFaces(faces.images[split.val], faces.labels[split.val])
+        # Archives are sorted by emotion: in their order, trainer.limit_val_batches would validate on one class.
+        order = np.random.default_rng(0).permutation(split.val)
+        self.val_set = EvaluationFaces(faces.images[order], faces.labels[order])
         self.sampler = build_sampler(labels=self.train_set.labels, seed=seed)
         drawn = len(self.sampler)
         if drawn < batch_size:
