@@ -196,6 +196,8 @@ class Validate(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         run = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
+            if config.hydra.job.chdir:
+                raise UserError("hydra.job.chdir=true: paths are relative to where you start; leave it false")
             validate(run, config.hydra.runtime.choices)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             fail(error)

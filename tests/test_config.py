@@ -43,6 +43,7 @@ MISTAKES = [
     (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: must be one of"),
     (["imbalance=undersample", "imbalance.sampler.per_class=abc"], "per_class=abc: must be a number of images"),
     (["imbalance=none,focal"], "add -m"),
+    (["hydra.job.chdir=true"], "paths are relative to where you start"),
     (["name=a/b"], "name=a/b: is part of folder names"),
     (["hydra.run.dir=/proc/nope"], "/proc/nope: cannot be made"),
     (["trainer.devices=0"], "trainer.devices=0: must be at least 1"),
