@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow test-slurm lint install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fer_lightning -m experiment=demo imbalance=none,undersample,weighted,focal
@@ -13,6 +13,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+test-slurm: $(VENV)/.installed
+	.ci/slurm $(BIN)/python -m pytest -m slurm
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -13,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fer_lightning import config, sweep
-from fer_lightning.errors import UserError
+from fer_lightning import config, stop, sweep
+from fer_lightning.errors import Interrupted, UserError
+from fer_lightning.run_folder import RESUMABLE
 
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name="config")
@@ -22,15 +23,22 @@ def app(cfg: DictConfig) -> float | None:
     """Run one composed configuration, or hand a sweep's job to a process of its own."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweep.run_job(cfg)
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    first = config.is_first_process()
+    if not first:
         logging.getLogger().setLevel(logging.WARNING)
-
-    from fer_lightning.train import run
-
+        stop.end_with_parent()
+    stop.listen()
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        result = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+        from fer_lightning.train import run
+
+        result = run(cfg, folder)
     except UserError as error:
         config.fail(error)  # Hydra would print "Error executing job" and all overrides first
+    except Interrupted as stopped:
+        if not first:  # Lightning would kill the first process for any other code
+            raise SystemExit(0) from None
+        config.fail(f"{stopped}; all is saved, go on with resume=auto hydra.run.dir={folder}", code=RESUMABLE)
     return result.metrics.get("val/f1_macro") if result else None
 
 

@@ -1,18 +1,23 @@
-"""What Lightning does not have: a stop on NaN, a line per epoch, checkpoints that survive a full disk and a move."""
+"""What Lightning does not have: exact resume, a stop on signals and NaN, curves that survive, atomic checkpoints."""
 
+import csv
 import io
 import logging
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import distributed
 
-from fer_lightning.errors import UserError
+from fer_lightning import stop
+from fer_lightning.errors import Interrupted, UserError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ class StopOnNonFinite(L.Callback):
             self.finite = torch.isfinite(trainer.callback_metrics["val/loss"])
             self._check(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # Squares, as batch normalisation takes: finite weights beyond 1e19 give NaN too.
         squares = torch.stack([parameter.detach().float().square().sum() for parameter in pl_module.parameters()])
         self.finite = torch.isfinite(squares).all()
@@ -67,6 +72,15 @@ class TrainClock(L.Callback):
     def __init__(self) -> None:
         self.seconds = 0.0
         self.since: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds + (time.perf_counter() - self.since if self.since is not None else 0.0)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.since = time.perf_counter()
@@ -97,10 +111,10 @@ class EpochLine(L.Callback):
         self.first = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        shown = ("train/loss", "val/loss", "val/accuracy", "val/f1_macro")
+        values = trainer.callback_metrics  # computed by all processes together
         if not trainer.is_global_zero:
             return
-        shown = ("train/loss", "val/loss", "val/accuracy", "val/f1_macro")
-        values = trainer.callback_metrics
         text = "  ".join(f"{key} {float(values[key]):.4f}" for key in shown if key in values)
         per_epoch = (time.monotonic() - self.started) / (trainer.current_epoch + 1 - self.first)
         left = per_epoch * ((trainer.max_epochs or 0) - trainer.current_epoch - 1)
@@ -112,6 +126,205 @@ class EpochLine(L.Callback):
             per_epoch,
             left,
         )
+
+
+class Curves(L.Callback):
+    """``metrics.csv``: one row per finished epoch, kept in the checkpoints too.
+
+    So a resumed run has every row once, wherever it was interrupted; a logger that appends to a file has some twice
+    and others, logged between the last save and the interruption, never.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self.validated = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Scores of an earlier validation stay among the metrics until the next one.
+        prefixes = ("train/", "val/") if self.validated else ("train/",)
+        scores = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(prefixes)}
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": rate, **scores})
+        self.validated = False
+        self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        text = io.StringIO()
+        columns = dict.fromkeys(["epoch", "step", "lr", *sorted({key for row in self.rows for key in row})])
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        _replace(self.path, text.getvalue().encode())
+
+
+class ExactResume(L.Callback):
+    """What a checkpoint needs beyond Lightning's own content for a resumed run to end with the same bits.
+
+    ``position``: the epoch and the batches of it that are done. ``processes``: of each process, its random states
+    and, in mid-epoch, the sums of its training metrics. Order and augmentation need nothing: they are functions of
+    seed, epoch and position.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] | None = None
+        self.group: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            # Small messages between the processes' hosts, which do not wait for their GPUs.
+            self.group = distributed.new_group(backend="gloo")
+
+    def any_process(self, mine: bool) -> bool:
+        """Whether ``mine`` is true in any process; all of them must ask."""
+        if self.group is None:
+            return mine
+        flag = torch.tensor(int(mine))
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.group)
+        return bool(flag)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        in_epoch = epoch.started > epoch.processed
+        mid_epoch = in_epoch and not trainer.is_last_batch
+        checkpoint["position"] = {
+            "epoch": epoch.processed + (in_epoch and not mid_epoch),
+            "batches": trainer.fit_loop.epoch_loop.batch_progress.current.ready if mid_epoch else 0,
+        }
+        mine: dict[str, Any] = {"random": _random_state(pl_module.device)}
+        if mid_epoch:
+            mine["metrics"] = {
+                name: {key: value.cpu() for key, value in metric.metric_state.items()}
+                for name, metric in _training_metrics(pl_module)
+            }
+        states: list[Any] = [mine] * trainer.world_size
+        if self.group is not None:
+            distributed.all_gather_object(states, mine, group=self.group)
+        checkpoint["processes"] = states
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint["processes"]
+        self.found = states[trainer.global_rank % len(states)]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning forgets on the way through a checkpoint that it had stopped early.
+        stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+        trainer.should_stop = any(stopper.wait_count >= stopper.patience for stopper in stoppers)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # As late as possible: building loaders and models draws random numbers too.
+        if self.found is None:
+            return
+        _set_random_state(self.found["random"], pl_module.device)
+        for name, metric in _training_metrics(pl_module):
+            for key, value in self.found.get("metrics", {}).get(name, {}).items():
+                setattr(metric, key, value.to(pl_module.device))
+        self.found = None
+
+
+def _training_metrics(module: L.LightningModule) -> list[tuple[str, Any]]:
+    metrics: Any = module.train_metrics
+    # Unshared states: metrics of one group hold the same tensors only after their first update.
+    return [*metrics.items(keep_base=True, copy_state=True), ("loss", module.train_loss)]
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """The global generators' states as tensors and plain Python, which load with ``weights_only=True``."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), *(float(part) for part in rest)),
+        "torch": torch.get_rng_state(),
+    }
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class LastCheckpoint(Checkpoint):
+    """``last.ckpt``: written after every epoch, every so many steps where asked for, and when a signal stops the run.
+
+    Args:
+        path: of the checkpoint.
+        every_n_steps: optimizer steps between saves within an epoch; None for none.
+        exact: what the processes agree through.
+    """
+
+    PATIENCE_SECONDS = 20.0
+    """How long a stopped run goes on validating in the hope of saving the finished epoch."""
+
+    def __init__(self, path: Path, every_n_steps: int | None, exact: ExactResume) -> None:
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self.exact = exact
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stop.listen()  # Lightning has just put handlers of its own there, which hang in a collective operation
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stop.defer(True)
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the end of the epoch saves; gradients that are still being summed up cannot be saved
+        stopped = self.exact.any_process(stop.requested())
+        if stopped or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            self._save(trainer)
+        if stopped:
+            raise Interrupted(stop.reason())
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if stop.seconds_since() > self.PATIENCE_SECONDS:
+            raise Interrupted(f"{stop.reason()} in a long validation")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+        if self.exact.any_process(stop.requested()):
+            raise Interrupted(stop.reason())
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stop.defer(False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        stop.defer(False)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -133,7 +346,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its final place and renames it, so that the previous one is there until then.
 
     Lightning moves it from the system's temporary folder instead. From another file system that is a copy, and when
-    the disk fills up in the middle of it, both the old and the new checkpoint are lost.
+    the disk fills up in the middle of it, both the old and the new checkpoint are lost. The ``last.ckpt`` before is
+    kept as ``previous.ckpt``, should the disk have lied.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -142,9 +356,19 @@ class AtomicCheckpoints(TorchCheckpointIO):
         # torch.save to a file would raise a RuntimeError on a full disk, without the reason.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(buffer.getbuffer())
-            temporary.replace(final)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _replace(final, buffer.getbuffer(), keep=final.with_name("previous.ckpt") if final.stem == "last" else None)
+
+
+def _replace(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
+    """Write a file so that it appears whole, even after a power failure; ``keep`` is given to the one before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -5,34 +5,28 @@ The files in ``conf/`` say which knobs exist; the dataclasses here say their typ
 chosen file itself is the schema, so that a new method is one new file and nothing else.
 """
 
-import difflib
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from fer_lightning import safety
 from fer_lightning.errors import UserError
+from fer_lightning.explain import did_you_mean, explain
+from fer_lightning.run_folder import claim
 
-_PACKAGED = Path(__file__).parent / "conf"
-CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
-"""The Hydra groups: inside the package when installed from a wheel, beside it in a checkout."""
+CONF_DIR = safety.CONF_DIR
 
 
 @dataclass
@@ -147,6 +141,8 @@ class Config:
     name: str
     seed: int
     resume: str | None
+    jobs_per_device: int
+    save_every_n_steps: int | None
     callbacks: dict[str, Any] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
 
@@ -199,6 +195,9 @@ class Validate(Callback):
             if config.hydra.job.chdir:
                 raise UserError("hydra.job.chdir=true: paths are relative to where you start; leave it false")
             validate(run, config.hydra.runtime.choices)
+            folder = Path(config.hydra.run.dir)
+            if is_first_process() and folder.is_dir():
+                claim(folder, run.resume).release()  # before Hydra writes into it
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             fail(error)
         except Exception as error:
@@ -206,20 +205,27 @@ class Validate(Callback):
             raise SystemExit(1) from error
 
 
+def is_first_process() -> bool:
+    """Whether this is the process of a run that speaks and writes, told without torch from what starts processes."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(rank) or 0) for rank in ranks)
+
+
 def fail(error: Exception | str, code: int = 2) -> None:
     """Print one line to stderr and exit: the end of every user mistake."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other processes of a run meet the same mistake
+    if is_first_process():  # the other processes of a run meet the same mistake
         print(f"error: {error}", file=sys.stderr)
     raise SystemExit(code)
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a command-line tool: user mistakes end in one line and code 2, bugs keep their traceback."""
+    """Run a command-line tool, guarded: user mistakes end in one line and code 2, bugs keep their traceback."""
+    safety.guard_hydra()
     try:
         main()
     except UserError as error:
         fail(error)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         fail(explain(error))
     except KeyboardInterrupt:
         fail("interrupted", code=130)
@@ -251,7 +257,7 @@ def check_knobs(given: Mapping[str, Any], expected: Mapping[str, Any], path: str
     for key, value in given.items():
         name = f"{path}.{key}"
         if key not in expected:
-            hint = _did_you_mean(key, list(expected), prefix=f"{path}.")
+            hint = did_you_mean(key, list(expected), prefix=f"{path}.")
             knobs = ", ".join(other for other in expected if not other.startswith("_"))
             raise UserError(f"{name}={value}: no such key{hint}; {path} has: {knobs or 'nothing to set'}")
         if isinstance(value, dict) and isinstance(expected[key], dict):
@@ -275,61 +281,6 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, node):
-        yield f"{prefix}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            yield from _leaves(child, f"{prefix}{key}.")
-
-
-def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {prefix}{close[0]}?)" if close and not word.startswith(f"{close[0]}.") else ""
-
-
-def explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors in one line: what was given, what is accepted."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        hint = _did_you_mean(choice, list(error.options))
-        return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
-    if isinstance(error, OverrideParseException):
-        quoted = "give special characters in quotes of their own, such as 'data.path=\"a (1).csv\"'"
-        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); {quoted}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: is missing and has no default"
-    if "Ambiguous value for argument" in str(error):
-        return f"{_first_line(error)}: to run them all add -m, for one list give [a,b]"
-    unknown = re.search(r"Could not override '(.+?)'", str(error))
-    if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(unknown.group(1) if unknown else str(error.full_key))  # type: ignore[attr-defined]
-    if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'configuration'}: {_first_line(error)}"
-    return _first_line(error)
-
-
-def _unknown_key(key: str) -> str:
-    """Say what would have been accepted in place of an unknown key, given the groups chosen on the command line."""
-    groups = "|".join(path.name for path in CONF_DIR.iterdir() if path.is_dir())
-    chosen = [re.sub(",.*", "", word) for word in sys.argv[1:] if re.fullmatch(rf"({groups})=[\w,]+", word)]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            cfg = compose("config", overrides=chosen)
-    except HydraException:  # those choices are the user's own files
-        return f"{key}: no such key; --cfg job lists all"
-    known = list(_leaves(cfg))
-    parent = key.rpartition(".")[0]
-    siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
-    listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
-    return f"{key}: no such key{_did_you_mean(key, known)}{listed or '; --cfg job lists all'}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _require(condition: bool, key: str, value: Any, accepted: str) -> None:
     if not condition:
         raise UserError(f"{key}={value}: {accepted}")
@@ -342,6 +293,7 @@ def _data_rules(cfg: DictConfig) -> None:
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
     _require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
+    _require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
     _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
@@ -392,10 +344,10 @@ def _optim_rules(cfg: DictConfig) -> None:
     _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
     _require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
     _require(
-        optim.schedule in ("cosine", "constant"),
+        optim.schedule in ("cosine", "constant", "one_cycle"),
         "optim.schedule",
         optim.schedule,
-        "must be cosine or constant",
+        "must be cosine, constant or one_cycle",
     )
     _require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
     decay = optim.layer_decay

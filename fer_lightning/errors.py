@@ -1,9 +1,15 @@
-"""The one exception that means "the user can fix this"."""
+"""Mistakes that the user can mend, and stops that the user asked for."""
 
 
 class UserError(Exception):
-    """A mistake in the input, told in one line: what was given, what is accepted, what to do.
+    """A mistake of the user's, told in one line without a traceback.
 
-    The command line prints it without a traceback and exits with code 2; everything else that escapes is a bug
-    and keeps its traceback.
+    The text says what was given, what is accepted, and what to do.
+    """
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop; everything that can be saved is saved, and ``resume=auto`` goes on.
+
+    No ``Exception``, so that nothing that mends errors on the way takes it for one.
     """

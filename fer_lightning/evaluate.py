@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fer_lightning import config as schema
+from fer_lightning import safety
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
@@ -132,8 +133,8 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     """The configuration stored in a checkpoint, with ``key=value`` applied to its existing keys.
 
     Raises:
-        UserError: for an unknown key, and for a checkpoint that names other code than the data sources and splits of
-            ``conf/``: a checkpoint is data, and must not choose what is executed.
+        UserError: for an unknown key, and for a checkpoint that names other code than ``conf/`` does: a checkpoint is
+            data, and must not choose what is executed.
     """
     cfg = OmegaConf.create(model.hparams["config"])
     OmegaConf.set_struct(cfg, True)
@@ -144,13 +145,9 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
             OmegaConf.update(cfg, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(schema.explain(error)) from None
-    for group, key in (("data", "source._target_"), ("split", "_target_")):
-        target = OmegaConf.select(cfg[group], key)
-        files = [OmegaConf.load(path) for path in (schema.CONF_DIR / group).glob("*.yaml")]
-        if target not in [OmegaConf.select(file, key) for file in files]:
-            raise UserError(f"the checkpoint names {target}, which is no data source or split and is not executed")
     given, stored = OmegaConf.to_container(cfg), model.hparams["config"]
     assert isinstance(given, dict)
+    safety.check(given)
     schema.check_knobs(given["data"], stored["data"], "data")
     schema.check_knobs(given["split"], stored["split"], "split")
     schema.split_rules(cfg.split)

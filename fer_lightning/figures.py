@@ -205,9 +205,8 @@ def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
     """Show losses, validation scores and learning rates of one training.
 
     Args:
-        metrics: ``metrics.csv`` as the CSVLogger writes it: sparse rows with ``epoch``, ``step``,
-            ``train/loss``, ``val/loss``, ``val/accuracy``, ``val/f1_macro``, ``val/balanced_accuracy`` and
-            ``lr-*``; what was not logged is left out.
+        metrics: ``metrics.csv``, a row per epoch with ``epoch``, ``step``, ``lr``, ``train/loss``, ``val/loss``,
+            ``val/accuracy``, ``val/f1_macro`` and ``val/balanced_accuracy``; what is not there is left out.
         title: the bold first line.
         subtitle: the second line.
     """
@@ -230,24 +229,14 @@ def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
     score.set_title("validation score")
     score.yaxis.set_major_formatter(PercentFormatter(1))
 
-    rates = {
-        column: series
-        for column in metrics.columns
-        if column.startswith("lr-") and not column.endswith(("-momentum", "-weight_decay"))
-        for series in [_logged(metrics, column, by="step")]
-        if len(series)
-    }
-    for number, (column, series) in enumerate(rates.items()):
-        colour = matplotlib.colormaps["viridis"](number / max(len(rates), 2))
-        rate.plot(series.index, series.to_numpy(), color=colour, linewidth=2, label=column[len("lr-") :])
-        if len(series) == 1:
-            rate.plot(series.index, series.to_numpy(), "o", color=colour)
+    rates = _logged(metrics, "lr", by="step")
+    rate.plot(rates.index, rates.to_numpy(), "o-" if len(rates) == 1 else "-", color=BLUE, linewidth=2)
     rate.set_title("learning rate")
     rate.set_xlabel("optimizer step")
     rate.set_ylim(bottom=0)
     rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     rate.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-    rate.set_visible(bool(rates))
+    rate.set_visible(len(rates) > 0)
 
     for axes in (loss, score):
         axes.set_xlabel("epoch")

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from timm.models import EfficientNet
 from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
@@ -152,6 +154,26 @@ def schedule_factor(step: int, total_steps: int, warmup_steps: int, schedule: st
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def build_schedule(
+    optimizer: torch.optim.Optimizer, schedule: str, total_steps: int, warmup_fraction: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate of every step; each group's own rate is its largest.
+
+    ``cosine`` and ``constant``: see ``schedule_factor``. ``one_cycle``: up and down again over the share
+    ``warmup_fraction`` and the rest of the run, momentum the other way (Smith & Topin 2018, "Super-Convergence").
+    """
+    if schedule == "one_cycle":
+        cycled = any(key in optimizer.defaults for key in ("momentum", "betas"))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, rates, total_steps, pct_start=warmup_fraction, cycle_momentum=cycled
+        )
+    warmup_steps = round(warmup_fraction * total_steps)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule_factor(step, total_steps, warmup_steps, schedule)
+    )
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; nothing in the file is executed.
 
@@ -161,6 +183,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a run's checkpoints/best.ckpt")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if torn := archive.testzip():  # torch does not look at the checksums
+                raise zipfile.BadZipFile(f"{torn} has the wrong checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each have their own
         raise UserError(f"{path}: no checkpoint that loads safely ({type(error).__name__})") from error
@@ -189,8 +214,7 @@ class EmotionClassifier(L.LightningModule):
     The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
     """
 
-    mean: Tensor
-    std: Tensor
+    loss: nn.Module | None
 
     def __init__(
         self,
@@ -215,15 +239,16 @@ class EmotionClassifier(L.LightningModule):
         self.image_size = model["image_size"]
         self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
         self.optim = optim
-        self.loss = loss
+        # Neither the loss is a submodule nor the normalisation a buffer: weight averaging would average their
+        # constants too, which rounds them a little further in every step.
+        self.__dict__["loss"] = loss
         # One gray mean and deviation: with summed stem weights, per-channel ones would shift the input.
         pretrained_cfg: Any = self.network.pretrained_cfg
-        for key in ("mean", "std"):
-            values = pretrained_cfg[key]
-            self.register_buffer(key, torch.tensor(sum(values) / len(values)), persistent=False)
+        self.mean, self.std = (sum(pretrained_cfg[key]) / len(pretrained_cfg[key]) for key in ("mean", "std"))
         metrics = training_metrics(len(EMOTIONS))
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
+        self.train_loss = MeanMetric(nan_strategy="disable")  # so that a checkpoint can hold its sums
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.unsqueeze(1).float() / 255
@@ -239,8 +264,9 @@ class EmotionClassifier(L.LightningModule):
         assert self.loss is not None, "training needs a loss"
         loss = self.loss(logits, labels)
         self.train_metrics.update(logits.detach(), labels)
+        self.train_loss.update(loss.detach())  # batches are of equal size
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
-        self._log_loss("train/loss", loss, len(labels))
+        self.log("train/loss", self.train_loss, prog_bar=True, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -249,11 +275,16 @@ class EmotionClassifier(L.LightningModule):
         self.val_metrics.update(logits, labels)
         self.log_dict(self.val_metrics, on_step=False, on_epoch=True)
         assert self.loss is not None, "validation during training needs a loss"
-        self._log_loss("val/loss", self.loss(logits, labels), len(labels))
-
-    def _log_loss(self, key: str, loss: Tensor, batch_size: int) -> None:
+        loss = self.loss(logits, labels)
         # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
-        self.log(key, loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        self.log("val/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+
+    def on_fit_start(self) -> None:
+        if self.loss is not None:
+            self.loss.to(self.device)
+
+    def on_train_start(self) -> None:
+        self.on_train_epoch_start()  # which Lightning leaves out for an epoch that is resumed in its middle
 
     def on_train_epoch_start(self) -> None:
         frozen = self.current_epoch < self.freeze_epochs
@@ -276,10 +307,7 @@ class EmotionClassifier(L.LightningModule):
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = round(optim["warmup_fraction"] * total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(step, total, warmup, optim["schedule"])
-        )
+        schedule = build_schedule(optimizer, optim["schedule"], total, optim["warmup_fraction"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @classmethod

@@ -1,7 +1,9 @@
-"""Going on from a checkpoint: which one, and whether it fits the run."""
+"""Going on from a checkpoint: which one, where in the training it stands, and whether it fits the run."""
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lightning.errors import UserError
 from fer_lightning.model import read_checkpoint
 
+log = logging.getLogger(__name__)
+
 MUST_AGREE = ("seed", "split", "model", "optim")
 """Parts of the configuration that a resumed run takes over."""
+
+MUST_AGREE_IN_EPOCH = ("data.batch_size", "imbalance", "trainer.accumulate_grad_batches")
+"""Further ones within an epoch: with another batch or sampler, the images that were seen already are others."""
 
 MAY_CHANGE = (
     "model.weights",
@@ -20,55 +27,116 @@ MAY_CHANGE = (
     "optim.schedule",
     "optim.warmup_fraction",
 )
-"""Their knobs that take effect in the rest of a resumed run."""
+"""Knobs of theirs that take effect in the rest of a resumed run."""
 
 
-def resume_from(cfg: DictConfig, folder: Path, data_hash: str) -> Path | None:
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on.
+
+    Attributes:
+        path: the checkpoint.
+        epoch: that comes next, from 0.
+        batches: of that epoch that are done already.
+        step: optimizer steps that are done.
+    """
+
+    path: Path
+    epoch: int
+    batches: int
+    step: int
+
+
+def resume_from(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> Resume | None:
     """The checkpoint that ``cfg.resume`` means, or None to start anew.
 
-    The best checkpoint so far is copied along when another run's folder is resumed, so that it is not forgotten.
+    A checkpoint of a folder that is damaged is told and passed over for the one before. The best checkpoint so far is
+    copied along when another run's folder is resumed, so that it is not forgotten.
 
     Args:
-        cfg: the composed run; ``resume`` is null, ``auto`` (``last.ckpt`` of ``folder``, if it is there), a run folder
-            or a checkpoint.
+        cfg: the composed run; ``resume`` is null, ``auto`` (the last checkpoint of ``folder``, if it has one), a run
+            folder or a checkpoint.
         folder: the run folder.
         data_hash: of the images of this run.
+        processes: of this run, on all devices and nodes.
 
     Raises:
         UserError: no safe checkpoint of this project; one of another model or optimizer; one trained on other images,
-            whose training set may hold this run's test images; or one that has nothing left to train.
+            whose training set may hold this run's test images; or another run's that has nothing left to train.
     """
     if cfg.resume is None:
         return None
-    path = folder if cfg.resume == "auto" else Path(cfg.resume)
-    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if cfg.resume == "auto" and not path.exists():
+    given = folder if cfg.resume == "auto" else Path(cfg.resume)
+    path, checkpoint = _read(given)
+    if checkpoint is None:
+        if cfg.resume != "auto":
+            raise UserError(f"resume={cfg.resume}: no such checkpoint {path}")
         return None
-    checkpoint = read_checkpoint(path)
-    hyper = checkpoint["hyper_parameters"]
-    wanted: Any = OmegaConf.to_container(cfg, resolve=True)
-    trained = {**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]}
-    fixed = dict(_leaves({key: trained[key] for key in MUST_AGREE}))
-    for key, value in _leaves({key: wanted[key] for key in MUST_AGREE}):
-        if key not in MAY_CHANGE and fixed.get(key) != value:
-            raise UserError(f"resume={cfg.resume}: {key} was {fixed.get(key)} there and cannot become {value}")
-    if hyper["provenance"]["data_hash"] != data_hash:
-        raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
-    if checkpoint["epoch"] + 1 >= cfg.trainer.max_epochs:
+    if "position" not in checkpoint:
+        raise UserError(f"resume={cfg.resume}: {path} was written by an older version that did not save its position")
+    here = Resume(path, **checkpoint["position"], step=checkpoint["global_step"])
+    _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=here.batches > 0)
+    if here.batches and len(checkpoint["processes"]) != processes:
         raise UserError(
-            f"resume={cfg.resume}: it has all {checkpoint['epoch'] + 1} epochs; "
+            f"resume={cfg.resume}: it stopped within an epoch of {len(checkpoint['processes'])} processes; "
+            f"go on with as many devices, not {processes}"
+        )
+    if here.epoch >= cfg.trainer.max_epochs and cfg.resume != "auto":
+        raise UserError(
+            f"resume={cfg.resume}: it has all {here.epoch} epochs; "
             f"raise trainer.max_epochs={cfg.trainer.max_epochs} to train on"
         )
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
     if best.exists() and best.parent.resolve() != own.resolve():
         own.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(best, own / "best.ckpt")
-    return path
+    return here
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def saved_step(folder: Path) -> int:
+    """Optimizer steps that are safe in a run folder; 0 when nothing is."""
+    checkpoint = _read(folder)[1]
+    return int(checkpoint["global_step"]) if checkpoint else 0
+
+
+def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The checkpoint at or in ``given`` and its content, None where there is none."""
+    if not given.is_dir():
+        return given, read_checkpoint(given)
+    last, previous = (given / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    if last.exists():
+        try:
+            return last, read_checkpoint(last)
+        except UserError as error:
+            if not previous.exists():
+                raise
+            log.warning("%s; going on from the one before, %s", error, previous)
+    return (previous, read_checkpoint(previous)) if previous.exists() else (last, None)
+
+
+def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str, in_epoch: bool) -> None:
+    hyper = checkpoint["hyper_parameters"]
+    trained = OmegaConf.create({**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]})
+    keys = (*MUST_AGREE, *(MUST_AGREE_IN_EPOCH if in_epoch else ()))
+    for part in keys:
+        before = dict(_leaves(part, OmegaConf.select(trained, part)))
+        for key, value in _leaves(part, OmegaConf.select(cfg, part)):
+            if key not in MAY_CHANGE and before.get(key) != value:
+                raise UserError(f"resume={cfg.resume}: {key} was {before.get(key)} there and cannot become {value}")
+    if cfg.optim.schedule == "one_cycle" and trained.trainer.max_epochs != cfg.trainer.max_epochs:
+        raise UserError(
+            f"resume={cfg.resume}: optim.schedule=one_cycle has its end at epoch {trained.trainer.max_epochs}; "
+            f"it cannot move to trainer.max_epochs={cfg.trainer.max_epochs}"
+        )
+    if hyper["provenance"]["data_hash"] != data_hash:
+        raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
+
+
+def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            yield from _leaves(f"{key}.{name}", child)
+    else:
+        yield key, node

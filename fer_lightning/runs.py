@@ -16,6 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import emotion_indices
+from fer_lightning.sweep_folder import MAY_DIFFER
 
 SCORES = {
     "test/accuracy": "accuracy",
@@ -33,21 +34,8 @@ NEEDED = ("imbalance", "model", "split", "seed", "data", "data_hash", "test/n", 
 """What ``metrics.json`` must hold for a run to be compared."""
 
 
-NOT_A_SETTING = (
-    "seed",
-    "split.fold",
-    "name",
-    "tags",
-    "resume",
-    "logger",
-    "data.path",
-    "data.source.path",
-    "data.cache_dir",
-    "data.source.cache_dir",
-    "data.num_workers",
-    "trainer.enable_progress_bar",
-)
-"""Configuration that does not make two runs different experiments: repeats, names, places and display."""
+NOT_A_SETTING = ("seed", "split.fold", *MAY_DIFFER)
+"""Configuration that does not make two runs different experiments: repeats, and what cannot change a result."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
-"""Where a run's numbers go: CSV always, Weights & Biases or TensorBoard as asked; and the stamp of the code.
+"""The dashboards of a run, Weights & Biases or TensorBoard, as asked; and the stamp of the code.
 
-Only the first process of a distributed run writes; the others get the CSV logger, which is silent there.
+A dashboard is a copy: whatever happens to it, the run folder is complete, and the run only warns. Only the first
+process of a distributed run has any.
 """
 
-import csv
 import logging
 import netrc
 import os
 import platform
+import secrets
+import shlex
 import subprocess
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -48,6 +49,9 @@ FIGURES = ("confusion_matrix", "class_distribution", "curves", "mistakes")
 
 WANDB_START_SECONDS = 30
 """How long to wait for the W&B server before a run is kept offline."""
+
+WANDB_FINISH_SECONDS = 15
+"""How long to wait at the end of a run until W&B has it all: well within the 30 s that a stopped run has."""
 
 
 def is_first_process() -> bool:
@@ -98,53 +102,34 @@ def _cpu_model() -> str:
 
 
 def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
-    """Open the loggers of a run.
+    """Open the dashboards of a run.
 
     Args:
-        cfg: the whole configuration, plain Python, interpolations resolved.
-        run_dir: the run folder; ``metrics.csv`` lies directly in it. When ``cfg["resume"]`` goes on in a
-            folder that has one, its rows are kept.
+        cfg: the whole configuration, plain Python, interpolations resolved. A run that ``cfg["resume"]`` goes on
+            within its own folder goes on in the same W&B run too.
+        run_dir: the run folder.
 
     Returns:
-        The CSV logger, and behind it the one that ``cfg["logger"]["name"]`` asks for: ``wandb`` (offline
-        without a key), ``tensorboard``, ``csv`` for none, or ``auto`` for W&B where the user is logged in.
+        The logger that ``cfg["logger"]["name"]`` asks for: ``wandb`` (offline without a key), ``tensorboard``, or
+        ``auto`` for W&B where the user is logged in; none for ``csv``, and in further processes of a run.
 
     Raises:
         UserError: TensorBoard is asked for and not installed.
     """
-    kept = _earlier_rows(run_dir / "metrics.csv") if cfg.get("resume") else []
-    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="")]
     if not is_first_process():
-        return loggers
-    with warnings.catch_warnings():
-        # The run folder is never empty: it holds the composed configuration.
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-        loggers[0].experiment.metrics.extend(kept)  # type: ignore[attr-defined]
+        return []
     kind = cfg["logger"]["name"]
     if kind == "wandb" or (kind == "auto" and _wandb_login()):
-        loggers.append(_wandb_logger(cfg, run_dir))
-    elif kind == "tensorboard":
+        return [_wandb_logger(cfg, run_dir)]
+    if kind == "tensorboard":
         try:
-            loggers.append(TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard"))
+            return [TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard")]
         except ModuleNotFoundError:
             raise UserError(
                 "logger=tensorboard: TensorBoard is not installed; "
                 "pip install 'fer_lightning[tensorboard]', or use logger=csv"
             ) from None
-    return loggers
-
-
-def _earlier_rows(file: Path) -> list[dict[str, float]]:
-    """Rows of an earlier part of this run; the CSV logger would delete them."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        return [{key: _number(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    return int(value) if value.is_integer() and "." not in text else value
+    return []
 
 
 def _wandb_login() -> bool:
@@ -169,12 +154,37 @@ def _wandb_mode() -> str:
     return mode
 
 
+def _earlier_wandb_id(resume: str | None, run_dir: Path) -> str | None:
+    """The id of the W&B run that earlier parts of this run left in its folder, if it goes on there."""
+    if resume is None or (resume != "auto" and not Path(resume).resolve().is_relative_to(run_dir.resolve())):
+        return None
+    parts = sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    return parts[-1].stem.removeprefix("run-") if parts else None
+
+
+class _RowPerStep(WandbLogger):
+    """Counts W&B's rows by optimizer step.
+
+    So the rows of a resumed run follow those of its earlier parts, and what these have logged is not logged again.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        run = self.experiment
+        if step is None or step >= run.starting_step:
+            with _only_a_warning("this epoch's numbers are missing there"):
+                run.log({**metrics, "trainer/global_step": step}, step=step)
+
+
 def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
     import wandb
 
     names = [cfg[group]["name"] for group in ("imbalance", "model", "split", "data")]
     tags = list(dict.fromkeys(str(tag)[:64] for tag in (*names, *cfg["tags"]) if str(tag)))
     mode = _wandb_mode()
+    earlier = _earlier_wandb_id(cfg["resume"], run_dir)
+    # Chosen here, so that the attempt to start online and the offline run that follows it have the same.
+    run_id = earlier or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
     def start(mode: Any) -> Any:
         return wandb.init(
@@ -186,22 +196,59 @@ def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
             config={**cfg, "git_commit": git_commit(), "environment": environment()},
             dir=run_dir,
             mode=mode,
+            id=run_id,
+            resume="allow" if earlier and mode != "offline" else None,
             reinit="finish_previous",
-            settings=wandb.Settings(init_timeout=WANDB_START_SECONDS),
+            settings=wandb.Settings(
+                init_timeout=WANDB_START_SECONDS,
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", WANDB_FINISH_SECONDS)),
+                finish_timeout_raises=True,
+            ),
         )
 
     # Started here rather than by Lightning, whose offline=True would leave WANDB_MODE set for every later run of
-    # this process, and so that a dead network shows now and not in the middle of training.
+    # this process, and so that a dead network or a wrong key shows now and not in the middle of training.
     try:
         run = start(mode)
     except wandb.Error as error:
-        log.warning("W&B could not be reached (%s); the run is kept offline", str(error).strip().splitlines()[0])
+        log.warning("W&B is not available (%s); the run is kept offline", _first_line(error))
+        wandb.teardown()  # it has the id in use
         mode, run = "offline", start("offline")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if mode == "offline":
-        log.info("W&B runs offline; upload later with: wandb sync %s", Path(run.dir).parent)
-    return WandbLogger(experiment=run, project=cfg["logger"]["project"], save_dir=run_dir)
+        # Only this part: in a sync of them all, one that was killed before W&B wrote anything stops the others.
+        log.info("W&B runs offline; upload later with: %s", _upload_command(run))
+    return _RowPerStep(experiment=run, project=cfg["logger"]["project"], save_dir=run_dir)
+
+
+def _upload_command(run: Any) -> str:
+    option = "" if run.offline else "--include-online "
+    return f"wandb sync {option}{shlex.quote(str(Path(run.dir).parent))}"
+
+
+@contextmanager
+def _only_a_warning(consequence: str) -> Iterator[None]:
+    """Go on when W&B fails.
+
+    Its errors come as ``wandb.Error``, as OSError (its service process is gone, its disk is full, it timed out), and
+    as those of its service's mailbox and messages. Anything else is a bug, here or there, and not hidden.
+    """
+    import wandb
+    from google.protobuf.message import Error as MessageError  # type: ignore[import-untyped]
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
+    of_the_service = (WandbApiFailedError, HandleAbandonedError, MailboxClosedError, ServerResponseError, MessageError)
+    try:
+        yield
+    except (wandb.Error, OSError, *of_the_service) as error:
+        log.warning("W&B failed (%s); %s", _first_line(error), consequence)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def log_results(
@@ -218,7 +265,7 @@ def log_results(
     of the most confident mistakes with their faces. TensorBoard gets the pictures.
 
     Args:
-        loggers: from ``build_loggers``.
+        loggers: from ``build_loggers``. One that fails is warned about.
         metrics: the content of ``metrics.json``.
         predictions: the rows of ``predictions.csv``, one per image of ``split.tests["test"]``, in its order.
         faces: the images.
@@ -236,18 +283,15 @@ def log_results(
             import wandb
 
             run = logger.experiment
-            run.config.update({"class_counts": metrics["train/class_counts"]})
-            run.config.update({"data_hash": metrics["data_hash"]})
-            with _files_kept_in(run_dir / "wandb"):
+            with _only_a_warning("tables or results are missing there"), _files_kept_in(run_dir / "wandb"):
+                facts = {"class_counts": metrics["train/class_counts"], "data_hash": metrics["data_hash"]}
+                run.config.update(facts, allow_val_change=True)
+                run.summary.update(dict(metrics))
+                run.log({name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures}, commit=False)
+                # Last, because tables alone need the server.
                 mistakes = _mistake_table(predictions, faces.images[split.tests["test"]])
-                run.log(
-                    {
-                        **{name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures},
-                        "per_class": wandb.Table(dataframe=_class_table(metrics, predictions)),
-                        "confident_mistakes": mistakes,
-                    }
-                )
-            run.summary.update(dict(metrics))
+                per_class = wandb.Table(dataframe=_class_table(metrics, predictions))
+                run.log({"per_class": per_class, "confident_mistakes": mistakes})
 
 
 @contextmanager
@@ -293,12 +337,20 @@ def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
 
 
 def finish(loggers: Sequence[Logger], failed: bool) -> None:
-    """Close the run on every dashboard, as failed when it failed; all is written on return. Safe to call twice."""
+    """Close the run on every dashboard, as failed when it failed; all is written on return. Safe to call twice.
+
+    Takes at most ``WANDB_FINISH_SECONDS`` (or as long as the environment variable ``WANDB_FINISH_TIMEOUT`` says) and
+    a few more.
+    """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.experiment.finish(exit_code=int(failed))
-            wandb.teardown()  # an offline run's finish() returns before its file is complete
+            run = logger.experiment
+            with _only_a_warning(f"the run is kept on disk; upload it with: {_upload_command(run)}"):
+                try:
+                    run.finish(exit_code=int(failed))
+                finally:
+                    wandb.teardown()  # an offline run's finish() returns before its file is complete
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.close()

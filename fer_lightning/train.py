@@ -17,19 +17,28 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fer_lightning import figures, tracking
-from fer_lightning.callbacks import AtomicCheckpoints, EpochLine, MovableCheckpoint, StopOnNonFinite, TrainClock
+from fer_lightning import figures, slurm, stop, tracking
+from fer_lightning.callbacks import (
+    AtomicCheckpoints,
+    Curves,
+    EpochLine,
+    ExactResume,
+    LastCheckpoint,
+    MovableCheckpoint,
+    StopOnNonFinite,
+    TrainClock,
+)
 from fer_lightning.config import device_count
 from fer_lightning.data.augment import Augmentation
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
 from fer_lightning.data.splits import Split
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Interrupted, UserError
 from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, split_faces
 from fer_lightning.metrics import confident_mistakes, confusion_matrix, emotion_indices
 from fer_lightning.model import EmotionClassifier, read_checkpoint
-from fer_lightning.resume import resume_from
-from fer_lightning.run_folder import write_json, write_status
+from fer_lightning.resume import resume_from, saved_step
+from fer_lightning.run_folder import claim, write_json, write_status
 
 log = logging.getLogger(__name__)
 
@@ -56,33 +65,49 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
 
     Raises:
         UserError: for everything the user can mend; the reason is also in ``status.json``.
+        Interrupted: a signal stopped the run; ``resume=auto`` goes on.
     """
     first = tracking.is_first_process()
-    if first:
-        write_status(folder, "running")
+    lock = claim(folder, cfg.resume) if first else None
     loggers: list[Any] = []
+    stop.forget()
     try:
-        result = _run(cfg, folder, loggers)
-    except BaseException as error:
-        mended = _as_user_error(error, folder)
-        tracking.finish(loggers, failed=True)
         if first:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            _record_failure(folder, "interrupted" if interrupted else str(mended or error) or type(error).__name__)
-        if isinstance(error, SystemExit):
-            raise KeyboardInterrupt from error  # which Lightning turns into exit(1)
+            write_status(folder, "running")
+        result = _run(cfg, folder, loggers)
+        tracking.finish(loggers, failed=False)
+        if first:
+            write_status(folder, "done")
+    except BaseException as error:
+        mended = _as_user_error(error, cfg, folder)
+        if first:
+            _record(error, mended, folder)
+        tracking.finish(loggers, failed=True)
         if mended is not None and mended is not error:
             raise mended from error
         raise
-    tracking.finish(loggers, failed=False)
-    if first:
-        write_status(folder, "done")
+    finally:
+        if lock is not None:
+            lock.release()
     if result is not None:
         # After the loggers have had their say: the last line belongs to programs.
         print_table(result.metrics)
         line = {"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(result.metrics)}
         print(json.dumps(line), flush=True)
     return result
+
+
+def _record(error: BaseException, mended: UserError | None, folder: Path) -> None:
+    try:
+        if isinstance(error, Interrupted):
+            write_status(folder, "interrupted", str(error), step=saved_step(folder))
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            write_status(folder, "interrupted", "stopped by Ctrl-C", step=saved_step(folder))
+        else:
+            reason = str(mended or error).strip() or type(error).__name__
+            write_status(folder, "failed", reason.splitlines()[0])
+    except OSError as trouble:  # a full disk must not hide the first error
+        log.warning("%s: status.json could not be written (%s)", folder, trouble)
 
 
 def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
@@ -107,15 +132,19 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "git_commit": tracking.git_commit(),
         "versions": tracking.environment(),
     }
+    drawn = count_classes(datamodule.train_set.labels[[draw.index for draw in datamodule.sampler]])
     loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=class_counts)
-    model = EmotionClassifier(
-        _plain(cfg.model), _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss
-    ).to(memory_format=torch.channels_last)
-    if cfg.model.compile:
-        model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
     loggers += tracking.build_loggers(_plain(cfg), folder)
     clock = TrainClock()
     trainer = build_trainer(cfg, folder, loggers, [clock], has_validation=len(split.val) > 0)
+    start = resume_from(cfg, folder, faces.data_hash, trainer.world_size)
+    # The checkpoint has the weights; the file or the hub that they began with may be gone.
+    architecture = _plain(cfg.model) | ({"weights": "none"} if start else {})
+    model = EmotionClassifier(
+        architecture, _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss
+    ).to(memory_format=torch.channels_last)
+    if cfg.model.compile:
+        model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
     log.info(
         "train %d  val %d  test %d images; %s",
         len(split.train),
@@ -125,11 +154,10 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     )
 
     threads = torch.get_num_threads()
-    checkpoint = resume_from(cfg, folder, faces.data_hash)
-    if checkpoint is not None:
-        # Workers fetch the first batches before Lightning tells the sampler the epoch of a resumed run.
-        datamodule.sampler.set_epoch(read_checkpoint(checkpoint)["epoch"] + 1)
-    trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
+    if start is not None:
+        log.info("going on from %s: epoch %d, batch %d", start.path, start.epoch + 1, start.batches + 1)
+        datamodule.go_on(start.epoch, start.batches)
+    trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # The test counts every image once and must equal `evaluate`: the first process alone does it.
         torch.distributed.barrier()
@@ -164,7 +192,6 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "precision": str(trainer.precision),
         **provenance,
     }
-    drawn = count_classes(datamodule.train_set.labels[[draw.index for draw in datamodule.sampler]])
     _write_artefacts(folder, metrics, evaluation, faces, split, drawn)
     tracking.log_results(loggers, metrics, evaluation.predictions, faces, split, folder)
     return Run(metrics, trainer, tested, datamodule)
@@ -176,34 +203,34 @@ def build_trainer(
     """Lightning's Trainer from the ``trainer`` group, with the checkpoints and progress of every run."""
     arguments = _plain(cfg.trainer)
     arguments["precision"] = resolve_precision(arguments["precision"], arguments["accelerator"])
-    if arguments["strategy"] == "auto" and (device_count(arguments["devices"]) or 1) * arguments["num_nodes"] > 1:
+    devices = device_count(arguments["devices"])
+    processes = devices and devices * arguments["num_nodes"]
+    if arguments["strategy"] == "auto" and (processes or arguments["num_nodes"]) > 1:
         # Frozen parameters take no part in the backward pass, which plain DDP waits for.
         arguments["strategy"] = "ddp_find_unused_parameters_true" if cfg.model.freeze_epochs else "ddp"
-    # Two callbacks, because save_last=True saves the last epoch only when it is also the best so far.
-    best, last = (
-        MovableCheckpoint(
-            dirpath=folder / "checkpoints",
-            filename=name,
-            monitor=monitor,
-            mode=mode,
-            # Otherwise the last epoch is only saved when it is validated, see trainer.check_val_every_n_epoch.
-            save_on_train_epoch_end=True if monitor is None else None,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        for name, monitor, mode in (("best", "val/f1_macro" if has_validation else None, "max"), ("last", None, "min"))
+    best = MovableCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor="val/f1_macro" if has_validation else None,
+        mode="max",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
     )
+    exact = ExactResume()
+    last = LastCheckpoint(folder / "checkpoints" / "last.ckpt", cfg.save_every_n_steps, exact)
     with_bar = arguments.pop("enable_progress_bar") and Console().is_terminal
     progress = RichProgressBar() if with_bar else EpochLine()
     chosen = [_callback(str(name), node) for name, node in cfg.callbacks.items()]
     if not has_validation:
         arguments["limit_val_batches"] = 0
+    rates = [LearningRateMonitor("epoch")] if loggers else []
+    curves = Curves(folder / "metrics.csv")
     return L.Trainer(
         **arguments,
         logger=loggers,
-        callbacks=[best, last, LearningRateMonitor("epoch"), StopOnNonFinite(), progress, *chosen, *callbacks],
+        callbacks=[best, last, exact, *rates, StopOnNonFinite(), curves, progress, *chosen, *callbacks],
         default_root_dir=folder,
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *slurm.cluster_environment(processes)],
         use_distributed_sampler=False,  # the samplers know their rank
         enable_progress_bar=with_bar,
         enable_model_summary=False,
@@ -263,9 +290,15 @@ def _write_artefacts(
         figure.savefig(folder / f"{name}.png")
 
 
-def _as_user_error(error: BaseException, folder: Path) -> UserError | None:
+def _as_user_error(error: BaseException, cfg: DictConfig, folder: Path) -> UserError | None:
     if isinstance(error, UserError):
         return error
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return UserError(_out_of_memory(cfg))
+    if isinstance(error, RuntimeError) and ("onnection closed by peer" in str(error) or "[gloo]" in str(error).lower()):
+        return UserError(
+            f"another process of this run ended (see its message above); go on with resume=auto hydra.run.dir={folder}"
+        )
     if isinstance(error, MisconfigurationException):
         return UserError(str(error).strip().splitlines()[0])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -276,11 +309,16 @@ def _as_user_error(error: BaseException, folder: Path) -> UserError | None:
     return None
 
 
-def _record_failure(folder: Path, reason: str) -> None:
-    try:
-        write_status(folder, "failed", reason.strip().splitlines()[0])
-    except OSError as error:  # a full disk must not hide the first error
-        log.warning("%s: status.json could not be written (%s)", folder, error)
+def _out_of_memory(cfg: DictConfig) -> str:
+    ranks = (device_count(cfg.trainer.devices) or 1) * cfg.trainer.num_nodes
+    half = cfg.data.batch_size // 2 // ranks * ranks
+    if half == 0:
+        return f"out of memory at data.batch_size={cfg.data.batch_size}; use a smaller model.image_size or model"
+    sums = cfg.trainer.accumulate_grad_batches * 2
+    return (
+        f"out of memory at data.batch_size={cfg.data.batch_size}, model.image_size={cfg.model.image_size}; try "
+        f"data.batch_size={half} (with trainer.accumulate_grad_batches={sums} for the same steps)"
+    )
 
 
 def _plain(node: DictConfig, resolve: bool = True) -> dict[str, Any]:
@@ -299,5 +337,7 @@ def _quiet() -> None:
         ".*logger.*metrics.csv.*",
         ".*exists and is not empty.*",
         ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15
+        ".*your dataloader is not resumable.*",  # its sampler is
+        ".*srun. command is available.*",
     ):
         warnings.filterwarnings("ignore", message=message)

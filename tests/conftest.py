@@ -121,3 +121,19 @@ def real_weights() -> Path:
     if not path:
         pytest.skip("FER_WEIGHTS is not set: give a file of tf_efficientnetv2_b0's ImageNet weights")
     return Path(path)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Processes of this package whose working directory is ``folder``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if (
+                entry.name.isdigit()
+                and os.readlink(entry / "cwd") == str(folder)
+                and b"fer_lightning" in (entry / "cmdline").read_bytes()
+            ):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

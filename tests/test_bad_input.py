@@ -37,7 +37,7 @@ def assert_refused(outcome: Outcome, folder: Path, *words: str) -> None:
     run = only_run(folder)
     assert read_status(run) == {"status": "failed", "reason": outcome.error.removeprefix("error: ")}
     left = {path.name for path in run.rglob("*") if path.is_file() and ".hydra" not in path.parts}
-    assert left <= {"status.json", "train.log", "metrics.csv"}
+    assert left <= {"status.json", "train.log", "metrics.csv", ".lock"}
 
 
 def csv_file(folder: Path, row: int = 0, column: int = 0, value: str = "") -> Path:

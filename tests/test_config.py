@@ -139,7 +139,7 @@ def test_trainer_knobs_are_lightnings_own():
 
 def test_light_modules_import_nothing_heavy():
     package = Path(config.__file__).parent
-    for name in ("__init__", "__main__", "config", "errors", "run_folder", "sweep"):
+    for name in ("__init__", "__main__", "config", "errors", "explain", "run_folder", "safety", "stop", "sweep"):
         tree = ast.parse((package / f"{name}.py").read_text())
         top = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         top |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
@@ -159,3 +159,42 @@ def test_light_modules_import_nothing_heavy():
 def test_masked_gpus_are_not_counted(monkeypatch, masked, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", masked)
     assert config.visible_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0", "RANK": "0", "SLURM_PROCID": "0"}, True),
+        ({"LOCAL_RANK": ""}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "RANK": "2"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_only_the_first_process_speaks(cli, monkeypatch, environment, first):
+    for rank in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(rank, raising=False)
+    for rank, value in environment.items():
+        monkeypatch.setenv(rank, value)
+    assert config.is_first_process() == first
+    outcome = cli("optim.lr=-1")
+    assert outcome.code == 2
+    assert ("error: optim.lr=-1.0: must be positive" in outcome.err) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "found.yaml"),
+        ("hydra: {job: {env_set: 3}}", "raised while composing config: "),
+        ("imbalance: {loss: {gamma: '${nowhere}'}}", "nowhere"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(cli, tmp_path, text, message):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "found.yaml").write_text(f"# @package _global_\n{text}\n")
+    outcome = cli("--config-dir=mine", "imbalance=focal", "experiment=found")
+    assert outcome.code == 2
+    assert message in outcome.error

@@ -127,7 +127,7 @@ class TestOtherImages:
         (["data.source.pth=x"], "data.source.pth: no such key (did you mean data.source.path?)"),
         (["split.val_fraction=["], "cannot be read as key=value"),
         (["split.val_fraction=2"], "split.val_fraction=2: must lie between 0 and 1"),
-        (["split._target_=os.system"], "the checkpoint names os.system"),
+        (["split._target_=os.system"], "split._target_=os.system: is no code of this project"),
         (["trainer.accelerator=abacus"], "trainer.accelerator=abacus"),
     ],
 )
@@ -197,7 +197,7 @@ class TestUntrustedCheckpoint:
 
     def test_split_is_not_executed(self, score, forge, tmp_path):
         forged = forge(split={"_target_": "os.mkdir", "path": "sprung", "name": "official"})
-        with pytest.raises(UserError, match=r"the checkpoint names os\.mkdir"):
+        with pytest.raises(UserError, match=r"split\._target_=os\.mkdir: is no code of this project"):
             score(forged)
         assert not (tmp_path / "sprung").exists()
 

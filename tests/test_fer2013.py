@@ -1,13 +1,22 @@
 """Every accepted form of FER-2013, and every way in which a file can be wrong."""
 
+import gzip
 import logging
 import os
 import shutil
+import stat
+import struct
 import subprocess
 import sys
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from archives import (
@@ -17,10 +26,12 @@ from archives import (
     tiny_faces,
     write_all_forms,
     write_folder,
+    write_gzip,
+    write_tar,
     write_zip,
 )
 
-from fer_lightning.data import fer2013
+from fer_lightning.data import containers, fer2013, image_tree
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.errors import UserError
 
@@ -415,6 +426,186 @@ def test_random_damage_never_ends_in_a_traceback(form: str, tmp_path: Path) -> N
         except UserError:
             told += 1
     assert told > 20
+
+
+def zip_with(name: str, mode: int = stat.S_IFREG | 0o644) -> Callable[[Path], Path]:
+    """A good zip with one more member."""
+
+    def write(folder: Path) -> Path:
+        path = write_zip(image_files(FACES), folder / "archive.zip")
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(info, "/etc/passwd")
+        return path
+
+    return write
+
+
+def tar_with(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> Callable[[Path], Path]:
+    """A good tar with one more member, which may claim more bytes than follow."""
+
+    def write(folder: Path) -> Path:
+        path = write_tar(image_files(FACES), folder / "images.tar.gz")
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, "/etc/passwd", size
+        data = gzip.decompress(path.read_bytes()).rstrip(b"\0")
+        data += bytes(-len(data) % 512) + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+        path.write_bytes(gzip.compress(data))
+        return path
+
+    return write
+
+
+def zip_that_claims(size: int, members: int = 1) -> Callable[[Path], Path]:
+    """A zip whose headers say that its first members unpack to so many bytes each."""
+
+    def write(folder: Path) -> Path:
+        path = write_zip(image_files(FACES), folder / "archive.zip")
+        data, at = bytearray(path.read_bytes()), 0
+        for _ in range(members):
+            at = data.index(b"PK\x01\x02", at) + 4
+            data[at + 20 : at + 24] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+LINK, DEVICE = stat.S_IFLNK | 0o777, stat.S_IFCHR | 0o666
+HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "zip, parent folder": (zip_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
+    "zip, hidden parent folder": (zip_with("train/a/../../../outside.jpg"), r"points out of the archive"),
+    "zip, backslashes": (zip_with("train\\..\\..\\outside.jpg"), r"points out of the archive"),
+    "zip, absolute": (zip_with("/tmp/outside.jpg"), r"member '/tmp/outside\.jpg' points out"),
+    "zip, drive": (zip_with("C:\\outside.jpg"), r"points out of the archive"),
+    "zip, litter elsewhere": (zip_with("../.outside"), r"points out of the archive"),
+    "zip, symbolic link": (zip_with("train/angry/link.jpg", LINK), r"member 'train/angry/link\.jpg' is a link"),
+    "zip, device": (zip_with("train/angry/tty.jpg", DEVICE), r"is a link or a device"),
+    "zip, huge member": (zip_that_claims(2**32 - 2), r"claims 4\.0 GiB and no file of FER-2013 has more than 1\.0 GiB"),
+    "zip, huge together": (zip_that_claims(2**30, 5), r"is one too many: 5 members so far claim 5\.0 GiB"),
+    "tar, parent folder": (tar_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
+    "tar, absolute": (tar_with("/tmp/outside.jpg"), r"points out of the archive"),
+    "tar, folder elsewhere": (tar_with("../outside", tarfile.DIRTYPE), r"points out of the archive"),
+    "tar, symbolic link": (tar_with("train/angry/a.jpg", tarfile.SYMTYPE), r"member 'train/angry/a\.jpg' is a link"),
+    "tar, hard link": (tar_with("train/angry/a.jpg", tarfile.LNKTYPE), r"is a link or a device"),
+    "tar, device": (tar_with("train/angry/a.jpg", tarfile.CHRTYPE), r"is a link or a device"),
+    "tar, pipe": (tar_with("train/angry/a.jpg", tarfile.FIFOTYPE), r"is a link or a device"),
+    "tar, huge member": (tar_with("train/angry/a.jpg", size=2**33 - 1), r"claims 8\.0 GiB"),
+    "tar, sparse member": (tar_with("a.jpg", tarfile.GNUTYPE_SPARSE, size=2**33 - 1), r"claims 8\.0 GiB|damaged"),
+    "tar, huge long name": (tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31), r"one part claims 2147483648 bytes"),
+    "tar, huge pax header": (tar_with("a", tarfile.XHDTYPE, size=2**31), r"one part claims 2147483648 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    make, message = HOSTILE[case]
+    path = make(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        fer2013.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("make", [zip_with("train/angry/b..jpg"), tar_with("./README"), zip_with("train/a:b.txt")])
+def test_unusual_names_are_taken(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    container = containers.Zip if make(tmp_path).suffix == ".zip" else containers.Tar
+    (path,) = tmp_path.iterdir()
+    assert len(container(path).names()) == len(FACES.labels) + 1
+
+
+@pytest.mark.parametrize("form", ["csv.gz", "csv in a tar"])
+def test_bomb_is_stopped_while_it_unpacks(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the headers say nothing, or lie."""
+    path = write_all_forms(tiny_faces(1, 1, 1), tmp_path / "forms")[form]
+    fer2013.read(path)
+    limit = 2**14
+    read = []
+
+    class Counted(containers.Limited):
+        def readinto(self, buffer: Any) -> int:
+            read.append(len(buffer))
+            return super().readinto(buffer)
+
+    for module in (containers, fer2013):
+        monkeypatch.setattr(module, "Limited", Counted)
+        monkeypatch.setattr(module, "MAX_FILE", limit, raising=False)
+    monkeypatch.setattr(containers, "MAX_ARCHIVE", limit)
+    with pytest.raises(UserError, match=r"unpacks to more than|claims 0\.0 GiB"):
+        fer2013.read(path)
+    assert sum(read) < 4 * limit
+
+
+def test_lying_zip_gives_little_more_than_is_asked_for(tmp_path: Path) -> None:
+    name = next(iter(image_files(FACES)))
+    path = write_zip({name: bytes(10**7)}, tmp_path / "archive.zip")
+    data = path.read_bytes()
+    path.write_bytes(data.replace((10**7).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    try:
+        with containers.Zip(path).open(name) as stream, pytest.raises(zipfile.BadZipFile):
+            stream.read(2000)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_line_without_end_is_cut(tmp_path: Path) -> None:
+    path = write_gzip(b"emotion,pixels,Usage\n" + b"0" * 10**7, tmp_path / "fer2013.csv.gz")
+    with pytest.raises(UserError, match=r"row 1: 1 of 3 columns|field larger than field limit"):
+        fer2013.read(path)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    """A JPEG whose header claims another size than it has."""
+    data = bytearray(encode(FACES.images[0], ".jpg"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("image", [png_of(30_000, 30_000), png_of(2**16, 2**16), jpeg_of(65_500, 65_500)])
+def test_image_that_claims_a_huge_size_is_not_decoded(
+    image: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = cv2.imdecode
+    decoded = []
+
+    def count(buffer: np.ndarray, flags: int) -> Any:
+        decoded.append(bytes(buffer))
+        return decode(buffer, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", count)
+    path = write_zip({**image_files(FACES), ANGRY: image}, tmp_path / "archive.zip")
+    with pytest.raises(UserError, match=rf"{ANGRY} is too large for an image of a face"):
+        fer2013.read(path)
+    assert image not in decoded
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "folder"])
+def test_file_that_is_too_large_for_an_image_is_not_read(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {**image_files(FACES), ANGRY: encode(FACES.images[0]) + bytes(2**20)}
+    write = {"zip": write_zip, "tar": write_tar, "folder": write_folder}[form]
+    path = write(files, tmp_path / {"zip": "a.zip", "tar": "a.tar.gz", "folder": "a"}[form])
+    fer2013.read(path)
+    for module in (containers, image_tree):
+        monkeypatch.setattr(module, "MAX_PIECE", 2**19)
+    with pytest.raises(UserError, match=rf"{ANGRY} is too large for an image of a face"):
+        fer2013.read(path)
 
 
 def test_official_counts_are_recognised() -> None:

@@ -1,15 +1,12 @@
 """Sweeps in real processes: isolation of jobs, failures, several devices, interruption."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
-from conftest import TINY
+from conftest import TINY, processes_in
+from sweeps import ENDLESS, status_of, statuses, sweep, training, wait_for
 from wandb_file import read_offline_runs
 
 from fer_lightning.config import CONF_DIR
@@ -17,10 +14,6 @@ from fer_lightning.config import CONF_DIR
 
 def metrics_of(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
-
-
-def status_of(folder: Path) -> dict:
-    return json.loads((folder / "status.json").read_text())
 
 
 def test_one_and_two_devices_and_a_failing_job_stay_apart(process, tmp_path):
@@ -73,7 +66,8 @@ def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
 def test_a_mistake_in_every_job_ends_non_zero(process, tmp_path):
     outcome = process("-m", *TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
     assert outcome.code == 1
-    assert outcome.json == {"sweep": "sweep", "jobs": 2, "failed": ["0-none-seed0", "1-none-seed0"], "report": None}
+    failed = ["0-none-seed0", "1-none-seed0"]
+    assert outcome.json == {"sweep": "sweep", "jobs": 2, "failed": failed, "unfinished": [], "report": None}
 
 
 def test_an_unknown_choice_refuses_the_sweep_in_one_line(process, tmp_path):
@@ -84,39 +78,14 @@ def test_an_unknown_choice_refuses_the_sweep_in_one_line(process, tmp_path):
 
 
 def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "fer_lightning", "-m", *TINY, "trainer.devices=2", "trainer.max_epochs=500",
-         "seed=0,1", "hydra.sweep.dir=sweep"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        assert sweep.stdout is not None
-        for line in sweep.stdout:
-            if "epoch 1/500" in line:
-                break
-        assert len(_processes(tmp_path)) >= 3
-        sweep.send_signal(signal.SIGTERM)
-        assert sweep.wait(60) != 0
-        deadline = time.monotonic() + 30
-        while _processes(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert _processes(tmp_path) == []
-    finally:
-        sweep.kill()
-    assert status_of(tmp_path / "sweep" / "0-none-seed0")["status"] == "failed"
-
-
-def _processes(folder: Path) -> list[int]:
-    """Processes of this package whose working directory is ``folder``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if (
-                entry.name.isdigit()
-                and os.readlink(entry / "cwd") == str(folder)
-                and b"fer_lightning" in (entry / "cmdline").read_bytes()
-            ):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
+    folder = tmp_path / "sweep"
+    with sweep(tmp_path, *TINY, "trainer.devices=2", ENDLESS, "seed=0,1", "hydra.sweep.dir=sweep") as running:
+        wait_for(lambda: training(folder))
+        assert len(processes_in(tmp_path)) >= 3
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 75
+        assert processes_in(tmp_path) == []
+    assert statuses(folder) == ["interrupted"], "the second job was never started"
+    said = (tmp_path / "terminal").read_text()
+    assert "[sweep] not started: 1 of 2 jobs" in said
+    assert "[sweep] run what is left with: python -m fer_lightning.sweep resume sweep" in said

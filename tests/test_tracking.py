@@ -4,8 +4,12 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ import pandas as pd
 import pytest
 import torch
 import wandb
+from conftest import TINY, Outcome
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from wandb_file import read_offline_run, read_offline_runs
+from wandb_server import KEY, WandbServer
 
 from fer_lightning import figures, tracking
 from fer_lightning.data.faces import EMOTIONS, Faces
@@ -86,7 +92,7 @@ def fit(loggers: list[Any], epochs: int = 2) -> None:
     trainer = L.Trainer(
         max_epochs=epochs,
         logger=loggers,
-        callbacks=[L.pytorch.callbacks.LearningRateMonitor("step")],
+        callbacks=[L.pytorch.callbacks.LearningRateMonitor("step")] if loggers else [],
         accelerator="cpu",
         devices=1,
         enable_checkpointing=False,
@@ -128,7 +134,8 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, Faces, Spl
     matrix = confusion_matrix(labels[test], probabilities.argmax(1))
     figures.confusion_matrix(matrix, "focal").savefig(folder / "confusion_matrix.png")
     figures.class_distribution({"test": matrix.sum(1)}, "focal").savefig(folder / "class_distribution.png")
-    figures.curves(pd.read_csv(folder / "metrics.csv"), "focal").savefig(folder / "curves.png")
+    curve = pd.DataFrame({"epoch": [0, 1], "step": [2, 4], "lr": [0.1, 0.1], "train/loss": [2.0, 1.9]})
+    figures.curves(curve, "focal").savefig(folder / "curves.png")
     worst = confident_mistakes(predictions)
     figures.mistakes(faces.images[test][worst.index], worst, "focal").savefig(folder / "mistakes.png")
     return metrics, predictions, faces, split
@@ -142,9 +149,9 @@ def test_everything_is_on_the_dashboard(
     folder.mkdir()
     with caplog.at_level(logging.INFO):
         loggers = tracking.build_loggers(CFG, folder)
-    assert [type(each) for each in loggers] == [CSVLogger, WandbLogger]
-    assert "wandb sync" in caplog.text
-    fit(loggers)
+    assert [isinstance(each, WandbLogger) for each in loggers] == [True]
+    assert f"upload later with: wandb sync {folder / 'wandb' / 'offline-run-'}" in caplog.text
+    fit([*loggers, CSVLogger(folder, name="", version="")])
     metrics, predictions, faces, split = finished_run(folder)
     tracking.log_results(loggers, metrics, predictions, faces, split, folder)
     tracking.finish(loggers, failed=False)
@@ -200,7 +207,7 @@ def test_a_failed_run_is_closed_as_failed_and_the_next_is_its_own(tmp_path: Path
     for name, failed in (("a", True), ("b", False)):
         (tmp_path / name).mkdir()
         loggers = tracking.build_loggers(config(seed=ord(name)), tmp_path / name)
-        loggers[1].log_metrics({"val/f1_macro": ord(name)}, step=0)
+        loggers[0].log_metrics({"val/f1_macro": ord(name)}, step=0)
         tracking.finish(loggers, failed)
         tracking.finish(loggers, failed)
     (a,), (b,) = read_offline_runs(tmp_path / "a"), read_offline_runs(tmp_path / "b")
@@ -218,32 +225,11 @@ def test_records_longer_than_a_block_are_read_back(tmp_path: Path) -> None:
     assert read_offline_run(file).config["data"]["words"] == words
 
 
-def test_csv_lies_in_the_run_folder_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    (tmp_path / ".hydra").mkdir()
-    loggers = tracking.build_loggers(logger("csv"), tmp_path)
-    assert [type(each) for each in loggers] == [CSVLogger]
-    assert not [each for each in recwarn if "not empty" in str(each.message)]
-    fit(loggers)
-    tracking.finish(loggers, failed=False)
-    frame = pd.read_csv(tmp_path / "metrics.csv")
-    assert frame["val/f1_macro"].dropna().tolist() == pytest.approx([0.4, 0.4])
-    assert {"epoch", "step", "train/loss", "lr-SGD"} <= set(frame.columns)
-
-
-def test_a_resumed_run_keeps_its_earlier_curve(tmp_path: Path) -> None:
-    fit(tracking.build_loggers(logger("csv"), tmp_path), epochs=1)
-    before = pd.read_csv(tmp_path / "metrics.csv")
-    fit(tracking.build_loggers({**logger("csv"), "resume": "auto"}, tmp_path), epochs=1)
-    after = pd.read_csv(tmp_path / "metrics.csv")
-    assert len(after) == 2 * len(before)
-    pd.testing.assert_frame_equal(after[: len(before)][before.columns], before)
-    fit(tracking.build_loggers(logger("csv"), tmp_path), epochs=1)
-    assert len(pd.read_csv(tmp_path / "metrics.csv")) == len(before), "a fresh run starts a fresh file"
-
-
-def test_auto_is_csv_alone_without_a_login(tmp_path: Path) -> None:
-    assert [type(each) for each in tracking.build_loggers(logger("auto"), tmp_path)] == [CSVLogger]
-    assert not list(tmp_path.rglob("*.wandb"))
+def test_csv_and_auto_without_a_login_open_no_dashboard(tmp_path: Path) -> None:
+    assert tracking.build_loggers(logger("csv"), tmp_path) == []
+    assert tracking.build_loggers(logger("auto"), tmp_path) == []
+    fit([])
+    assert not list(tmp_path.iterdir()), "an empty list is not Lightning's default logger"
 
 
 @pytest.mark.parametrize("login", ["WANDB_API_KEY", "netrc"])
@@ -298,10 +284,166 @@ def test_an_unreachable_server_leaves_an_offline_run(
     assert any(run.exit_code == 0 for run in read_offline_runs(tmp_path))
 
 
+def test_a_refused_key_leaves_an_offline_run_and_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with WandbServer(accepts_key=False) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        tracking.finish(tracking.build_loggers(CFG, tmp_path), failed=False)
+    assert "the run is kept offline" in caplog.text
+    assert any(run.exit_code == 0 for run in read_offline_runs(tmp_path))
+    captured = capfd.readouterr()
+    assert KEY not in caplog.text + captured.out + captured.err
+    assert not files_with(KEY, tmp_path)
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def upload(said: str, folder: Path, **environment: str) -> None:
+    """Run the ``wandb sync`` commands in what a run said."""
+    commands = re.findall(r"upload .*with: wandb (sync .*)", said)
+    assert commands
+    for command in commands:
+        command = [sys.executable, "-m", "wandb", *shlex.split(command)]
+        subprocess.run(command, cwd=folder, env=os.environ | environment, timeout=100, check=True)
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_going_on_in_the_own_folder_goes_on_in_the_same_wandb_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """The second part starts at a checkpoint before the end of the first."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    parts = [("auto", folder, [0, 5, 10]), ("auto", folder, [5, 10, 15]), (str(folder), folder, [20])]
+    parts += [(str(folder / "checkpoints" / "last.ckpt"), folder, [25]), (str(folder), other, [15])]
+    with WandbServer() as server, caplog.at_level(logging.INFO, "fer_lightning"):
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WANDB_MODE", mode)
+        for resume, place, steps in parts:
+            loggers = tracking.build_loggers(config(resume=resume), place)
+            for step in steps:
+                loggers[0].log_metrics({"val/f1_macro": step / 100}, step=step)
+            tracking.finish(loggers, failed=False)
+        if mode == "offline":
+            assert len({file.name for file in folder.rglob("run-*.wandb")}) == 1
+            monkeypatch.delenv("WANDB_MODE")
+            upload(caplog.text, tmp_path)
+    first, second = server.runs.values()
+    assert second.column("trainer/global_step") == [15]
+    steps = first.column("trainer/global_step")
+    if mode == "online":
+        assert steps == [0, 5, 10, 15, 20, 25], "nothing is missing and nothing is doubled"
+    else:
+        assert steps == [0, 5, 10, 5, 10, 15, 20, 25], "offline, W&B does not know what the earlier part has logged"
+    assert first.column("val/f1_macro") == [step / 100 for step in steps]
+    assert first.exit_code == 0
+
+
+def test_a_resumed_run_goes_on_online(
+    process: Callable[..., Outcome], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*TINY, "logger=wandb", "hydra.run.dir=run"]
+    with WandbServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        first = process(*arguments, "trainer.max_epochs=2")
+        second = cli(*arguments, "trainer.max_epochs=3", "resume=auto")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert KEY not in first.out + first.err + second.out + second.err
+    assert server.not_understood == []
+    (run,) = server.runs.values()
+    assert run.exit_code == 0
+    curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    for key in ("train/loss", "val/loss", "val/f1_macro"):
+        np.testing.assert_allclose(run.column(key), curves[key], rtol=1e-6)
+    steps = run.column("trainer/global_step")
+    assert steps == sorted(set(steps)) == run.column("_step")
+    assert run.config["trainer"]["max_epochs"] == 3
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert run.summary["test/f1_macro"] == metrics["test/f1_macro"]
+    assert {name for name in run.files if name.startswith("media/images/confusion_matrix")}
+    assert not files_with(KEY, tmp_path)
+
+
+@pytest.mark.parametrize("fate", ["gone", "silent"])
+def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
+    process: Callable[..., Outcome],
+    cli: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fate: str,
+) -> None:
+    arguments = [*TINY, "trainer.max_epochs=3"]
+    # A silent server could also hold up the end of the process.
+    call = process if fate == "silent" else cli
+    with WandbServer(fails_with=fate) as server, monkeypatch.context() as patch:
+        waits = {"WANDB_HTTP_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "2"}
+        for name, value in {**waits, **server.environment}.items():
+            patch.setenv(name, value)
+        outcome = call(*arguments, "logger=wandb", "hydra.run.dir=run")
+    assert server.failed.is_set()
+    assert all(len(run.history) < 3 and run.exit_code is None for run in server.runs.values())
+    assert outcome.code == 0, outcome.err
+    said = outcome.out + outcome.err
+    (warning,) = [line for line in said.splitlines() if "kept on disk" in line]
+    assert "Traceback" not in said
+    assert KEY not in said
+
+    assert cli(*arguments, "logger=csv", "hydra.run.dir=reference").code == 0
+    run, reference = tmp_path / "run", tmp_path / "reference"
+    assert {path.name for path in run.iterdir()} == {path.name for path in reference.iterdir()} | {"wandb"}
+    for name in ("metrics.csv", "predictions.csv", "status.json"):
+        assert (run / name).read_text() == (reference / name).read_text(), name
+    measured, expected = (
+        {key: value for key, value in json.loads((folder / "metrics.json").read_text()).items() if "second" not in key}
+        for folder in (run, reference)
+    )
+    assert measured == expected
+
+    with WandbServer() as server:
+        upload(warning, tmp_path, **server.environment)
+    (synced,) = server.runs.values()
+    assert len(synced.column("val/f1_macro")) == 3
+    assert synced.summary["test/f1_macro"] == expected["test/f1_macro"]
+    assert {name for name in synced.files if name.startswith("media/images/confusion_matrix")}
+
+
+def test_a_dead_wandb_process_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = tracking.build_loggers(CFG, tmp_path)
+    results = finished_run(tmp_path)
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
+    processes = [line.split(None, 2) for line in listed.splitlines()]
+    (service,) = [int(pid) for pid, parent, name in processes if int(parent) == os.getpid() and "wandb-core" in name]
+    os.kill(service, signal.SIGKILL)
+    fit(loggers)
+    tracking.log_results(loggers, *results, tmp_path)
+    tracking.finish(loggers, failed=False)
+    assert "this epoch's numbers are missing there" in caplog.text
+    assert "tables or results are missing there" in caplog.text
+    assert "kept on disk" in caplog.text
+
+
+def test_our_own_mistakes_are_not_taken_for_wandbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = tracking.build_loggers(CFG, tmp_path)
+    metrics, *rest = finished_run(tmp_path)
+    del metrics["train/class_counts"]
+    with pytest.raises(KeyError, match="class_counts"):
+        tracking.log_results(loggers, metrics, *rest, tmp_path)
+    tracking.finish(loggers, failed=True)
+
+
 def test_tensorboard_gets_curves_and_pictures(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     loggers = tracking.build_loggers(logger("tensorboard"), tmp_path)
-    assert [type(each) for each in loggers] == [CSVLogger, TensorBoardLogger]
+    assert [type(each) for each in loggers] == [TensorBoardLogger]
     fit(loggers)
     metrics, predictions, faces, split = finished_run(tmp_path)
     tracking.log_results(loggers, metrics, predictions, faces, split, tmp_path)
@@ -335,7 +477,7 @@ def test_other_ranks_open_no_run(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "False ['CSVLogger']"
+    assert done.stdout.strip() == "False []"
     assert not list(tmp_path.rglob("*.wandb"))
 
 

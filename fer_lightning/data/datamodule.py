@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fer_lightning import stop
 from fer_lightning.data.augment import Augmentation, draw_seed
 from fer_lightning.data.faces import Faces, count_classes
 from fer_lightning.data.splits import Split
@@ -87,6 +88,7 @@ class FERDataModule(L.LightningDataModule):
         order = np.random.default_rng(0).permutation(split.val)
         self.val_set = EvaluationFaces(faces.images[order], faces.labels[order])
         self.sampler = build_sampler(labels=self.train_set.labels, seed=seed)
+        self.done = (0, 0)
         drawn = len(self.sampler)
         if drawn < batch_size:
             raise UserError(
@@ -107,7 +109,14 @@ class FERDataModule(L.LightningDataModule):
             )
         return self.batch_size // ranks
 
+    def go_on(self, epoch: int, batches: int) -> None:
+        """Begin the training with ``epoch`` (from 0), behind the ``batches`` of it that are done already."""
+        self.sampler.set_epoch(epoch)  # workers fetch ahead of Lightning's word which epoch it is
+        self.done = (epoch, batches)
+
     def train_dataloader(self) -> DataLoader[Item]:
+        epoch, batches = self.done
+        self.sampler.leave_out(epoch, batches * self.per_device_batch_size)
         # drop_last: a last batch of one image breaks batch normalisation, and static shapes are faster.
         return self._loader(self.train_set, self.sampler, self.per_device_batch_size, drop_last=True)
 
@@ -130,4 +139,9 @@ class FERDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             # Its own generator: otherwise every new iterator shifts the global random state by one draw.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    stop.ignore()

@@ -1,14 +1,14 @@
 """FER-2013 (Goodfellow et al. 2013) from whatever form of it the user has."""
 
 import gzip
+import io
 import logging
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
 from fer_lightning.data.cache import cached, content_key, default_cache_dir
-from fer_lightning.data.containers import Container, Folder, Tar, Zip, damage_told
+from fer_lightning.data.containers import MAX_FILE, Container, Folder, Limited, Tar, Zip, damage_told, is_tar
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
 from fer_lightning.data.image_tree import has_image_tree, read_image_tree
 from fer_lightning.data.pixel_csv import read_pixel_csv
@@ -100,11 +100,11 @@ def _read_any(source: Path) -> Faces:
         raise UserError(f"{source} is empty: give {ACCEPTED}")
     if start[:2] == b"PK" or source.suffix.lower() == ".zip":
         return _read_container(Zip(source))
-    if source.name.lower().endswith((".tar", ".tar.gz", ".tgz")) or tarfile.is_tarfile(source):
+    if source.name.lower().endswith((".tar", ".tar.gz", ".tgz")) or is_tar(source):
         return _read_container(Tar(source))
     if start[:2] == b"\x1f\x8b" or source.suffix.lower() == ".gz":
-        with gzip.open(source) as unpacked:
-            return read_pixel_csv(cast(IO[bytes], unpacked), str(source), packing="gzip")
+        with io.BufferedReader(Limited(cast(IO[bytes], gzip.open(source)), source, MAX_FILE)) as unpacked:
+            return read_pixel_csv(unpacked, str(source), packing="gzip")
     with source.open("rb") as stream:
         return read_pixel_csv(stream, str(source))
 

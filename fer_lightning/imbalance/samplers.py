@@ -49,6 +49,7 @@ class EpochSampler(Sampler[Draw]):
         self.seed = seed
         self.total = total
         self.epoch = 0
+        self.done = (-1, 0)
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -58,6 +59,10 @@ class EpochSampler(Sampler[Draw]):
         """Choose the epoch of the next iteration; Lightning calls this at each epoch's start."""
         self.epoch = epoch
 
+    def leave_out(self, epoch: int, entries: int) -> None:
+        """Leave the first ``entries`` of each process out of one epoch: a resumed run has shown them already."""
+        self.done = (epoch, entries)
+
     def __len__(self) -> int:
         return self.total // _rank_and_world()[1]
 
@@ -65,7 +70,8 @@ class EpochSampler(Sampler[Draw]):
         rank, world = _rank_and_world()
         epoch = self.epoch
         indices = self.draw(_generator(self.seed, _ORDER, epoch)).tolist()
-        for position in range(rank, len(self) * world, world):
+        entries = self.done[1] if self.done[0] == epoch else 0
+        for position in range(rank + entries * world, len(self) * world, world):
             yield Draw(indices[position], epoch, position)
 
 

@@ -1,0 +1,193 @@
+"""One job of a sweep: a fresh ``python -m fer_lightning`` in a process group of its own, watched until it has ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fer_lightning import config, slurm
+from fer_lightning.run_folder import RESUMABLE, read_status, write_status
+
+PARENT = "FER_LIGHTNING_PARENT"
+"""Environment variable: the process with whose death this one has to end, too."""
+
+GRACE_SECONDS = 30.0
+"""How long a job may take to save after it was asked to stop."""
+
+POLL_SECONDS = 0.25
+
+DISTRIBUTED_VARIABLES = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "GROUP_RANK",
+    "RANK",
+    "PL_GLOBAL_SEED",
+)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SWEEP_ONLY = (
+    "hydra.mode",
+    "hydra.sweep",
+    "hydra.run.dir",
+    "hydra.launcher",
+    "hydra/launcher",
+    "hydra.sweeper",
+    "hydra/sweeper",
+    "hydra.output_subdir",
+    "hydra.callbacks.summary",
+)
+
+
+def command(hydra: Any, folder: Path, resume: bool) -> list[str]:
+    """The command line of a job: the sweep's, with this job's overrides, into its folder.
+
+    Args:
+        hydra: ``HydraConfig`` of the job.
+        folder: the job's run folder.
+        resume: go on from what the folder holds.
+    """
+    line = [sys.executable, "-m", "fer_lightning", "--config-name", hydra.job.config_name]
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            line += ["--config-dir", source.path]
+        elif source.provider == "main" and Path(source.path) != config.CONF_DIR:
+            line += ["--config-path", source.path]
+    line += list(hydra.overrides.task)
+    line += [override for override in hydra.overrides.hydra if not override.lstrip("+~").startswith(SWEEP_ONLY)]
+    line += ["resume=auto"] if resume else []
+    if slurm.inside() and not slurm.first_task():
+        line.append("hydra.output_subdir=null")  # one of the tasks writes it
+    return [*line, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"]
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra's override grammar reads it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def environment(sweep: Path, gpus: Sequence[str], threads: int | None) -> dict[str, str]:
+    """The environment of a job.
+
+    Args:
+        sweep: the sweep's folder.
+        gpus: the GPUs it may use; all that are visible when empty.
+        threads: for each of its processes; as found when None.
+    """
+    kept = dict(os.environ)
+    if not slurm.inside():  # the SLURM job has set its own; elsewhere Lightning would believe in tasks of srun
+        foreign = [key for key in kept if key in DISTRIBUTED_VARIABLES or key.startswith("SLURM_")]
+        for key in foreign:
+            del kept[key]
+    if gpus:
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if threads is not None:
+        kept |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    group = sweep.absolute()
+    return {"WANDB_RUN_GROUP": f"{group.parent.name}-{group.name}", **kept, PARENT: str(os.getpid())}
+
+
+def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start a job.
+
+    Args:
+        line: its command line.
+        env: its environment.
+        log: where its output goes; to the terminal when None.
+        keep_open: files that stay open as long as it lives.
+    """
+    if log is None:
+        return subprocess.Popen(line, env=env, start_new_session=True, pass_fds=keep_open)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            line, env=env, start_new_session=True, pass_fds=keep_open, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def wait(process: subprocess.Popen[bytes], deadline: Callable[[], float | None]) -> bool:
+    """Wait until a job has ended, and leave no process of it behind.
+
+    From when on ``deadline()`` says a time, its first process (alone: it tells the others) is asked to save and stop;
+    what is left at that time is killed.
+
+    Returns:
+        Whether it was asked to stop.
+    """
+    asked = False
+    try:
+        while process.poll() is None:
+            until = deadline()
+            if until is not None and time.time() > until:
+                break
+            if until is not None and not asked:
+                process.terminate()
+                asked = True
+            time.sleep(POLL_SECONDS)
+    finally:
+        _kill_group(process.pid)
+        process.wait()
+    return asked
+
+
+def record_end(folder: Path, code: int, asked: bool) -> None:
+    """Complete ``status.json`` after a process that could not do so itself; interrupted jobs keep theirs.
+
+    Args:
+        folder: the job's run folder.
+        code: the return code, negative for a signal.
+        asked: the sweep had asked it to stop.
+    """
+    if read_status(folder)["status"] != "running":
+        return
+    if asked or code == RESUMABLE:
+        write_status(folder, "interrupted", "stopped by the sweep before it could save" if asked else "stopped")
+        return
+    signum = -code if code < 0 else code - 128 if code in (128 + signal.SIGKILL, 128 + signal.SIGTERM) else None
+    if signum is None:
+        write_status(folder, "failed", f"the process ended with code {code} before it could say why")
+        return
+    hint = " (out of memory?)" if signum == signal.SIGKILL else ""
+    write_status(folder, "failed", f"killed by {signal.Signals(signum).name}{hint}")
+
+
+def forward_signals(process: subprocess.Popen[bytes]) -> list[int]:
+    """Hand a scheduler's signals on to the job; returns the list that they are noted in."""
+    seen: list[int] = []
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        seen.append(signum)
+        process.send_signal(signum)
+
+    for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(signum, forward)
+    return seen
+
+
+def stop_with_parent() -> None:
+    """In a job: save and stop when the process that started it is gone, however that came about."""
+    parent = os.environ.get(PARENT)
+    if parent is None or os.getsid(0) != os.getpid():  # no job of a sweep, or one of a job's further processes
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        _kill_group(os.getpgrp())
+
+    threading.Thread(target=watch, daemon=True, name="stop_with_parent").start()
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return

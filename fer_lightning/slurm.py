@@ -1,0 +1,175 @@
+"""SLURM: what the tasks of a job do around their run, and how the submitting process waits for its jobs.
+
+``hydra/launcher=slurm`` (hydra-submitit-launcher) submits a sweep as one job array. SLURM starts one task for each
+device of a job; in each, ``sweep.run_job`` starts one process of the run, and Lightning joins these to one group.
+"""
+
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fer_lightning.errors import UserError
+from fer_lightning.run_folder import RESUMABLE, read_json, read_status, write_json, write_status
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 15.0
+"""How long the first process may take to say why a run failed, before its job is ended for it."""
+
+POLL_SECONDS = 10.0
+"""How often the submitting process looks for a result, and for the job in the queue."""
+
+
+def inside() -> bool:
+    """Whether Hydra's submitit launcher runs this process as a task of a SLURM job."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_PROCID" in os.environ
+
+
+def tasks() -> int:
+    """How many processes ``srun`` started together, this one included; 1 outside of SLURM."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def first_task() -> bool:
+    """Whether this is the task that writes and prints; also true outside of SLURM."""
+    return tasks() == 1 or os.environ["SLURM_PROCID"] == "0"
+
+
+def cluster_environment(processes: int | None) -> list[Any]:
+    """Lightning's plugin that knows where a run's processes come from; none outside of SLURM.
+
+    Args:
+        processes: devices times nodes of the run; None where only Lightning can tell.
+
+    Raises:
+        UserError: SLURM started several tasks, but not one for each device.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return []
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    if tasks() == 1:  # in an allocation, Lightning takes for granted that srun started the processes
+        return [LightningEnvironment()]
+    if processes != tasks():
+        raise UserError(
+            f"trainer.devices, trainer.num_nodes: ask for {processes or 'any number of'} processes, but SLURM started "
+            f"{tasks()} tasks; give the whole sweep one number of devices, or sweep over it in sweeps of their own"
+        )
+    return [SLURMEnvironment(auto_requeue=False)]  # settle() does, after the run has saved exactly
+
+
+def settle(folder: Path, code: int, signals: Sequence[int]) -> None:
+    """After this task's process of a run has ended: requeue the job, or end it when its other tasks would hang.
+
+    SIGUSR1 and SIGUSR2 say that the job's time is up: it goes back to the queue. SIGTERM is what ``scancel`` sends, and
+    what SLURM sends a job that it preempts, and requeues itself.
+
+    Args:
+        folder: the run folder.
+        code: the process's return code.
+        signals: what this task has received.
+
+    Raises:
+        SystemExit: the job ends without a result, which would tell the submitting process that it is over.
+    """
+    if first_task():
+        if -code in signals and read_status(folder)["status"] == "running":
+            name = signal.Signals(-code).name
+            write_status(folder, "interrupted", f"stopped by {name} before it had begun", step=0)
+        if read_status(folder)["status"] == "interrupted":
+            if signals and signal.SIGTERM not in signals:
+                requeue(folder)
+            raise SystemExit(RESUMABLE)
+    elif code not in (0, RESUMABLE) and not _has_ended(folder):
+        reason = f"process {os.environ['SLURM_PROCID']} of {tasks()} ended with code {code}"
+        write_status(folder, "failed", reason)
+        raise SystemExit(1)  # srun then ends the other tasks: SLURM_KILL_BAD_EXIT
+
+
+def requeue(folder: Path) -> None:
+    """Put this job back into the queue, to go on in ``folder``; one that came no further since the last time fails."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the plain id of one of an array's jobs is that of the array, too
+        job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
+    record = folder / "requeued.json"
+    before = read_json(record) if record.exists() else None
+    now = {"job": job, "step": read_status(folder).get("step") or 0}
+    if now == before:
+        reason = f"requeued, and stopped again at step {now['step']}; raise hydra.launcher.timeout_min"
+        write_status(folder, "failed", reason, step=now["step"])
+        return
+    write_json(record, now)
+    asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if asked.returncode:
+        log.warning("SLURM job %s cannot be requeued: %s", job, asked.stderr.strip())
+    else:
+        log.info("SLURM job %s is requeued at step %d", job, now["step"])
+
+
+def prepare_submission() -> None:
+    """Let the submitting process tell refusals in one line, wait by SLURM's queue, and outlive lost jobs.
+
+    submitit asks the accounting (``sacct``) whether a job without a result is over. Without accounting it waits for a
+    cancelled job for ever; with it, it raises, and the sweep ends without its table.
+
+    Raises:
+        UserError: SLURM's commands are not there.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise UserError("hydra/launcher=slurm: no sbatch and srun here; start the sweep on a machine of the cluster")
+    from hydra.core.utils import JobReturn, JobStatus
+    from submitit.core.utils import FailedJobError
+    from submitit.slurm import slurm
+
+    class SlurmJob(slurm.SlurmJob):
+        def results(self) -> list[Any]:
+            first = self.task(0)
+            queued = True
+            while queued and not first.paths.result_pickle.exists():
+                queued = _is_queued(self.job_id)
+                time.sleep(POLL_SECONDS)  # also once more: files of other machines appear late
+            outcome, result = "lost", "it left the queue without a result"
+            if first.paths.result_pickle.exists():
+                outcome, result = first._get_outcome_and_result()
+            if outcome == "success":
+                return [result]
+            log.warning("SLURM job %s: %s", self.job_id, result)  # its folder says how far it came
+            return [JobReturn(status=JobStatus.COMPLETED, _return_value=math.nan)]
+
+    class SlurmExecutor(slurm.SlurmExecutor):
+        job_class = SlurmJob
+
+        def _submit_command(self, command: str) -> Any:
+            try:
+                job = super()._submit_command(command)
+            except FailedJobError as error:
+                told = " ".join(str(error).replace("sbatch: error: ", "").split())
+                hint = "say what the cluster has with hydra.launcher.partition, .gpus_per_node (null: none) and so on"
+                raise UserError(f"hydra/launcher=slurm: refused ({told}); {hint}") from error
+            print(f"[sweep] SLURM job {job.job_id}", flush=True)
+            return job
+
+    slurm.SlurmJob, slurm.SlurmExecutor = SlurmJob, SlurmExecutor  # type: ignore[misc]
+
+
+def _is_queued(job: str) -> bool:
+    """Whether a job waits or runs; also true while SLURM does not answer."""
+    asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
+    return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether the first process says, within the time it may take, how the run ended."""
+    until = time.monotonic() + GRACE_SECONDS
+    while read_status(folder)["status"] == "running":
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True

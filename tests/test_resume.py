@@ -1,0 +1,290 @@
+"""Going on after whatever ended a run: bit for bit, from the last good checkpoint, or refused with a reason."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kill_and_resume
+import pytest
+import torch
+from conftest import TINY, processes_in
+
+from fer_lightning import train
+from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status
+
+RUN = (*TINY, "data.batch_size=16", "model.head.dropout=0.5", "augment=light")
+
+
+def prove(*arguments: str) -> list[dict[str, Any]]:
+    """The JSON lines of ``kill_and_resume.py``."""
+    script = kill_and_resume.__file__
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=1500)
+    assert done.stdout, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_killed_at_random_moments_ends_with_the_same_bits():
+    rows = prove("--trials", "4", "--samplers", "oversample", "--workers", "2", "--seed", "3")
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(4, [])]
+
+
+def test_the_proof_notices_what_is_missing():
+    """The negative control: without one part of the state the same comparison must fail."""
+    different = {row["forgotten"]: row["different"] for row in prove("--controls")}
+    assert different["nothing"] == []
+    assert {"state_dict", "optimizer_states", "predictions.csv"} <= set(different["random states"])
+    assert {"state_dict", "optimizer_states", "predictions.csv"} <= set(different["position"])
+    assert different["metric sums"] == ["metrics.csv"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("sampler", kill_and_resume.SAMPLERS)
+def test_every_sampler(sampler):
+    rows = prove("--trials", "5", "--samplers", sampler)
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(5, []), (5, [])]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_processes_one_of_them_killed():
+    rows = prove("--trials", "3", "--samplers", "none", "--workers", "0", "--devices", "2")
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(3, [])]
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts a run as a real process; ends what is left of it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*overrides: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "fer_lightning", *overrides]
+        run = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        started.append(run)
+        return run
+
+    yield begin
+    for run in started:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+
+
+def wait_for(run: "subprocess.Popen[str]", text: str) -> None:
+    """Read the output up to ``text``."""
+    assert run.stdout is not None
+    seen = []
+    for line in run.stdout:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(seen))
+
+
+def same(first: Path, second: Path) -> list[str]:
+    return kill_and_resume.differences(first, kill_and_resume.fingerprint(second))
+
+
+@pytest.mark.parametrize(
+    ("signum", "overrides"),
+    [
+        (signal.SIGTERM, ["callbacks=ema", "callbacks.ema.decay=0.9", "trainer.accumulate_grad_batches=2"]),
+        (signal.SIGUSR1, ["data.num_workers=1", "optim.schedule=one_cycle", "optim.warmup_fraction=0.3"]),
+        (signal.SIGTERM, ["trainer.devices=2"]),
+    ],
+    ids=["SIGTERM", "SIGUSR1", "two processes"],
+)
+def test_a_signal_saves_within_the_epoch_and_the_rest_is_the_same(start, process, tmp_path, signum, overrides):
+    run = [*RUN, "trainer.max_epochs=6", *overrides]
+    assert process(*run, "hydra.run.dir=whole").code == 0
+    first = start(*run, "hydra.run.dir=parts")
+    wait_for(first, "epoch 2/6")
+    begun = time.monotonic()
+    first.send_signal(signum)
+    assert first.wait(60) == RESUMABLE
+    assert time.monotonic() - begun < 30
+    status = read_status(tmp_path / "parts")
+    assert (status["status"], status["reason"]) == ("interrupted", f"stopped by {signum.name}")
+    assert status["step"] > 0
+    assert processes_in(tmp_path) == []
+    again = process(*run, "hydra.run.dir=parts", "resume=auto")
+    assert again.code == 0, again.err
+    assert "epoch 2/6" not in again.out
+    assert same(tmp_path / "parts", tmp_path / "whole") == []
+
+
+def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_path):
+    run = start(*RUN, "data.source.images=200000", "hydra.run.dir=run")
+    status = tmp_path / "run" / "status.json"
+    while not status.exists():
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(30) == RESUMABLE
+    assert read_status(tmp_path / "run") == {"status": "interrupted", "reason": "stopped by SIGTERM", "step": 0}
+
+
+def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
+    run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
+    wait_for(run, "epoch 1/500")
+    (other,) = [pid for pid in processes_in(tmp_path) if pid != run.pid]
+    begun = time.monotonic()
+    os.kill(other, signal.SIGKILL)
+    assert run.wait(60) != 0
+    while processes_in(tmp_path):
+        assert time.monotonic() - begun < 60
+        time.sleep(0.1)
+    assert read_status(tmp_path / "run")["status"] in ("failed", "running")
+
+
+def test_without_its_first_process_no_other_stays(start, tmp_path):
+    run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
+    wait_for(run, "epoch 1/500")
+    assert len(processes_in(tmp_path)) == 2
+    run.kill()
+    begun = time.monotonic()
+    while processes_in(tmp_path):
+        assert time.monotonic() - begun < 60
+        time.sleep(0.1)
+
+
+class TestTornCheckpoints:
+    @pytest.fixture
+    def killed(self, tmp_path) -> Path:
+        """A run that was killed in its second epoch."""
+        bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 25)
+        assert kill_and_resume.run_forked(tmp_path / "run", [*RUN, "trainer.max_epochs=2", *SAVE], bomb) == -9
+        return tmp_path / "run" / "checkpoints"
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+    def test_the_one_before_is_used(self, cli, tmp_path, killed, damage):
+        assert cli(*RUN, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'whole'}").code == 0
+        content = bytearray((killed / "last.ckpt").read_bytes())
+        if damage == "flipped":
+            content[len(content) // 2] ^= 1
+        keep = {"cut": len(content) // 3, "flipped": len(content), "empty": 0}[damage]
+        (killed / "last.ckpt").write_bytes(content[:keep])
+        outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
+        assert outcome.code == 0, outcome.err
+        assert "last.ckpt: no checkpoint that loads safely" in outcome.out + outcome.err
+        assert "going on from the one before" in outcome.out + outcome.err
+        assert same(killed.parent, tmp_path / "whole") == []
+
+    def test_without_a_good_one_nothing_is_overwritten(self, cli, killed):
+        for name in ("last.ckpt", "previous.ckpt"):
+            (killed / name).write_bytes(b"torn")
+        outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
+        assert outcome.code == 2
+        assert "previous.ckpt: no checkpoint that loads safely" in outcome.error
+        assert (killed / "last.ckpt").read_bytes() == b"torn"
+
+    def test_a_kill_between_the_two_renames_loses_nothing(self, cli, killed):
+        (killed / "last.ckpt").replace(killed / "previous.ckpt")
+        outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
+        assert outcome.code == 0, outcome.err
+        assert f"going on from {killed / 'previous.ckpt'}: epoch 2" in outcome.out
+
+
+SAVE = ("save_every_n_steps=3",)
+
+
+class TestFinishedTraining:
+    def test_only_the_test_is_made_again(self, cli, tmp_path):
+        run = [*RUN, f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        before = read_json(tmp_path / "run" / "metrics.json")
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        (tmp_path / "run" / "metrics.json").unlink()
+        outcome = cli(*run, "resume=auto")
+        assert outcome.code == 0, outcome.err
+        assert "epoch 1/1" not in outcome.out
+        assert same(tmp_path / "run", tmp_path / "copy") == []
+        assert read_json(tmp_path / "run" / "metrics.json")["train/seconds"] == before["train/seconds"]
+
+    def test_an_early_stop_is_remembered(self, cli, tmp_path):
+        knobs = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0.1"]
+        run = [*RUN, *knobs, "trainer.max_epochs=30", f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        rows = (tmp_path / "run" / "metrics.csv").read_text()
+        assert len(rows.splitlines()) < 30
+        outcome = cli(*run, "resume=auto")
+        assert outcome.code == 0, outcome.err
+        assert (tmp_path / "run" / "metrics.csv").read_text() == rows
+        assert same(tmp_path / "run", tmp_path / "copy") == []
+
+
+class TestRefused:
+    def test_a_folder_that_holds_a_run(self, cli, tmp_path):
+        run = [*TINY, f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        outcome = cli(*run, "imbalance=focal")
+        assert outcome.code == 2
+        assert "holds a run already; go on with resume=auto, or take another folder" in outcome.error
+        assert {path: path.read_bytes() for path in before} == before
+
+    def test_a_folder_that_is_being_worked_in(self, cli, tmp_path):
+        (tmp_path / "run").mkdir()
+        with occupy(tmp_path / "run"):
+            command = [sys.executable, "-m", "fer_lightning", *TINY, f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        assert "another process is working in this folder" in done.stderr
+        assert not (tmp_path / "run" / "status.json").exists()
+
+    def test_another_batch_within_an_epoch(self, cli, tmp_path):
+        bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 10)
+        folder = tmp_path / "run"
+        assert kill_and_resume.run_forked(folder, [*RUN, *SAVE], bomb) == -9
+        for change in ("data.batch_size=32", "imbalance=focal", "trainer.devices=2"):
+            outcome = cli(*RUN, change, "resume=auto", f"hydra.run.dir={folder}")
+            assert outcome.code == 2
+            assert "cannot become" in outcome.error or "as many devices" in outcome.error
+
+    def test_more_epochs_of_one_cycle(self, cli, tmp_path):
+        run = [*TINY, "optim.schedule=one_cycle", "optim.warmup_fraction=0.3", f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        outcome = cli(*run, "trainer.max_epochs=2", "resume=auto")
+        assert outcome.code == 2
+        assert "optim.schedule=one_cycle has its end at epoch 1" in outcome.error
+
+
+class TestOutOfMemory:
+    def test_names_the_batch_size_to_try(self, cli, tmp_path):
+        outcome = cli(*TINY, "model.image_size=65536", "hydra.run.dir=run")
+        assert outcome.code == 2
+        assert "out of memory at data.batch_size=32, model.image_size=65536; try data.batch_size=16" in outcome.error
+        assert read_status(tmp_path / "run")["status"] == "failed"
+
+    @pytest.mark.parametrize(("devices", "batch", "words"), [(1, 24, "=12 "), (2, 12, "=6 "), (8, 8, "smaller model")])
+    def test_of_a_gpu_too(self, devices: int, batch: int, words: str):
+        cfg: Any = train.OmegaConf.create(
+            {
+                "data": {"batch_size": batch},
+                "model": {"image_size": 112},
+                "trainer": {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1},
+            }
+        )
+        mended = train._as_user_error(torch.OutOfMemoryError("CUDA out of memory. Tried..."), cfg, Path("run"))
+        assert mended is not None
+        assert words in str(mended)
+
+
+def test_curves_have_every_epoch_once(cli, tmp_path: Path):
+    folder = tmp_path / "run"
+    bomb: Callable[[], None] = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 30)
+    assert kill_and_resume.run_forked(folder, [*RUN, "trainer.max_epochs=3"], bomb) == -9
+    assert cli(*RUN, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={folder}").code == 0
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert rows[0][:3] == ["epoch", "step", "lr"]
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
+    assert all(all(row) for row in rows), "no gaps"
