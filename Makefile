@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint: each makes .venv when missing.
+# make demo | test | test-slow | test-slurm | lint: each makes .venv when missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
