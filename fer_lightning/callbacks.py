@@ -320,6 +320,8 @@ class LastCheckpoint(Checkpoint):
         stop.defer(False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if stop.requested():
+            stop.ignore()
         stop.defer(False)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -28,8 +28,8 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """Leave the signals to the process that started this one: a group-wide signal must not end loader workers."""
-    for signum in (*SIGNALS, signal.SIGINT):
+    """Be deaf from now on: a loader worker that leaves signals to the trainer, or a run on its way out."""
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
@@ -80,4 +80,5 @@ def _note(signum: int, frame: FrameType | None) -> None:
     if _signal is None:
         _signal, _since = signum, time.monotonic()
     if not _deferred:
+        ignore()  # a scheduler signals every process of a job, and those hand it on: the second must not disturb
         raise Interrupted(reason())

@@ -295,7 +295,7 @@ def _as_user_error(error: BaseException, cfg: DictConfig, folder: Path) -> UserE
         return error
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return UserError(_out_of_memory(cfg))
-    if isinstance(error, RuntimeError) and ("onnection closed by peer" in str(error) or "[gloo]" in str(error).lower()):
+    if isinstance(error, RuntimeError) and ("onnection closed by peer" in str(error) or "gloo/" in str(error).lower()):
         return UserError(
             f"another process of this run ended (see its message above); go on with resume=auto hydra.run.dir={folder}"
         )
