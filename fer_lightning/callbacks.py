@@ -321,7 +321,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if stop.requested():
-            stop.ignore()
+            stop.ignore()  # until Lightning puts back what it found; train.run() goes on from there
         stop.defer(False)
 
     def _save(self, trainer: L.Trainer) -> None:

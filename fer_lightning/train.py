@@ -79,6 +79,8 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
         if first:
             write_status(folder, "done")
     except BaseException as error:
+        if isinstance(error, Interrupted):
+            stop.ignore()  # no second signal may disturb the way out
         mended = _as_user_error(error, cfg, folder)
         if first:
             _record(error, mended, folder)

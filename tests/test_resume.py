@@ -31,8 +31,8 @@ def prove(*arguments: str) -> list[dict[str, Any]]:
 
 
 def test_killed_at_random_moments_ends_with_the_same_bits():
-    rows = prove("--trials", "4", "--samplers", "oversample", "--workers", "2", "--seed", "3")
-    assert [(row["identical"], row["wrong"]) for row in rows] == [(4, [])]
+    rows = prove("--trials", "3", "--samplers", "oversample", "--workers", "2", "--seed", "3")
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(3, [])]
 
 
 @pytest.mark.slow
@@ -150,6 +150,7 @@ def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
     assert read_status(tmp_path / "run")["status"] in ("failed", "running")
 
 
+@pytest.mark.slow
 def test_without_its_first_process_no_other_stays(start, tmp_path):
     run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
     wait_for(run, "epoch 1/500")
