@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from fer_lightning.config import is_first_process
 from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
@@ -52,11 +53,6 @@ WANDB_START_SECONDS = 30
 
 WANDB_FINISH_SECONDS = 15
 """How long to wait at the end of a run until W&B has it all: well within the 30 s that a stopped run has."""
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes (rank 0, or the only one)."""
-    return not getattr(rank_zero_only, "rank", 0)
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> str | None:

@@ -28,7 +28,7 @@ from fer_lightning.callbacks import (
     StopOnNonFinite,
     TrainClock,
 )
-from fer_lightning.config import device_count
+from fer_lightning.config import device_count, is_first_process
 from fer_lightning.data.augment import Augmentation
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
@@ -67,7 +67,7 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
         UserError: for everything the user can mend; the reason is also in ``status.json``.
         Interrupted: a signal stopped the run; ``resume=auto`` goes on.
     """
-    first = tracking.is_first_process()
+    first = is_first_process()
     lock = claim(folder, cfg.resume) if first else None
     loggers: list[Any] = []
     stop.forget()
