@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from fer_lightning import config, stop, sweep
 from fer_lightning.errors import Interrupted, UserError
-from fer_lightning.run_folder import RESUMABLE
+from fer_lightning.run_folder import RESUMABLE, read_status
 
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name="config")
@@ -38,7 +38,9 @@ def app(cfg: DictConfig) -> float | None:
     except Interrupted as stopped:
         if not first:  # Lightning would kill the first process for any other code
             raise SystemExit(0) from None
-        config.fail(f"{stopped}; all is saved, go on with resume=auto hydra.run.dir={folder}", code=RESUMABLE)
+        step = read_status(folder).get("step", 0)
+        saved = f"saved at step {step}, go on" if step else "nothing was trained yet, begin again"
+        config.fail(f"{stopped}; {saved} with resume=auto hydra.run.dir={folder}", code=RESUMABLE)
     return result.metrics.get("val/f1_macro") if result else None
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import os
 import random
 import time
 from pathlib import Path
@@ -17,7 +16,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import distributed
 
 from fer_lightning import stop
-from fer_lightning.errors import Interrupted, UserError
+from fer_lightning.errors import UserError
+from fer_lightning.run_folder import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class EpochLine(L.Callback):
 
     def __init__(self) -> None:
         self.started = 0.0
+        self.first = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.monotonic()
@@ -172,7 +173,7 @@ class Curves(L.Callback):
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        _replace(self.path, text.getvalue().encode())
+        replace_file(self.path, text.getvalue().encode())
 
 
 class ExactResume(L.Callback):
@@ -181,9 +182,14 @@ class ExactResume(L.Callback):
     ``position``: the epoch and the batches of it that are done. ``processes``: of each process, its random states
     and, in mid-epoch, the sums of its training metrics. Order and augmentation need nothing: they are functions of
     seed, epoch and position.
+
+    Args:
+        max_steps: optimizer steps after which training ends; -1 for no limit. Told to the Trainer, it would repeat the
+            end of an epoch that a checkpoint was written after.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_steps: int = -1) -> None:
+        self.max_steps = max_steps
         self.found: dict[str, Any] | None = None
         self.group: Any = None
 
@@ -221,12 +227,22 @@ class ExactResume(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint["processes"]
-        self.found = states[trainer.global_rank % len(states)]
+        self.found = states[trainer.global_rank] if trainer.global_rank < len(states) else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning forgets on the way through a checkpoint that it had stopped early.
         stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
         trainer.should_stop = any(stopper.wait_count >= stopper.patience for stopper in stoppers)
+        self._stop_after_max_steps(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._stop_after_max_steps(trainer)
+
+    def _stop_after_max_steps(self, trainer: L.Trainer) -> None:
+        if 0 <= self.max_steps <= trainer.global_step:
+            trainer.should_stop = True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -291,13 +307,13 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stop.defer(True)
-        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # the end of the epoch saves; gradients that are still being summed up cannot be saved
         stopped = self.exact.any_process(stop.requested())
         if stopped or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer)
         if stopped:
-            raise Interrupted(stop.reason())
+            stop.now()
 
     def on_validation_batch_end(
         self,
@@ -308,21 +324,19 @@ class LastCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if stop.seconds_since() > self.PATIENCE_SECONDS:
-            raise Interrupted(f"{stop.reason()} in a long validation")
+        # The others end with the first process.
+        if trainer.is_global_zero and stop.seconds_since() > self.PATIENCE_SECONDS:
+            stop.now(" in a long validation")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
         if self.exact.any_process(stop.requested()):
-            raise Interrupted(stop.reason())
+            stop.now()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stop.defer(False)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if stop.requested():
-            stop.ignore()  # until Lightning puts back what it found; train.run() goes on from there
-        stop.defer(False)
+            stop.now()
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -340,6 +354,8 @@ class MovableCheckpoint(ModelCheckpoint):
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        if paths["best_model_path"] and not Path(paths["best_model_path"]).exists():
+            return  # only its score came along; the best from here on is better than none
         models = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
 
@@ -358,19 +374,4 @@ class AtomicCheckpoints(TorchCheckpointIO):
         # torch.save to a file would raise a RuntimeError on a full disk, without the reason.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        _replace(final, buffer.getbuffer(), keep=final.with_name("previous.ckpt") if final.stem == "last" else None)
-
-
-def _replace(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
-    """Write a file so that it appears whole, even after a power failure; ``keep`` is given to the one before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        replace_file(final, buffer.getbuffer(), keep=final.with_name("previous.ckpt") if final.stem == "last" else None)

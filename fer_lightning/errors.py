@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop; everything that can be saved is saved, and ``resume=auto`` goes on.
+    """A signal asked the run to stop; what can be saved is saved, and ``resume=auto`` goes on from there.
 
     No ``Exception``, so that nothing that mends errors on the way takes it for one.
     """

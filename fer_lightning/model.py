@@ -307,6 +307,8 @@ class EmotionClassifier(L.LightningModule):
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
         total = int(self.trainer.estimated_stepping_batches)
+        limit = self.hparams["config"].get("trainer", {}).get("max_steps", -1)  # which the Trainer is not told
+        total = min(total, limit) if limit >= 0 else total
         schedule = build_schedule(optimizer, optim["schedule"], total, optim["warmup_fraction"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,16 +1,18 @@
 """Going on from a checkpoint: which one, where in the training it stands, and whether it fits the run."""
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fer_lightning.config import is_first_process
 from fer_lightning.errors import UserError
 from fer_lightning.model import read_checkpoint
+from fer_lightning.run_folder import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,15 @@ MUST_AGREE = ("seed", "split", "model", "optim")
 
 MUST_AGREE_IN_EPOCH = ("data.batch_size", "imbalance", "trainer.accumulate_grad_batches")
 """Further ones within an epoch: with another batch or sampler, the images that were seen already are others."""
+
+MUST_AGREE_IN_CYCLE = (
+    *MUST_AGREE_IN_EPOCH,
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.limit_train_batches",
+    "optim.schedule",
+)
+"""Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
 
 MAY_CHANGE = (
     "model.weights",
@@ -38,13 +49,11 @@ class Resume:
         path: the checkpoint.
         epoch: that comes next, from 0.
         batches: of that epoch that are done already.
-        step: optimizer steps that are done.
     """
 
     path: Path
     epoch: int
     batches: int
-    step: int
 
 
 def resume_from(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> Resume | None:
@@ -74,7 +83,7 @@ def resume_from(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -
         return None
     if "position" not in checkpoint:
         raise UserError(f"resume={cfg.resume}: {path} was written by an older version that did not save its position")
-    here = Resume(path, **checkpoint["position"], step=checkpoint["global_step"])
+    here = Resume(path, **checkpoint["position"])
     _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=here.batches > 0)
     if here.batches and len(checkpoint["processes"]) != processes:
         raise UserError(
@@ -87,9 +96,9 @@ def resume_from(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -
             f"raise trainer.max_epochs={cfg.trainer.max_epochs} to train on"
         )
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
-    if best.exists() and best.parent.resolve() != own.resolve():
+    if best.exists() and best.parent.resolve() != own.resolve() and is_first_process():
         own.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(best, own / "best.ckpt")
+        replace_file(own / "best.ckpt", best.read_bytes())
     return here
 
 
@@ -110,24 +119,27 @@ def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
         except UserError as error:
             if not previous.exists():
                 raise
+            before = read_checkpoint(previous)
             log.warning("%s; going on from the one before, %s", error, previous)
+            with suppress(FileNotFoundError):  # out of the way: the next save would keep it as the previous one
+                last.replace(last.with_name("torn.ckpt"))
+            return previous, before
     return (previous, read_checkpoint(previous)) if previous.exists() else (last, None)
 
 
 def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str, in_epoch: bool) -> None:
     hyper = checkpoint["hyper_parameters"]
     trained = OmegaConf.create({**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]})
-    keys = (*MUST_AGREE, *(MUST_AGREE_IN_EPOCH if in_epoch else ()))
+    keys = (
+        *MUST_AGREE,
+        *(MUST_AGREE_IN_EPOCH if in_epoch else ()),
+        *(MUST_AGREE_IN_CYCLE if cfg.optim.schedule == "one_cycle" else ()),
+    )
     for part in keys:
         before = dict(_leaves(part, OmegaConf.select(trained, part)))
         for key, value in _leaves(part, OmegaConf.select(cfg, part)):
             if key not in MAY_CHANGE and before.get(key) != value:
                 raise UserError(f"resume={cfg.resume}: {key} was {before.get(key)} there and cannot become {value}")
-    if cfg.optim.schedule == "one_cycle" and trained.trainer.max_epochs != cfg.trainer.max_epochs:
-        raise UserError(
-            f"resume={cfg.resume}: optim.schedule=one_cycle has its end at epoch {trained.trainer.max_epochs}; "
-            f"it cannot move to trainer.max_epochs={cfg.trainer.max_epochs}"
-        )
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
 

@@ -40,6 +40,27 @@ def read_status(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {"status": "missing"}
 
 
+def replace_file(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
+    """Write a file so that it appears whole, even after a power failure, by the one process that writes it.
+
+    Args:
+        path: of the file.
+        content: its bytes.
+        keep: where the file before goes; nowhere when None.
+    """
+    temporary = path.with_name(f".{path.name}.part")  # what a killed process left is written over
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def occupy(folder: Path) -> filelock.FileLock:
     """Take an existing folder for this process, until it releases the lock or ends in whatever way.
 
@@ -51,6 +72,8 @@ def occupy(folder: Path) -> filelock.FileLock:
         lock.acquire(timeout=1)  # who only looks holds it for a moment
     except filelock.Timeout:
         raise UserError(f"{folder}: another process is working in this folder; wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk") from error
     return lock
 
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import NoReturn
 
 from fer_lightning.errors import Interrupted
 
@@ -18,6 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _signal: int | None = None
 _since = 0.0
 _deferred = False
+_on_the_way_out = False
 
 
 def listen() -> None:
@@ -28,15 +30,15 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """Be deaf from now on: a loader worker that leaves signals to the trainer, or a run on its way out."""
+    """Be deaf: loader workers leave the signals to the process that started them, whom a group-wide one hits too."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def forget() -> None:
     """Begin a new run in this process."""
-    global _signal, _deferred
-    _signal, _deferred = None, False
+    global _signal, _deferred, _on_the_way_out
+    _signal, _deferred, _on_the_way_out = None, False, False
 
 
 def defer(on: bool) -> None:
@@ -48,6 +50,17 @@ def defer(on: bool) -> None:
 def requested() -> bool:
     """Whether a signal has come."""
     return _signal is not None
+
+
+def now(why: str = "") -> NoReturn:
+    """End the run; later signals cannot disturb its way out.
+
+    Raises:
+        Interrupted: always.
+    """
+    global _on_the_way_out
+    _on_the_way_out = True
+    raise Interrupted(reason() + why)
 
 
 def seconds_since() -> float:
@@ -79,6 +92,5 @@ def _note(signum: int, frame: FrameType | None) -> None:
     global _signal, _since
     if _signal is None:
         _signal, _since = signum, time.monotonic()
-    if not _deferred:
-        ignore()  # a scheduler signals every process of a job, and those hand it on: the second must not disturb
-        raise Interrupted(reason())
+    if not _deferred and not _on_the_way_out:
+        now()

@@ -87,7 +87,8 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, leads: bool) ->
     try:
         if leads:
             write_status(folder, "running")
-        goes_on = cfg.resume is None or (folder / "checkpoints" / "last.ckpt").exists()
+        saved = any((folder / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
+        goes_on = cfg.resume is None or saved
         threads = max(1, int(os.environ[THREADS]) // need.count) if parallel and THREADS in os.environ else None
         process = job.start(
             job.command(hydra, folder, goes_on),

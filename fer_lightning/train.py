@@ -79,12 +79,12 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
         if first:
             write_status(folder, "done")
     except BaseException as error:
-        if isinstance(error, Interrupted):
-            stop.ignore()  # no second signal may disturb the way out
         mended = _as_user_error(error, cfg, folder)
         if first:
             _record(error, mended, folder)
         tracking.finish(loggers, failed=True)
+        if isinstance(error, SystemExit):
+            raise KeyboardInterrupt from error  # which Lightning turns into exit(1)
         if mended is not None and mended is not error:
             raise mended from error
         raise
@@ -204,6 +204,7 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's Trainer from the ``trainer`` group, with the checkpoints and progress of every run."""
     arguments = _plain(cfg.trainer)
+    max_steps = arguments.pop("max_steps")  # see ExactResume
     arguments["precision"] = resolve_precision(arguments["precision"], arguments["accelerator"])
     devices = device_count(arguments["devices"])
     processes = devices and devices * arguments["num_nodes"]
@@ -215,10 +216,11 @@ def build_trainer(
         filename="best",
         monitor="val/f1_macro" if has_validation else None,
         mode="max",
+        save_on_train_epoch_end=True,  # after the epoch's row of metrics.csv, whatever trainer.check_val_every_n_epoch
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    exact = ExactResume()
+    exact = ExactResume(max_steps)
     last = LastCheckpoint(folder / "checkpoints" / "last.ckpt", cfg.save_every_n_steps, exact)
     with_bar = arguments.pop("enable_progress_bar") and Console().is_terminal
     progress = RichProgressBar() if with_bar else EpochLine()
@@ -260,7 +262,7 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     best = Path(getattr(callback, "best_model_path", "") or folder / "checkpoints" / "best.ckpt")
     last = folder / "checkpoints" / "last.ckpt"
     if not best.exists() and last.exists():
-        log.info("nothing was validated: the last epoch is tested")
+        log.info("no validation has chosen a checkpoint: the last epoch is tested")
         return last
     if not best.exists():
         raise UserError(f"{folder}: no checkpoint was written")
@@ -297,11 +299,14 @@ def _as_user_error(error: BaseException, cfg: DictConfig, folder: Path) -> UserE
         return error
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return UserError(_out_of_memory(cfg))
-    if isinstance(error, RuntimeError) and ("onnection closed by peer" in str(error) or "gloo/" in str(error).lower()):
+    lost = isinstance(error, torch.distributed.DistBackendError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("closed by peer", "gloo/"))
+    )
+    if lost:
         return UserError(
             f"another process of this run ended (see its message above); go on with resume=auto hydra.run.dir={folder}"
         )
-    if isinstance(error, MisconfigurationException):
+    if isinstance(error, MisconfigurationException) or "Early stopping conditioned on metric" in str(error):
         return UserError(str(error).strip().splitlines()[0])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(

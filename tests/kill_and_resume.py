@@ -73,13 +73,13 @@ def on_call(owner: Any, name: str, count: int, before: Callable[..., None] | Non
 
 
 def half_a_file(path: Path, content: Any, keep: Path | None = None) -> None:
-    """What a kill in the middle of ``callbacks._replace`` leaves."""
-    path.with_name(f".{path.name}.{os.getpid()}").write_bytes(bytes(content)[: len(content) // 2])
+    """What a kill in the middle of ``run_folder.replace_file`` leaves."""
+    path.with_name(f".{path.name}.part").write_bytes(bytes(content)[: len(content) // 2])
 
 
 def no_last_file(path: Path, content: Any, keep: Path | None = None) -> None:
     """What a kill between its two renames leaves."""
-    path.with_name(f".{path.name}.{os.getpid()}").write_bytes(bytes(content))
+    path.with_name(f".{path.name}.part").write_bytes(bytes(content))
     if keep is not None and path.exists():
         path.replace(keep)
 
@@ -96,7 +96,7 @@ def draw_bomb(moment: str, dice: random.Random, steps: int) -> Bomb | None:
     if moment == "validating":
         return on_call(EmotionClassifier, "validation_step", dice.randrange(3))
     if moment == "checkpoint":
-        return on_call(callbacks, "_replace", dice.randrange(1, 12), dice.choice((half_a_file, no_last_file)))
+        return on_call(callbacks, "replace_file", dice.randrange(1, 12), dice.choice((half_a_file, no_last_file)))
     if moment == "results":
         return dice.choice(
             (
@@ -209,21 +209,25 @@ def differences(folder: Path, expected: dict[str, str]) -> list[str]:
 def trial(folder: Path, overrides: list[str], dice: random.Random, steps: int, seconds: float, devices: int) -> str:
     """Kill a run once or more at random moments and resume it to its end; returns where it was killed."""
     shutil.rmtree(folder, ignore_errors=True)
-    moments = []
-    resume: list[str] = []
-    for _ in range(1 if dice.random() < 0.6 else 2):
+    moments: list[str] = []
+    wanted = 1 if dice.random() < 0.6 else 2
+    while len(moments) < wanted:
+        resume = ["resume=auto"] if moments else []
+        moment = dice.choice(MOMENTS) if devices == 1 else "any time"
         if devices == 1:
-            moment = dice.choice(MOMENTS)
             bomb = draw_bomb(moment, dice, steps)
             after = dice.uniform(0.2, seconds) if bomb is None else None
             code = run_forked(folder, [*overrides, *resume], bomb, after)
+            if code not in (0, -signal.SIGKILL):
+                raise RuntimeError(f"code {code} before the kill: {folder.with_suffix('.log').read_text()[-2000:]}")
         else:
-            moment = "any time"
             code = run_processes(folder, [*overrides, *resume], dice, kill=True)
-        moments.append(moment if code not in (0, None) else f"{moment} (it had finished)")
-        resume = ["resume=auto"]
-        if code == 0:
-            break
+        if code == 0:  # done before it was killed: that proves nothing
+            shutil.rmtree(folder)
+            moments.clear()
+        else:
+            moments.append(moment)
+    resume = ["resume=auto"]
     code = (
         run_forked(folder, [*overrides, *resume])
         if devices == 1
@@ -296,6 +300,9 @@ def setups(samplers: list[str], workers: list[int], devices: list[int]) -> dict[
                     knobs += ["trainer.devices=2"]
                     name += ", 2 processes"
                 chosen[name] = (knobs, processes)
+    if "none" in samplers and 1 in devices:
+        knobs = [*RUN[:-1], "save_every_n_steps=null", "trainer.max_steps=50", "trainer.check_val_every_n_epoch=2"]
+        chosen["none, EMA, saved after epochs alone, max_steps"] = ([*knobs, *averaged], 1)
     return chosen
 
 

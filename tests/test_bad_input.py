@@ -191,7 +191,7 @@ def test_images_of_another_size_or_colour_are_converted_and_counted(cli, tmp_pat
 def test_a_run_that_never_validates_tests_its_last_epoch_and_says_so(cli, tmp_path, knob):
     outcome = cli(*TINY, knob)
     assert outcome.code == 0, outcome.err
-    assert "nothing was validated: the last epoch is tested" in outcome.out
+    assert "no validation has chosen a checkpoint: the last epoch is tested" in outcome.out
     assert outcome.json["test/n"] == 56
 
 

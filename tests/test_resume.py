@@ -17,6 +17,7 @@ import torch
 from conftest import TINY, processes_in
 
 from fer_lightning import train
+from fer_lightning.model import read_checkpoint
 from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status
 
 RUN = (*TINY, "data.batch_size=16", "model.head.dropout=0.5", "augment=light")
@@ -49,15 +50,16 @@ def test_the_proof_notices_what_is_missing():
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("sampler", kill_and_resume.SAMPLERS)
 def test_every_sampler(sampler):
-    rows = prove("--trials", "5", "--samplers", sampler)
-    assert [(row["identical"], row["wrong"]) for row in rows] == [(5, []), (5, [])]
+    rows = prove("--trials", "2", "--samplers", sampler)
+    assert len(rows) >= 2
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(2, [])] * len(rows)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_processes_one_of_them_killed():
-    rows = prove("--trials", "3", "--samplers", "none", "--workers", "0", "--devices", "2")
-    assert [(row["identical"], row["wrong"]) for row in rows] == [(3, [])]
+    rows = prove("--trials", "2", "--samplers", "none", "--workers", "0", "--devices", "2")
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(2, [])]
 
 
 @pytest.fixture
@@ -182,6 +184,8 @@ class TestTornCheckpoints:
         assert outcome.code == 0, outcome.err
         assert "last.ckpt: no checkpoint that loads safely" in outcome.out + outcome.err
         assert "going on from the one before" in outcome.out + outcome.err
+        assert (killed / "torn.ckpt").read_bytes() == content[:keep]
+        read_checkpoint(killed / "previous.ckpt")
         assert same(killed.parent, tmp_path / "whole") == []
 
     def test_without_a_good_one_nothing_is_overwritten(self, cli, killed):
@@ -261,7 +265,7 @@ class TestRefused:
         assert cli(*run).code == 0
         outcome = cli(*run, "trainer.max_epochs=2", "resume=auto")
         assert outcome.code == 2
-        assert "optim.schedule=one_cycle has its end at epoch 1" in outcome.error
+        assert "trainer.max_epochs was 1 there and cannot become 2" in outcome.error
 
 
 class TestOutOfMemory:

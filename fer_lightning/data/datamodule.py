@@ -88,7 +88,6 @@ class FERDataModule(L.LightningDataModule):
         order = np.random.default_rng(0).permutation(split.val)
         self.val_set = EvaluationFaces(faces.images[order], faces.labels[order])
         self.sampler = build_sampler(labels=self.train_set.labels, seed=seed)
-        self.done = (0, 0)
         drawn = len(self.sampler)
         if drawn < batch_size:
             raise UserError(
@@ -112,11 +111,9 @@ class FERDataModule(L.LightningDataModule):
     def go_on(self, epoch: int, batches: int) -> None:
         """Begin the training with ``epoch`` (from 0), behind the ``batches`` of it that are done already."""
         self.sampler.set_epoch(epoch)  # workers fetch ahead of Lightning's word which epoch it is
-        self.done = (epoch, batches)
+        self.sampler.leave_out(epoch, batches * self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Item]:
-        epoch, batches = self.done
-        self.sampler.leave_out(epoch, batches * self.per_device_batch_size)
         # drop_last: a last batch of one image breaks batch normalisation, and static shapes are faster.
         return self._loader(self.train_set, self.sampler, self.per_device_batch_size, drop_last=True)
 
@@ -136,7 +133,7 @@ class FERDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             drop_last=drop_last,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             # Its own generator: otherwise every new iterator shifts the global random state by one draw.
             generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_the_trainer,

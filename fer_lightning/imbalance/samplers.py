@@ -60,7 +60,7 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def leave_out(self, epoch: int, entries: int) -> None:
-        """Leave the first ``entries`` of each process out of one epoch: a resumed run has shown them already."""
+        """Leave the first ``entries`` of one epoch's global list out: a resumed run has shown them already."""
         self.done = (epoch, entries)
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class EpochSampler(Sampler[Draw]):
         epoch = self.epoch
         indices = self.draw(_generator(self.seed, _ORDER, epoch)).tolist()
         entries = self.done[1] if self.done[0] == epoch else 0
-        for position in range(rank + entries * world, len(self) * world, world):
+        for position in range(entries + rank, len(self) * world, world):
             yield Draw(indices[position], epoch, position)
 
 
