@@ -1,14 +1,17 @@
 """``python -m fer_lightning``: compose, validate, run; heavy imports wait until the configuration is good."""
 
+import importlib
 import logging
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 # Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import hydra
+from hydra._internal.utils import get_args_parser as hydra_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -38,16 +41,39 @@ def app(cfg: DictConfig) -> float | None:
     except Interrupted as stopped:
         if not first:  # Lightning would kill the first process for any other code
             raise SystemExit(0) from None
-        step = read_status(folder).get("step", 0)
-        saved = f"saved at step {step}, go on" if step else "nothing was trained yet, begin again"
-        config.fail(f"{stopped}; {saved} with resume=auto hydra.run.dir={folder}", code=RESUMABLE)
+        config.fail(f"{stopped}; {_how_to_go_on(folder)}", code=RESUMABLE)
+    except KeyboardInterrupt:
+        config.fail(f"interrupted; {_how_to_go_on(folder)}", code=130)
     return result.metrics.get("val/f1_macro") if result else None
+
+
+def _how_to_go_on(folder: Path) -> str:
+    step = read_status(folder).get("step", 0)
+    saved = f"saved at step {step}, go on" if step else "nothing was trained yet, begin again"
+    return f"{saved} with resume=auto hydra.run.dir={folder}"
+
+
+def _read_options_anywhere() -> None:
+    """Have Hydra take options before, between and after overrides, and tell in one line what it cannot take."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; python -m fer_lightning --help shows what there is")
+
+    def get_args_parser() -> Any:
+        parser: Any = hydra_parser()
+        parser.parse_args = parser.parse_intermixed_args
+        parser.error = refuse
+        return parser
+
+    hydra_main: Any = importlib.import_module("hydra.main")  # hydra.main is its function
+    hydra_main.get_args_parser = get_args_parser
 
 
 def main() -> None:
     """The command line: user mistakes end in one line and code 2, bugs keep their traceback."""
     # Hydra then raises instead of printing its own many-line message.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    _read_options_anywhere()
     config.run_tool(app)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import math
 import random
 import time
 from pathlib import Path
@@ -286,6 +287,9 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 class LastCheckpoint(Checkpoint):
     """``last.ckpt``: written after every epoch, every so many steps where asked for, and when a signal stops the run.
 
+    Nothing can be saved between an epoch's last step and the end of its validation. So where the validation ahead may
+    take long, the checkpoint is also written before that step: what is repeated is one step, not the epoch.
+
     Args:
         path: of the checkpoint.
         every_n_steps: optimizer steps between saves within an epoch; None for none.
@@ -299,6 +303,8 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every_n_steps = every_n_steps
         self.exact = exact
+        self.validation_seconds = math.inf  # of the last one; the first could take any time
+        self.validating_since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stop.listen()  # Lightning has just put handlers of its own there, which hang in a collective operation
@@ -310,10 +316,28 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # the end of the epoch saves; gradients that are still being summed up cannot be saved
         stopped = self.exact.any_process(stop.requested())
-        if stopped or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+        due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
+        if self._one_step_before_validation(trainer, batch_idx):
+            due |= self.exact.any_process(self.validation_seconds > self.PATIENCE_SECONDS / 2)
+        if stopped or due:
             self._save(trainer)
         if stopped:
             stop.now()
+
+    def _one_step_before_validation(self, trainer: L.Trainer, batch_idx: int) -> bool:
+        every = trainer.check_val_every_n_epoch or 1
+        if not trainer.enable_validation or (trainer.current_epoch + 1) % every:
+            return False
+        steps_of_many = trainer.accumulate_grad_batches
+        last_but_one = (trainer.num_training_batches - 1) // steps_of_many * steps_of_many
+        return batch_idx + 1 == last_but_one or trainer.global_step + 1 == self.exact.max_steps
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validating_since = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validation_seconds = time.monotonic() - self.validating_since
 
     def on_validation_batch_end(
         self,

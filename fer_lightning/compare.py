@@ -1,229 +1,395 @@
-"""Compare finished runs: ``python -m fer_lightning.compare RUN_OR_SWEEP_FOLDER... [--out FOLDER]``.
+"""Which method wins, by how much, and is it real: ``python -m fer_lightning.compare RUN_OR_SWEEP_FOLDER...``.
 
-Only runs on the same data, split and number of test images share a table. Rows are methods, values are means
-over seeds. It reads run folders and nothing else: it loads no models and tests no significance; what it says
-about uncertainty is the deviation over seeds and a bootstrap over test images.
+It reads run folders and nothing else, so it loads no models and needs no torch. Runs are compared only if they share
+data, labels, split and test images; rows are methods, repeats are seeds (or folds), and methods are paired by them.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from fer_lightning import figures, report
+from fer_lightning import findings, html_report, report, statistics
+from fer_lightning.comparable import (
+    BASELINE,
+    Rows,
+    common_test_sets,
+    find_baselines,
+    is_tested,
+    named_rows,
+    paired,
+    primary_test_set,
+    refuse_incomparable,
+    share_images,
+)
 from fer_lightning.config import run_tool
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.metrics import macro_f1
-from fer_lightning.runs import BASELINE, SCORES, Run, find_runs, read_runs, table_key
+from fer_lightning.metrics import CALIBRATION_BINS, calibration_error, confusion_matrix, precision_recall_f1
+from fer_lightning.runs import Run, find_runs, read_runs
+from fer_lightning.statistics import Estimate
 
-RESAMPLES = 2000
-"""Bootstrap resamples of the test images."""
+log = logging.getLogger(__name__)
+
+METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "nll", "ece")
+"""What is summarised over seeds."""
+
+TESTED = ("accuracy", "balanced_accuracy", "f1_macro")
+"""What differences to the baseline are tested in: the order of ``statistics.scores``."""
+
+PRIMARY = "f1_macro"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One table of comparable runs.
+    """Methods compared on one protocol. Frames are tidy; ``method`` holds row names, in the order of ``rows``.
 
     Attributes:
         key: data, split and test size in words.
-        table: one row per method, in the order of ``rows``.
-        rows: row name -> its runs.
-        notes: what a reader must know, one sentence each.
+        protocol: heading -> words, for the head of a report.
+        baseline: the row that differences are taken from; None when there is no such row. With several models
+            each has its own, and this is the first.
+        test_set: the primary test set: ``test``, or ``test_large`` for the paper's split.
+        synthetic: whether the images are drawn.
+        rows: row name -> its runs, baselines first.
+        summary: test_set, method, metric (``METRICS``), mean, sd, low, high, seeds. The 95 % interval is Student's t
+            over seeds; sd, low and high are NaN for one seed.
+        differences: test_set, method, metric (``TESTED``), difference, low, high, p, p_holm, pairs.
+        mcnemar: method, only_method_right, only_baseline_right, p, p_holm; empty where seeds have their own test sets.
+        ranks: metric, method, mean_rank; ``attrs``: critical_difference (float), friedman_p (by metric), blocks (int),
+            metric (the primary one); empty for one method or one seed.
+        per_class: method, emotion, n, recall, recall_sd, precision, precision_sd, f1, f1_sd.
+        calibration: method, temperature, nll, nll_scaled, ece, ece_scaled, classwise_ece, classwise_ece_scaled.
+        reliability: method, scaled (bool), bin_low, bin_high, confidence, accuracy, count.
+        confusion: row name -> int64 (7, 7), rows true, all seeds together.
+        cost: method, seconds, images_per_second, steps, devices, precision.
+        ceiling: emotion, n, agreement, zero_votes: with FER+ votes only.
+        paper: method, test_set, paper_accuracy, mean, low, high, n: for the paper's split only.
+        sentences: what the data support, and what they do not.
+        notes: what a reader must know.
     """
 
     key: str
-    table: pd.DataFrame
+    protocol: dict[str, str]
+    baseline: str | None
+    test_set: str
+    synthetic: bool
     rows: dict[str, list[Run]]
+    summary: pd.DataFrame
+    differences: pd.DataFrame
+    mcnemar: pd.DataFrame
+    ranks: pd.DataFrame
+    per_class: pd.DataFrame
+    calibration: pd.DataFrame
+    reliability: pd.DataFrame
+    confusion: dict[str, np.ndarray]
+    cost: pd.DataFrame
+    ceiling: pd.DataFrame | None
+    paper: pd.DataFrame | None
+    sentences: list[str]
     notes: list[str]
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether the images are drawn."""
-        return any(run.metrics.get("synthetic") for runs in self.rows.values() for run in runs)
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of runs on one test set: place of a run in the arrays, points (runs, 3), resampled (R, runs, 3)."""
+
+    places: dict[Path, int]
+    points: np.ndarray
+    resampled: np.ndarray
+
+    def difference(self, pairs: Sequence[tuple[Run, Run]], metric: str) -> Estimate:
+        """The first of each pair minus the second."""
+        k = TESTED.index(metric)
+        left, right = ([self.places[pair[side].folder] for pair in pairs] for side in (0, 1))
+        gaps = self.points[left, k] - self.points[right, k]
+        return statistics.paired_difference(gaps, self.resampled[:, left, k] - self.resampled[:, right, k])
 
 
-def _rows(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Sort runs into named rows: one per method, model and combination of settings that vary within them."""
-    several_models = len({run.metrics["model"] for run in runs}) > 1
-    methods: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        methods.setdefault(run.method, []).append(run)
-    rows: dict[str, list[Run]] = {}
-    for (imbalance, model), members in methods.items():
-        varying = _varying([run.settings for run in members])
-        for run in members:
-            parts = [model] if several_models else []
-            parts += [f"{key.rsplit('.', 1)[-1]}={run.settings.get(key)}" for key in varying]
-            rows.setdefault(" ".join([imbalance, *parts]), []).append(run)
-    # The baseline first: everything else is read against it. The rest keeps the order of the runs.
-    return dict(sorted(rows.items(), key=lambda item: item[1][0].metrics["imbalance"] != BASELINE))
-
-
-def _varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    keys = sorted(set().union(*settings))
-    return [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
-
-
-def bootstrap_f1(runs: Sequence[Run], seed: int = 0) -> np.ndarray:
-    """Macro F1 of runs on resampled test images: the same resamples for all, so that differences are paired.
+def analyse(runs: Sequence[Run], baseline: str | None = None, votes: str | Path | None = None) -> Comparison:
+    """Compare runs.
 
     Args:
-        runs: runs with the same test images.
-        seed: of the resampling.
+        runs: one or more finished runs.
+        baseline: imbalance method or row that differences are taken from; default: ``none`` where there is one, else
+            the first method.
+        votes: FER+ votes, for the ceiling.
 
-    Returns:
-        float64, shape (``RESAMPLES``, number of runs).
+    Raises:
+        UserError: the runs are not comparable, there is no such baseline, or the votes cannot be read.
     """
-    n, classes = len(runs[0].labels), len(EMOTIONS)
-    rng = np.random.default_rng(seed)
-    scores = np.empty((RESAMPLES, len(runs)))
-    cells = [run.labels * classes + run.predictions for run in runs]
-    for number in range(RESAMPLES):
-        drawn = rng.integers(n, size=n)
-        matrices = [np.bincount(cell[drawn], minlength=classes**2).reshape(classes, classes) for cell in cells]
-        scores[number] = macro_f1(np.stack(matrices))
-    return scores
+    refuse_incomparable(runs)
+    named = named_rows(runs)
+    baselines, notes = find_baselines(named, baseline)
+    bases = set(baselines.values())
+    rows = dict(sorted(named.items(), key=lambda item: item[0] not in bases))
+    runs = [run for members in rows.values() for run in members]
+    test_set = primary_test_set(runs[0])
+    shared = share_images(runs, test_set)
+    scored = {name: _score(runs, name) for name in (test_set, f"{test_set}_dedup") if is_tested(runs, name)}
+    summary = _summary(rows, test_set)
+    per_class = _per_class(rows, test_set)
+    differences = _differences(rows, baselines, scored)
+    synthetic = any(bool(run.metrics.get("synthetic")) for run in runs)
+    seeds = [len(members) for members in rows.values()]
+    sizes = {name: max(int(run.members[name].sum()) for run in runs) for name in common_test_sets(runs)}
+
+    means = summary[(summary["test_set"] == test_set) & (summary["metric"] == PRIMARY)].set_index("method")["mean"]
+    all_pairs = {
+        pair: scored[test_set].difference(paired(rows[pair[0]], rows[pair[1]]), PRIMARY)
+        for pair in combinations(rows, 2)
+    }
+    sentences = [
+        findings.winner({str(name): float(mean) for name, mean in means.items()}, all_pairs, min(seeds), PRIMARY),
+        *findings.against_baseline(differences, baselines, test_set),
+    ]
+    paper = None
+    if test_set == "test_large":
+        paper = findings.paper(
+            {name: members[0].metrics["imbalance"] for name, members in rows.items()}, summary, sizes
+        )
+        sentences.append(findings.honest_sentence(paper, summary, sizes, max(seeds)))
+    sentences += findings.limits(differences, per_class, test_set, seeds, synthetic)
+    ranks = _ranks(rows, scored[test_set])
+    first_base = next((name for name in rows if name in bases), None)
+    return Comparison(
+        key=findings.key(runs, test_set, sizes[test_set]),
+        protocol=findings.protocol(rows, test_set, sizes, shared, first_base),
+        baseline=first_base,
+        test_set=test_set,
+        synthetic=synthetic,
+        rows=rows,
+        summary=summary,
+        differences=differences,
+        mcnemar=_mcnemar(rows, baselines, test_set if shared else None),
+        ranks=ranks,
+        per_class=per_class,
+        calibration=_calibration(rows, test_set),
+        reliability=_reliability(rows, test_set),
+        confusion={
+            name: np.sum([_confusion(run, test_set) for run in members], axis=0) for name, members in rows.items()
+        },
+        cost=_cost(rows),
+        ceiling=None if votes is None else _ceiling(runs, test_set, votes),
+        paper=paper,
+        sentences=sentences,
+        notes=[*notes, *findings.notes(rows, baselines, test_set, shared, ranks)],
+    )
 
 
-def _interval(samples: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(samples, (2.5, 97.5))
-    return float(low), float(high)
+def _score(runs: Sequence[Run], test_set: str) -> _Scored:
+    """Score runs on what those with the same seed have in common of a test set, as it is and resampled."""
+    common: dict[Any, np.ndarray] = {}
+    for run in runs:
+        ids = run.ids[run.members[test_set]]
+        common[run.repeat] = np.intersect1d(common[run.repeat], ids) if run.repeat in common else ids
+    chosen = [np.isin(run.ids, common[run.repeat]) & run.members[test_set] for run in runs]
+    labels, predictions, twins = (
+        [getattr(run, name)[rows] for run, rows in zip(runs, chosen, strict=True)]
+        for name in ("labels", "predictions", "twins")
+    )
+    points = statistics.scores(np.stack([confusion_matrix(*each) for each in zip(labels, predictions, strict=True)]))
+    empty = any(not len(each) for each in labels)
+    resampled = (
+        np.full((0, len(runs), len(TESTED)), np.nan)
+        if empty
+        else statistics.bootstrap_scores(labels, predictions, twins, len(EMOTIONS))
+    )
+    return _Scored({run.folder: place for place, run in enumerate(runs)}, points, resampled)
 
 
-def _recalls(runs: Sequence[Run]) -> pd.Series:
-    """Mean recall per emotion over runs."""
-    each = [[_number(run.metrics.get(f"test/recall/{emotion}")) for emotion in EMOTIONS] for run in runs]
-    return pd.DataFrame(each, columns=list(EMOTIONS)).mean()
+def _summary(rows: Rows, test_set: str) -> pd.DataFrame:
+    names = common_test_sets([run for members in rows.values() for run in members])
+    records = []
+    for name in sorted(names, key=lambda name: name != test_set):
+        for row, members in rows.items():
+            for metric in METRICS:
+                values = [_number(run.metrics.get(f"{name}/{metric}")) for run in members]
+                mean, deviation, low, high = statistics.t_interval(np.array(values))
+                records.append((name, row, metric, mean, deviation, low, high, len(members)))
+    return pd.DataFrame(records, columns=["test_set", "method", "metric", "mean", "sd", "low", "high", "seeds"])
 
 
-def _number(value: float | None) -> float:
+def _number(value: Any) -> float:
     return np.nan if value is None else float(value)
 
 
-def summarise(runs: Sequence[Run]) -> Comparison:
-    """Put comparable runs into one table.
+def _differences(rows: Rows, baselines: Mapping[str, str], scored: Mapping[str, _Scored]) -> pd.DataFrame:
+    records = []
+    methods = [name for name in rows if baselines.get(name, name) != name]
+    for test_set, scores in scored.items():
+        for metric in TESTED:
+            pairs = {name: paired(rows[name], rows[baselines[name]]) for name in methods}
+            found = {name: scores.difference(pairs[name], metric) for name in methods}
+            adjusted = statistics.holm([estimate.p for estimate in found.values()])
+            for (name, estimate), p_holm in zip(found.items(), adjusted, strict=True):
+                numbers = (estimate.value, estimate.low, estimate.high, estimate.p, p_holm, len(pairs[name]))
+                records.append((test_set, name, metric, *numbers))
+    columns = ["test_set", "method", "metric", "difference", "low", "high", "p", "p_holm", "pairs"]
+    return pd.DataFrame(records, columns=columns)
 
-    Columns: ``method``, ``imbalance``, ``model``, ``split``, ``data``, ``data_hash``, ``test_n``, ``seeds``
-    (number of runs), for every headline score its mean and ``_sd`` (sample deviation, NaN for one seed),
-    ``worst_class`` (empty when the runs disagree), ``recall/<emotion>``, ``test_dedup/f1_macro``, ``train_seconds``,
-    ``f1_macro_low``/``_high`` (95 % bootstrap interval over test images with the trained models as they are),
-    and ``f1_macro_difference`` to the baseline of the same seeds and test images, with its ``_low``/``_high``
-    and the number of ``_pairs``.
-    """
-    rows = _rows(runs)
-    resampled: dict[Path, np.ndarray] = {}
-    one_test_set = len({run.test_set for run in runs}) == 1
-    if one_test_set:
-        scores = bootstrap_f1(runs)
-        resampled = {run.folder: scores[:, number] for number, run in enumerate(runs)}
+
+def _mcnemar(rows: Rows, baselines: Mapping[str, str], test_set: str | None) -> pd.DataFrame:
+    """Majority votes over the seeds that a row and its baseline share, on one test set that all share."""
     records = []
     for name, members in rows.items():
-        first = members[0].metrics
-        record: dict[str, Any] = {
-            "method": name,
-            "imbalance": first["imbalance"],
-            "model": first["model"],
-            "split": first["split"],
-            "data": first["data"],
-            "data_hash": first["data_hash"],
-            "test_n": first["test/n"],
-            "seeds": len(members),
-        }
-        for key in (*SCORES, "test_dedup/f1_macro"):
-            values = np.array([_number(run.metrics.get(key)) for run in members])
-            column = key.removeprefix("test/")
-            record[column] = values.mean()
-            record[f"{column}_sd"] = values.std(ddof=1) if len(values) > 1 else np.nan
-        recalls = _recalls(members)
-        worst = {_recalls([run]).idxmin() for run in members}
-        record["worst_class"] = worst.pop() if len(worst) == 1 else ""
-        record |= {f"recall/{emotion}": value for emotion, value in recalls.items()}
-        record["train_seconds"] = np.mean([_number(run.metrics.get("train/seconds")) for run in members])
-        if one_test_set:
-            sample = np.mean([resampled[run.folder] for run in members], axis=0)
-            record["f1_macro_low"], record["f1_macro_high"] = _interval(sample)
-        record |= _difference(members, _baseline(rows, members[0]), resampled)
+        pairs = paired(members, rows[baselines[name]]) if baselines.get(name, name) != name else []
+        if not pairs or test_set is None:
+            continue
+        right = []
+        for side in (0, 1):
+            runs = [pair[side] for pair in pairs]
+            member = runs[0].members[test_set]
+            votes = statistics.majority_vote(
+                np.stack([run.predictions[run.members[test_set]] for run in runs]),
+                np.stack([run.probabilities[run.members[test_set]] for run in runs]),
+            )
+            right.append(votes == runs[0].labels[member])
+        records.append((name, *statistics.exact_mcnemar(*right)))
+    frame = pd.DataFrame(records, columns=["method", "only_method_right", "only_baseline_right", "p"])
+    return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy()))
+
+
+def _ranks(rows: Rows, scored: _Scored) -> pd.DataFrame:
+    by_repeat = [{run.repeat: scored.places[run.folder] for run in members} for members in rows.values()]
+    blocks = [repeat for repeat in by_repeat[0] if all(repeat in each for each in by_repeat)]
+    records, p_values = [], {}
+    distance = np.nan
+    if len(rows) > 1 and len(blocks) > 1:
+        places = np.array([[each[repeat] for each in by_repeat] for repeat in blocks])
+        for metric in TESTED:
+            values = scored.points[places, TESTED.index(metric)]
+            if np.isnan(values).any():
+                continue
+            ranks, p_values[metric], distance = statistics.mean_ranks(values)
+            records += [(metric, name, rank) for name, rank in zip(rows, ranks, strict=True)]
+    frame = pd.DataFrame(records, columns=["metric", "method", "mean_rank"])
+    frame.attrs = {
+        "critical_difference": distance,
+        "friedman_p": p_values,
+        "blocks": len(blocks),
+        "metric": PRIMARY,
+    }
+    return frame
+
+
+def _confusion(run: Run, test_set: str) -> np.ndarray:
+    member = run.members[test_set]
+    return confusion_matrix(run.labels[member], run.predictions[member])
+
+
+def _per_class(rows: Rows, test_set: str) -> pd.DataFrame:
+    records = []
+    for name, members in rows.items():
+        matrices = np.stack([_confusion(run, test_set) for run in members])
+        precision, recall, f1 = precision_recall_f1(matrices)
+        for k, emotion in enumerate(EMOTIONS):
+            scores = (statistics.t_interval(each[:, k])[:2] for each in (recall, precision, f1))
+            n = int(np.round(matrices[:, k].sum(axis=1).mean()))
+            records.append((name, emotion, n, *(number for pair in scores for number in pair)))
+    columns = ["method", "emotion", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _answers(run: Run, test_set: str, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities, NaN when there is no temperature to scale with, and labels."""
+    member = run.members[test_set]
+    probabilities = run.probabilities[member]
+    if scaled:
+        temperature = _number(run.metrics.get("temperature"))
+        probabilities = statistics.scale(probabilities, temperature)
+    return probabilities, run.labels[member]
+
+
+def _calibration(rows: Rows, test_set: str) -> pd.DataFrame:
+    errors: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "nll": statistics.nll,
+        "ece": calibration_error,
+        "classwise_ece": statistics.classwise_calibration_error,
+    }
+    records = []
+    for name, members in rows.items():
+        temperatures = [_number(run.metrics.get("temperature")) for run in members]
+        record: dict[str, Any] = {"method": name, "temperature": float(np.mean(temperatures))}
+        for key, error in errors.items():
+            record[key] = np.mean([error(*_answers(run, test_set, scaled=False)) for run in members])
+            known = not np.isnan(temperatures).any()
+            values = [error(*_answers(run, test_set, scaled=True)) for run in members] if known else [np.nan]
+            record[f"{key}_scaled"] = np.mean(values)
         records.append(record)
-    first = runs[0].metrics
-    n = "folds" if first["split"] == "kfold" else f"test n = {first['test/n']:,}"
-    key = f"{figures.data_name(first)} · split {first['split']} · {n}"
-    return Comparison(key, pd.DataFrame(records), rows, _notes(rows, one_test_set))
+    return pd.DataFrame(records)
 
 
-def _baseline(rows: Mapping[str, list[Run]], run: Run) -> list[Run]:
-    """The runs of the one baseline row with this run's model; empty when there is none, or for itself."""
-    if run.metrics["imbalance"] == BASELINE:
-        return []
-    candidates = [members for members in rows.values() if members[0].method == (BASELINE, run.metrics["model"])]
-    return candidates[0] if len(candidates) == 1 else []
+def _reliability(rows: Rows, test_set: str) -> pd.DataFrame:
+    frames = []
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    for name, members in rows.items():
+        known = all(run.metrics.get("temperature") is not None for run in members)
+        for scaled in (False, True) if known else (False,):
+            answers = [_answers(run, test_set, scaled) for run in members]
+            probabilities, labels = (np.concatenate(part) for part in zip(*answers, strict=True))
+            confidence, accuracy, count = statistics.reliability(probabilities, labels)
+            columns = {"bin_low": edges[:-1], "bin_high": edges[1:], "confidence": confidence, "accuracy": accuracy}
+            frames.append(pd.DataFrame({"method": name, "scaled": scaled, **columns, "count": count}))
+    return pd.concat(frames, ignore_index=True)
 
 
-def _difference(
-    members: Sequence[Run], baseline: Sequence[Run], resampled: Mapping[Path, np.ndarray]
-) -> dict[str, float]:
-    partners = {(run.repeat, run.test_set): run for run in baseline}
-    pairs = [(run, partners[run.repeat, run.test_set]) for run in members if (run.repeat, run.test_set) in partners]
-    if not pairs:
-        return {}
-    gaps = [float(run.metrics["test/f1_macro"] - base.metrics["test/f1_macro"]) for run, base in pairs]
-    found = {"f1_macro_difference": float(np.mean(gaps)), "f1_macro_difference_pairs": float(len(pairs))}
-    if resampled:
-        sample = np.mean([resampled[run.folder] - resampled[base.folder] for run, base in pairs], axis=0)
-        found["f1_macro_difference_low"], found["f1_macro_difference_high"] = _interval(sample)
-    return found
+def _cost(rows: Rows) -> pd.DataFrame:
+    records = []
+    for name, members in rows.items():
+        record: dict[str, Any] = {"method": name}
+        for key in ("seconds", "images_per_second", "steps"):
+            record[key] = np.mean([_number(run.metrics.get(f"train/{key}")) for run in members])
+        for key in ("devices", "precision"):
+            values = sorted({str(run.metrics[key]) for run in members if run.metrics.get(key) is not None})
+            record[key] = ", ".join(values) or None
+        records.append(record)
+    return pd.DataFrame(records)
 
 
-def _notes(rows: Mapping[str, list[Run]], one_test_set: bool) -> list[str]:
-    runs = [run for members in rows.values() for run in members]
-    notes = []
-    if any(run.metrics.get("synthetic") for run in runs):
-        notes.append("SYNTHETIC DATA: these faces are drawn; the scores say nothing about FER-2013 or real faces.")
-    counts = {len(members) for members in rows.values()}
-    if min(counts) == 1:
-        notes.append(
-            "One seed cannot rank methods: a second seed may turn the order round. Repeat with more seeds, "
-            "as in `-m seed=0,1,2,3,4`."
+def _ceiling(runs: Sequence[Run], test_set: str, votes: str | Path) -> pd.DataFrame:
+    if runs[0].protocol["labels"] != "fer":
+        raise UserError(
+            f"--ferplus-votes: these runs have labels={runs[0].protocol['labels']}, the votes' own; leave it out"
         )
-    elif len(counts) > 1:
-        notes.append(f"The methods have unequal numbers of seeds ({min(counts)} to {max(counts)}).")
-    if one_test_set:
-        notes.append(
-            f"Intervals are 95 % bootstrap intervals over the test images ({RESAMPLES:,} resamples) for the "
-            "models as trained; they leave out how much training itself varies from seed to seed."
-        )
-    else:
-        notes.append("The runs were tested on different images (other seeds or folds), so there are no intervals.")
-    shared = [key for key in _varying([run.settings for run in runs]) if not key.startswith(("imbalance.", "model."))]
-    if shared:
-        notes.append(f"Not the same in all runs: {', '.join(shared)}.")
-    commits = {run.metrics.get("git_commit") for run in runs}
-    if len(commits) > 1:
-        notes.append(f"The runs come from different versions of the code: {', '.join(sorted(map(str, commits)))}.")
-    return notes
+    from fer_lightning.data.ferplus import ceiling
+
+    labels: dict[str, str] = {}
+    for run in runs:
+        member = run.members[test_set]
+        labels |= dict(zip(run.ids[member].tolist(), np.array(EMOTIONS)[run.labels[member]].tolist(), strict=True))
+    return ceiling(list(labels), list(labels.values()), str(votes))
 
 
-def compare(run_dirs: Sequence[str | Path], out: str | Path, console: Console | None = None) -> pd.DataFrame:
+def compare(
+    run_dirs: Sequence[str | Path],
+    out: str | Path,
+    console: Console | None = None,
+    baseline: str | None = None,
+    votes: str | Path | None = None,
+) -> Comparison:
     """Compare the finished runs at or below ``run_dirs`` and write a report.
 
-    Writes ``report.md``, ``comparison.csv`` and the pictures into ``out``; with several tables the pictures
-    of each are in a numbered folder. Folders of unfinished or failed runs are listed with the reason.
+    Writes ``summary.csv``, ``differences.csv``, ``report.md`` with its pictures, and ``report.html`` into ``out``.
+    Folders of unfinished or failed runs are noted with the reason.
 
     Args:
         run_dirs: folders of runs or of sweeps.
         out: the report folder; made when missing.
         console: where the tables are printed; None prints to standard output.
-
-    Returns:
-        All tables in one frame with a column ``table``; see ``summarise`` for the others.
+        baseline: as for ``analyse``.
+        votes: as for ``analyse``.
 
     Raises:
-        UserError: no run folders, or none of them finished.
+        UserError: no run folders, none of them finished, or as ``analyse``.
     """
     console = console or report.default_console()
     folders = find_runs(run_dirs)
@@ -231,49 +397,64 @@ def compare(run_dirs: Sequence[str | Path], out: str | Path, console: Console | 
     if not runs:
         folder, reason = next(iter(skipped.items()))
         raise UserError(f"none of the {len(folders)} runs is finished; {folder}: {reason}")
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        groups.setdefault(table_key(run), []).append(run)
-    comparisons = [summarise(group) for group in groups.values()]
-
+    comparison = analyse(runs, baseline, votes)
+    comparison.notes.extend(f"Left out: {folder}: {reason}." for folder, reason in skipped.items())
+    report.print_comparison(comparison, console)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    lines = ["# Comparison of methods", ""]
-    if any(comparison.synthetic for comparison in comparisons):
-        lines += ["> **SYNTHETIC DATA**: drawn faces, not FER-2013.", ""]
-    if len(comparisons) > 1:
-        separate = "These runs differ in data, split or number of test images, so they are in separate tables."
-        console.print(separate, highlight=False)
-        lines += [separate, ""]
-    for number, comparison in enumerate(comparisons):
-        report.print_comparison(comparison, console)
-        name = f"{number}/" if len(comparisons) > 1 else ""
-        (out / name).mkdir(exist_ok=True)
-        lines.append(report.markdown(comparison, report.draw(comparison, out / name), name))
-    if skipped:
-        left_out = [f"{folder}: {reason}" for folder, reason in skipped.items()]
-        console.print(f"Left out ({len(left_out)}):", *left_out, sep="\n  ", markup=False, highlight=False)
-        lines += ["## Left out", "", *(f"- {line}" for line in left_out), ""]
-    (out / "report.md").write_text("\n".join(lines), encoding="utf-8")
-    frame = pd.concat(
-        [comparison.table.assign(table=number) for number, comparison in enumerate(comparisons)],
-        ignore_index=True,
-    )
-    frame.to_csv(out / "comparison.csv", index=False)
-    console.print(f"Report: {out / 'report.md'}", markup=False, highlight=False, soft_wrap=True)
-    return frame
+    comparison.summary.to_csv(out / "summary.csv", index=False)
+    comparison.differences.to_csv(out / "differences.csv", index=False)
+    pictures = report.draw(comparison, out)
+    (out / "report.md").write_text(report.markdown(comparison, pictures), encoding="utf-8")
+    (out / "report.html").write_text(html_report.render(comparison), encoding="utf-8")
+    console.print(f"Report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return comparison
+
+
+def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
+    """Compare a sweep's tested runs at its end, in W&B too when they log there.
+
+    Returns:
+        The report folder; None, and a line that says why, when the runs cannot be compared.
+    """
+    try:
+        comparison = compare(folders, out)
+    except UserError as error:
+        print(f"[sweep] no comparison: {error}", flush=True)
+        return None
+    runs = [run for members in comparison.rows.values() for run in members]
+    logged = next((run.folder for run in runs if (run.folder / "wandb").is_dir()), None)
+    if logged is not None:
+        logger = OmegaConf.load(logged / ".hydra" / "config.yaml").logger
+        log_to_wandb(comparison, out, logger.project, logger.entity)
+    return out
+
+
+def log_to_wandb(comparison: Comparison, out: Path, project: str, entity: str | None = None) -> None:
+    """Log the report to W&B; whatever happens there is a warning."""
+    # Imports torch, which comparing does not need.
+    from fer_lightning import tracking
+
+    tracking.log_report(comparison, out, project, entity)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m fer_lightning.compare",
-        description="Compare finished runs: a table with means over seeds, a csv, and pictures.",
+        description="Which method wins, by how much, and is it real: tables, tests, pictures and a page in report/.",
     )
     parser.add_argument("folders", nargs="+", metavar="RUN_OR_SWEEP_FOLDER", help="folders of runs or of sweeps")
     parser.add_argument("--out", help="report folder (default: report/ in the first folder)")
+    parser.add_argument("--baseline", metavar="METHOD", help=f"what differences are taken from (default: {BASELINE})")
+    parser.add_argument("--ferplus-votes", metavar="FILE", help="FER+ votes: how far raters agree with the labels")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log the report to this W&B project as well")
     options = parser.parse_args(arguments)
-    compare(options.folders, options.out or Path(options.folders[0]) / "report")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out = Path(options.out or Path(options.folders[0]) / "report")
+    comparison = compare(options.folders, out, None, options.baseline, options.ferplus_votes)
+    if options.wandb:
+        log_to_wandb(comparison, out, options.wandb)
 
 
 if __name__ == "__main__":

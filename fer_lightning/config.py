@@ -1,7 +1,7 @@
 """The schema of a run and the rules between its parts; imports nothing heavy, so mistakes are told at once.
 
 The files in ``conf/`` say which knobs exist; the dataclasses here say their types. Nodes that Hydra instantiates
-(``data.source``, ``split``, ``imbalance.loss``, ``imbalance.sampler``, ``callbacks``) have no dataclass: for them the
+(``data.source``, ``split``, ``imbalance``, ``callbacks``) have no dataclass: for them the
 chosen file itself is the schema, so that a new method is one new file and nothing else.
 """
 
@@ -34,16 +34,17 @@ class Data:
     name: str
     path: str | None
     cache_dir: str | None
+    drop_duplicates: str | None
     batch_size: int
     num_workers: int
     source: dict[str, Any]
 
 
 @dataclass
-class Imbalance:
+class Labels:
     name: str
-    loss: dict[str, Any]
-    sampler: dict[str, Any]
+    votes: str | None
+    targets: str | None
 
 
 @dataclass
@@ -52,6 +53,8 @@ class Head:
     activation: str
     batch_norm: bool
     dropout: float
+    cosine_scale: float | None
+    class_scale: bool
 
 
 @dataclass
@@ -131,8 +134,9 @@ class Config:
     """A composed run; field for field what ``--cfg job`` prints."""
 
     data: Data
+    labels: Labels
     split: dict[str, Any]
-    imbalance: Imbalance
+    imbalance: dict[str, Any]
     model: Model
     augment: Augment
     optim: Optim
@@ -140,6 +144,7 @@ class Config:
     logger: Logger
     name: str
     seed: int
+    budget: str
     resume: str | None
     jobs_per_device: int
     save_every_n_steps: int | None
@@ -147,7 +152,8 @@ class Config:
     tags: list[str] = field(default_factory=list)
 
 
-FREE_FORM = ("data.source", "split", "imbalance.loss", "imbalance.sampler", "callbacks")
+FREE_FORM = ("data.source", "split", "imbalance", "callbacks")
+VOTES = "fer2013new.csv of https://github.com/microsoft/FERPlus, or a csv with the columns path and the ten votes"
 PRECISIONS = (
     "auto",
     "32-true",
@@ -236,12 +242,31 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def _reference(choices: Mapping[str, Any]) -> DictConfig:
-    """The chosen files composed with no other override: the keys and kinds that free-form nodes may have."""
+    """The chosen files composed with no other override: the keys and kinds that free-form nodes may have.
+
+    Raises:
+        UserError: a file of callbacks, chosen or not, that cannot be composed or may not be.
+    """
     loader = GlobalHydra.instance().config_loader()
-    overrides = [f"{group}={choices[group]}" for group in ("data", "split", "imbalance") if group in choices]
+    groups = ("data", "split", "imbalance", "imbalance/sampler", "imbalance/mix")
+    overrides = [f"{group}={choices[group]}" for group in groups if choices.get(group)]
+
+    def compose(*callbacks: str) -> DictConfig:
+        chosen = [*overrides, f"callbacks=[{','.join(callbacks)}]"]
+        return loader.load_configuration(config_name="config", overrides=chosen, run_mode=RunMode.RUN)
+
     # Several callbacks can be chosen at once, which Hydra does not record among the choices: allow what any file has.
-    overrides.append(f"callbacks=[{','.join(loader.get_group_options('callbacks'))}]")
-    return loader.load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.RUN)
+    files = loader.get_group_options("callbacks")
+    mistakes = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+    try:
+        return compose(*files)
+    except mistakes:
+        for name in files:
+            try:
+                compose(name)
+            except mistakes as error:
+                raise UserError(f"callbacks/{name}.yaml: {explain(error)}") from None
+        raise
 
 
 def _container(cfg: DictConfig, path: str, resolve: bool) -> dict[str, Any]:
@@ -297,9 +322,30 @@ def _data_rules(cfg: DictConfig) -> None:
     _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
+    kept = "must be train (remove training images that have an exact twin in a test set), or null"
+    _require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, kept)
+    label_rules(cfg.labels)
+    votes = cfg.labels.votes
+    exists = votes is None or Path(votes).expanduser().is_file()
+    _require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
     split_rules(cfg.split)
     if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None and "early_stopping" in cfg.callbacks:
         raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
+
+
+def label_rules(labels: DictConfig) -> None:
+    """Check that votes are there where they are needed, and only there.
+
+    Raises:
+        UserError: ``votes`` is missing or not wanted, or ``targets`` is unknown.
+    """
+    votes, targets = labels.votes, labels.targets
+    if labels.name == "fer":
+        for key, value in (("votes", votes), ("targets", targets)):
+            _require(value is None, f"labels.{key}", value, "labels=fer has no votes; use labels=ferplus")
+        return
+    _require(votes is not None, "labels.votes", votes, f"labels={labels.name} needs the votes; give {VOTES}")
+    _require(targets in ("majority", "soft"), "labels.targets", targets, "must be majority or soft")
 
 
 def split_rules(split: DictConfig) -> None:
@@ -355,7 +401,8 @@ def _optim_rules(cfg: DictConfig) -> None:
 
 
 def _imbalance_rules(cfg: DictConfig) -> None:
-    loss, sampler = cfg.imbalance.loss, cfg.imbalance.sampler
+    method = cfg.imbalance
+    loss, sampler = method.loss, method.sampler
     for key in ("per_class", "num_samples"):  # null in the files, which tells nothing of their kind
         count = sampler.get(key)
         is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
@@ -364,20 +411,133 @@ def _imbalance_rules(cfg: DictConfig) -> None:
     _require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
     smoothing = loss.get("label_smoothing", 0)
     _require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
-    weighted = loss._target_.endswith("WeightedBCE") or {
-        loss.get("weighting", "none"),
-        loss.get("alpha", "none"),
-    } != {"none"}
-    rebalances = sampler._target_.endswith(("UnderSampler", "ClassWeightedSampler")) and sampler.get("power", 0) != 1
-    if weighted and rebalances:
+    _refuse_double_corrections(method)
+    _epoch_rules(cfg)
+    _head_rules(cfg)
+    if method.get("second_stage"):
+        _second_stage_rules(cfg)
+    if method.get("adjust"):
+        _adjust_rules(cfg)
+
+
+def _refuse_double_corrections(method: DictConfig) -> None:
+    """Each of these alone aims at balanced classes; two of them overshoot, and favour the rare ones."""
+    name, loss, sampler = method.name, _loss_correction(method.loss), _sampler_correction(method.sampler)
+    mix, adjust = method.get("mix"), method.get("adjust")
+    pasted = adjusted = None
+    if mix and mix.get("weighted_alpha", 0) > 0:
+        pasted = ("rectangles from rare classes", "imbalance.mix.weighted_alpha=0")
+    if adjust and adjust.tau != 0:
+        adjusted = ("an adjustment after training", "imbalance=none with the same loss and sampler")
+    for one, other in ((sampler, loss), (sampler, pasted), (loss, adjusted), (sampler, adjusted)):
+        if one and other:
+            raise UserError(
+                f"imbalance={name}: {one[0]} and {other[0]} correct twice; keep one, with {one[1]} or {other[1]}"
+            )
+
+
+def _loss_correction(loss: DictConfig) -> tuple[str, str] | None:
+    """What in the loss favours rare classes, and the way without it."""
+    kind = loss._target_.rpartition(".")[2]
+    for key in ("weighting", "alpha"):
+        if loss.get(key, "none") != "none":
+            return "class weights in the loss", f"imbalance.loss.{key}=none"
+    if kind == "WeightedBCE":
+        return "class weights in the loss", "another loss, such as imbalance=focal"
+    if kind == "ClassBalancedFocal" and loss.beta != 0:
+        return "class weights in the loss", "imbalance.loss.beta=0"
+    if kind == "LDAM" and loss.deferred_share > 0 and loss.beta != 0:
+        return "deferred class weights in the loss", "imbalance.loss.deferred_share=0"
+    if kind == "LogitAdjusted" and loss.tau != 0:
+        return "class sizes in the loss", "imbalance.loss.tau=0"
+    return None
+
+
+def _sampler_correction(sampler: DictConfig) -> tuple[str, str] | None:
+    """Whether the sampler shows rare classes more often than they are, and the way without it."""
+    kinds = ("UnderSampler", "ClassWeightedSampler", "ProgressiveSampler", "TwoStageSampler")
+    if not sampler._target_.endswith(kinds) or sampler.get("power", 0) == 1:
+        return None
+    in_two_stages = sampler._target_.endswith("TwoStageSampler")
+    return "a rebalancing sampler", "a method of one stage" if in_two_stages else "imbalance/sampler=instance"
+
+
+def _epoch_rules(cfg: DictConfig) -> None:
+    """What changes with the epochs needs to know how many there are."""
+    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
+    parts = [part for part in ("loss", "sampler", "mix", "second_stage") if "epochs" in (method.get(part) or {})]
+    if parts and cfg.trainer.max_steps != -1:
         raise UserError(
-            f"imbalance={cfg.imbalance.name}: a rebalancing sampler and class weights in the loss correct twice; "
-            "keep one (imbalance.loss.weighting=none or imbalance.loss.alpha=none, or a method without a sampler)"
+            f"trainer.max_steps={cfg.trainer.max_steps}: imbalance.{parts[0]} goes by trainer.max_epochs, which this "
+            "would cut short; give trainer.max_epochs alone"
         )
+    off, most = (method.get("mix") or {}).get("off_epochs"), (epochs - 1) // 2
+    if off is not None and epochs >= 1:
+        accepted = f"must be 0 to {most} with trainer.max_epochs={epochs}, to leave an epoch to mix in"
+        _require(0 <= off <= most, "imbalance.mix.off_epochs", off, accepted)
+
+
+def _head_rules(cfg: DictConfig) -> None:
+    loss, scale = cfg.imbalance.loss, cfg.model.head.cosine_scale
+    if loss._target_.endswith("LDAM"):
+        accepted = f"the margins of LDAM are cosines; it must be imbalance.loss.scale={loss.scale}"
+        _require(scale == loss.scale, "imbalance.cosine_scale", scale, accepted)
+
+
+def _second_stage_rules(cfg: DictConfig) -> None:
+    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
+    second, first = method.second_stage, method.first_stage
+    name = f"imbalance={method.name}"
+    _require(0 < second.share < 1, "imbalance.second_stage.share", second.share, "must lie between 0 and 1")
+    if first is None and epochs == 1:
+        raise UserError(
+            f"trainer.max_epochs={epochs}: {name} has two stages and needs 2 or more; "
+            "or give the first one with imbalance.first_stage=CHECKPOINT"
+        )
+    _check_first_stage(method)
+    if second.trains == "scale" and not cfg.model.head.class_scale:
+        raise UserError("imbalance.second_stage.trains=scale: there are no factors; set imbalance.class_scale=true")
+    if cfg.optim.schedule == "one_cycle":
+        raise UserError(f"optim.schedule=one_cycle: {name} has a schedule per stage; use cosine or constant")
+    if cfg.model.freeze_epochs != 0:
+        raise UserError(
+            f"model.freeze_epochs={cfg.model.freeze_epochs}: {name} freezes the backbone itself, in its second stage; "
+            "use model.freeze_epochs=0"
+        )
+    for callback, why in (
+        ("early_stopping", "would stop before the second stage"),
+        ("ema", "would average weights of both stages"),
+    ):
+        if callback in cfg.callbacks:
+            raise UserError(f"callbacks={callback}: {why} of {name}; use callbacks=none")
+
+
+def _adjust_rules(cfg: DictConfig) -> None:
+    method, tau = cfg.imbalance, cfg.imbalance.adjust.tau
+    is_number = isinstance(tau, int | float) and not isinstance(tau, bool) and tau >= 0
+    _require(tau is None or is_number, "imbalance.adjust.tau", tau, "must be 0 or more, or null to choose one")
+    _check_first_stage(method)
+    if tau is None and cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:
+        raise UserError(
+            f"imbalance={method.name}: split=paper has no validation images to choose tau on; "
+            "set split.val_fraction=0.1, or a number, such as imbalance.adjust.tau=1"
+        )
+    if cfg.model.head.cosine_scale is not None:
+        raise UserError(
+            f"model.head.cosine_scale={cfg.model.head.cosine_scale}: imbalance={method.name} changes weights and bias "
+            "of a linear layer, which a cosine head has not; use null"
+        )
+
+
+def _check_first_stage(method: DictConfig) -> None:
+    first = method.first_stage
+    exists = first is None or (isinstance(first, str) and Path(first).exists())
+    _require(exists, "imbalance.first_stage", first, "no such checkpoint; give a run's checkpoints/best.ckpt, or null")
 
 
 def _trainer_rules(cfg: DictConfig) -> None:
     trainer = cfg.trainer
+    _require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
     _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1")
     _require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "must be at least 1")
     accelerators = ("auto", "cpu", "gpu", "cuda", "mps")

@@ -25,12 +25,14 @@ from rich.table import Table
 
 from fer_lightning import config as schema
 from fer_lightning import safety
+from fer_lightning.data import ferplus
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import classification_metrics
 from fer_lightning.model import EmotionClassifier
 from fer_lightning.run_folder import write_json
+from fer_lightning.statistics import fit_temperature
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,10 @@ class Evaluation:
     """Scores of one model on one split.
 
     Attributes:
-        metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``.
-        predictions: one row per image of ``split.tests["test"]``: id, usage, label, prediction, ``p_<emotion>``,
-            twin_group, test_dedup.
+        metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``; ``temperature``, fitted on the validation images,
+            None without any.
+        predictions: one row per image of any test set: id, usage, label, prediction, ``p_<emotion>``, twin_group, and
+            a column of 0 and 1 per test set that says whether the image belongs to it.
     """
 
     metrics: dict[str, Any]
@@ -86,7 +89,11 @@ def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch
     for name, indices in sets.items():
         rows = np.searchsorted(union, indices)
         metrics |= classification_metrics(probabilities[rows], faces.labels[indices], prefix=f"{name}/")
-    test = split.tests["test"]
+    validated = np.searchsorted(union, split.val)
+    metrics["temperature"] = (
+        fit_temperature(probabilities[validated], faces.labels[split.val]) if len(validated) else None
+    )
+    test = np.unique(np.concatenate(list(split.tests.values())))
     chosen = probabilities[np.searchsorted(union, test)]
     names = np.array(EMOTIONS)
     predictions = pd.DataFrame(
@@ -97,7 +104,7 @@ def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch
             "prediction": names[chosen.argmax(axis=1)],
             **{f"p_{emotion}": chosen[:, k] for k, emotion in enumerate(EMOTIONS)},
             "twin_group": faces.twins[test],
-            "test_dedup": np.isin(test, split.tests["test_dedup"]).astype(int),
+            **{name: np.isin(test, indices).astype(int) for name, indices in split.tests.items()},
         }
     )
     return Evaluation(metrics, predictions)
@@ -106,12 +113,18 @@ def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch
 def load_faces(cfg: DictConfig) -> Faces:
     """The images that a configuration describes."""
     # Partial and called here, as below: Hydra's own call hides the text of errors and wraps arguments in config nodes.
-    return instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
+    faces: Faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
+    labels = cfg.get("labels")  # absent from the checkpoints of earlier versions
+    if labels is None or labels.votes is None:
+        return faces
+    return ferplus.relabel(faces, labels.votes, labels.targets)
 
 
 def split_faces(cfg: DictConfig, faces: Faces) -> Split:
     """The split of ``faces`` that a configuration describes."""
     arguments = {key: value for key, value in cfg.split.items() if key != "name"}
+    if cfg.data.get("drop_duplicates") is not None:
+        arguments["drop_duplicates"] = cfg.data.drop_duplicates
     return instantiate(arguments, _partial_=True, _recursive_=False)(faces=faces, seed=cfg.seed)
 
 
@@ -151,6 +164,10 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     schema.check_knobs(given["data"], stored["data"], "data")
     schema.check_knobs(given["split"], stored["split"], "split")
     schema.split_rules(cfg.split)
+    if "labels" in cfg:
+        schema.label_rules(cfg.labels)
+    if given["data"].get("drop_duplicates") != stored["data"].get("drop_duplicates"):
+        raise UserError("data.drop_duplicates: stays as trained; it says which images the model has seen")
     return cfg
 
 

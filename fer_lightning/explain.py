@@ -30,6 +30,9 @@ def explain(error: Exception) -> str:
         return f"{error.full_key}: is missing and has no default"
     if "Ambiguous value for argument" in str(error):
         return f"{_first_line(error)}: to run them all add -m, for one list give [a,b]"
+    merging = re.search(r"Error merging override (.+)", _first_line(error))
+    if merging and error.__cause__:
+        return f"{merging.group(1)}: {_first_line(error.__cause__)}"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(unknown.group(1) if unknown else str(error.full_key))  # type: ignore[attr-defined]

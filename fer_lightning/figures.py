@@ -1,4 +1,4 @@
-"""Pictures of runs: pure functions from numbers to a matplotlib ``Figure``.
+"""Pictures of a run: pure functions from numbers to a matplotlib ``Figure``; ``report_figures`` has a comparison's.
 
 They use ``Figure`` directly rather than pyplot, so nothing is kept open and no display is needed. Colours are
 those of Okabe & Ito (2008) and a single-hue scale, readable with any colour vision; hue never carries
@@ -25,6 +25,8 @@ P = ParamSpec("P")
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#B8BEC4"
 INK, FAINT = "#22272B", "#5F6A72"
 SCALE = matplotlib.colormaps["Blues"]
+CHANGE = matplotlib.colormaps["RdBu"]
+"""Red is less, blue is more."""
 
 STYLE: Any = {
     "font.size": 10,
@@ -44,13 +46,15 @@ STYLE: Any = {
 }
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the style of the house."""
+
     @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
 def data_name(metrics: Mapping[str, Any]) -> str:
@@ -73,7 +77,7 @@ def caption(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _head(figure: Figure, title: str, subtitle: str) -> None:
+def head(figure: Figure, title: str, subtitle: str) -> None:
     """Put a bold title and a smaller second line above everything, flush left."""
     width, height = figure.get_size_inches()
     top = 0.62 if subtitle else 0.4
@@ -84,20 +88,27 @@ def _head(figure: Figure, title: str, subtitle: str) -> None:
     figure.text(0.12 / width, 1 - 0.38 / height, subtitle, va="top", ha="left", fontsize=9.5, color=FAINT)
 
 
-def _ink_on(value: float) -> str:
+def ink_on(value: float) -> str:
     """Text colour that reads on ``SCALE`` at this value."""
     return "white" if value > 0.55 else INK
 
 
-def _heatmap(
+def heatmap(
     axes: Axes,
     shares: np.ndarray,
     text: Callable[[int, int], str],
     fontsize: float,
     bold: np.ndarray | None = None,
+    limit: float | None = None,
 ) -> None:
-    """Draw shares in 0..1 as coloured cells with text; NaN cells stay empty."""
-    axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1, aspect="auto")
+    """Draw shares in 0..1 as coloured cells with text; NaN cells stay empty.
+
+    With ``limit`` they are changes in -limit..limit.
+    """
+    if limit is None:
+        axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1, aspect="auto")
+    else:
+        axes.imshow(shares, cmap=CHANGE, vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.ndindex(*shares.shape):
         share = float(shares[row, column])
         axes.text(
@@ -108,7 +119,7 @@ def _heatmap(
             va="center",
             fontsize=fontsize,
             linespacing=1.15,
-            color=_ink_on(share),
+            color=ink_on(share if limit is None else abs(share) / limit * 0.8),
             fontweight="bold" if bold is not None and bold[row, column] else "normal",
         )
     rows, columns = shares.shape
@@ -119,13 +130,13 @@ def _heatmap(
     axes.spines[:].set_visible(False)
 
 
-def _row_shares(matrix: np.ndarray) -> np.ndarray:
+def row_shares(matrix: np.ndarray) -> np.ndarray:
     """Divide each row by its sum; NaN in a row without images."""
     with np.errstate(invalid="ignore"):
         return np.asarray(matrix / matrix.sum(axis=1, keepdims=True))
 
 
-@_styled
+@styled
 def confusion_matrix(matrix: np.ndarray, title: str, subtitle: str = "") -> Figure:
     """Show counts, and each true class's shares as colour and percentage.
 
@@ -134,11 +145,11 @@ def confusion_matrix(matrix: np.ndarray, title: str, subtitle: str = "") -> Figu
         title: the bold first line.
         subtitle: the second line; see ``caption``.
     """
-    shares = _row_shares(matrix)
+    shares = row_shares(matrix)
     figure = Figure(figsize=(7.6, 7.0))
-    _head(figure, title, subtitle)
+    head(figure, title, subtitle)
     axes = figure.add_subplot()
-    _heatmap(axes, shares, lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})", fontsize=9.5, bold=np.eye(7) > 0)
+    heatmap(axes, shares, lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})", fontsize=9.5, bold=np.eye(7) > 0)
     images = matrix.sum(axis=1)
     axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
     axes.set_yticks(range(len(EMOTIONS)), [f"{e}\nn = {n:,}" for e, n in zip(EMOTIONS, images, strict=True)])
@@ -147,7 +158,7 @@ def confusion_matrix(matrix: np.ndarray, title: str, subtitle: str = "") -> Figu
     return figure
 
 
-@_styled
+@styled
 def class_distribution(counts: Mapping[str, Sequence[int]], title: str, subtitle: str = "") -> Figure:
     """Show how many images of each class every set has, one panel per set.
 
@@ -157,7 +168,7 @@ def class_distribution(counts: Mapping[str, Sequence[int]], title: str, subtitle
         subtitle: the second line.
     """
     figure = Figure(figsize=(max(3.0 * len(counts), 6.0) + 0.9, 3.9))
-    _head(figure, title, subtitle)
+    head(figure, title, subtitle)
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (name, numbers) in zip(panels, counts.items(), strict=True):
         values = np.asarray(numbers)
@@ -200,7 +211,7 @@ def _line(axes: Axes, series: pd.Series, label: str, colour: str, marker: str, d
         )
 
 
-@_styled
+@styled
 def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
     """Show losses, validation scores and learning rates of one training.
 
@@ -211,7 +222,7 @@ def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
         subtitle: the second line.
     """
     figure = Figure(figsize=(11.5, 3.9))
-    _head(figure, title, subtitle)
+    head(figure, title, subtitle)
     loss, score, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
 
     _line(loss, _logged(metrics, "train/loss"), "training", GREY, "s", dashed=True)
@@ -250,7 +261,7 @@ def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
     """Show wrongly classified faces with what they are and what the model said.
 
@@ -263,7 +274,7 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
     columns = min(8, max(len(rows), 4))
     lines = max(1, math.ceil(len(rows) / columns))
     figure = Figure(figsize=(1.45 * columns + 0.2, 1.85 * lines + 0.75))
-    _head(figure, title, subtitle)
+    head(figure, title, subtitle)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -273,121 +284,4 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
         axes.set_title(words, fontsize=9, fontweight="normal", linespacing=1.25, pad=4)
     if not len(rows):
         grid[0, 0].text(0, 0.5, "no mistakes", fontsize=11)
-    return figure
-
-
-def _compare_height(methods: int) -> float:
-    return 1.5 + 0.42 * methods
-
-
-@_styled
-def method_bars(
-    means: pd.DataFrame, deviations: pd.DataFrame, title: str, subtitle: str = "", chance: float | None = None
-) -> Figure:
-    """Show each score of each method as a bar, the best of each score dark.
-
-    Args:
-        means: one row per method, one column per score, both named as they shall be shown; values in 0..1.
-        deviations: the same shape: standard deviation over seeds, NaN for a single seed.
-        title: the bold first line.
-        subtitle: the second line.
-        chance: where to draw the line of guessing, if at all.
-    """
-    figure = Figure(figsize=(2.75 * means.shape[1] + 1.6, _compare_height(len(means))))
-    _head(figure, title, subtitle)
-    panels = figure.subplots(1, means.shape[1], sharey=True, squeeze=False)[0]
-    places = np.arange(len(means))
-    for axes, score in zip(panels, means.columns, strict=True):
-        values, spread = means[score].to_numpy(float), deviations[score].to_numpy(float)
-        longest = np.nanmax(values + np.nan_to_num(spread)) or 1.0
-        best = values == np.nanmax(values)
-        axes.barh(places, values, color=np.where(best, BLUE, GREY), height=0.7)
-        seen = ~np.isnan(spread)
-        axes.errorbar(values[seen], places[seen], xerr=spread[seen], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-        for place, value, deviation, is_best in zip(places, values, spread, best, strict=True):
-            end = value + (0 if np.isnan(deviation) else deviation)
-            axes.text(
-                end + 0.015 * longest,
-                place,
-                f"{value:.3f}" + ("" if np.isnan(deviation) else f" ± {deviation:.3f}"),
-                va="center",
-                fontsize=9,
-                fontweight="bold" if is_best else "normal",
-            )
-        if chance is not None:
-            axes.axvline(chance, color=VERMILION, linewidth=1.2, linestyle=":")
-        axes.set_title(score)
-        axes.set_xlim(0, longest * (1.5 if seen.any() else 1.25))
-        axes.set_yticks(places, means.index)
-        axes.set_xticks([])
-        axes.spines["bottom"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-    panels[0].invert_yaxis()
-    return figure
-
-
-@_styled
-def confusion_matrices(matrices: Mapping[str, np.ndarray], title: str, subtitle: str = "") -> Figure:
-    """Show several confusion matrices side by side as percentages of each true class.
-
-    Args:
-        matrices: method -> counts, shape (7, 7); summed over seeds where there are several.
-        title: the bold first line.
-        subtitle: the second line.
-    """
-    columns = len(matrices) if len(matrices) <= 3 else math.ceil(math.sqrt(len(matrices)))
-    lines = math.ceil(len(matrices) / columns)
-    figure = Figure(figsize=(max(4.3 * columns, 6.0) + 0.4, 4.1 * lines + 0.6))
-    _head(figure, title, subtitle)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat[len(matrices) :]:
-        axes.set_axis_off()
-    for place, (axes, (name, matrix)) in enumerate(zip(grid.flat, matrices.items(), strict=False)):
-        shares = _row_shares(matrix)
-        percent = np.nan_to_num(shares) * 100
-        _heatmap(axes, shares, lambda i, j, p=percent: f"{p[i, j]:.0f}", fontsize=9, bold=np.eye(7) > 0)  # type: ignore[misc]
-        axes.set_title(name)
-        axes.set_xticks(range(len(EMOTIONS)), EMOTIONS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
-        axes.set_yticks(range(len(EMOTIONS)), EMOTIONS, fontsize=9)
-        if place % columns == 0:
-            axes.set_ylabel("true class")
-        if place + columns >= len(matrices):
-            axes.set_xlabel("predicted class")
-    return figure
-
-
-@_styled
-def recall_by_class(
-    recalls: pd.DataFrame, train_counts: Mapping[str, int] | None, title: str, subtitle: str = ""
-) -> Figure:
-    """Show every method's recall of every class, rarest class first, the best of each class bold.
-
-    Args:
-        recalls: one row per method, one column per emotion; values in 0..1, NaN where undefined.
-        train_counts: training images per emotion: orders and labels the columns. None keeps the given order.
-        title: the bold first line.
-        subtitle: the second line.
-    """
-    order = list(recalls.columns)
-    if train_counts is not None:
-        order.sort(key=train_counts.__getitem__)
-    shares = recalls[order].to_numpy(float)
-    best = shares == np.nanmax(np.where(np.isnan(shares), -1, shares), axis=0)
-    figure = Figure(figsize=(8.6, _compare_height(len(recalls)) + 0.35))
-    _head(figure, title, subtitle)
-    axes = figure.add_subplot()
-    _heatmap(
-        axes,
-        shares,
-        lambda i, j: f"{shares[i, j]:.0%}",
-        fontsize=10.5,
-        bold=best if len(recalls) > 1 else None,
-    )
-    names = order if train_counts is None else [f"{e}\n{train_counts[e]:,}" for e in order]
-    axes.set_xticks(range(len(order)), names)
-    axes.xaxis.tick_top()
-    axes.set_yticks(range(len(recalls)), recalls.index)
-    if train_counts is not None:
-        axes.set_xlabel("training images under each class; rarest class left", fontsize=9, color=FAINT)
-        axes.xaxis.set_label_position("bottom")
     return figure

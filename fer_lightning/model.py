@@ -21,9 +21,39 @@ from torchmetrics import MeanMetric
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
+from fer_lightning.imbalance.losses import expected_loss
+from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.metrics import training_metrics
 
 log = logging.getLogger(__name__)
+
+
+class CosineLinear(nn.Module):
+    """Logits scale * cos(w_c, x), (B, D) -> (B, C): the classifier that LDAM needs (Cao et al. 2019, section 3.2)."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # a cosine in bfloat16, times 30, is off by 0.1
+            return self.scale * F.linear(F.normalize(features.float()), F.normalize(self.weight.float()))
+
+
+class ClassScale(nn.Module):
+    """Logits times one learnable factor per class, 1 at first: (B, C) -> (B, C) (LWS, Kang et al. 2020, eq. 6)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_classes))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits * self.scale
 
 
 def build_head(
@@ -33,10 +63,13 @@ def build_head(
     activation: str,
     batch_norm: bool,
     dropout: float,
+    cosine_scale: float | None = None,
+    class_scale: bool = False,
 ) -> nn.Sequential:
     """The paper's head (section 3.2): Linear, BatchNorm, activation, Dropout per hidden width, then Linear.
 
-    The softmax of the paper is in the loss.
+    The softmax of the paper is in the loss. With ``cosine_scale`` the last layer is a ``CosineLinear``; with
+    ``class_scale`` a ``ClassScale`` follows it.
 
     Raises:
         UserError: when ``activation`` is no class of ``torch.nn``.
@@ -55,7 +88,8 @@ def build_head(
             layers.append(nn.BatchNorm1d(width))
         layers += [activation_class(), nn.Dropout(dropout)]
         in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
+    last = CosineLinear(in_features, num_classes, cosine_scale) if cosine_scale else nn.Linear(in_features, num_classes)
+    return nn.Sequential(*layers, last, *([ClassScale(num_classes)] if class_scale else []))
 
 
 def build_network(
@@ -155,12 +189,18 @@ def schedule_factor(step: int, total_steps: int, warmup_steps: int, schedule: st
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, schedule: str, total_steps: int, warmup_fraction: float
+    optimizer: torch.optim.Optimizer,
+    schedule: str,
+    total_steps: int,
+    warmup_fraction: float,
+    first_stage_steps: int | None = None,
+    second_stage_scale: float = 1.0,
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate of every step; each group's own rate is its largest.
 
     ``cosine`` and ``constant``: see ``schedule_factor``. ``one_cycle``: up and down again over the share
     ``warmup_fraction`` and the rest of the run, momentum the other way (Smith & Topin 2018, "Super-Convergence").
+    After ``first_stage_steps`` a second stage begins with a schedule of its own, ``second_stage_scale`` as high.
     """
     if schedule == "one_cycle":
         cycled = any(key in optimizer.defaults for key in ("momentum", "betas"))
@@ -168,10 +208,15 @@ def build_schedule(
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer, rates, total_steps, pct_start=warmup_fraction, cycle_momentum=cycled
         )
-    warmup_steps = round(warmup_fraction * total_steps)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: schedule_factor(step, total_steps, warmup_steps, schedule)
-    )
+    border = total_steps if first_stage_steps is None else first_stage_steps
+
+    def factor(step: int) -> float:
+        if step < border or first_stage_steps is None:
+            return schedule_factor(step, border, round(warmup_fraction * border), schedule)
+        rest = total_steps - border
+        return second_stage_scale * schedule_factor(step - border, rest, round(warmup_fraction * rest), schedule)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -209,7 +254,10 @@ class EmotionClassifier(L.LightningModule):
         class_counts: training images per class, kept for methods that need the prior after training.
         config: the whole composed run, kept in the checkpoint.
         provenance: ``data_hash``, ``git_commit`` and versions, kept in the checkpoint.
-        loss: module called with (logits (B, 7), labels (B,)); only training needs it. Not stored in checkpoints.
+        loss: module called with (logits (B, 7), labels (B,)), which returns the loss of each image (B,); only training
+            needs it. Not stored in checkpoints.
+        second_stage: the callback that a decoupled method trains its head with. Not stored either.
+        adjusted: what was changed in the last layer after training (method, ``tau``), kept in the checkpoint.
 
     The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
     """
@@ -224,9 +272,11 @@ class EmotionClassifier(L.LightningModule):
         config: dict[str, Any],
         provenance: dict[str, Any],
         loss: nn.Module | None = None,
+        second_stage: SecondStage | None = None,
+        adjusted: dict[str, Any] | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["loss"], logger=False)
+        self.save_hyperparameters(ignore=["loss", "second_stage"], logger=False)
         self.network = build_network(
             model["name"],
             model["weights"],
@@ -242,6 +292,7 @@ class EmotionClassifier(L.LightningModule):
         # Neither the loss is a submodule nor the normalisation a buffer: weight averaging would average their
         # constants too, which rounds them a little further in every step.
         self.__dict__["loss"] = loss
+        self.second_stage = second_stage
         # One gray mean and deviation: with summed stem weights, per-channel ones would shift the input.
         pretrained_cfg: Any = self.network.pretrained_cfg
         self.mean, self.std = (sum(pretrained_cfg[key]) / len(pretrained_cfg[key]) for key in ("mean", "std"))
@@ -251,18 +302,29 @@ class EmotionClassifier(L.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")  # so that a checkpoint can hold its sums
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.prepare(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head's last layer gets, (B, D)."""
+        pooled = self.network.forward_head(self.network.forward_features(self.prepare(images)), pre_logits=True)
+        return self.network.classifier[:-1](pooled)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Gray images (B, H, W) as the network's input (B, ``in_channels``, ``image_size``, ``image_size``)."""
         pixels = images.unsqueeze(1).float() / 255
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
         pixels = ((pixels - self.mean) / self.std).expand(-1, self.in_channels, -1, -1)
-        return self.network(pixels.contiguous(memory_format=torch.channels_last))
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
+        images, targets = batch
         logits = self(images)
         assert self.loss is not None, "training needs a loss"
-        loss = self.loss(logits, labels)
+        soft = targets.ndim == 2  # (B, 7) where images are mixed, or labels are votes
+        loss = (expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)).mean()
+        labels = targets.argmax(dim=1) if soft else targets
         self.train_metrics.update(logits.detach(), labels)
         self.train_loss.update(loss.detach())  # batches are of equal size
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
@@ -275,7 +337,7 @@ class EmotionClassifier(L.LightningModule):
         self.val_metrics.update(logits, labels)
         self.log_dict(self.val_metrics, on_step=False, on_epoch=True)
         assert self.loss is not None, "validation during training needs a loss"
-        loss = self.loss(logits, labels)
+        loss = self.loss(logits, labels).mean()
         # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
         self.log("val/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
 
@@ -287,14 +349,30 @@ class EmotionClassifier(L.LightningModule):
         self.on_train_epoch_start()  # which Lightning leaves out for an epoch that is resumed in its middle
 
     def on_train_epoch_start(self) -> None:
-        frozen = self.current_epoch < self.freeze_epochs
-        if self.freeze_epochs:
+        set_epoch = getattr(self.loss, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(self.current_epoch)
+        learning = self._learning()
+        if self.freeze_epochs or self.second_stage is not None:
             # Toggled after DDP has wrapped the model: its hooks are made for parameters that require gradients then.
-            head = {id(parameter) for parameter in self.network.classifier.parameters()}
+            mine = {id(parameter) for parameter in learning.parameters()}
+            if learning is self.network:
+                mine -= self._waiting()
             for parameter in self.network.parameters():
-                parameter.requires_grad = id(parameter) in head or not frozen
-        for name, child in self.network.named_children():
-            child.train(not frozen or name == "classifier")
+                parameter.requires_grad = id(parameter) in mine
+        self.network.eval()
+        learning.train()
+
+    def _learning(self) -> nn.Module:
+        """The part of the network that learns in this epoch; the rest keeps its batch statistics too."""
+        if self.second_stage is not None and self.current_epoch >= self.second_stage.first_epoch:
+            return self.second_stage.learning(self.network)
+        return self.network.classifier if self.current_epoch < self.freeze_epochs else self.network
+
+    def _waiting(self) -> set[int]:
+        """The factors per class, which only the second stage moves."""
+        scales = (module for module in self.network.classifier.modules() if isinstance(module, ClassScale))
+        return {id(parameter) for scale in scales for parameter in scale.parameters()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optim = self.optim
@@ -309,7 +387,10 @@ class EmotionClassifier(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         limit = self.hparams["config"].get("trainer", {}).get("max_steps", -1)  # which the Trainer is not told
         total = min(total, limit) if limit >= 0 else total
-        schedule = build_schedule(optimizer, optim["schedule"], total, optim["warmup_fraction"])
+        stage = self.second_stage
+        first = None if stage is None else total * stage.first_epoch // stage.epochs
+        scale = 1.0 if stage is None else stage.lr_scale
+        schedule = build_schedule(optimizer, optim["schedule"], total, optim["warmup_fraction"], first, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @classmethod
@@ -324,6 +405,7 @@ class EmotionClassifier(L.LightningModule):
         checkpoint = read_checkpoint(path)
         hyper = checkpoint["hyper_parameters"]
         keys = ("optim", "class_counts", "config", "provenance")
-        model = cls({**hyper["model"], "weights": "none"}, **{key: hyper[key] for key in keys})
+        kept = {key: hyper[key] for key in keys}
+        model = cls({**hyper["model"], "weights": "none"}, **kept, adjusted=hyper.get("adjusted"))
         model.load_state_dict(checkpoint["state_dict"])
         return model.eval()

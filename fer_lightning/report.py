@@ -1,129 +1,206 @@
-"""A comparison made visible: terminal table, markdown and pictures."""
+"""A comparison made visible: terminal tables, markdown and pictures. The web page is ``html_report``."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from fer_lightning import figures
+from fer_lightning import figures, report_figures, tables
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.metrics import confusion_matrix
-from fer_lightning.runs import BASELINE, SCORES
+from fer_lightning.sections import made_with, sections
+from fer_lightning.tables import SCORES, Cell, Table
 
 if TYPE_CHECKING:
     from fer_lightning.compare import Comparison
 
+SYNTHETIC = "SYNTHETIC DATA: drawn faces. The scores say nothing about FER-2013 or real faces."
 
-def _cell(mean: float, deviation: float) -> str:
-    if np.isnan(mean):
-        return "-"
-    return f"{mean:.3f}" if np.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
-
-
-def _cells(comparison: "Comparison") -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """The table as text: headings, and rows of (text, whether it is the best of its column)."""
-    table = comparison.table
-    intervals = "f1_macro_low" in table and bool(table["seeds"].min() == 1)
-    differences = "f1_macro_difference" in table
-    headings = ["method", *SCORES.values()]
-    headings += ["macro F1, 95 %"] * intervals + [f"macro F1 vs {BASELINE}"] * differences + ["seeds"]
-    columns = [key.removeprefix("test/") for key in SCORES]
-    best = {column: table[column].max() for column in columns}
-    lines = []
-    for _, row in table.iterrows():
-        cells = [(str(row["method"]), False)]
-        for column in columns:
-            text = _cell(row[column], row[f"{column}_sd"])
-            if column == "worst_recall":
-                text = f"{text} {row['worst_class']}".rstrip()
-            cells.append((text, len(table) > 1 and row[column] == best[column]))
-        if intervals:
-            cells.append((f"{row['f1_macro_low']:.3f} to {row['f1_macro_high']:.3f}", False))
-        if differences:
-            cells.append((_difference_cell(row), False))
-        cells.append((str(row["seeds"]), False))
-        lines.append(cells)
-    return headings, lines
+SHORT = {
+    "balanced accuracy": "balanced",
+    "worst-class recall": "worst class",
+}
+"""Headings that a terminal has room for."""
 
 
-def _difference_cell(row: "pd.Series[Any]") -> str:
-    if np.isnan(row["f1_macro_difference"]):
-        return "-"
-    text = f"{row['f1_macro_difference']:+.3f}"
-    if "f1_macro_difference_low" in row.index and not np.isnan(row["f1_macro_difference_low"]):
-        text += f" ({row['f1_macro_difference_low']:+.3f} to {row['f1_macro_difference_high']:+.3f})"
-    return text
-
-
-def print_comparison(comparison: "Comparison", console: Console) -> None:
-    """Print a table with its notes; the best of each column is bold."""
-    headings, lines = _cells(comparison)
-    table = Table(title=escape(comparison.key), title_justify="left", title_style="bold", pad_edge=False)
+def _rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> RichTable:
+    table = RichTable(
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
-    for cells in lines:
-        table.add_row(*(f"[bold]{escape(text)}[/bold]" if best else escape(text) for text, best in cells))
-    if comparison.synthetic:
+        table.add_column(SHORT.get(heading, heading), justify="right" if number else "left", overflow="fold")
+    for cells in rows:
+        table.add_row(*(f"[bold]{escape(cell.text)}[/bold]" if cell.best else escape(cell.text) for cell in cells))
+    return table
+
+
+def _difference_rows(c: "Comparison", metrics: Sequence[str]) -> list[list[Cell]]:
+    """A row per method: each metric's difference with its interval, and Holm's p."""
+    found = [{row[0].text: row for row in tables.differences(c, metric).rows} for metric in metrics]
+    rows = []
+    for name in found[0]:
+        cells = [Cell(name)]
+        for by_name in found:
+            _, difference, _, p, _ = by_name[name]
+            interval = f" ({difference.detail})" if difference.detail else ""
+            cells += [Cell(difference.text + interval, best=difference.best), Cell(p.text, best=p.best)]
+        rows.append(cells)
+    return rows
+
+
+def print_comparison(c: "Comparison", console: Console) -> None:
+    """Print what the comparison says: scores, differences to the baseline, sentences and notes.
+
+    Fits 80 columns; differences in metrics that there is no room for are left to the report.
+    """
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, markup=False, highlight=False)
+
+    if c.synthetic:
         console.rule("[bold red]SYNTHETIC DATA (drawn faces)", characters="=", style="red")
-    console.print(table)
-    for note in comparison.notes:
-        console.print(f"- {note}", markup=False, highlight=False)
+    whole = tables.scores(c)
+    # Calibration is in the report; five numbers and a name fit 80 columns.
+    keep = [0, 1, 2, 3, 4, len(whole.headings) - 1]
+    rows = [[row[place] for place in keep] for row in whole.rows]
+    console.print(_rich_table(c.key, [whole.headings[place] for place in keep], rows))
+    metrics = [key for key in ("f1_macro", "accuracy", "balanced_accuracy") if key in set(c.differences["metric"])]
+    while c.baseline and metrics:
+        headings = ["method"]
+        for metric in metrics:
+            headings += [SCORES[metric].heading, "Holm p"]
+        title = f"Differences to {c.baseline}, points (95 % interval)"
+        table = _rich_table(title, headings, _difference_rows(c, metrics))
+        if (
+            len(metrics) == 1
+            or console.measure(table, options=console.options.update_width(1000)).maximum <= console.width
+        ):
+            console.print(table)
+            break
+        metrics.pop()
+    for sentence in c.sentences:
+        say(f"- {sentence}")
+    if c.notes:
+        say("\nNotes", "dim")
+    for note in c.notes:
+        say(f"- {note}", "dim")
 
 
-def markdown(comparison: "Comparison", pictures: Sequence[str], folder: str) -> str:
-    """A comparison as a section of the report, its pictures linked."""
-    headings, lines = _cells(comparison)
-    rows = [headings, ["---", *["---:"] * (len(headings) - 1)]]
-    rows += [[f"**{text}**" if best else text for text, best in cells] for cells in lines]
-    text = [f"## {comparison.key}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
-    text += [f"- {note}" for note in comparison.notes] + [""]
-    text += [f"![{Path(name).stem.replace('_', ' ')}]({folder}{name})\n" for name in pictures]
-    return "\n".join(text)
+def _plain(text: str) -> str:
+    """Text as markdown shows it literally, also within a table."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
-def draw(comparison: "Comparison", folder: Path) -> list[str]:
+def _markdown_table(table: Table) -> list[str]:
+    lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)]]
+    lines = [[_plain(heading) for heading in lines[0]], lines[1]]
+    for row in table.rows:
+        words = [_plain(cell.text + (f" ({cell.detail})" if cell.detail else "")) for cell in row]
+        lines.append([f"**{text}**" if cell.best else text for text, cell in zip(words, row, strict=True)])
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def markdown(c: "Comparison", pictures: Sequence[str]) -> str:
+    """The whole report as markdown.
+
+    Args:
+        c: the comparison.
+        pictures: names of the pictures beside the file, as ``draw`` returns them.
+    """
+    lines = ["# Comparison of methods", "", _plain(c.key), ""]
+    if c.synthetic:
+        lines += [f"> **{SYNTHETIC}**", ""]
+    lines += [f"- {_plain(sentence)}" for sentence in c.sentences]
+    lines += ["", "## Protocol", "", "| | |", "| --- | --- |"]
+    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in c.protocol.items()]
+    for section in sections(c):
+        lines += ["", f"## {_plain(section.title)}", "", section.text, ""]
+        for table in section.tables:
+            if len(section.tables) > 1:
+                lines += [f"### {_plain(table.label[:1].upper() + table.label[1:])}", ""]
+            lines += [*_markdown_table(table), ""]
+            lines += [f"{table.caption[:1].upper()}{table.caption[1:]}.", ""] if table.caption else []
+        lines += [f"![{section.title}]({name})\n" for name in section.pictures if name in pictures]
+    if c.notes:
+        lines += ["", "## Notes", "", *(f"- {_plain(note)}" for note in c.notes)]
+    lines += ["", "## How it was made", ""]
+    lines += [f"- {key}: `{value.replace('`', '')}`" for key, value in made_with(c).items()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def draw(c: "Comparison", folder: Path) -> list[str]:
     """Write the pictures of a comparison into ``folder``; returns their names."""
-    table = comparison.table.set_index("method")
-    columns = {key.removeprefix("test/"): heading for key, heading in SCORES.items()}
-    several = table["seeds"].max() > 1
-    spread = " · mean ± deviation over seeds" if several else " · one seed: no ranking"
-    train_counts = comparison.rows[table.index[0]][0].metrics.get("train/class_counts")
-    means = table[list(columns)].rename(columns=columns)
-    deviations = table[[f"{column}_sd" for column in columns]].set_axis(list(means.columns), axis=1)
-    matrices = {
-        name: np.sum([confusion_matrix(run.labels, run.predictions) for run in runs], axis=0)
-        for name, runs in comparison.rows.items()
-    }
-    recalls = table[[f"recall/{emotion}" for emotion in EMOTIONS]].set_axis(list(EMOTIONS), axis=1)
-    test_counts = np.bincount(comparison.rows[table.index[0]][0].labels, minlength=len(EMOTIONS)).tolist()
-    counts = {"train": [train_counts[emotion] for emotion in EMOTIONS]} if train_counts else {}
+    several = tables.seeds(c) > 1
+    order = tables.ordered(c)
+    marks = {name: number for number, name in enumerate(c.rows)}
+    spread = " · percent, " + ("mean ± deviation over seeds" if several else "one seed: no ranking")
+    heads = ["accuracy", "balanced_accuracy", "f1_macro", "worst_recall"]
+    titles = [SCORES[key].heading for key in heads]
+    means, deviations = (
+        frame.loc[order, heads].set_axis(titles, axis=1) for frame in (tables.means(c), tables.deviations(c))
+    )
+    recalls = c.per_class.pivot(index="method", columns="emotion", values="recall").astype(float)
+    recalls = recalls.reindex(index=order, columns=list(EMOTIONS))
+    trained = tables.train_counts(c)
+    tested = tables.test_counts(c)
+    counts = {"training": [trained[emotion] for emotion in EMOTIONS]} if trained else {}
+    matrices = {name: c.confusion[name] for name in order if name in c.confusion}
     percent = "percent of each true class" + (", all seeds together" if several else "")
     drawn = {
-        "method_bars.png": figures.method_bars(means, deviations, "Methods compared", comparison.key + spread),
-        "recall_by_class.png": figures.recall_by_class(
-            recalls,
-            train_counts,
-            "Recall of each class",
-            comparison.key + (" · mean over seeds" if several else ""),
+        "method_bars.png": report_figures.method_bars(means, deviations, "Methods compared", c.key + spread),
+        "trade_off.png": report_figures.trade_off(
+            c.summary[c.summary["test_set"] == c.test_set], marks, "Accuracy against macro F1", c.key
         ),
-        "confusion_matrices.png": figures.confusion_matrices(
-            matrices, "Confusion matrices", f"{comparison.key} · {percent}"
+        "recall_by_class.png": report_figures.recall_by_class(
+            recalls, trained, "Recall of each class", c.key + (" · mean over seeds" if several else "")
+        ),
+        "confusion_matrices.png": report_figures.confusion_matrices(
+            matrices, "Confusion matrices", f"{c.key} · {percent}"
         ),
         "class_distribution.png": figures.class_distribution(
-            {**counts, "test": test_counts}, "Images per class", comparison.key
+            {**counts, "test": [tested.get(emotion, 0) for emotion in EMOTIONS]}, "Images per class", c.key
         ),
     }
+    if c.baseline and len(c.differences):
+        rows = c.differences[c.differences["test_set"] == c.test_set]
+        against = c.baseline if tables.baselines(c) == 1 else "the baseline"
+        drawn["differences.png"] = report_figures.differences(rows, marks, f"Differences to {against}", c.key)
+        pairs = {name: (matrix, tables.baseline_of(c, name)) for name, matrix in matrices.items()}
+        changes = {
+            name: figures.row_shares(matrix) - figures.row_shares(c.confusion[base])
+            for name, (matrix, base) in pairs.items()
+            if base in c.confusion and base != name
+        }
+        if changes:
+            drawn["confusion_differences.png"] = report_figures.confusion_differences(
+                changes, f"Confusion: differences to {against}", f"{c.key} · percentage points of each true class"
+            )
+    metric = c.ranks.attrs.get("metric", "f1_macro")
+    ranks = c.ranks[c.ranks["metric"] == metric].set_index("method")["mean_rank"]
+    critical = tables.critical_difference(c, metric)
+    if len(ranks) > 1 and critical > 0:
+        drawn["ranks.png"] = report_figures.critical_difference(
+            ranks, critical, marks, f"Mean ranks by {SCORES[metric].heading}", c.key
+        )
+    if len(c.reliability):
+        drawn["reliability.png"] = report_figures.reliability(
+            c.reliability, order, marks, "Reliability before and after temperature scaling", c.key
+        )
     for name, figure in drawn.items():
         figure.savefig(folder / name)
     return list(drawn)
 
 
 def default_console() -> Console:
-    """A console on standard output, wide enough for the table where there is no terminal (as in a CI log)."""
+    """A console on standard output, wide enough for the tables where there is no terminal (as in a CI log)."""
     console = Console()
     return console if console.is_terminal else Console(width=140)

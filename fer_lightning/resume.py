@@ -1,7 +1,6 @@
 """Going on from a checkpoint: which one, where in the training it stands, and whether it fits the run."""
 
 import logging
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from fer_lightning.config import is_first_process
 from fer_lightning.errors import UserError
 from fer_lightning.model import read_checkpoint
 from fer_lightning.run_folder import replace_file
+from fer_lightning.sweep_folder import flat
 
 log = logging.getLogger(__name__)
 
@@ -136,19 +136,14 @@ def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_has
         *(MUST_AGREE_IN_CYCLE if cfg.optim.schedule == "one_cycle" else ()),
     )
     for part in keys:
-        before = dict(_leaves(part, OmegaConf.select(trained, part)))
-        for key, value in _leaves(part, OmegaConf.select(cfg, part)):
+        before = _resolved(trained, part)
+        for key, value in _resolved(cfg, part).items():
             if key not in MAY_CHANGE and before.get(key) != value:
                 raise UserError(f"resume={cfg.resume}: {key} was {before.get(key)} there and cannot become {value}")
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
 
 
-def _leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
-    if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=True)
-    if isinstance(node, Mapping):
-        for name, child in node.items():
-            yield from _leaves(f"{key}.{name}", child)
-    else:
-        yield key, node
+def _resolved(cfg: DictConfig, part: str) -> dict[str, Any]:
+    node = OmegaConf.select(cfg, part)
+    return flat(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node, part)

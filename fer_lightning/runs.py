@@ -15,22 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.errors import UserError
-from fer_lightning.metrics import emotion_indices
+from fer_lightning.metrics import PROBABILITY_COLUMNS, emotion_indices
 from fer_lightning.sweep_folder import MAY_DIFFER
 
-SCORES = {
-    "test/accuracy": "accuracy",
-    "test/balanced_accuracy": "balanced accuracy",
-    "test/f1_macro": "macro F1",
-    "test/worst_recall": "worst-class recall",
-}
-"""The headline scores: key in ``metrics.json`` -> heading."""
-
-
-BASELINE = "none"
-"""The method that differences are taken from."""
-
-NEEDED = ("imbalance", "model", "split", "seed", "data", "data_hash", "test/n", *SCORES)
+NEEDED = ("imbalance", "model", "split", "seed", "data", "data_hash", "test/n", "test/accuracy", "test/f1_macro")
 """What ``metrics.json`` must hold for a run to be compared."""
 
 
@@ -38,27 +26,43 @@ NOT_A_SETTING = ("seed", "split.fold", *MAY_DIFFER)
 """Configuration that does not make two runs different experiments: repeats, and what cannot change a result."""
 
 
+FIRST_STAGE = "imbalance.first_stage"
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run, as read from its folder.
+
+    Images are in the order of their ids.
 
     Attributes:
         folder: the run folder.
         metrics: ``metrics.json``.
         settings: the composed configuration, flat (``optim.lr``), without what is no setting.
-        ids: str, shape (n,): the test images.
+        ids: str, shape (n,): the images of all test sets.
         labels: int64, shape (n,).
         predictions: int64, shape (n,).
+        probabilities: float64, shape (n, 7).
+        twins: int64, shape (n,): images with the same number have the same pixels.
+        members: name of a test set -> bool, shape (n,): which images belong to it.
         fold: the fold of a cross-validation, else None.
     """
 
     folder: Path
     metrics: dict[str, Any]
     settings: dict[str, str]
-    ids: tuple[str, ...]
+    ids: np.ndarray
     labels: np.ndarray
     predictions: np.ndarray
+    probabilities: np.ndarray
+    twins: np.ndarray
+    members: dict[str, np.ndarray]
     fold: str | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name with its parent's, which tells runs of several sweeps apart."""
+        return "/".join(self.folder.parts[-2:])
 
     @property
     def method(self) -> tuple[str, str]:
@@ -71,9 +75,15 @@ class Run:
         return self.metrics["seed"], self.fold
 
     @property
-    def test_set(self) -> tuple[tuple[str, ...], bytes]:
-        """Equal for runs that were tested on the same images."""
-        return self.ids, self.labels.tobytes()
+    def protocol(self) -> dict[str, str]:
+        """What two runs must share to be compared, besides the test images."""
+        metrics = self.metrics
+        return {
+            "data": str(metrics["data"]),
+            "data hash": str(metrics["data_hash"]),
+            "labels": str(metrics.get("labels") or "fer"),
+            "split": str(metrics["split"]),
+        }
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
@@ -119,6 +129,9 @@ def _is_setting(key: str) -> bool:
 def read_run(folder: Path) -> Run:
     """Read a run folder.
 
+    Runs of earlier versions lack ``labels``, ``temperature`` and the like in ``metrics.json``, and columns for their
+    test sets in ``predictions.csv``, where all rows then are ``test``.
+
     Raises:
         ValueError: the run is not finished or its files do not fit together; the message is the reason.
     """
@@ -133,21 +146,58 @@ def read_run(folder: Path) -> Run:
         missing = [key for key in NEEDED if metrics.get(key) is None]
         if missing:
             raise ValueError(f"metrics.json lacks {', '.join(missing)}")
-        table = pd.read_csv(folder / "predictions.csv", usecols=["id", "label", "prediction"], dtype=str)
-        if len(table) != metrics["test/n"]:
-            raise ValueError(f"predictions.csv has {len(table)} rows but test/n is {metrics['test/n']}")
+        table = pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys(("id", "label", "prediction"), str))
+        missing = [name for name in ("id", "label", "prediction", *PROBABILITY_COLUMNS) if name not in table]
+        if missing:
+            raise ValueError(f"predictions.csv lacks {', '.join(missing)}")
+        table = table.sort_values("id", kind="stable", ignore_index=True)
+        members = _members(table, metrics)
         labels, predictions = (emotion_indices(table[name].tolist()) for name in ("label", "prediction"))
+        probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(np.float64)
+        if not np.isfinite(probabilities).all():
+            raise ValueError("predictions.csv holds probabilities that are no numbers")
         config_file = folder / ".hydra" / "config.yaml"
         config = _flat(OmegaConf.to_container(OmegaConf.load(config_file))) if config_file.exists() else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"damaged json: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"no {Path(error.filename).name}") from error
-    except (OSError, OmegaConfBaseException, YAMLError, pd.errors.ParserError) as error:
+    except (OSError, OmegaConfBaseException, YAMLError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(" ".join(str(error).split())) from error
     settings = {key: value for key, value in config.items() if _is_setting(key)}
-    fold = config.get("split.fold")
-    return Run(folder, metrics, settings, tuple(table["id"]), labels, predictions, fold)
+    if settings.get(FIRST_STAGE, "None") != "None":
+        settings[FIRST_STAGE] = "a checkpoint"  # each seed has its own
+    twins = table["twin_group"] if "twin_group" in table else pd.Series(np.arange(len(table)))
+    return Run(
+        folder=folder,
+        metrics=metrics,
+        settings=settings,
+        ids=table["id"].to_numpy(str),
+        labels=labels,
+        predictions=predictions,
+        probabilities=probabilities,
+        twins=twins.to_numpy(np.int64),
+        members=members,
+        fold=config.get("split.fold"),
+    )
+
+
+def _members(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Which images belong to each test set; what an earlier version called otherwise gets its name."""
+    members = {name: table[name].to_numpy() == 1 for name in table.columns if re.match(r"test(_|$)", name)}
+    members.setdefault("test", np.ones(len(table), bool))
+    for name, member in members.items():
+        n = metrics.get(f"{name}/n")
+        if n is not None and member.sum() != n:
+            raise ValueError(f"predictions.csv has {member.sum()} rows of {name} but {name}/n is {n}")
+    if metrics["split"] == "paper" and "test_large" not in members:
+        # Its metrics name the other arm's test set; what is left for the name `test` is this arm's own.
+        own = "test_large" if "test_balanced/n" in metrics else "test_balanced"
+        for ending in ("", "_dedup") if "test_dedup" in members else ("",):
+            members[own + ending] = members[f"test{ending}"]
+            same = {key: value for key, value in metrics.items() if key.startswith(f"test{ending}/")}
+            metrics |= {f"{own}{ending}/{key.partition('/')[2]}": value for key, value in same.items()}
+    return members
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
@@ -163,7 +213,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
         except ValueError as error:
             skipped[folder] = str(error)
             continue
-        same = (run.method, run.repeat, table_key(run), tuple(sorted(run.settings.items())))
+        same = (run.method, run.repeat, *(tuple(sorted(part.items())) for part in (run.protocol, run.settings)))
         if same in runs:
             skipped[runs[same].folder] = f"the same settings and seed as {folder.name}, which is newer"
         runs[same] = run
@@ -174,10 +224,3 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
 def _written(folder: Path) -> float:
     file = folder / "metrics.json"
     return file.stat().st_mtime if file.exists() else 0.0
-
-
-def table_key(run: Run) -> tuple[Any, ...]:
-    """What two runs must share to stand in one table: data, split and test size."""
-    # The folds of one cross-validation differ in size by a few images; they are repeats of one experiment.
-    n = None if run.metrics["split"] == "kfold" else run.metrics["test/n"]
-    return run.metrics["data"], run.metrics["data_hash"], run.metrics["split"], n

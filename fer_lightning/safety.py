@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,12 @@ class GuardedLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         _check_secret("the command line", " ".join(overrides))
-        cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        try:
+            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        except KeyError as error:
+            if traceback.extract_tb(error.__traceback__)[-1].name != "__getitem__":  # that of os.environ
+                raise
+            raise UserError(f"hydra.job.env_copy: no {error} in the environment; set it, or leave it out") from None
         recorded: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
         if sorted([*recorded["hydra"], *recorded["task"]]) != sorted(overrides):
             raise UserError("hydra.overrides: is Hydra's record of the command line, and cannot be set in a file")

@@ -37,11 +37,13 @@ from fer_lightning.progress import Progress, in_terminal, show
 from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status, write_json, write_status
 from fer_lightning.safety import check_recorded
 from fer_lightning.sweep_folder import (
+    Job,
     Standing,
     describe,
     in_use,
     mixing,
     plan,
+    refuse_shared_mistake,
     request_stop,
     standings,
     stop_deadline,
@@ -131,8 +133,13 @@ class Summary(Callback):
         try:
             if _is_queued(config.hydra.launcher):
                 slurm.prepare_submission()
+            jobs = plan(config, folder)
+            if _is_parallel(config.hydra.launcher):
+                _check_number_of_jobs(config.hydra.launcher.n_jobs)
+            if not _is_queued(config.hydra.launcher):  # its jobs see other machines than this one
+                refuse_shared_mistake(jobs)
             folder.mkdir(parents=True, exist_ok=True)
-            self._start(config, folder)
+            self._start(config, folder, jobs)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             fail(error)
         except (HydraException, OmegaConfBaseException) as error:
@@ -143,9 +150,8 @@ class Summary(Callback):
             traceback.print_exc()
             raise SystemExit(1) from error
 
-    def _start(self, config: DictConfig, folder: Path) -> None:
+    def _start(self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig]) -> None:
         self.lock = occupy(folder)
-        jobs = plan(config, folder)
         sweep = describe(jobs, folder, sys.argv[1:])
         if not (folder / "sweep.json").exists():
             write_json(folder / "sweep.json", sweep)
@@ -257,9 +263,7 @@ def resume(folder: Path, anyway: bool) -> None:
     check_recorded(argv)  # a sweep.json from elsewhere is not the user's own voice
     more = [f"hydra.sweep.dir={job.quoted(folder)}"]
     more += ["++hydra.callbacks.summary.anyway=true"] if anyway else []
-    # argparse reads the overrides from one place only: beside the first one.
-    place = next((at for at, word in enumerate(argv) if "=" in word and not word.startswith("-")), len(argv))
-    sys.argv[1:] = [*argv[:place], *more, *argv[place:]]
+    sys.argv[1:] = [*argv, *more]
 
     from fer_lightning.__main__ import main
 
@@ -277,6 +281,11 @@ def main() -> None:
     go_on.add_argument("--anyway", action="store_true", help="also when the code or the configuration changed")
     given = parser.parse_args()
     run_tool(lambda: show(given.folder) if given.command == "status" else resume(given.folder, given.anyway))
+
+
+def _check_number_of_jobs(number: int) -> None:
+    if number < 1 and number != -1:
+        raise UserError(f"hydra.launcher.n_jobs={number}: must be at least 1, or -1 for as many as this machine holds")
 
 
 def _share_out(config: DictConfig, trainers: list[DictConfig]) -> None:

@@ -20,11 +20,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fer_lightning.config import CONF_DIR
+from fer_lightning.config import CONF_DIR, validate
 from fer_lightning.errors import UserError
 from fer_lightning.run_folder import occupy, read_json, read_status, write_json
 
 MAY_DIFFER = (
+    "hydra",
     "name",
     "tags",
     "resume",
@@ -85,7 +86,7 @@ class Standing:
 
 
 def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
-    """The jobs of Hydra's own sweeper and their configurations; none for sweepers that choose as they go.
+    """The jobs of Hydra's own sweeper, each with its configuration; none for sweepers that choose as they go.
 
     Args:
         master: the composed configuration of the whole multirun.
@@ -109,10 +110,28 @@ def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
         job = Job(number, folder / _subfolder(composed), overrides)
         if any(job.folder == other.folder for other in jobs):
             raise UserError(f"hydra.sweep.subdir: two jobs would share {job.folder}; begin it with ${{hydra:job.num}}")
-        with open_dict(composed):
-            del composed["hydra"]
         jobs[job] = composed
     return jobs
+
+
+def refuse_shared_mistake(jobs: Mapping[Job, DictConfig]) -> None:
+    """Refuse once what every job would be refused for, as long as one of them is still to be run.
+
+    Raises:
+        UserError: the mistake.
+    """
+    shared = ""
+    for composed in jobs.values():
+        try:
+            run = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            validate(run, composed.hydra.runtime.choices)
+            return
+        except UserError as mistake:
+            if shared not in ("", str(mistake)):
+                return
+            shared = str(mistake)
+    if any(read_status(job.folder)["status"] != "done" for job in jobs):
+        raise UserError(shared)
 
 
 def describe(jobs: Mapping[Job, DictConfig], folder: Path, argv: list[str]) -> dict[str, Any]:
@@ -125,6 +144,15 @@ def describe(jobs: Mapping[Job, DictConfig], folder: Path, argv: list[str]) -> d
         "git_commit": _git_commit(),
         "started": time.time(),
     }
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration, or of its part ``prefix``, by their full keys (``optim.lr``)."""
+    content = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(content, Mapping):
+        return {prefix: content}
+    parts = ((f"{prefix}.{key!s}" if prefix else str(key), value) for key, value in content.items())
+    return {key: value for name, part in parts for key, value in flat(part, name).items()}
 
 
 def code_hash() -> str:
@@ -184,7 +212,7 @@ def mixing(folder: Path, now: Mapping[str, Any], jobs: Mapping[Job, DictConfig])
     for job, composed in jobs.items():
         file = job.folder / ".hydra" / "config.yaml"
         written: Any = OmegaConf.load(file) if file.exists() else {}
-        changes = list(_changes(_flat(written), _flat(composed))) if written else []  # empty: killed while writing
+        changes = list(_changes(flat(written), flat(composed))) if written else []  # empty: killed while writing
         if changes:
             return f"{job.folder.name}: {'; '.join(changes)}"
     was, would_be = ([_settings(job["overrides"]) for job in record["jobs"]] for record in (then, now))
@@ -244,17 +272,8 @@ def _standing(job: Job, live: bool) -> Standing:
     return Standing(job, name, reason, epochs, int(planned.group(1)) if planned else 0, changed)
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """``optim.lr`` and so on, without what may differ."""
-    content = OmegaConf.to_container(node) if isinstance(node, DictConfig) else node
-    if not isinstance(content, dict):
-        return {prefix: content}
-    parts = ((f"{prefix}.{key!s}" if prefix else str(key), value) for key, value in content.items())
-    return {key: value for name, part in parts if _matters(name) for key, value in _flat(part, name).items()}
-
-
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for key in dict.fromkeys([*old, *new]):
+    for key in filter(_matters, dict.fromkeys([*old, *new])):
         if key not in new or key not in old:
             yield f"{key} was {'set' if key in old else 'not set'} and is {'set' if key in new else 'not set'}"
         elif old[key] != new[key] and not (_is_nan(old[key]) and _is_nan(new[key])):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -30,6 +30,9 @@ from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import PROBABILITY_COLUMNS, confident_mistakes
+
+if TYPE_CHECKING:
+    from fer_lightning.compare import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +176,6 @@ class _RowPerStep(WandbLogger):
 
 
 def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
-    import wandb
 
     names = [cfg[group]["name"] for group in ("imbalance", "model", "split", "data")]
     tags = list(dict.fromkeys(str(tag)[:64] for tag in (*names, *cfg["tags"]) if str(tag)))
@@ -182,18 +184,34 @@ def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
     # Chosen here, so that the attempt to start online and the offline run that follows it have the same.
     run_id = earlier or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
+    run = _start_wandb(
+        mode,
+        project=cfg["logger"]["project"],
+        entity=cfg["logger"]["entity"],
+        group=os.environ.get("WANDB_RUN_GROUP"),
+        name=f"{cfg['imbalance']['name']}-{cfg['model']['name']}-seed{cfg['seed']}",
+        tags=tags,
+        config={**cfg, "git_commit": git_commit(), "environment": environment()},
+        dir=run_dir,
+        id=run_id,
+        resume="allow" if earlier and mode != "offline" else None,
+    )
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    if run.offline:
+        # Only this part: in a sync of them all, one that was killed before W&B wrote anything stops the others.
+        log.info("W&B runs offline; upload later with: %s", _upload_command(run))
+    return _RowPerStep(experiment=run, project=cfg["logger"]["project"], save_dir=run_dir)
+
+
+def _start_wandb(mode: str, **arguments: Any) -> Any:
+    """Start a W&B run; offline where the server cannot be reached or refuses."""
+    import wandb
+
     def start(mode: Any) -> Any:
         return wandb.init(
-            project=cfg["logger"]["project"],
-            entity=cfg["logger"]["entity"],
-            group=os.environ.get("WANDB_RUN_GROUP"),
-            name=f"{cfg['imbalance']['name']}-{cfg['model']['name']}-seed{cfg['seed']}",
-            tags=tags,
-            config={**cfg, "git_commit": git_commit(), "environment": environment()},
-            dir=run_dir,
+            **arguments,
             mode=mode,
-            id=run_id,
-            resume="allow" if earlier and mode != "offline" else None,
             reinit="finish_previous",
             settings=wandb.Settings(
                 init_timeout=WANDB_START_SECONDS,
@@ -205,17 +223,11 @@ def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
     # Started here rather than by Lightning, whose offline=True would leave WANDB_MODE set for every later run of
     # this process, and so that a dead network or a wrong key shows now and not in the middle of training.
     try:
-        run = start(mode)
+        return start(mode)
     except wandb.Error as error:
         log.warning("W&B is not available (%s); the run is kept offline", _first_line(error))
         wandb.teardown()  # it has the id in use
-        mode, run = "offline", start("offline")
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    if mode == "offline":
-        # Only this part: in a sync of them all, one that was killed before W&B wrote anything stops the others.
-        log.info("W&B runs offline; upload later with: %s", _upload_command(run))
-    return _RowPerStep(experiment=run, project=cfg["logger"]["project"], save_dir=run_dir)
+        return start("offline")
 
 
 def _upload_command(run: Any) -> str:
@@ -330,6 +342,58 @@ def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
     faces = [wandb.Image(images[place].repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
     data: list[Any] = [[face, *values] for face, values in zip(faces, rows[columns].to_numpy().tolist(), strict=True)]
     return wandb.Table(columns=["face", *columns], data=data)
+
+
+def log_report(comparison: "Comparison", out: Path, project: str, entity: str | None = None) -> None:
+    """Log a comparison as one W&B run of type ``report``: its tables, pictures, page and sentences.
+
+    Args:
+        comparison: the comparison.
+        out: the report folder, already written; an offline run is kept in it.
+        project: W&B project; must exist or be one's own to make.
+        entity: user or team; None is the default of the account.
+    """
+    import wandb
+
+    with _only_a_warning(f"the report is complete in {out} all the same"), _files_kept_in(out / "wandb"):
+        run = _start_wandb(
+            _wandb_mode(),
+            project=project,
+            entity=entity,
+            group=os.environ.get("WANDB_RUN_GROUP"),
+            job_type="report",
+            name=f"report-{out.absolute().parent.name}",
+            tags=[
+                "report",
+                *dict.fromkeys(run.metrics["imbalance"] for runs in comparison.rows.values() for run in runs),
+            ],
+            config=comparison.protocol,
+            dir=out,
+        )
+        try:
+            frames = {
+                "summary": comparison.summary,
+                "differences": comparison.differences,
+                "mcnemar": comparison.mcnemar,
+                "ranks": comparison.ranks,
+                "per_class": comparison.per_class,
+                "calibration": comparison.calibration,
+                "cost": comparison.cost,
+                "ceiling": comparison.ceiling,
+                "paper": comparison.paper,
+                "findings": pd.DataFrame({"sentence": [*comparison.sentences, *comparison.notes]}),
+            }
+            means = comparison.summary[comparison.summary["test_set"] == comparison.test_set]
+            run.summary.update({f"{row['metric']}/{row['method']}": row["mean"] for row in means.to_dict("records")})
+            run.log({path.stem: wandb.Image(str(path)) for path in sorted(out.glob("*.png"))}, commit=False)
+            run.log({"page": wandb.Html(str(out / "report.html"))}, commit=False)
+            # Last, because tables alone need the server.
+            run.log({name: wandb.Table(dataframe=frame) for name, frame in frames.items() if frame is not None})
+        finally:
+            if run.offline:
+                log.info("W&B runs offline; upload later with: %s", _upload_command(run))
+            run.finish()
+            wandb.teardown()  # an offline run's finish() returns before its file is complete
 
 
 def finish(loggers: Sequence[Logger], failed: bool) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fer_lightning import figures, slurm, stop, tracking
+from fer_lightning import figures, posthoc, slurm, stop, tracking
 from fer_lightning.callbacks import (
     AtomicCheckpoints,
     Curves,
@@ -35,6 +35,7 @@ from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import Interrupted, UserError
 from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, split_faces
+from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.metrics import confident_mistakes, confusion_matrix, emotion_indices
 from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.resume import resume_from, saved_step
@@ -127,6 +128,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         cfg.data.batch_size,
         cfg.data.num_workers,
         cfg.seed,
+        instantiate(cfg.imbalance.mix, _partial_=True) if cfg.imbalance.get("mix") else None,
     )
     class_counts = datamodule.class_counts
     provenance = {
@@ -138,13 +140,18 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=class_counts)
     loggers += tracking.build_loggers(_plain(cfg), folder)
     clock = TrainClock()
-    trainer = build_trainer(cfg, folder, loggers, [clock], has_validation=len(split.val) > 0)
+    stage = _second_stage(cfg)
+    stages = [stage] if stage is not None else []
+    trainer = build_trainer(cfg, folder, loggers, [*stages, clock], has_validation=len(split.val) > 0)
     start = resume_from(cfg, folder, faces.data_hash, trainer.world_size)
+    first_stage = cfg.imbalance.get("first_stage")
     # The checkpoint has the weights; the file or the hub that they began with may be gone.
-    architecture = _plain(cfg.model) | ({"weights": "none"} if start else {})
+    architecture = _plain(cfg.model) | ({"weights": "none"} if start or first_stage else {})
     model = EmotionClassifier(
-        architecture, _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss
+        architecture, _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss, stage
     ).to(memory_format=torch.channels_last)
+    if first_stage and start is None:
+        posthoc.load_first_stage(model, cfg, faces.data_hash)
     if cfg.model.compile:
         model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
     log.info(
@@ -159,7 +166,9 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if start is not None:
         log.info("going on from %s: epoch %d, batch %d", start.path, start.epoch + 1, start.batches + 1)
         datamodule.go_on(start.epoch, start.batches)
-    trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
+    adjusts = cfg.imbalance.get("adjust") is not None
+    if not (adjusts and first_stage):  # then everything is trained already
+        trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # The test counts every image once and must equal `evaluate`: the first process alone does it.
         torch.distributed.barrier()
@@ -170,17 +179,18 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
         return None
 
-    best = _best_checkpoint(trainer, folder)
+    device = trainer.strategy.root_device
+    best = Path(first_stage) if adjusts and first_stage else _best_checkpoint(trainer, folder)
+    if adjusts:
+        best = posthoc.adjust(cfg, best, folder, faces, split, device)
     tested = EmotionClassifier.load(best)
-    evaluation = evaluate(tested, faces, split, trainer.strategy.root_device)
+    evaluation = evaluate(tested, faces, split, device)
     epoch = int(read_checkpoint(best)["epoch"])
+    images = trainer.global_step * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
     metrics = {
         **evaluation.metrics,
         "train/seconds": clock.seconds,
-        "train/images_per_second": trainer.global_step
-        * cfg.data.batch_size
-        * cfg.trainer.accumulate_grad_batches
-        / clock.seconds,
+        "train/images_per_second": images / clock.seconds if clock.seconds else None,
         "train/steps": trainer.global_step,
         "train/class_counts": dict(zip(EMOTIONS, class_counts, strict=True)),
         "epoch": epoch,
@@ -189,14 +199,23 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "model": cfg.model.name,
         "split": cfg.split.name,
         "data": cfg.data.name,
+        "labels": cfg.labels.name,
+        "drop_duplicates": cfg.data.drop_duplicates,
+        "budget": cfg.budget,
+        "tau": (tested.hparams["adjusted"] or {}).get("tau"),
         "synthetic": faces.synthetic,
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         **provenance,
     }
     _write_artefacts(folder, metrics, evaluation, faces, split, drawn)
-    tracking.log_results(loggers, metrics, evaluation.predictions, faces, split, folder)
+    tracking.log_results(loggers, metrics, _reported(evaluation.predictions), faces, split, folder)
     return Run(metrics, trainer, tested, datamodule)
+
+
+def _second_stage(cfg: DictConfig) -> SecondStage | None:
+    node = cfg.imbalance.get("second_stage")
+    return instantiate(node, _partial_=True)(seed=cfg.seed) if node else None
 
 
 def build_trainer(
@@ -210,7 +229,8 @@ def build_trainer(
     processes = devices and devices * arguments["num_nodes"]
     if arguments["strategy"] == "auto" and (processes or arguments["num_nodes"]) > 1:
         # Frozen parameters take no part in the backward pass, which plain DDP waits for.
-        arguments["strategy"] = "ddp_find_unused_parameters_true" if cfg.model.freeze_epochs else "ddp"
+        freezes = cfg.model.freeze_epochs or cfg.imbalance.get("second_stage")
+        arguments["strategy"] = "ddp_find_unused_parameters_true" if freezes else "ddp"
     best = MovableCheckpoint(
         dirpath=folder / "checkpoints",
         filename="best",
@@ -273,8 +293,8 @@ def _write_artefacts(
     folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split, drawn: list[int]
 ) -> None:
     write_json(folder / "metrics.json", metrics)
-    predictions = evaluation.predictions
-    predictions.to_csv(folder / "predictions.csv", index=False)
+    evaluation.predictions.to_csv(folder / "predictions.csv", index=False)
+    predictions = _reported(evaluation.predictions)
     title, subtitle = metrics["imbalance"], figures.caption(metrics)
     labels, predicted = (emotion_indices(list(predictions[column])) for column in ("label", "prediction"))
     sets = {"train": split.train, "val": split.val, "test": split.tests["test"]}
@@ -285,13 +305,19 @@ def _write_artefacts(
     pictures = {
         "confusion_matrix": figures.confusion_matrix(confusion_matrix(labels, predicted), title, subtitle),
         "class_distribution": figures.class_distribution(counts, "Images per class", subtitle),
-        "curves": figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle),
         "mistakes": figures.mistakes(
             faces.images[split.tests["test"][wrong.index]], wrong, "Most confident mistakes", subtitle
         ),
     }
+    if (folder / "metrics.csv").exists():  # not where a model trained elsewhere was only adjusted
+        pictures["curves"] = figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png")
+
+
+def _reported(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the reported test set; a protocol may test on further images."""
+    return predictions[predictions["test"] == 1].reset_index(drop=True)
 
 
 def _as_user_error(error: BaseException, cfg: DictConfig, folder: Path) -> UserError | None:

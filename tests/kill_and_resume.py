@@ -190,7 +190,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     metrics = json.loads((folder / "metrics.json").read_text())
     parts = {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "processes", "position")}
-    parts |= {key: last.get(key) for key in ("current_model_state", "averaging_state")}
+    parts |= {key: last.get(key) for key in ("current_model_state", "averaging_state", "MixedPrecision")}
     parts["best"] = best["state_dict"]
     parts["scores"] = {
         key: value for key, value in metrics.items() if key not in ("train/seconds", "train/images_per_second")

@@ -128,7 +128,7 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
     "train size too large": (["split.train_size=289"], ["split.train_size=289: accepted are 7", "to 288"]),
     "train size too small": (["split.train_size=6"], ["split.train_size=6: accepted are 7"]),
     "batch larger than the epoch": (
-        ["imbalance=undersample", "data.batch_size=57"],
+        ["imbalance=undersample", "budget=epochs", "data.batch_size=57"],
         ["data.batch_size=57: only 56 images are drawn per epoch; use a smaller batch"],
     ),
     "undersample beyond the rarest": (

@@ -1,110 +1,50 @@
 """Comparing runs, on run folders written here with known predictions."""
 
+import gc
 import io
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
+from conftest import Outcome
 from rich.console import Console
+from run_folders import SKILLS, TEST_COUNTS, write_run, write_sweep
+from wandb_file import read_offline_runs
 
-from fer_lightning.compare import RESAMPLES, bootstrap_f1, compare, main
+from fer_lightning import findings, statistics
+from fer_lightning.compare import METRICS, TESTED, Comparison, analyse, compare, compare_sweep, main
 from fer_lightning.config import run_tool
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.metrics import classification_metrics, confusion_matrix, macro_f1
-from fer_lightning.runs import find_runs, read_run, read_runs
+from fer_lightning.runs import find_runs, read_runs
+from fer_lightning.statistics import Estimate
 
-TEST_COUNTS = (49, 6, 53, 88, 59, 42, 63)
-TRAIN_COUNTS = dict(zip(EMOTIONS, (3995, 436, 4097, 7215, 4830, 3171, 4965), strict=True))
-
-WriteRun = Callable[..., Path]
+LARGE = tuple(8 * count for count in TEST_COUNTS)
 
 
-@pytest.fixture
-def write_run(tmp_path: Path) -> WriteRun:
-    """Write a finished run folder; ``skill`` is the share of images that are right, disgust apart."""
-
-    def write(
-        name: str,
-        imbalance: str = "none",
-        seed: int = 0,
-        skill: float = 0.6,
-        rare_skill: float = 0.3,
-        counts: tuple[int, ...] = TEST_COUNTS,
-        settings: dict[str, Any] | None = None,
-        **metrics: Any,
-    ) -> Path:
-        folder = tmp_path / name
-        (folder / ".hydra").mkdir(parents=True)
-        rng = np.random.default_rng([seed, *map(ord, imbalance)])
-        labels = np.repeat(np.arange(7), counts)
-        right = rng.random(len(labels)) < np.where(labels == 1, rare_skill, skill)
-        predictions = np.where(right, labels, (labels + rng.integers(1, 7, len(labels))) % 7)
-        probabilities = 0.3 / 7 + 0.7 * np.eye(7)[predictions]
-        scores = {
-            **classification_metrics(probabilities, labels),
-            **classification_metrics(probabilities[5:], labels[5:], "test_dedup/"),
-            "train/seconds": 60.0 + seed,
-            "train/class_counts": TRAIN_COUNTS,
-            "epoch": 2,
-            "seed": seed,
-            "imbalance": imbalance,
-            "model": "efficientnet_b0",
-            "split": "official",
-            "data": "fer2013",
-            "data_hash": "abc",
-            "synthetic": False,
-            "git_commit": "1234",
-            **metrics,
-        }
-        named = np.array(EMOTIONS)
-        table = pd.DataFrame(
-            {
-                "id": [f"test/{named[k]}/PrivateTest_{i}.jpg" for i, k in enumerate(labels)],
-                "usage": "PrivateTest",
-                "label": named[labels],
-                "prediction": named[predictions],
-                **{f"p_{emotion}": probabilities[:, k] for k, emotion in enumerate(EMOTIONS)},
-                "twin_group": np.arange(len(labels)),
-                "test_dedup": 1,
-            }
-        )
-        table.to_csv(folder / "predictions.csv", index=False)
-        (folder / "metrics.json").write_text(json.dumps(scores))
-        (folder / "status.json").write_text(json.dumps({"status": "done"}))
-        config: dict[str, Any] = {
-            "seed": seed,
-            "name": "x",
-            "imbalance": {"name": imbalance, "loss": {"_target_": "L"}},
-            "optim": {"lr": 0.001},
-        }
-        for key, value in (settings or {}).items():
-            group, knob = key.rsplit(".", 1)
-            node = config
-            for part in group.split("."):
-                node = node.setdefault(part, {})
-            node[knob] = value
-        OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-        return folder
-
-    return write
+@pytest.fixture(autouse=True, scope="module")
+def _old_objects_apart() -> Iterator[None]:
+    """statsmodels collects garbage at every correction: 0.4 s each beside a loaded torch."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
-def sweep(write_run: WriteRun, seeds: int = 1, **common: Any) -> None:
-    skills = {"none": (0.6, 0.0), "undersample": (0.45, 0.6), "weighted": (0.56, 0.5), "focal": (0.61, 0.2)}
-    for seed in range(seeds):
-        for number, (method, (skill, rare)) in enumerate(skills.items()):
-            write_run(f"sweep/{seed * 4 + number}-{method}-seed{seed}", method, seed, skill, rare, **common)
+@pytest.fixture(autouse=True)
+def _few_resamples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = statistics.bootstrap_scores.__defaults__
+    assert defaults
+    assert defaults[0] == statistics.RESAMPLES
+    monkeypatch.setattr(statistics.bootstrap_scores, "__defaults__", (300, *defaults[1:]))
 
 
 def quiet() -> Console:
@@ -115,154 +55,458 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_one_seed_table_and_report(write_run: WriteRun, tmp_path: Path) -> None:
-    sweep(write_run)
+def compared(folder: Path, **options: Any) -> Comparison:
+    runs, skipped = read_runs(find_runs([folder]))
+    assert not skipped
+    return analyse(runs, **options)
+
+
+def scores_of(folder: Path, method: str, key: str) -> list[float]:
+    files = sorted(folder.glob(f"*-{method}-seed*/metrics.json"))
+    return [json.loads(file.read_text())[key] for file in files]
+
+
+def test_everything_is_written(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", 3)
     console = quiet()
-    frame = compare([tmp_path / "sweep"], tmp_path / "report", console)
-
-    assert frame["method"].tolist() == ["none", "undersample", "weighted", "focal"]
-    assert frame["seeds"].tolist() == [1, 1, 1, 1]
-    for _, row in frame.iterrows():
-        metrics = json.loads(next((tmp_path / "sweep").glob(f"*-{row.method}-*/metrics.json")).read_text())
-        assert row["accuracy"] == metrics["test/accuracy"]
-        assert row["f1_macro"] == metrics["test/f1_macro"]
-        assert row["test_dedup/f1_macro"] == metrics["test_dedup/f1_macro"]
-        assert metrics[f"test/recall/{row['worst_class']}"] == metrics["test/worst_recall"]
-        assert row["f1_macro_low"] < row["f1_macro"] < row["f1_macro_high"]
-    assert frame["accuracy_sd"].isna().all()
-    assert np.isnan(frame["f1_macro_difference"][0])
-    np.testing.assert_allclose(frame["f1_macro_difference"][1:], frame["f1_macro"][1:] - frame["f1_macro"][0])
-    assert (frame["f1_macro_difference_low"][1:] < frame["f1_macro_difference"][1:]).all()
-
-    shown = words(console.export_text())
-    assert "One seed cannot rank methods" in shown
-    assert "SYNTHETIC" not in shown
-    assert "FER-2013 · split official · test n = 360" in shown
+    c = compare([tmp_path / "sweep"], tmp_path / "report", console)
+    written = {file.name for file in (tmp_path / "report").iterdir()}
+    assert {"summary.csv", "differences.csv", "report.md", "report.html"} <= written
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "report" / "summary.csv"), c.summary)
     report = (tmp_path / "report" / "report.md").read_text()
     pictures = re.findall(r"\]\((.+?\.png)\)", report)
-    assert sorted(pictures) == [
-        "class_distribution.png",
-        "confusion_matrices.png",
-        "method_bars.png",
-        "recall_by_class.png",
-    ]
-    for picture in pictures:
-        assert matplotlib.image.imread(tmp_path / "report" / picture).shape[0] > 300
-    best = frame.loc[frame["accuracy"].idxmax(), "accuracy"]
-    assert f"**{best:.3f}**" in report
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "report" / "comparison.csv"), frame, check_dtype=False)
-
-
-def test_several_seeds_give_mean_and_sample_deviation(write_run: WriteRun, tmp_path: Path) -> None:
-    sweep(write_run, seeds=3)
-    console = quiet()
-    frame = compare([tmp_path / "sweep"], tmp_path / "report", console).set_index("method")
-    values = [
-        json.loads(file.read_text())["test/f1_macro"] for file in (tmp_path / "sweep").glob("*-focal-*/metrics.json")
-    ]
-    assert len(values) == frame.loc["focal", "seeds"] == 3
-    assert frame.loc["focal", "f1_macro"] == pytest.approx(np.mean(values))
-    assert frame.loc["focal", "f1_macro_sd"] == pytest.approx(np.std(values, ddof=1))
-    assert frame.loc["focal", "f1_macro_difference_pairs"] == 3
-    assert frame.loc["none", "worst_class"] == "disgust"
+    assert pictures
+    assert set(pictures) <= written
     shown = words(console.export_text())
-    assert "One seed" not in shown
-    assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in shown
+    for text in (c.key, *c.sentences, *c.notes):
+        assert words(text) in shown
+    assert c.key == "FER-2013 · split official · test n = 360"
+    assert c.protocol["seeds"] == "0, 1, 2"
+    assert c.protocol["budget"] == "equal optimizer steps"
+    assert c.protocol["training steps"] == "1,200"
 
 
-def test_bootstrap_agrees_with_theory_and_pairs_runs(write_run: WriteRun) -> None:
-    """With equal classes and equal recalls macro F1 is close to accuracy, whose error is binomial."""
-    good, better = (
-        read_run(write_run(name, name, skill=skill, rare_skill=skill, counts=(300,) * 7))
-        for name, skill in (("a", 0.6), ("b", 0.8))
+def test_summary_has_mean_deviation_and_t_interval(tmp_path: Path) -> None:
+    c = compared(write_sweep(tmp_path / "sweep", 3))
+    assert set(c.summary["metric"]) == set(METRICS)
+    assert set(c.summary["test_set"]) == {"test", "test_dedup"}
+    assert len(c.summary) == 2 * 4 * len(METRICS)
+    for row in c.summary.to_dict("records"):
+        values = scores_of(tmp_path / "sweep", row["method"], f"{row['test_set']}/{row['metric']}")
+        expected = statistics.t_interval(np.array(values))
+        assert [row[key] for key in ("mean", "sd", "low", "high")] == pytest.approx(expected)
+        assert row["seeds"] == 3
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
+    c = compared(write_sweep(tmp_path / "sweep", 3))
+    assert c.baseline == "none"
+    assert list(c.rows) == ["none", "undersample", "weighted", "focal"]
+    table = c.differences.set_index(["test_set", "method", "metric"])
+    assert len(table) == 2 * 3 * len(TESTED)
+    for (test_set, method, metric), row in table.iterrows():
+        gaps = np.subtract(*(scores_of(tmp_path / "sweep", each, f"{test_set}/{metric}") for each in (method, "none")))
+        assert row["difference"] == pytest.approx(gaps.mean())
+        assert row["low"] < row["difference"] < row["high"]
+        assert row["p"] <= row["p_holm"] <= 3 * row["p"] + 1e-12
+        assert row["pairs"] == 3
+    assert table.loc[("test", "undersample", "accuracy"), "p_holm"] < 0.05
+
+
+def test_sentences_say_which_is_real(tmp_path: Path) -> None:
+    skills = {"none": (0.5, 0.1), "focal": (0.8, 0.7), "weighted": (0.5, 0.1)}
+    c = compared(write_sweep(tmp_path / "sweep", 5, skills, counts=LARGE))
+    row = c.differences.query("test_set == 'test' and method == 'focal' and metric == 'f1_macro'").iloc[0]
+    by, low, high = (f"{100 * row[key]:.1f}" for key in ("difference", "low", "high"))
+    assert f"focal beats none in macro F1 by {by} points (95 % CI {low} to {high}; Holm p < 0.001)." in c.sentences
+    assert c.sentences[0].startswith("focal wins: its macro F1 of ")
+    assert "and every other of the 3 methods" in c.sentences[0]
+    assert any(line.startswith("No evidence for a difference to none in accuracy: weighted (") for line in c.sentences)
+    assert any("48 images of disgust: one of them is 2.1 points of its recall" in line for line in c.sentences)
+    assert not any("One seed" in line for line in c.sentences)
+
+
+def test_winner_that_is_not_clear() -> None:
+    means = {"a": 0.6, "b": 0.59, "c": 0.4}
+    pairs = {
+        ("a", "b"): Estimate(0.01, -0.01, 0.03, 0.3),
+        ("a", "c"): Estimate(0.2, 0.15, 0.25, 1e-6),
+        ("b", "c"): Estimate(0.19, 0.15, 0.23, 1e-6),
+    }
+    told = findings.winner(means, pairs, seeds=3)
+    assert told == (
+        "No clear winner: a has the highest macro F1, 60.0 %, 1.0 points above b (95 % CI -1.0 to 3.0; "
+        "Holm p = 0.300 over all 3 pairs), so it cannot be told apart from b."
     )
-    scores = bootstrap_f1([good, better, good])
-    assert scores.shape == (RESAMPLES, 3)
-    np.testing.assert_array_equal(scores[:, 0], scores[:, 2])
-    whole = macro_f1(confusion_matrix(good.labels, good.predictions))
-    assert scores[:, 0].mean() == pytest.approx(whole, abs=0.003)
-    assert scores[:, 0].std() == pytest.approx(np.sqrt(0.6 * 0.4 / 2100), rel=0.15)
-    np.testing.assert_array_equal(scores, bootstrap_f1([good, better, good]))
+    turned = {("b", "a"): Estimate(-0.01, -0.03, 0.01, 0.3), **{key: pairs[key] for key in list(pairs)[1:]}}
+    assert findings.winner(means, turned, seeds=3) == told
+    assert "with one seed that ranks these models" in findings.winner(means, pairs, seeds=1)
+    unknown = dict.fromkeys(pairs, Estimate(np.nan, np.nan, np.nan, np.nan))
+    assert "cannot be told apart from b and c" in findings.winner(means, unknown, seeds=3)
+
+
+def test_a_trade_and_twins_are_told() -> None:
+    def row(test_set: str, metric: str, gap: float, p: float) -> dict[str, Any]:
+        numbers = {"difference": gap, "low": gap - 0.01, "high": gap + 0.01, "p": p, "p_holm": p, "pairs": 3}
+        return {"test_set": test_set, "method": "focal", "metric": metric, **numbers}
+
+    frame = pd.DataFrame(
+        [
+            row("test", "f1_macro", 0.03, 0.01),
+            row("test", "accuracy", -0.02, 0.01),
+            row("test_dedup", "f1_macro", 0.005, 0.4),
+        ]
+    )
+    said = findings.against_baseline(frame, {"focal": "none"}, "test")
+    assert said[1] == "focal is worse than none in accuracy by 2.0 points (95 % CI 1.0 to 3.0; Holm p = 0.010)."
+    assert said[2].startswith("focal trades accuracy (-2.0 points to none) for macro F1 (+3.0 points)")
+    assert "clear only with the test images that have a pixel-identical twin" in said[3]
+
+
+def test_one_seed_has_intervals_from_images_only(tmp_path: Path) -> None:
+    c = compared(write_sweep(tmp_path / "sweep"))
+    assert c.summary["sd"].isna().all()
+    assert c.differences["low"].notna().all()
+    assert len(c.ranks) == 0
+    assert any("One seed cannot rank methods" in line for line in c.sentences)
+    assert any("the variance of training is left out" in note for note in c.notes)
+
+
+def test_one_run_is_described(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", "focal")
+    c = compared(tmp_path)
+    assert c.baseline is None
+    assert len(c.differences) == len(c.mcnemar) == len(c.ranks) == 0
+    assert c.sentences[0] == "There is one method only, so there is nothing to compare it with."
+    compare([tmp_path], tmp_path / "out", quiet())
+
+
+def test_two_methods_and_twenty_two(tmp_path: Path) -> None:
+    two = compared(write_sweep(tmp_path / "two", 3, {name: SKILLS[name] for name in ("none", "focal")}))
+    assert np.allclose(two.differences["p"], two.differences["p_holm"])
+    assert len(two.ranks) == 2 * len(TESTED)
+    skills = {"none": (0.6, 0.3)} | {f"m{k}": (0.5 + 0.01 * k, 0.3) for k in range(21)}
+    many = compared(write_sweep(tmp_path / "many", 2, skills))
+    assert len(many.differences) == 2 * 21 * len(TESTED)
+    assert many.ranks.attrs["blocks"] == 2
+    assert any("Two seeds" in note or "two seeds" in note for note in many.notes)
+
+
+def test_full_size_takes_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, 3589)
+    answers = [np.where(rng.random(3589) < 0.7, labels, rng.integers(0, 7, 3589)) for _ in range(220)]
+    start = time.perf_counter()
+    found = statistics.bootstrap_scores([labels] * 220, answers, [np.arange(3589)] * 220, 7, 1000)
+    assert found.shape == (1000, 220, 3)
+    assert time.perf_counter() - start < 20
+
+
+def test_ranks_are_over_seeds(tmp_path: Path) -> None:
+    c = compared(write_sweep(tmp_path / "sweep", 3))
+    values = pd.DataFrame({name: scores_of(tmp_path / "sweep", name, "test/f1_macro") for name in c.rows})
+    found = c.ranks[c.ranks["metric"] == "f1_macro"].set_index("method")["mean_rank"]
+    assert found.to_dict() == pytest.approx(values.rank(axis=1, ascending=False).mean().to_dict())
+    assert c.ranks.attrs["blocks"] == 3
+    assert c.ranks.attrs["critical_difference"] == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 3)), rel=1e-3)
+
+
+def test_mcnemar_takes_majority_votes(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", 3)
+    c = compared(tmp_path / "sweep")
+    votes = {}
+    for method in ("none", "focal"):
+        tables = [pd.read_csv(file) for file in sorted((tmp_path / "sweep").glob(f"*-{method}-*/predictions.csv"))]
+        answers = np.stack([table["prediction"] for table in tables], axis=1)
+        votes[method] = np.array([list(row).count(label) >= 2 for row, label in zip(answers, tables[0]["label"])])
+    row = c.mcnemar.set_index("method").loc["focal"]
+    sure = int((votes["focal"] & ~votes["none"]).sum())
+    # Three different answers are decided by probability, which this count leaves out.
+    assert 0 <= row["only_method_right"] - sure <= 12
+    assert (c.mcnemar["p_holm"] >= c.mcnemar["p"]).all()
+
+
+def test_classes_confusion_calibration_and_cost(tmp_path: Path) -> None:
+    c = compared(write_sweep(tmp_path / "sweep", 3))
+    focal = c.per_class[c.per_class["method"] == "focal"].set_index("emotion")
+    for emotion, n in zip(EMOTIONS, TEST_COUNTS, strict=True):
+        values = scores_of(tmp_path / "sweep", "focal", f"test/recall/{emotion}")
+        assert focal.loc[emotion, "recall"] == pytest.approx(np.mean(values))
+        assert focal.loc[emotion, "recall_sd"] == pytest.approx(np.std(values, ddof=1))
+        assert focal.loc[emotion, "n"] == n
+    assert c.confusion["focal"].sum(axis=1).tolist() == [3 * n for n in TEST_COUNTS]
+    calibration = c.calibration.set_index("method").loc["focal"]
+    for key in ("nll", "ece"):
+        assert calibration[key] == pytest.approx(np.mean(scores_of(tmp_path / "sweep", "focal", f"test/{key}")))
+        assert calibration[f"{key}_scaled"] != calibration[key]
+    assert calibration["temperature"] == 1.5
+    counts = c.reliability.groupby(["method", "scaled"])["count"].sum()
+    assert set(counts) == {3 * 360}
+    assert c.cost.set_index("method").loc["focal", ["seconds", "steps"]].tolist() == [61.0, 1200.0]
+
+
+def test_no_temperature_no_scaling(tmp_path: Path) -> None:
+    c = compared(write_sweep(tmp_path / "sweep", 2, temperature=None))
+    assert c.calibration["nll_scaled"].isna().all()
+    assert c.calibration["nll"].notna().all()
+    assert not c.reliability["scaled"].any()
+    assert any("No run has a temperature" in note for note in c.notes)
 
 
 @pytest.mark.parametrize(
-    "other", [{"data_hash": "other"}, {"split": "paper"}, {"data": "synthetic", "synthetic": True}]
+    ("other", "what"),
+    [
+        ({"data_hash": "other"}, "data hash (abc; other)"),
+        ({"split": "kfold"}, "split (official; kfold)"),
+        ({"data": "synthetic", "synthetic": True}, "data (fer2013; synthetic)"),
+        ({"labels": "ferplus"}, "labels (fer; ferplus)"),
+        ({"counts": (10,) * 7}, "test images (test) (360; 70, "),
+        ({"counts": (*TEST_COUNTS[:5], 41, 64)}, "test images (test) (360; 360, 359 of them the same"),
+    ],
 )
-def test_what_is_not_comparable_is_in_separate_tables(
-    write_run: WriteRun, tmp_path: Path, other: dict[str, Any]
-) -> None:
-    write_run("runs/0", "none")
-    write_run("runs/1", "focal", **other)
+def test_what_is_not_comparable_is_refused(tmp_path: Path, other: dict[str, Any], what: str) -> None:
+    write_run(tmp_path / "runs/0", "none")
+    write_run(tmp_path / "runs/1", "focal", **other)
+    with pytest.raises(UserError, match=re.escape(f"runs/0 and runs/1 cannot be compared: they differ in {what}")):
+        compare([tmp_path / "runs"], tmp_path / "out", quiet())
+    assert not (tmp_path / "out").exists()
+
+
+def test_at_a_sweeps_end_a_refusal_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [write_run(tmp_path / "0", "none"), write_run(tmp_path / "1", "focal", data_hash="other")]
+    assert compare_sweep(folders, tmp_path / "report") is None
+    assert capsys.readouterr().out.startswith("[sweep] no comparison: ")
+    assert compare_sweep(folders[:1], tmp_path / "report") == tmp_path / "report"
+
+
+def paper_sets(seed: int) -> dict[str, np.ndarray]:
+    """A seed's own cut of a pool of 720 images: a large test set, and a balanced one within it."""
+    counts = tuple(2 * count for count in TEST_COUNTS)
+    large = np.flatnonzero(np.random.default_rng(seed).random(sum(counts)) < 0.5)
+    labels = np.repeat(np.arange(7), counts)[large]
+    balanced = np.concatenate([large[labels == k][:3] for k in range(7)])
+    return {"test_large": large, "test_balanced": balanced, "test_large_dedup": large[4:], "test_dedup": large[4:]}
+
+
+def write_paper(folder: Path, seeds: int) -> Path:
+    counts = tuple(2 * count for count in TEST_COUNTS)
+    for seed in range(seeds):
+        sets = paper_sets(seed)
+        for method in ("undersample", "weighted_bce", "focal"):
+            balanced = method == "undersample"
+            own = {**sets, "test": sets["test_balanced" if balanced else "test_large"]}
+            if balanced:
+                own |= {"test_dedup": own["test"][1:], "test_large_dedup": sets["test_large"][2:]}
+            options: dict[str, Any] = {
+                "budget": "epochs",
+                "temperature": None,
+                "train/steps": 206 if balanced else 1432,
+            }
+            write_run(
+                folder / f"{method}-seed{seed}",
+                method,
+                seed,
+                counts=counts,
+                images=sets["test_large"],
+                sets=own,
+                split="paper",
+                settings={"split.subset": "balanced" if balanced else "large"},
+                **options,
+            )
+    return folder
+
+
+def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> None:
+    c = compared(write_paper(tmp_path / "runs", 3))
+    assert c.test_set == "test_large"
+    assert set(c.summary["test_set"]) == {"test_large", "test_balanced", "test_large_dedup"}
+    assert set(c.differences["test_set"]) == {"test_large", "test_large_dedup"}
+    assert c.differences["low"].notna().all()
+    assert len(c.mcnemar) == 0
+    assert c.paper is not None
+    paper = c.paper.set_index("method")
+    assert paper["paper_accuracy"].to_dict() == {"undersample": 0.494286, "weighted_bce": 0.498982, "focal": 0.558316}
+    assert paper["test_set"].tolist() == ["test_balanced", "test_large", "test_large"]
+    assert paper.loc["undersample", "n"] == 21
+    values = [
+        json.loads(file.read_text())["test_balanced/accuracy"]
+        for file in (tmp_path / "runs").glob("undersample-*/metrics.json")
+    ]
+    assert paper.loc["undersample", "mean"] == pytest.approx(np.mean(values))
+    (honest,) = (line for line in c.sentences if line.startswith("The paper reports"))
+    assert "two different test sets, single runs, no baseline" in honest
+    assert "smaller than the paper's" in honest
+    assert "3 seeds, each with a sample and split of its own" in honest
+    notes = " ".join(c.notes)
+    assert "differences are taken from undersample" in notes
+    assert "Each seed or fold has test images of its own" in notes
+    assert "unequal numbers of optimizer steps (206; 1,432)" in notes
+    assert "test_large_dedup differs between them" in notes
+    assert c.protocol["budget"] == "equal epochs"
+    compare([tmp_path / "runs"], tmp_path / "out", quiet())
+
+
+def test_test_sets_of_their_own_are_refused_outside_such_splits(tmp_path: Path) -> None:
+    write_paper(tmp_path / "runs", 2)
+    for file in (tmp_path / "runs").glob("*/metrics.json"):
+        file.write_text(file.read_text().replace('"paper"', '"official"'))
+    with pytest.raises(UserError, match=r"differ in test images \(test\)"):
+        compared(tmp_path / "runs")
+
+
+def test_a_seed_with_other_images_for_one_method_is_refused(tmp_path: Path) -> None:
+    write_paper(tmp_path / "runs", 2)
+    file = tmp_path / "runs" / "focal-seed1" / "metrics.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "seed": 0}))
+    with pytest.raises(UserError, match=r"cannot be compared: they differ in test images \(test_large\)"):
+        compared_all = read_runs(find_runs([tmp_path / "runs"]))[0]
+        analyse([run for run in compared_all if run.folder.name != "focal-seed0"])
+
+
+def test_folds_are_repeats_of_one_experiment(tmp_path: Path) -> None:
+    places = np.array_split(np.random.default_rng(0).permutation(360), 3)
+    for fold, mine in enumerate(places):
+        for method in ("none", "focal"):
+            sets = {"test": np.sort(mine), "test_dedup": np.sort(mine)}
+            settings = {"split.fold": fold}
+            write_run(tmp_path / f"{method}{fold}", method, images=mine, sets=sets, split="kfold", settings=settings)
+    c = compared(tmp_path)
+    assert c.key.endswith("3 folds")
+    assert c.summary["seeds"].unique().tolist() == [3]
+    assert c.differences["pairs"].unique().tolist() == [3]
+    assert c.protocol["seeds"] == "0, folds 0, 1, 2"
+
+
+def test_drawn_faces_are_announced(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", data="synthetic", synthetic=True)
     console = quiet()
-    frame = compare([tmp_path / "runs"], tmp_path / "out", console)
-    assert frame["table"].tolist() == [0, 1]
-    assert frame["f1_macro_difference"].isna().all() if "f1_macro_difference" in frame else True
-    assert "separate tables" in words(console.export_text())
-    assert (tmp_path / "out" / "0" / "method_bars.png").exists()
-    assert (tmp_path / "out" / "1" / "method_bars.png").exists()
-
-
-def test_another_number_of_test_images_is_another_table(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("runs/0", "none")
-    write_run("runs/1", "undersample", counts=(10,) * 7)
-    assert compare([tmp_path / "runs"], tmp_path / "out", quiet())["table"].tolist() == [0, 1]
-
-
-def test_folds_are_repeats_of_one_experiment(write_run: WriteRun, tmp_path: Path) -> None:
-    for fold in range(3):
-        counts = (49 + fold, *TEST_COUNTS[1:])
-        write_run(f"runs/{fold}", "focal", counts=counts, split="kfold", settings={"split.fold": fold})
-    frame = compare([tmp_path / "runs"], tmp_path / "out", quiet())
-    assert frame["seeds"].tolist() == [3]
-    assert "f1_macro_low" not in frame
-
-
-def test_drawn_faces_are_announced_everywhere(write_run: WriteRun, tmp_path: Path) -> None:
-    sweep(write_run, data="synthetic", synthetic=True)
-    console = quiet()
-    compare([tmp_path / "sweep"], tmp_path / "report", console)
+    c = compare([tmp_path / "sweep"], tmp_path / "report", console)
+    assert c.synthetic
     shown = console.export_text()
     assert shown.index("SYNTHETIC DATA") < shown.index("undersample")
-    assert "say nothing about FER-2013" in words(shown)
-    assert "SYNTHETIC DATA" in (tmp_path / "report" / "report.md").read_text().splitlines()[2]
+    assert "nothing here is about FER-2013 or real faces" in words(shown)
+    assert "SYNTHETIC DATA" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_a_varied_knob_makes_a_row_and_not_a_seed(write_run: WriteRun, tmp_path: Path) -> None:
-    for number, gamma in enumerate((1.0, 2.0)):
-        write_run(f"runs/{number}", "focal", skill=0.5 + gamma / 10, settings={"imbalance.loss.gamma": gamma})
-    frame = compare([tmp_path / "runs"], tmp_path / "out", quiet())
-    assert frame["method"].tolist() == ["focal gamma=1.0", "focal gamma=2.0"]
-    assert frame["seeds"].tolist() == [1, 1]
+def test_a_varied_knob_makes_a_row_and_not_a_seed(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", "none")
+    for gamma in (1.0, 2.0):
+        settings = {"imbalance.loss.gamma": gamma}
+        write_run(tmp_path / str(gamma), "focal", skill=0.5 + gamma / 10, settings=settings)
+    c = compared(tmp_path)
+    assert list(c.rows) == ["none", "focal gamma=1.0", "focal gamma=2.0"]
+    assert set(c.differences["method"]) == {"focal gamma=1.0", "focal gamma=2.0"}
 
 
-def test_models_are_named_when_there_are_several(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("runs/0", "none")
-    write_run("runs/1", "none", model="tf_efficientnetv2_b0")
-    frame = compare([tmp_path / "runs"], tmp_path / "out", quiet())
-    assert frame["method"].tolist() == ["none efficientnet_b0", "none tf_efficientnetv2_b0"]
+def test_each_model_has_its_own_baseline(tmp_path: Path) -> None:
+    for model in ("efficientnet_b0", "tf_efficientnetv2_b0"):
+        for method in ("focal", "none"):
+            skill = 0.5 if model == "efficientnet_b0" else 0.8
+            write_run(tmp_path / f"{model}-{method}", method, skill=skill, model=model)
+    c = compared(tmp_path)
+    assert list(c.rows) == [f"{method} {model}" for method in ("none", "focal") for model in c_models(c)]
+    assert c.baseline == "none efficientnet_b0"
+    gaps = c.differences.query("test_set == 'test' and metric == 'accuracy'")["difference"]
+    assert len(gaps) == 2
+    assert (gaps.abs() < 0.15).all()  # the models themselves are 0.3 apart
 
 
-def test_settings_that_differ_between_methods_are_told(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("runs/0", "none")
-    write_run("runs/1", "focal", settings={"optim.lr": 0.01}, git_commit="5678-dirty")
+def c_models(c: Comparison) -> list[str]:
+    return list(dict.fromkeys(members[0].metrics["model"] for members in c.rows.values()))
+
+
+def test_a_knob_of_all_methods_pairs_each_with_its_own_baseline(tmp_path: Path) -> None:
+    for rate in (0.1, 0.2):
+        for method in ("none", "focal"):
+            write_run(tmp_path / f"{method}{rate}", method, skill=0.5 + rate, settings={"optim.lr": rate})
+    c = compared(tmp_path)
+    assert c.baseline == "none lr=0.1"
+    assert set(c.differences["method"]) == {"focal lr=0.1", "focal lr=0.2"}
+    assert (c.differences.query("metric == 'accuracy'")["difference"].abs() < 0.09).all()
+    alone = compared(tmp_path, baseline="none lr=0.1")
+    assert set(alone.differences["method"]) == {"none lr=0.2", "focal lr=0.1", "focal lr=0.2"}
+
+
+def test_the_baseline_can_be_chosen(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", 2)
+    c = compared(tmp_path / "sweep", baseline="focal")
+    assert c.baseline == next(iter(c.rows)) == "focal"
+    assert set(c.differences["method"]) == {"none", "undersample", "weighted"}
+    with pytest.raises(UserError, match=r"--baseline ldam: .* accepted are none, undersample, weighted, focal"):
+        compared(tmp_path / "sweep", baseline="ldam")
+
+
+def test_unpaired_seeds_are_left_out_and_told(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"none{seed}", "none", seed)
+    for seed in (1, 2, 7):
+        write_run(tmp_path / f"focal{seed}", "focal", seed)
+    write_run(tmp_path / "weighted9", "weighted", 9)
+    c = compared(tmp_path)
+    pairs = c.differences.groupby("method")["pairs"].first()
+    assert pairs.to_dict() == {"focal": 2, "weighted": 0}
+    lost = c.differences[c.differences["method"] == "weighted"]
+    assert lost[["difference", "low", "p", "p_holm"]].isna().all(axis=None)
+    assert len(c.ranks) == 0
+    notes = " ".join(c.notes)
+    assert "weighted and none share no seed" in notes
+    assert "between focal and none is over the 2 seeds that both have" in notes
+    assert "unequal numbers of seeds (1 to 3)" in notes
+    compare([tmp_path], tmp_path / "out", quiet())
+
+
+def test_a_class_without_test_images(tmp_path: Path) -> None:
+    counts = (*TEST_COUNTS[:1], 0, *TEST_COUNTS[2:])
+    write_sweep(tmp_path / "sweep", 2, counts=counts)
     console = quiet()
-    compare([tmp_path / "runs"], tmp_path / "out", console)
-    shown = words(console.export_text())
-    assert "Not the same in all runs: optim.lr." in shown
-    assert "different versions of the code: 1234, 5678-dirty" in shown
+    c = compare([tmp_path / "sweep"], tmp_path / "out", console)
+    assert c.per_class.query("emotion == 'disgust'")["recall"].isna().all()
+    assert c.differences["difference"].notna().all()
+    assert any("no image of disgust: nothing is known" in line for line in c.sentences)
 
 
-def test_a_repeated_run_is_no_second_seed(write_run: WriteRun, tmp_path: Path) -> None:
-    old, new = write_run("a/0", "focal"), write_run("b/0", "focal", skill=0.5)
-    os.utime(old / "metrics.json", (1, 1))
-    runs, skipped = read_runs(find_runs([tmp_path / "a", tmp_path / "b"]))
-    assert [run.folder for run in runs] == [new]
-    assert "newer" in skipped[old]
+def test_undefined_scores_stay_undefined(tmp_path: Path) -> None:
+    for seed in range(2):
+        empty = {f"test_dedup/{metric}": None for metric in METRICS}
+        sets = {"test": np.arange(360), "test_dedup": np.array([], np.int64)}
+        for method in ("none", "focal"):
+            write_run(tmp_path / f"{method}{seed}", method, seed, sets=sets, **empty)
+    c = compare([tmp_path], tmp_path / "out", quiet())
+    assert c.summary.query("test_set == 'test_dedup'")["mean"].isna().all()
+    assert c.differences.query("test_set == 'test_dedup'")["difference"].isna().all()
+    assert c.differences.query("test_set == 'test'")["p"].notna().all()
 
 
-def test_unfinished_runs_are_left_out_with_the_reason(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("runs/0", "none")
-    failed, running, torn, cut, empty, odd = (write_run(f"runs/{k}", "focal", seed=k) for k in range(1, 7))
+def test_methods_that_never_differ(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"a{seed}", "none", seed)
+        folder = write_run(tmp_path / f"b{seed}", "focal", seed)
+        (folder / "predictions.csv").write_text((tmp_path / f"a{seed}" / "predictions.csv").read_text())
+    c = compared(tmp_path)
+    assert (c.differences["p"] == 1).all()
+    assert (c.mcnemar["p"] == 1).all()
+    assert c.sentences[0].startswith("No clear winner")
+
+
+def test_old_runs_are_compared(tmp_path: Path) -> None:
+    c = compare([write_sweep(tmp_path / "sweep", 2, old=True)], tmp_path / "out", quiet())
+    assert c.protocol["budget"] == "equal epochs"
+    assert c.calibration["ece_scaled"].isna().all()
+    assert c.differences["p"].notna().all()
+
+
+def test_what_differs_between_methods_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", "none")
+    write_run(tmp_path / "1", "focal", settings={"optim.lr": 0.01}, git_commit="5678-dirty")
+    notes = compared(tmp_path).notes
+    assert "Not the same in all runs: optim.lr." in notes
+    assert "The runs come from different versions of the code: 1234, 5678-dirty." in notes
+
+
+def test_unfinished_runs_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/0", "none")
+    failed, running, torn, cut, empty, odd = (write_run(tmp_path / f"runs/{k}", "focal", seed=k) for k in range(1, 7))
     (failed / "status.json").write_text(json.dumps({"status": "failed", "reason": "loss is nan in epoch 1"}))
     (running / "status.json").write_text(json.dumps({"status": "running"}))
     (torn / "metrics.json").write_text('{"test/n": 36')
@@ -271,59 +515,64 @@ def test_unfinished_runs_are_left_out_with_the_reason(write_run: WriteRun, tmp_p
     (empty / "metrics.json").unlink()
     (odd / "predictions.csv").write_text("\n".join(lines).replace(",fear,", ",anger,"))
     console = quiet()
-    frame = compare([tmp_path / "runs"], tmp_path / "out", console)
-    assert frame["method"].tolist() == ["none"]
+    c = compare([tmp_path / "runs"], tmp_path / "out", console)
+    assert list(c.rows) == ["none"]
     shown = words(console.export_text())
+    report = words((tmp_path / "out" / "report.md").read_text()).replace("\\", "")
     for reason in (
         "failed: loss is nan in epoch 1",
         "3: damaged json",
-        "predictions.csv has 99 rows but test/n is 360",
+        "predictions.csv has 99 rows of test but test/n is 360",
         "no metrics.json",
         "'anger' is not one of angry, disgust",
     ):
         assert reason in shown
-        assert reason in words((tmp_path / "out" / "report.md").read_text())
+        assert reason in report
     assert re.search(r"runs/2: running", shown)
 
 
-def test_metrics_that_lack_something_are_named(write_run: WriteRun) -> None:
-    folder = write_run("0", "none", data_hash=None)
-    with pytest.raises(ValueError, match=r"metrics\.json lacks data_hash"):
-        read_run(folder)
+def test_ceiling_by_ferplus_votes(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/0", "none")
+    table = pd.read_csv(tmp_path / "runs/0/predictions.csv")
+    columns = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt", "unknown", "nf")
+    votes = pd.DataFrame(0, index=range(len(table)), columns=list(columns))
+    votes["neutral"] = 10  # everyone sees a neutral face everywhere
+    votes.insert(0, "path", table["id"])
+    votes.to_csv(tmp_path / "votes.csv", index=False)
+    c = compare([tmp_path / "runs"], tmp_path / "out", quiet(), votes=tmp_path / "votes.csv")
+    assert c.ceiling is not None
+    ceiling = c.ceiling.set_index("emotion")
+    assert ceiling["agreement"].to_dict() == {emotion: float(emotion == "neutral") for emotion in EMOTIONS}
+    assert ceiling["n"].tolist() == list(TEST_COUNTS)
+    write_run(tmp_path / "other/0", "none", labels="ferplus")
+    with pytest.raises(UserError, match="labels=ferplus"):
+        compared(tmp_path / "other", votes=tmp_path / "votes.csv")
 
 
-def test_runs_are_found_in_number_order_and_once(write_run: WriteRun, tmp_path: Path) -> None:
-    for name in ("10-none-seed1", "2-focal-seed0", "0-none-seed0"):
-        write_run(f"sweep/{name}", seed=int(name.split("-")[0]))
-    found = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "2-focal-seed0"])
-    assert [folder.name for folder in found] == ["0-none-seed0", "2-focal-seed0", "10-none-seed1"]
-
-
-def test_a_picture_survives_scores_of_zero(write_run: WriteRun, tmp_path: Path) -> None:
-    write_run("runs/0", "none", rare_skill=0.0)
-    write_run("runs/1", "focal", rare_skill=0.0)
-    frame = compare([tmp_path / "runs"], tmp_path / "out", quiet())
-    assert frame["worst_recall"].tolist() == [0.0, 0.0]
-    assert (tmp_path / "out" / "method_bars.png").stat().st_size > 5000
-
-
-def test_command_line(write_run: WriteRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep(write_run)
-    main([str(tmp_path / "sweep")])
-    assert str(tmp_path / "sweep" / "report" / "report.md") in capsys.readouterr().out.replace("\n", "")
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path / "sweep")
+    main([str(tmp_path / "sweep"), "--baseline", "focal"])
+    assert str(tmp_path / "sweep" / "report" / "report.html") in capsys.readouterr().out.replace("\n", "")
     main([str(tmp_path / "sweep")])  # the report folder is not taken for a run
-    with pytest.raises(SystemExit, match="2"):
-        run_tool(lambda: main([str(tmp_path / "nowhere")]))
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "nowhere is not a folder" in error
+    write_run(tmp_path / "sweep" / "x", data_hash="other")
+    for arguments, message in (
+        (["nowhere"], "nowhere is not a folder"),
+        (["sweep"], "differ in data hash (abc; other)"),
+        (["sweep/0-none-seed0", "--baseline", "x"], "--baseline x"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            run_tool(lambda given=arguments: main([str(tmp_path / given[0]), *given[1:]]))
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
 
 
-def test_nothing_to_compare(write_run: WriteRun, tmp_path: Path) -> None:
+def test_nothing_to_compare(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run folder in"):
         compare([tmp_path / "empty"], tmp_path / "out", quiet())
-    folder = write_run("runs/0")
+    folder = write_run(tmp_path / "runs/0")
     (folder / "status.json").write_text(json.dumps({"status": "failed", "reason": "no such file"}))
     with pytest.raises(UserError, match=r"none of the 1 runs is finished.*failed: no such file"):
         compare([tmp_path / "runs"], tmp_path / "out", quiet())
@@ -332,3 +581,44 @@ def test_nothing_to_compare(write_run: WriteRun, tmp_path: Path) -> None:
 def test_comparing_needs_no_torch() -> None:
     code = "import sys, fer_lightning.compare; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_report_is_one_wandb_run(tmp_path: Path, process: Callable[..., Outcome]) -> None:
+    write_sweep(tmp_path / "sweep", 2)
+    done = process("sweep", "--wandb", "faces", module="fer_lightning.compare", WANDB_MODE="offline")
+    assert done.code == 0, done.err
+    assert "wandb sync" in done.err + done.out
+    (run,) = read_offline_runs(tmp_path / "sweep" / "report")
+    assert run.project == "faces"
+    assert run.exit_code == 0
+    assert "focal" in run.tags
+    columns, rows = run.table("differences")
+    written = pd.read_csv(tmp_path / "sweep" / "report" / "differences.csv")
+    assert columns == list(written.columns)
+    assert len(rows) == len(written) == 18
+    assert run.file("method_bars").exists()
+    assert run.file("page").read_text().lstrip().lower().startswith("<!doctype html>")
+    assert any(key.startswith("f1_macro/focal") for key in run.summary)
+
+
+def test_a_sweep_that_logs_to_wandb_logs_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [
+        write_run(tmp_path / str(seed), "focal", seed, settings={"logger.project": "faces", "logger.entity": None})
+        for seed in range(2)
+    ]
+    (folders[0] / "wandb").mkdir()
+    logged = []
+    monkeypatch.setattr("fer_lightning.compare.log_to_wandb", lambda *given: logged.append(given))
+    compare_sweep(folders, tmp_path / "report")
+    ((_, out, project, entity),) = logged
+    assert (out, project, entity) == (tmp_path / "report", "faces", None)
+
+
+def test_every_pair_of_rows_has_one_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    real = findings.winner
+    monkeypatch.setattr(
+        findings, "winner", lambda means, pairs, *rest: (seen.update(pairs=pairs), real(means, pairs, *rest))[1]
+    )
+    c = compared(write_sweep(tmp_path / "sweep", 2))
+    assert set(seen["pairs"]) == set(combinations(c.rows, 2))

@@ -1,4 +1,4 @@
-"""Pictures: what they say, and that every word of them can be read."""
+"""Pictures of runs and of comparisons: what they say, and that every word of them can be read."""
 
 import io
 from collections.abc import Callable
@@ -9,27 +9,17 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from comparisons import METHODS, made_up
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from fer_lightning import figures
+from fer_lightning import figures, html_charts, report_figures
 from fer_lightning.data.faces import EMOTIONS
 
 TRAIN = (3995, 436, 4097, 7215, 4830, 3171, 4965)
-METHODS = (
-    "none",
-    "undersample",
-    "undersample_redraw",
-    "oversample",
-    "sqrt_sampler",
-    "weighted",
-    "sqrt_weighted",
-    "class_balanced",
-    "weighted_bce",
-    "focal",
-)
 RUN = {
     "data": "fer2013",
     "synthetic": False,
@@ -77,6 +67,25 @@ def recalls(methods: int) -> pd.DataFrame:
     return pd.DataFrame(values, index=list(METHODS[:methods]), columns=list(EMOTIONS))
 
 
+def compared(methods: int, seeds: int = 5) -> dict[str, Callable[[], Figure]]:
+    """The pictures of a comparison."""
+    c = made_up(methods, seeds)
+    numbers = {name: number for number, name in enumerate(c.rows)}
+    ranks = c.ranks[c.ranks["metric"] == "f1_macro"].set_index("method")["mean_rank"]
+    primary = c.differences["test_set"] == "test"
+    changes = {name: figures.row_shares(m) - figures.row_shares(c.confusion["none"]) for name, m in c.confusion.items()}
+    return {
+        "differences": lambda: report_figures.differences(c.differences[primary], numbers, "Differences", LINE),
+        "trade_off": lambda: report_figures.trade_off(
+            c.summary[c.summary["test_set"] == "test"], numbers, "Trade-off", LINE
+        ),
+        "ranks": lambda: report_figures.critical_difference(ranks, 2.1, numbers, "Ranks", LINE),
+        "reliability": lambda: report_figures.reliability(c.reliability, list(numbers), numbers, "Reliability", LINE),
+        "changes": lambda: report_figures.confusion_differences(changes, "Differences", LINE),
+        "matrices": lambda: report_figures.confusion_matrices(c.confusion, "Matrices", LINE),
+    }
+
+
 COUNTS = dict(zip(EMOTIONS, TRAIN, strict=True))
 LINE = figures.caption(RUN)
 DRAWN: dict[str, Callable[[], Figure]] = {
@@ -92,16 +101,18 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "mistakes": lambda: figures.mistakes(*mistaken(24), "Mistakes", LINE),
     "three_mistakes": lambda: figures.mistakes(*mistaken(3), "Mistakes", LINE),
     "no_mistakes": lambda: figures.mistakes(*mistaken(0), "Mistakes", LINE),
-    "bars": lambda: figures.method_bars(*scores(4, 0.02), "Methods compared", LINE),
-    "bars_one_seed": lambda: figures.method_bars(*scores(4, np.nan), "Methods compared", LINE),
-    "ten_bars": lambda: figures.method_bars(*scores(10, 0.02), "Methods compared", LINE),
-    "one_bar": lambda: figures.method_bars(*scores(1, np.nan), "Methods compared", LINE),
-    "matrices": lambda: figures.confusion_matrices({m: matrix() for m in METHODS[:4]}, "Matrices", LINE),
-    "one_matrix": lambda: figures.confusion_matrices({"focal": matrix()}, "Matrices", LINE),
-    "ten_matrices": lambda: figures.confusion_matrices({m: matrix() for m in METHODS}, "Matrices", LINE),
-    "recalls": lambda: figures.recall_by_class(recalls(4), COUNTS, "Recall", LINE),
-    "ten_recalls": lambda: figures.recall_by_class(recalls(10), COUNTS, "Recall", LINE),
-    "one_recall": lambda: figures.recall_by_class(recalls(1), None, "Recall", LINE),
+    "bars": lambda: report_figures.method_bars(*scores(4, 0.02), "Methods compared", LINE),
+    "bars_one_seed": lambda: report_figures.method_bars(*scores(4, np.nan), "Methods compared", LINE),
+    "ten_bars": lambda: report_figures.method_bars(*scores(10, 0.02), "Methods compared", LINE),
+    "one_bar": lambda: report_figures.method_bars(*scores(1, np.nan), "Methods compared", LINE),
+    "matrices": lambda: report_figures.confusion_matrices({m: matrix() for m in METHODS[:4]}, "Matrices", LINE),
+    "one_matrix": lambda: report_figures.confusion_matrices({"focal": matrix()}, "Matrices", LINE),
+    "ten_matrices": lambda: report_figures.confusion_matrices({m: matrix() for m in METHODS[:10]}, "Matrices", LINE),
+    "recalls": lambda: report_figures.recall_by_class(recalls(4), COUNTS, "Recall", LINE),
+    "ten_recalls": lambda: report_figures.recall_by_class(recalls(10), COUNTS, "Recall", LINE),
+    "one_recall": lambda: report_figures.recall_by_class(recalls(1), None, "Recall", LINE),
+    **{f"{name}_of_{n}": draw for n in (2, 5, 22) for name, draw in compared(n).items()},
+    "trade_off_one_seed": compared(4, 1)["trade_off"],
 }
 
 
@@ -213,16 +224,90 @@ def test_mistakes_say_label_and_prediction() -> None:
 
 def test_bars_mark_the_best_of_each_score() -> None:
     means, deviations = scores(4, 0.02)
-    for axes, column in zip(figures.method_bars(means, deviations, "T").axes, means, strict=True):
+    for axes, column in zip(report_figures.method_bars(means, deviations, "T").axes, means, strict=True):
         bold = [t.get_text() for t in axes.texts if t.get_fontweight() == "bold"]
-        assert bold == [f"{means[column].max():.3f} ± 0.020"]
+        assert bold == [f"{means[column].max() * 100:.1f} ± 2.0"]
 
 
 def test_recall_puts_the_rarest_class_left() -> None:
-    (axes,) = figures.recall_by_class(recalls(4), COUNTS, "T").axes
+    (axes,) = report_figures.recall_by_class(recalls(4), COUNTS, "T").axes
     labels = [t.get_text() for t in axes.get_xticklabels()]
     assert labels[0] == "disgust\n436"
     assert labels[-1] == "happy\n7,215"
+
+
+def test_differences_are_in_points_and_filled_where_holm_says_so() -> None:
+    rows = pd.DataFrame(
+        [("focal", "f1_macro", 0.021, 0.009, 0.032, 0.01), ("mixup", "f1_macro", -0.01, -0.02, 0.001, 0.2)],
+        columns=["method", "metric", "difference", "low", "high", "p_holm"],
+    )
+    (axes,) = report_figures.differences(rows, {"none": 0, "focal": 1, "mixup": 2}, "T").axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["focal", "mixup"]
+    _, interval, focal, _, mixup = axes.get_lines()
+    np.testing.assert_allclose(interval.get_xdata(), [0.9, 3.2])
+    np.testing.assert_allclose(focal.get_xdata(), [2.1])
+    assert focal.get_markerfacecolor() == report_figures.COLOURS[report_figures.colour(1)]
+    assert mixup.get_markerfacecolor() == "white"
+
+
+def test_trade_off_names_points_and_draws_their_intervals() -> None:
+    c = made_up(4)
+    figure = report_figures.trade_off(c.summary[c.summary["test_set"] == "test"], dict.fromkeys(c.rows, 1), "T")
+    assert set(c.rows) <= set(said(figure).split("\n"))
+    table = c.summary[c.summary["test_set"] == "test"].set_index(["method", "metric"])
+    across = figure.axes[0].get_lines()[0]
+    np.testing.assert_allclose(across.get_xdata(), table.loc[("none", "accuracy"), ["low", "high"]].astype(float))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "critical", "joined"),
+    [
+        ([1, 2, 3, 4], 1.5, [(0, 1), (1, 2), (2, 3)]),
+        ([1, 1.2, 3, 3.1], 1.0, [(0, 1), (2, 3)]),
+        ([1, 2, 3], 5, [(0, 2)]),
+        ([1, 3, 5], 1, []),
+    ],
+)
+def test_bars_join_ranks_within_the_critical_difference(
+    ranks: list[float], critical: float, joined: list[tuple[int, int]]
+) -> None:
+    assert report_figures.indistinguishable(ranks, critical) == joined
+
+
+def test_every_method_looks_different_and_the_baseline_alone_is_grey() -> None:
+    looks = [(report_figures.colour(number), report_figures.mark(number)) for number in range(25)]
+    assert len(set(looks)) == 25
+    assert [number for number, (colour, _) in enumerate(looks) if colour == 0] == [0]
+
+
+# Linear-light matrices of complete deuteranopia and protanopia, Machado et al. 2009, table 1.
+SIGHT = {
+    "normal": np.eye(3),
+    "deuteranope": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "protanope": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize(
+    ("colours", "ground"), [(report_figures.COLOURS, 1.0), (html_charts.DARK_COLOURS, 0.012)], ids=["light", "dark"]
+)
+def test_colours_of_methods_differ_for_any_colour_vision(sight: str, colours: tuple[str, ...], ground: float) -> None:
+    rgb = np.array([to_rgb(colour) for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    contrast = (np.maximum(luminance, ground) + 0.05) / (np.minimum(luminance, ground) + 0.05)
+    assert contrast.min() > 3, "WCAG 1.4.11"
+    seen = np.clip(linear @ np.transpose(SIGHT[sight]), 0, 1)
+    # OKLab, Ottosson 2020.
+    cones = np.array(
+        [[0.4122215, 0.5363325, 0.0514460], [0.2119035, 0.6806995, 0.1073970], [0.0883025, 0.2817188, 0.6299787]]
+    )
+    lab = np.array(
+        [[0.2104543, 0.7936178, -0.0040720], [1.9779985, -2.4285922, 0.4505937], [0.0259040, 0.7827718, -0.8086758]]
+    )
+    places = np.cbrt(seen @ cones.T) @ lab.T
+    assert min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) > 0.12
 
 
 def test_colours_differ_in_lightness_for_any_colour_vision() -> None:

@@ -1,5 +1,6 @@
 """Going on after whatever ended a run: bit for bit, from the last good checkpoint, or refused with a reason."""
 
+import itertools
 import json
 import os
 import shutil
@@ -15,8 +16,10 @@ import kill_and_resume
 import pytest
 import torch
 from conftest import TINY, processes_in
+from lightning.pytorch.plugins import MixedPrecision
 
 from fer_lightning import train
+from fer_lightning.callbacks import LastCheckpoint
 from fer_lightning.model import read_checkpoint
 from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status
 
@@ -67,8 +70,8 @@ def start(tmp_path: Path):
     """Starts a run as a real process; ends what is left of it."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "fer_lightning", *overrides]
+    def begin(*overrides: str, script: str = "") -> subprocess.Popen[str]:
+        command = [sys.executable, *([script] if script else ["-m", "fer_lightning"]), *overrides]
         run = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -129,6 +132,25 @@ def test_a_signal_saves_within_the_epoch_and_the_rest_is_the_same(start, process
     assert same(tmp_path / "parts", tmp_path / "whole") == []
 
 
+@pytest.mark.parametrize(
+    ("epochs", "told"), [(500, "saved at step "), (1, "nothing was trained yet, begin again ")], ids=["late", "early"]
+)
+def test_ctrl_c_says_how_to_go_on(start, tmp_path, epochs, told):
+    run = start(*RUN, f"trainer.max_epochs={epochs}", "hydra.run.dir=run")
+    if epochs > 1:
+        wait_for(run, "epoch 1/500")
+    else:
+        while not (tmp_path / "run" / "status.json").exists():
+            time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 130
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: interrupted; {told}")
+    assert line.endswith(f"with resume=auto hydra.run.dir={tmp_path / 'run'}")
+    assert "Traceback" not in said
+
+
 def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_path):
     run = start(*RUN, "data.source.images=200000", "hydra.run.dir=run")
     status = tmp_path / "run" / "status.json"
@@ -162,6 +184,137 @@ def test_without_its_first_process_no_other_stays(start, tmp_path):
     while processes_in(tmp_path):
         assert time.monotonic() - begun < 60
         time.sleep(0.1)
+
+
+def signal_in_validation(number: int, seconds: float) -> Callable[[], None]:
+    """Validation that takes so long that a SIGTERM in the ``number``-th one cannot wait for its end."""
+
+    def arm() -> None:
+        original, calls = kill_and_resume.EmotionClassifier.validation_step, itertools.count(1)
+
+        def validation_step(*arguments: Any) -> None:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(seconds)
+            original(*arguments)
+
+        kill_and_resume.EmotionClassifier.validation_step = validation_step
+        LastCheckpoint.PATIENCE_SECONDS = seconds / 2
+
+    return arm
+
+
+class TestLongValidation:
+    """A signal that comes in a validation for which there is no time costs one step and the validation."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "number", "saved"),
+        [
+            ([], 1, 17),
+            pytest.param(
+                ["callbacks=ema", "callbacks.ema.decay=0.9", "data.num_workers=1"], 2, 35, marks=pytest.mark.slow
+            ),
+            pytest.param(["trainer.accumulate_grad_batches=4"], 2, 9, marks=pytest.mark.slow),
+            (["trainer.accumulate_grad_batches=3"], 1, 5),
+            pytest.param(["trainer.limit_train_batches=7"], 1, 6, marks=pytest.mark.slow),
+            pytest.param(["trainer.limit_train_batches=1"], 2, 1, marks=pytest.mark.slow),
+            pytest.param(["trainer.check_val_every_n_epoch=2"], 1, 35, marks=pytest.mark.slow),
+            pytest.param(["trainer.max_steps=30"], 2, 29, marks=pytest.mark.slow),
+            pytest.param(["save_every_n_steps=4"], 1, 17, marks=pytest.mark.slow),
+        ],
+    )
+    def test_one_step_is_repeated(self, tmp_path, overrides, number, saved):
+        run = [*RUN, "trainer.max_epochs=3", *overrides]
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        assert kill_and_resume.run_forked(whole, run) == 0
+        begun = time.monotonic()
+        assert kill_and_resume.run_forked(parts, run, signal_in_validation(number, 0.3)) == RESUMABLE
+        assert time.monotonic() - begun < 30
+        status = read_status(parts)
+        assert (status["reason"], status["step"]) == ("stopped by SIGTERM in a long validation", saved)
+        assert kill_and_resume.run_forked(parts, [*run, "resume=auto"]) == 0
+        assert same(parts, whole) == []
+
+    def test_again_in_the_resumed_one(self, tmp_path):
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        assert kill_and_resume.run_forked(whole, [*RUN]) == 0
+        for _ in range(2):
+            run = [*RUN, "resume=auto"]
+            assert kill_and_resume.run_forked(parts, run, signal_in_validation(1, 0.3)) == RESUMABLE
+            assert read_status(parts)["step"] == 17
+        assert kill_and_resume.run_forked(parts, run) == 0
+        assert same(parts, whole) == []
+
+    def test_a_short_one_costs_nothing_after_the_first(self, cli, monkeypatch):
+        saved = []
+        monkeypatch.setattr(LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step))
+        assert cli(*RUN, "trainer.max_epochs=3").code == 0
+        assert saved == [17, 18, 36, 54]
+        saved.clear()
+        monkeypatch.setattr(LastCheckpoint, "PATIENCE_SECONDS", 0.0)
+        assert cli(*RUN, "trainer.max_epochs=3").code == 0
+        assert saved == [17, 18, 35, 36, 53, 54]
+
+    @pytest.mark.slow
+    def test_two_processes(self, start, process, tmp_path):
+        """In real time: a validation of half a minute, a signal from outside, 30 s to be gone."""
+        slow = (
+            "import time\nfrom fer_lightning.__main__ import main\nfrom fer_lightning.model import EmotionClassifier\n"
+            "original = EmotionClassifier.validation_step\n"
+            "def validation_step(self, batch, batch_idx):\n"
+            "    open('validating', 'w').close()\n"
+            "    time.sleep(7)\n"
+            "    original(self, batch, batch_idx)\n"
+            "EmotionClassifier.validation_step = validation_step\n"
+            "main()\n"
+        )
+        (tmp_path / "slow.py").write_text(slow)
+        run = [*RUN, "trainer.devices=2", "data.batch_size=4", "trainer.limit_train_batches=5", "hydra.run.dir=parts"]
+        first = start(*run, script="slow.py")
+        while not (tmp_path / "validating").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        begun = time.monotonic()
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == RESUMABLE
+        assert 20 < time.monotonic() - begun < 30
+        assert read_status(tmp_path / "parts")["step"] == 4
+        assert processes_in(tmp_path) == []
+        assert process(*run, "resume=auto").code == 0
+        assert process(*run[:-1], "hydra.run.dir=whole").code == 0
+        assert same(tmp_path / "parts", tmp_path / "whole") == []
+
+
+class TestGradScaler:
+    """That of ``16-mixed``, with its own plugin, on the CPU: there a run that asks for it is refused."""
+
+    RUN = (*RUN, "trainer.precision=bf16-mixed", "save_every_n_steps=5")
+
+    @staticmethod
+    def arm() -> None:
+        original = MixedPrecision.__init__
+
+        def init(self: Any, precision: str, device: str) -> None:
+            original(self, "16-mixed", device, torch.amp.GradScaler(device, init_scale=2.0**18, growth_interval=8))
+
+        MixedPrecision.__init__ = init
+
+    def test_scale_and_growth_tracker_go_on(self, tmp_path):
+        whole, parts, without = (tmp_path / name for name in ("whole", "parts", "without"))
+        assert kill_and_resume.run_forked(whole, [*self.RUN], self.arm) == 0
+        bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 12)
+        assert kill_and_resume.run_forked(parts, [*self.RUN], lambda: (self.arm(), bomb())) == -9
+        checkpoint = read_checkpoint(parts / "checkpoints" / "last.ckpt")
+        assert checkpoint["MixedPrecision"]["scale"] < 2.0**18, "it has skipped steps that overflowed"
+        assert checkpoint["MixedPrecision"]["_growth_tracker"] > 0
+        assert kill_and_resume.run_forked(parts, [*self.RUN, "resume=auto"], self.arm) == 0
+        assert same(parts, whole) == []
+
+        del checkpoint["MixedPrecision"]  # the negative control
+        (without / "checkpoints").mkdir(parents=True)
+        torch.save(checkpoint, without / "checkpoints" / "last.ckpt")
+        assert kill_and_resume.run_forked(without, [*self.RUN, "resume=auto"], self.arm) == 0
+        assert {"MixedPrecision", "state_dict", "predictions.csv"} <= set(same(without, whole))
 
 
 class TestTornCheckpoints:

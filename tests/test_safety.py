@@ -371,6 +371,23 @@ class TestAllowList:
         assert (time.perf_counter() - started) / 10 < 0.02
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("x: {_target_: trap.touch}", "callbacks.x._target_=trap.touch: is no code of this project"), ("x: [", "YAML")],
+)
+def test_a_file_that_is_not_chosen_is_named(attack, tmp_path, text, told):
+    outcome = attack(Attack("", ("--config-dir=mine", "seed=1"), {"callbacks/evil.yaml": text}))
+    assert outcome.code == 2
+    assert outcome.error.startswith("error: callbacks/evil.yaml: ")
+    assert not (tmp_path / "SPRUNG").exists()
+
+
+def test_an_environment_variable_that_is_not_set(cli):
+    outcome = cli(*TINY, "hydra.job.env_copy=[HOME,FER_UNSET]")
+    assert outcome.code == 2
+    assert "hydra.job.env_copy: no 'FER_UNSET' in the environment" in outcome.error
+
+
 def test_yaml_makes_no_objects(attack, tmp_path):
     outcome = attack(Attack("", FOUND, experiment("name: !!python/object/apply:os.system [touch SPRUNG]")))
     assert outcome.code == 2

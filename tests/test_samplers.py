@@ -1,6 +1,7 @@
 """Samplers: right classes, right order, the same for any number of processes."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from fer_lightning.imbalance.samplers import (
     EpochSampler,
     EvalShard,
     InstanceSampler,
+    ProgressiveSampler,
+    TwoStageSampler,
     UnderSampler,
+    first_stage_epochs,
 )
 
 COUNTS = np.array([3995, 436, 4097, 7215, 4830, 3171, 4965])
@@ -32,8 +36,11 @@ def build_all(labels: np.ndarray, seed: int) -> dict[str, EpochSampler]:
         "instance": InstanceSampler(labels, seed),
         "undersample": UnderSampler(labels, seed),
         "undersample redraw": UnderSampler(labels, seed, redraw=True),
+        "undersample, one pass": UnderSampler(labels, seed, budget="epochs"),
         "oversample": ClassWeightedSampler(labels, seed),
         "sqrt": ClassWeightedSampler(labels, seed, power=0.5, num_samples=101),
+        "progressive": ProgressiveSampler(labels, seed, epochs=3),
+        "two stages": TwoStageSampler(labels, seed, epochs=2, share=0.5),
     }
 
 
@@ -58,27 +65,46 @@ class TestInstanceSampler:
 class TestUnderSampler:
     @pytest.mark.parametrize(("per_class", "each"), [(None, 436), (350, 350), (1, 1)])
     @pytest.mark.parametrize("redraw", [False, True])
-    def test_same_number_of_every_class_without_repetition(self, per_class, each, redraw):
-        sampler = UnderSampler(LABELS, seed=0, per_class=per_class, redraw=redraw)
+    def test_one_pass_has_the_same_number_of_every_class_without_repetition(self, per_class, each, redraw):
+        sampler = UnderSampler(LABELS, seed=0, per_class=per_class, redraw=redraw, budget="epochs")
         chosen = indices(sampler, 0)
         assert len(sampler) == len(chosen) == len(set(chosen)) == 7 * each
         assert np.bincount(LABELS[chosen]).tolist() == [each] * 7
+
+    @pytest.mark.parametrize("redraw", [False, True])
+    def test_a_budget_of_steps_repeats_passes_to_the_length_of_the_training_set(self, redraw):
+        chosen = np.array(indices(UnderSampler(LABELS, seed=0, redraw=redraw), 0))
+        assert len(chosen) == 28709
+        for first in range(0, 9 * 3052, 3052):  # whole passes; the tenth is cut
+            one_pass = chosen[first : first + 3052]
+            assert len(set(one_pass)) == 3052
+            assert np.bincount(LABELS[one_pass]).tolist() == [436] * 7
+        assert len(set(chosen[9 * 3052 :])) == 28709 - 9 * 3052
+        share = 436 / COUNTS  # of a class, in one pass
+        missed = (1 - share) ** 9 * (1 - (28709 / 3052 - 9) * share)
+        expected = (COUNTS * (1 - missed)).sum() if redraw else 3052
+        assert len(set(chosen)) == pytest.approx(expected, rel=0.01 if redraw else 0)
+
+    def test_both_budgets_begin_with_the_same_pass(self):
+        steps, epochs = (indices(UnderSampler(LABELS, seed=0, budget=budget), 0) for budget in ("steps", "epochs"))
+        assert steps[:3052] == epochs
 
     def test_fixed_keeps_its_images_and_changes_their_order(self):
         sampler = UnderSampler(LABELS, seed=0)
         first, second = indices(sampler, 0), indices(sampler, 1)
         assert set(first) == set(second)
         assert first != second
+        assert first[:3052] != first[3052:6104]
         assert set(indices(UnderSampler(LABELS, seed=1), 0)) != set(first)
 
     def test_redraw_sees_the_data_over_epochs(self):
-        sampler = UnderSampler(SMALL, seed=0, redraw=True)
+        sampler = UnderSampler(SMALL, seed=0, redraw=True, budget="epochs")
         seen = [set(indices(sampler, epoch)) for epoch in range(60)]
         assert seen[0] != seen[1]
         assert set.union(*seen) == set(range(len(SMALL)))
 
     def test_redraw_is_uniform_within_a_class(self):
-        sampler = UnderSampler(SMALL, seed=0, redraw=True)
+        sampler = UnderSampler(SMALL, seed=0, redraw=True, budget="epochs")
         drawn = np.bincount(np.concatenate([indices(sampler, epoch) for epoch in range(400)]), minlength=len(SMALL))
         happy = drawn[SMALL == 3]
         assert happy.sum() == 400 * 3
@@ -116,6 +142,61 @@ class TestClassWeightedSampler:
         assert indices(sampler, 0) != indices(sampler, 1)
 
 
+class TestProgressiveSampler:
+    @pytest.mark.parametrize(("epoch", "balanced"), [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)])
+    def test_class_shares(self, epoch, balanced):
+        sampler = ProgressiveSampler(LABELS, seed=0, epochs=5)
+        drawn = np.bincount(np.concatenate([LABELS[indices(reseeded, epoch)] for reseeded in reseed(sampler, 4)]))
+        shares = (1 - balanced) * COUNTS / COUNTS.sum() + balanced / 7
+        assert drawn.sum() == 4 * 28709
+        assert chisquare(drawn, drawn.sum() * shares).pvalue > 1e-4
+
+    def test_uniform_within_a_class(self):
+        sampler = ProgressiveSampler(LABELS, seed=0, epochs=3)
+        drawn = np.concatenate([indices(reseeded, 1) for reseeded in reseed(sampler, 4)])
+        assert chisquare(np.bincount(drawn, minlength=len(LABELS))[LABELS == 1]).pvalue > 1e-4
+
+    def test_a_run_of_one_epoch_is_instance_sampled(self):
+        drawn = np.bincount(LABELS[indices(ProgressiveSampler(LABELS, seed=0, epochs=1), 0)])
+        assert chisquare(drawn, COUNTS).pvalue > 1e-4
+
+
+def reseed(sampler: EpochSampler, times: int) -> Iterator[EpochSampler]:
+    for seed in range(times):
+        sampler.seed = seed
+        yield sampler
+
+
+class TestTwoStageSampler:
+    def test_first_every_image_then_every_class_equally_often(self):
+        sampler = TwoStageSampler(LABELS, seed=0, epochs=4, share=0.25)
+        for epoch in range(3):
+            assert sorted(indices(sampler, epoch)) == list(range(28709))
+        drawn = np.bincount(LABELS[indices(sampler, 3)])
+        assert drawn.sum() == 28709
+        assert chisquare(drawn).pvalue > 1e-4
+
+    def test_power_of_the_second_stage(self):
+        drawn = np.bincount(LABELS[indices(TwoStageSampler(LABELS, 0, epochs=2, share=0.5, power=0.5), 1)])
+        shares = COUNTS**0.5 / (COUNTS**0.5).sum()
+        assert chisquare(drawn, drawn.sum() * shares).pvalue > 1e-4
+
+    def test_the_first_stage_is_that_of_the_baseline(self):
+        baseline, two = InstanceSampler(LABELS, 3), TwoStageSampler(LABELS, 3, epochs=4)
+        assert indices(two, 1) == indices(baseline, 1)
+
+    def test_after_a_given_first_stage_all_epochs_are_balanced(self):
+        sampler = TwoStageSampler(LABELS, seed=0, epochs=1, first_stage="best.ckpt")
+        assert chisquare(np.bincount(LABELS[indices(sampler, 0)])).pvalue > 1e-4
+
+    @pytest.mark.parametrize(
+        ("epochs", "share", "first"), [(30, 0.25, 22), (2, 0.25, 1), (2, 0.9, 1), (10, 0.01, 9), (10, 0.99, 1)]
+    )
+    def test_first_stage_epochs(self, epochs, share, first):
+        assert first_stage_epochs(epochs, share, None) == first
+        assert first_stage_epochs(epochs, share, "best.ckpt") == 0
+
+
 @pytest.mark.parametrize("name", build_all(SMALL, 0))
 class TestEverySampler:
     def test_order_is_a_pure_function_of_seed_and_epoch(self, name):
@@ -140,6 +221,18 @@ class TestEverySampler:
         assert [draw.epoch for draw in drawn] == [4] * len(sampler)
         assert [draw.position for draw in drawn] == list(range(len(sampler)))
         assert all(type(draw.index) is int for draw in drawn)
+
+    def test_length_is_the_same_in_every_epoch(self, name):
+        sampler = build_all(SMALL, 0)[name]
+        assert {len(draws(sampler, epoch)) for epoch in range(4)} == {len(sampler)}
+
+    def test_a_resumed_epoch_goes_on_where_it_was(self, name):
+        sampler = build_all(SMALL, 0)[name]
+        whole, following = draws(sampler, 1), draws(sampler, 2)
+        again = build_all(SMALL, 0)[name]
+        again.leave_out(1, 8)
+        assert draws(again, 1) == whole[8:]
+        assert draws(again, 2) == following
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_data_loader_hands_the_draws_on(self, name, workers):
@@ -204,6 +297,11 @@ def test_two_processes_evaluate_every_image_exactly_once(two_processes):
     [
         (lambda: UnderSampler(LABELS, 0, per_class=500), ["per_class=500", "disgust", "436"]),
         (lambda: UnderSampler(LABELS, 0, per_class=0), ["per_class=0", "1 to 436"]),
+        (lambda: UnderSampler(LABELS, 0, budget="images"), ["budget=images", "steps, epochs"]),
+        (lambda: TwoStageSampler(LABELS, 0, epochs=1), ["trainer.max_epochs=1", "2 or more", "first_stage"]),
+        (lambda: TwoStageSampler(LABELS, 0, epochs=4, share=1.0), ["share=1.0", "below 1"]),
+        (lambda: TwoStageSampler(LABELS, 0, epochs=4, share=0), ["share=0", "above 0"]),
+        (lambda: TwoStageSampler(LABELS, 0, epochs=4, power=2), ["power=2"]),
         (lambda: ClassWeightedSampler(LABELS, 0, power=1.5), ["power=1.5"]),
         (lambda: ClassWeightedSampler(LABELS, 0, power=-0.5), ["power=-0.5"]),
         (lambda: ClassWeightedSampler(LABELS, 0, num_samples=0), ["num_samples=0"]),

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import tiny_faces
+from archives import image_files, tiny_faces, write_zip
+from conftest import TINY, Outcome, only_run
 
 from fer_lightning.data import fer2013
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
 from fer_lightning.data.splits import Split, apportion, kfold, official, paper
 from fer_lightning.errors import UserError
+from fer_lightning.run_folder import read_json
 
 TRAINING, PUBLIC, PRIVATE, TEST = range(4)
 COUNTS = (400, 44, 410, 720, 480, 320, 500)
@@ -197,9 +199,71 @@ def test_paper_arms_are_nested_and_carry_each_others_test_set(plain: Faces) -> N
     large, balanced = paper(plain, 5), paper(plain, 5, subset="balanced")
     assert np.isin(balanced.train, large.train).all()
     assert np.isin(balanced.tests["test"], large.tests["test"]).all()
-    np.testing.assert_array_equal(large.tests["test_balanced"], balanced.tests["test"])
-    np.testing.assert_array_equal(balanced.tests["test_large"], large.tests["test"])
+    for name, arm in (("test_large", large), ("test_balanced", balanced)):
+        for other in (large, balanced):
+            np.testing.assert_array_equal(other.tests[name], arm.tests["test"])
     assert not np.isin(balanced.tests["test_large"], balanced.train).any()
+
+
+@pytest.mark.parametrize("subset", ["large", "balanced"])
+def test_paper_dedups_each_test_set_against_the_arm_that_trains(subset: str, twinned: Faces) -> None:
+    made = paper(twinned, 0, subset=subset)
+    assert list(made.tests) == [
+        "test",
+        "test_dedup",
+        "test_large",
+        "test_balanced",
+        "test_large_dedup",
+        "test_balanced_dedup",
+    ]
+    seen = {twinned.images[index].tobytes() for index in made.train}
+    for name in ("test", "test_large", "test_balanced"):
+        expected = [index for index in made.tests[name] if twinned.images[index].tobytes() not in seen]
+        assert made.tests[f"{name}_dedup"].tolist() == expected
+        assert len(expected) < len(made.tests[name])
+    np.testing.assert_array_equal(made.tests["test"], made.tests[f"test_{subset}"])
+
+
+@every_split
+def test_training_twins_of_test_images_can_be_dropped(
+    split: Callable[..., Split], twinned: Faces, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    whole, made = split(twinned, 0), split(twinned, 0, drop_duplicates="train")
+    tested = {twinned.images[index].tobytes() for name in whole.tests for index in whole.tests[name]}
+    expected = [index for index in whole.train if twinned.images[index].tobytes() not in tested]
+    assert made.train.tolist() == expected
+    np.testing.assert_array_equal(made.val, whole.val)
+    for name in ("test", "test_large", "test_balanced"):
+        if name in whole.tests:
+            np.testing.assert_array_equal(made.tests[name], whole.tests[name])
+            np.testing.assert_array_equal(made.tests[f"{name}_dedup"], whole.tests[name])
+    assert f"Removed {len(whole.train) - len(expected)} training images" in caplog.text
+    assert len(split(twinned, 0, drop_duplicates="train", train_size=100).train) == 100
+
+
+@every_split
+def test_only_training_twins_can_be_dropped(split: Callable[..., Split], plain: Faces) -> None:
+    with pytest.raises(UserError, match=r"data.drop_duplicates=test: accepted are null and train"):
+        split(plain, 0, drop_duplicates="test")
+
+
+def test_duplicates_are_dropped_from_the_command_line(cli: Callable[..., Outcome], tmp_path: Path) -> None:
+    faces = tiny_faces(training=8, public=2, private=2)
+    images = faces.images.copy()
+    train, test = (np.flatnonzero(faces.usage == number) for number in (TRAINING, PRIVATE))
+    images[train[:3]] = images[test[:3]]
+    leaky = Faces.from_arrays(images, faces.labels, faces.usage, faces.ids, kind="x")
+    archive = write_zip(image_files(leaky), tmp_path / "faces.zip")
+    arguments = [word for word in TINY if not word.startswith("data=") and "data.source" not in word]
+    done = cli(*arguments, f"data.path={archive}", "data.drop_duplicates=train", "data.batch_size=8")
+    assert done.code == 0, done.err
+    assert "Removed 3 training images that have an exact twin in a test set" in done.out + done.err
+    metrics = read_json(only_run(tmp_path) / "metrics.json")
+    assert sum(metrics["train/class_counts"].values()) == len(train) - 3
+    assert metrics["test_dedup/n"] == metrics["test/n"] == len(test)
+    done = cli(*arguments, f"data.path={archive}", "data.drop_duplicates=test")
+    assert "data.drop_duplicates=test: must be train" in done.error
 
 
 def test_paper_scales_down_to_the_rarest_emotion(plain: Faces) -> None:
@@ -320,6 +384,17 @@ def test_paper_split_of_the_real_archive(real: Faces) -> None:
     assert (len(balanced.train), len(balanced.tests["test"])) == (2450, 1050)
     leaked = 1 - len(large.tests["test_dedup"]) / 7365
     assert 0.066 <= leaked <= 0.082
+    assert len(large.tests["test_balanced"]) == 1050
+    assert len(balanced.tests["test_large"]) == 7365
+    assert len(balanced.tests["test_large_dedup"]) > len(large.tests["test_dedup"])
+
+
+@pytest.mark.real
+@has_archive
+def test_dropping_duplicates_of_the_real_archive(real: Faces) -> None:
+    made = official(real, 0, drop_duplicates="train")
+    assert len(made.train) == 28709 - 387
+    assert len(made.tests["test_dedup"]) == 3589
 
 
 @pytest.mark.real

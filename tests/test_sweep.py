@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from conftest import TINY, processes_in
 from sweeps import ENDLESS, status_of, statuses, sweep, training, wait_for
 from wandb_file import read_offline_runs
@@ -68,6 +69,47 @@ def test_a_mistake_in_every_job_ends_non_zero(process, tmp_path):
     assert outcome.code == 1
     failed = ["0-none-seed0", "1-none-seed0"]
     assert outcome.json == {"sweep": "sweep", "jobs": 2, "failed": failed, "unfinished": [], "report": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("jobs_per_device=0",), "error: jobs_per_device=0: must be at least 1"),
+        (
+            ("imbalance=none,focal", "optim.lr=-1"),
+            "error: optim.lr=-1.0: must be positive",
+        ),
+        (("hydra/launcher=parallel", "hydra.launcher.n_jobs=0"), "error: hydra.launcher.n_jobs=0: must be at least 1"),
+        (("hydra/launcher=parallel", "hydra.launcher.n_jobs=abc"), "error: hydra.launcher.n_jobs=abc: Value 'abc'"),
+    ],
+)
+def test_what_every_job_would_fail_of_is_told_once(cli, tmp_path, words, told):
+    outcome = cli("-m", *TINY, "seed=0,1", *words, "hydra.sweep.dir=sweep")
+    assert outcome.code == 2
+    assert outcome.error.startswith(told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_only_some_jobs_fail_of_is_no_reason_to_start_none(cli, tmp_path):
+    outcome = cli("-m", *TINY, "seed=0", "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
+    assert outcome.code == 1
+    assert len(outcome.json["failed"]) == 2
+
+
+@pytest.mark.parametrize("words", [["seed=0,1", "-m", "optim.lr=-1,-2"], ["seed=0,1", "optim.lr=-1,-2", "--multirun"]])
+def test_options_may_stand_anywhere(cli, tmp_path, words):
+    outcome = cli(*TINY, *words, f"--config-dir={tmp_path}", "hydra.sweep.dir=sweep")
+    assert len(outcome.json["failed"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--nonsense"], "unrecognized arguments: --nonsense"), (["--cfg", "jobs"], "'jobs'")]
+)
+def test_unknown_options_are_refused_in_one_line(cli, words, told):
+    outcome = cli(*words, *TINY)
+    assert outcome.code == 2
+    assert told in outcome.error
+    assert "usage" not in outcome.err
 
 
 def test_an_unknown_choice_refuses_the_sweep_in_one_line(process, tmp_path):

@@ -1,10 +1,12 @@
 """Class weights against the published formulas and FER-2013's counts."""
 
+import math
+
 import numpy as np
 import pytest
 
 from fer_lightning.errors import UserError
-from fer_lightning.imbalance.weights import NORMALIZATIONS, SCHEMES, class_weights
+from fer_lightning.imbalance.weights import NORMALIZATIONS, SCHEMES, class_weights, log_prior
 
 COUNTS = [3995, 436, 4097, 7215, 4830, 3171, 4965]
 """FER-2013's Training counts, in label order."""
@@ -81,3 +83,16 @@ def test_mistakes_are_named_in_one_line(counts, knobs, words):
         class_weights(counts, **knobs)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
+
+
+def test_log_prior_is_the_logarithm_of_the_shares():
+    assert log_prior([3, 1]).tolist() == pytest.approx([math.log(0.75), math.log(0.25)], rel=1e-15)
+    assert log_prior(COUNTS).exp().sum().item() == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"), [([5, 0, 3], "class 1"), ([], "one count per class"), ([0, 0], "not all")]
+)
+def test_log_prior_needs_an_image_of_every_class(counts, words):
+    with pytest.raises(UserError, match=words):
+        log_prior(counts)

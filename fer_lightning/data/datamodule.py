@@ -1,6 +1,7 @@
 """The LightningDataModule: arrays, split, sampler and augmentation become loaders."""
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -9,33 +10,66 @@ from torch.utils.data import DataLoader, Dataset
 
 from fer_lightning import stop
 from fer_lightning.data.augment import Augmentation, draw_seed
-from fer_lightning.data.faces import Faces, count_classes
+from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
 from fer_lightning.imbalance.samplers import Draw, EpochSampler, EvalShard
 
-Item = tuple[torch.Tensor, int]
+Item = tuple[torch.Tensor, int | torch.Tensor]
 
 
 class TrainingFaces(Dataset[Item]):
     """Augmented training images, indexed by a sampler's ``Draw``.
 
-    The augmentation is a pure function of (seed, epoch, position in the epoch), so neither workers, ranks nor a
-    resumed run change it.
+    Augmentation and mixing are a pure function of (seed, epoch, position in the epoch), so neither workers, ranks nor
+    a resumed run change them.
+
+    Args:
+        images: uint8, (n, 48, 48).
+        labels: int64, (n,).
+        augmentation: applied to every image, and to its partner with a draw of its own.
+        seed: of both.
+        soft: float32, (n, 7), targets in place of the labels.
+        mix: one of ``imbalance.mixing``: blends an image with a partner. Targets are (7,) then, not a number.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, augmentation: Augmentation, seed: int):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        augmentation: Augmentation,
+        seed: int,
+        soft: np.ndarray | None = None,
+        mix: Any = None,
+    ):
         self.images = images
         self.labels = labels
         self.augmentation = augmentation
         self.seed = seed
+        self.soft = soft
+        self.mix = mix
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> Item:
-        image = self.augmentation(self.images[draw.index], draw_seed(self.seed, draw.epoch, draw.position))
-        return torch.from_numpy(image), int(self.labels[draw.index])
+        seed = draw_seed(self.seed, draw.epoch, draw.position)
+        image = self.augmentation(self.images[draw.index], seed)
+        if self.soft is None and self.mix is None:
+            return torch.from_numpy(image), int(self.labels[draw.index])
+        target = self._target(draw.index)
+        if self.mix is not None:
+            rng = np.random.default_rng(draw_seed(seed, 0, 0))
+            partner = self.mix.partner(draw.epoch, rng)
+            if partner is not None:
+                other = self.augmentation(self.images[partner], draw_seed(seed, 0, 1))
+                image, target = self.mix(image, target, other, self._target(partner), rng)
+        return torch.from_numpy(image), torch.from_numpy(target)
+
+    def _target(self, index: int) -> np.ndarray:
+        if self.soft is not None:
+            return self.soft[index]
+        return np.eye(len(EMOTIONS), dtype=np.float32)[self.labels[index]]
 
 
 class EvaluationFaces(Dataset[Item]):
@@ -55,6 +89,8 @@ class EvaluationFaces(Dataset[Item]):
 class FERDataModule(L.LightningDataModule):
     """Training and validation loaders over one split; batches are (uint8 images (B, 48, 48), int64 labels (B,)).
 
+    Training targets are float32 (B, 7) instead where images are mixed or the faces bring soft labels.
+
     Args:
         faces: the whole set.
         split: which of its images train and validate.
@@ -63,6 +99,7 @@ class FERDataModule(L.LightningDataModule):
         batch_size: global; each of the trainer's processes gets its equal share.
         num_workers: per process.
         seed: of order and augmentation.
+        build_mix: called with ``labels`` (of the training images); None for images as they are.
 
     Raises:
         UserError: when the training images are fewer than one batch, or a class has none.
@@ -77,13 +114,17 @@ class FERDataModule(L.LightningDataModule):
         batch_size: int,
         num_workers: int,
         seed: int,
+        build_mix: Callable[..., Any] | None = None,
     ):
         super().__init__()
         self.faces = faces
         self.split = split
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.train_set = TrainingFaces(faces.images[split.train], faces.labels[split.train], augmentation, seed)
+        labels = faces.labels[split.train]
+        soft = None if faces.soft is None else faces.soft[split.train]
+        mix = None if build_mix is None else build_mix(labels=labels)
+        self.train_set = TrainingFaces(faces.images[split.train], labels, augmentation, seed, soft, mix)
         # Archives are sorted by emotion: in their order, trainer.limit_val_batches would validate on one class.
         order = np.random.default_rng(0).permutation(split.val)
         self.val_set = EvaluationFaces(faces.images[order], faces.labels[order])

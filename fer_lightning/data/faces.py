@@ -28,6 +28,8 @@ class Faces:
         kind: what was read, in words ("Kaggle archive (zip)").
         data_hash: hex digest of pixels, labels and usage, equal for equal content.
         synthetic: True for drawn faces.
+        soft: float32, shape (N, 7), rows that sum to 1: targets to train on instead of ``labels``, or None.
+        label_source: whose opinion the labels are: ``fer`` (the data's own) or ``ferplus``.
     """
 
     images: np.ndarray
@@ -38,6 +40,8 @@ class Faces:
     kind: str
     data_hash: str
     synthetic: bool = False
+    soft: np.ndarray | None = None
+    label_source: str = "fer"
 
     def __len__(self) -> int:
         return len(self.labels)

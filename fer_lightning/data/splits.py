@@ -28,8 +28,8 @@ class Split:
     Attributes:
         train: images to train on; holds every emotion.
         val: images to select on; empty where the protocol has none.
-        tests: ``test`` is the reported set; ``test_dedup`` is ``test`` without the images whose exact pixel
-            twin is in ``train``; a protocol may add others.
+        tests: ``test`` is the reported set; a protocol may add others. ``<name>_dedup`` is such a set without the
+            images whose exact pixel twin is in ``train``.
     """
 
     train: np.ndarray
@@ -37,7 +37,13 @@ class Split:
     tests: dict[str, np.ndarray]
 
 
-def official(faces: Faces, seed: int, val_fraction: float | None = None, train_size: int | None = None) -> Split:
+def official(
+    faces: Faces,
+    seed: int,
+    val_fraction: float | None = None,
+    train_size: int | None = None,
+    drop_duplicates: str | None = None,
+) -> Split:
     """The competition's split: train on Training, select on PublicTest, report PrivateTest.
 
     Where the data do not tell PublicTest from PrivateTest, all of ``test/`` is reported and validation is cut
@@ -49,6 +55,7 @@ def official(faces: Faces, seed: int, val_fraction: float | None = None, train_s
         val_fraction: cut this share of Training for validation instead, leaving PublicTest unused;
             stratified, and exact pixel twins never stand on both sides.
         train_size: keep a stratified random subset of exactly this many training images, drawn last.
+        drop_duplicates: ``train`` removes the training images whose exact pixel twin is in any of the test sets.
 
     Raises:
         UserError: a usage or an emotion is missing, or an argument is out of range.
@@ -64,7 +71,7 @@ def official(faces: Faces, seed: int, val_fraction: float | None = None, train_s
         log.info("The data name no PublicTest images: validating on %g of the training images", val_fraction)
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
-    return _finish(faces, seed, train, val, {"test": test}, train_size)
+    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates)
 
 
 def paper(
@@ -73,14 +80,16 @@ def paper(
     subset: str = "large",
     val_fraction: float | None = None,
     train_size: int | None = None,
+    drop_duplicates: str | None = None,
 ) -> Split:
     """The protocol of the paper on EfficientNet and class imbalance, as far as its figures reveal it.
 
     All images are pooled, whatever their usage. Of each emotion min(n, 4000) are sampled and split 70/30:
     17,182 train and 7,365 test (``large``). The undersampled arm (``balanced``) takes the first 350 training
     and 150 test images of each emotion out of these: 2,450 and 1,050. Because they are nested, a model of
-    either arm can be scored on both test sets, and the other one is in ``tests`` as ``test_balanced`` or
-    ``test_large``. Smaller data scale down: the balanced arm takes of each emotion what the rarest one has.
+    either arm can be scored on both test sets: ``tests`` always has ``test_large`` and ``test_balanced``, one of
+    which is ``test``, and their ``_dedup``. Smaller data scale down: the balanced arm takes of each emotion what
+    the rarest one has.
 
     The protocol has no validation set, so ``val`` is empty unless ``val_fraction`` cuts one from ``train``.
     It splits at random, so that about 7.6 % of its test images have an exact twin in ``train``: see
@@ -92,6 +101,7 @@ def paper(
         subset: ``large`` or ``balanced``.
         val_fraction: as in ``official``.
         train_size: as in ``official``.
+        drop_duplicates: as in ``official``.
 
     Raises:
         UserError: an unknown subset, an emotion with fewer than two images, or an argument out of range.
@@ -117,12 +127,16 @@ def paper(
         tests["large"].append(test)
         trains["balanced"].append(train[:balanced_train_size])
         tests["balanced"].append(test[: balanced_size - balanced_train_size])
-    other = "balanced" if subset == "large" else "large"
     train, val = np.concatenate(trains[subset]), np.array([], np.int64)
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
-    named = {"test": np.concatenate(tests[subset]), f"test_{other}": np.concatenate(tests[other])}
-    return _finish(faces, seed, train, val, named, train_size)
+    large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
+    named = {
+        "test": large if subset == "large" else balanced,
+        "test_large": large,
+        "test_balanced": balanced,
+    }
+    return _finish(faces, seed, train, val, named, train_size, drop_duplicates)
 
 
 def kfold(
@@ -132,6 +146,7 @@ def kfold(
     fold: int = 0,
     val_fraction: float | None = None,
     train_size: int | None = None,
+    drop_duplicates: str | None = None,
 ) -> Split:
     """Cross-validation over all images: stratified, and exact pixel twins are always in one fold.
 
@@ -144,6 +159,7 @@ def kfold(
         fold: the fold that tests, from 0 on.
         val_fraction: validate on this share of all other folds instead; as in ``official``.
         train_size: as in ``official``.
+        drop_duplicates: as in ``official``.
 
     Raises:
         UserError: an argument out of range, or an emotion with fewer images than there are folds.
@@ -172,7 +188,7 @@ def kfold(
         train = np.flatnonzero((fold_of != fold) & (fold_of != val_fold))
     else:
         train, val = _cut(faces, np.flatnonzero(fold_of != fold), val_fraction, _stream(seed, "val"))
-    return _finish(faces, seed, train, val, {"test": test}, train_size)
+    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates)
 
 
 def _finish(
@@ -182,8 +198,15 @@ def _finish(
     val: np.ndarray,
     tests: dict[str, np.ndarray],
     train_size: int | None,
+    drop_duplicates: str | None,
 ) -> Split:
-    """Draw the training subset, add ``test_dedup`` for the images left in training, and sort everything."""
+    """Drop twins, draw the training subset, add each test set's ``_dedup`` for what is left, and sort everything."""
+    if drop_duplicates not in (None, "train"):
+        raise UserError(f"data.drop_duplicates={drop_duplicates}: accepted are null and train")
+    if drop_duplicates == "train":
+        leaks = np.isin(faces.twins[train], faces.twins[np.concatenate(list(tests.values()))])
+        train = train[~leaks]
+        log.info("Removed %d training images that have an exact twin in a test set", leaks.sum())
     if train_size is not None:
         train = _subset(faces.labels, train, train_size, _stream(seed, "train_size"))
     missing = [
@@ -191,10 +214,10 @@ def _finish(
     ]
     if missing:
         raise UserError(f"The training split has no image of {', '.join(missing)}: every emotion is needed")
-    test = tests["test"]
-    seen = np.isin(faces.twins[test], faces.twins[train])
-    tests = {"test": test, "test_dedup": test[~seen], **tests}
-    return Split(_sorted(train), _sorted(val), {name: _sorted(indices) for name, indices in tests.items()})
+    known = faces.twins[train]
+    dedup = {f"{name}_dedup": test[~np.isin(faces.twins[test], known)] for name, test in tests.items()}
+    ordered = {"test": tests["test"], "test_dedup": dedup["test_dedup"], **tests, **dedup}
+    return Split(_sorted(train), _sorted(val), {name: _sorted(indices) for name, indices in ordered.items()})
 
 
 def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

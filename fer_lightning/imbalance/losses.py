@@ -1,22 +1,47 @@
-"""Classification losses: pure functions for one value per sample, modules for the batch mean.
+"""Classification losses, one value per image: pure functions, and modules that know the training set's classes.
 
-Every weighted loss divides by the number of samples, never by the sum of their weights as PyTorch's
-``cross_entropy(weight=...)`` does: there a batch without the rare class raises the weight of all others, so
-that gradients depend on the batch size.
+The training step takes the plain mean over the batch. So every weighted loss is divided by the number of images,
+never by the sum of their weights as in PyTorch's ``cross_entropy(weight=...)``: there a batch without the rare
+class raises the weight of all others, so that gradients depend on the batch size.
+
+Nothing here changes what a model predicts: margins and priors enter the loss, the logits stay as they are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer_lightning.errors import UserError
-from fer_lightning.imbalance.weights import class_weights
+from fer_lightning.imbalance.weights import class_weights, log_prior
 
 READINGS = ("sample", "column", "softmax")
 """Readings of the paper's weighted binary cross-entropy."""
+
+FORMS = ("sigmoid", "softmax")
+"""Forms of the class-balanced focal loss."""
+
+
+def expected_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Loss of soft targets: sum_c q_c loss(z, c).
+
+    The one way in which mixed images and raters' votes meet a loss. Each class keeps its own weight, margin and
+    p_t; for plain cross-entropy it is the cross-entropy with q.
+
+    Args:
+        loss: (logits (N, C), target (N,)) -> (N,), such as any module here.
+        logits: (B, C).
+        probabilities: q, (B, C), rows sum to 1.
+
+    Returns:
+        (B,)
+    """
+    images, classes = logits.shape
+    every_class = torch.arange(classes, device=logits.device).repeat(images)
+    losses = loss(logits.repeat_interleave(classes, dim=0), every_class).view(images, classes)
+    return (probabilities * losses).sum(dim=1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
@@ -59,6 +84,70 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | No
     miss = -torch.expm1(-plain)
     loss = miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma * plain
     return loss if weight is None else weight[target] * loss
+
+
+def sigmoid_focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
+    """Focal loss of one class against the rest, summed over classes: sum_c -w[y] (1 - p_c)^gamma log p_c.
+
+    p_c = sigmoid(z_c) for the target class and 1 - sigmoid(z_c) for the others: Cui et al. 2019, "Class-Balanced
+    Loss Based on Effective Number of Samples", section 4.3 after Lin et al. 2017.
+
+    Args:
+        logits: (B, C).
+        target: (B,) int64.
+        gamma: focusing parameter, 0 for binary cross-entropy.
+        weight: (C,) or None for 1.
+
+    Returns:
+        (B,) in the precision of ``at_least_float32(logits)``.
+    """
+    logits = at_least_float32(logits)
+    right = torch.where(F.one_hot(target, logits.shape[1]).bool(), logits, -logits)
+    # As a power of e, (1 - p)^gamma has a finite gradient for every gamma and logit.
+    loss = -(torch.exp(gamma * F.logsigmoid(-right)) * F.logsigmoid(right)).sum(dim=1)
+    return loss if weight is None else weight[target] * loss
+
+
+def logit_adjusted(logits: Tensor, target: Tensor, log_prior: Tensor, tau: float = 1.0) -> Tensor:
+    """Cross-entropy of z + tau log pi.
+
+    Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10. With tau = 1 it is the Balanced Softmax
+    (Ren et al. 2020): log n in place of log pi is the same loss.
+
+    Args:
+        logits: (B, C).
+        target: (B,) int64.
+        log_prior: log pi, (C,), at least float32: bfloat16 is off by up to 0.0034 on FER-2013.
+        tau: 0 for plain cross-entropy.
+
+    Returns:
+        (B,) in the precision of ``at_least_float32(logits)``.
+    """
+    return cross_entropy(at_least_float32(logits) + tau * log_prior, target)
+
+
+def ldam(logits: Tensor, target: Tensor, margin: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy w[y] CE(z - margin[y] 1_y).
+
+    Cao et al. 2019, "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", section 3.
+
+    Args:
+        logits: scale times the cosine, (B, C).
+        target: (B,) int64.
+        margin: scale times the margin of each class, (C,).
+        weight: (C,) or None for 1.
+
+    Returns:
+        (B,) in the precision of ``at_least_float32(logits)``.
+    """
+    logits = at_least_float32(logits)
+    return cross_entropy(logits - F.one_hot(target, logits.shape[1]) * margin, target, weight)
+
+
+def ldam_margins(class_counts: Sequence[int], max_margin: float) -> Tensor:
+    """Margins K n_c^(-1/4) whose largest is ``max_margin``, float64 (C,): Cao et al. 2019, section 3."""
+    counts = torch.tensor([int(count) for count in class_counts], dtype=torch.float64)
+    return max_margin * (counts / counts.min()) ** -0.25
 
 
 def weighted_bce(
@@ -113,7 +202,7 @@ def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CrossEntropy(nn.Module):
-    """Mean over the batch of ``cross_entropy``.
+    """``cross_entropy`` with class weights.
 
     Args:
         class_counts: number of training images of each class, in label order.
@@ -144,12 +233,12 @@ class CrossEntropy(nn.Module):
         self.register_buffer("weight", weight.float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of logits (B, C) and targets (B,)."""
-        return cross_entropy(logits, target, self.weight, self.label_smoothing).mean()
+        """Losses (B,) of logits (B, C) and targets (B,)."""
+        return cross_entropy(logits, target, self.weight, self.label_smoothing)
 
 
 class FocalLoss(nn.Module):
-    """Mean over the batch of ``focal_loss``.
+    """``focal_loss`` with class weights.
 
     Args:
         class_counts: number of training images of each class, in label order.
@@ -173,19 +262,17 @@ class FocalLoss(nn.Module):
         beta: float = 0.9999,
     ) -> None:
         super().__init__()
-        if not 0 <= gamma < math.inf:
-            raise UserError(f"gamma={gamma} is out of range: the focal loss needs a gamma of 0 or more, usually 1 to 5")
-        self.gamma = gamma
+        self.gamma = _checked_gamma(gamma)
         weight = class_weights(class_counts, alpha, normalization, beta)
         self.register_buffer("weight", weight.float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of logits (B, C) and targets (B,)."""
-        return focal_loss(logits, target, self.gamma, self.weight).mean()
+        """Losses (B,) of logits (B, C) and targets (B,)."""
+        return focal_loss(logits, target, self.gamma, self.weight)
 
 
 class WeightedBCE(nn.Module):
-    """Mean over the batch of ``weighted_bce`` with inverse class frequencies for weights.
+    """``weighted_bce`` with inverse class frequencies for weights.
 
     The sum over classes is not divided by C. PyTorch's mean over all B * C terms with ``sum_C`` weights is
     this loss with ``sum_1`` weights.
@@ -221,5 +308,131 @@ class WeightedBCE(nn.Module):
         self.register_buffer("weight", weight.float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of logits (B, C) and targets (B,)."""
-        return weighted_bce(logits, target, self.weight, self.reading, self.positive_weight).mean()
+        """Losses (B,) of logits (B, C) and targets (B,)."""
+        return weighted_bce(logits, target, self.weight, self.reading, self.positive_weight)
+
+
+class ClassBalancedFocal(nn.Module):
+    """Focal loss weighted by the inverse effective number of samples.
+
+    Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 4.3. Its focal loss is a
+    sum of sigmoid terms, the default here; form ``softmax`` is ``FocalLoss`` with alpha ``effective``.
+
+    Args:
+        class_counts: number of training images of each class, in label order.
+        gamma: focusing parameter, at least 0.
+        form: one of ``FORMS``.
+        beta: of ``class_weights``. The official code's own default of 0 switches the weights off.
+        normalization: of ``class_weights``.
+
+    Raises:
+        UserError: for a knob out of range; see also ``class_weights``.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma: float = 1.0,
+        form: str = "sigmoid",
+        beta: float = 0.9999,
+        normalization: str = "balanced",
+    ) -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise UserError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
+        self.gamma = _checked_gamma(gamma)
+        self.form = form
+        weight = class_weights(class_counts, "effective", normalization, beta)
+        self.register_buffer("weight", weight.float(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Losses (B,) of logits (B, C) and targets (B,)."""
+        focal = sigmoid_focal_loss if self.form == "sigmoid" else focal_loss
+        return focal(logits, target, self.gamma, self.weight)
+
+
+class LogitAdjusted(nn.Module):
+    """``logit_adjusted`` by the class shares of the training images; with tau 1 the Balanced Softmax.
+
+    Args:
+        class_counts: number of training images of each class, in label order.
+        tau: at least 0.
+
+    Raises:
+        UserError: when tau is out of range or a class has no images.
+    """
+
+    log_prior: Tensor
+
+    def __init__(self, class_counts: Sequence[int], tau: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= tau < math.inf:
+            raise UserError(f"tau={tau} is out of range: give 0 (cross-entropy) or more; 1 aims at balanced error")
+        self.tau = tau
+        self.register_buffer("log_prior", log_prior(class_counts).float(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Losses (B,) of logits (B, C) and targets (B,)."""
+        return logit_adjusted(logits, target, self.log_prior, self.tau)
+
+
+class LDAM(nn.Module):
+    """``ldam`` with deferred re-weighting: class weights 1 at first, the inverse effective number later.
+
+    Cao et al. 2019, "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss". The logits must be
+    ``scale`` times cosines.
+
+    Args:
+        class_counts: number of training images of each class, in label order.
+        epochs: length of the run, of which ``deferred_share`` is the end.
+        max_margin: margin of the rarest class, in cosine units, at least 0.
+        scale: of the cosine logits, above 0.
+        deferred_share: last share of the epochs, which has the weights; 0 for never, 1 for always.
+        beta: of ``class_weights``.
+        normalization: of ``class_weights``.
+
+    Raises:
+        UserError: for a knob out of range or a class without images; see also ``class_weights``.
+    """
+
+    weight: Tensor
+    margin: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        epochs: int,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        deferred_share: float = 0.2,
+        beta: float = 0.9999,
+        normalization: str = "balanced",
+    ) -> None:
+        super().__init__()
+        if not 0 <= max_margin <= 2:
+            raise UserError(f"max_margin={max_margin} is out of range: cosines leave room for 0 to 2, usually 0.5")
+        if not 0 < scale < math.inf:
+            raise UserError(f"scale={scale} is out of range: it must be above 0, usually 30")
+        if not 0 <= deferred_share <= 1:
+            raise UserError(f"deferred_share={deferred_share} is out of range: give 0 (no class weights) to 1 (always)")
+        weight = class_weights(class_counts, "effective", normalization, beta)
+        self.first_weighted = epochs - round(deferred_share * epochs)
+        self.register_buffer("weight", weight.float(), persistent=False)
+        self.register_buffer("margin", (scale * ldam_margins(class_counts, max_margin)).float(), persistent=False)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch, from 0, the next calls belong to."""
+        self.weighted = epoch >= self.first_weighted
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Losses (B,) of logits (B, C), scale times cosines, and targets (B,)."""
+        return ldam(logits, target, self.margin, self.weight if self.weighted else None)
+
+
+def _checked_gamma(gamma: float) -> float:
+    if not 0 <= gamma < math.inf:
+        raise UserError(f"gamma={gamma} is out of range: the focal loss needs a gamma of 0 or more, usually 1 to 5")
+    return gamma

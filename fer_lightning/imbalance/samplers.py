@@ -18,6 +18,9 @@ from torch.utils.data import Sampler
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
 
+BUDGETS = ("steps", "epochs")
+"""What an epoch of a smaller set is as long as: the whole training set, or one pass."""
+
 
 class Draw(NamedTuple):
     """One entry of an epoch.
@@ -53,7 +56,7 @@ class EpochSampler(Sampler[Draw]):
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the global list of one epoch: int64, shape (total,), positions in the training subset."""
+        """Return the global list of ``self.epoch``: int64, shape (total,), positions in the training subset."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; Lightning calls this at each epoch's start."""
@@ -87,20 +90,31 @@ class InstanceSampler(EpochSampler):
 
 
 class UnderSampler(EpochSampler):
-    """The same number of images of every class, without repetition.
+    """The same number of images of every class.
+
+    One pass shows each of them once. With the budget of ``steps`` an epoch is as many passes, the last one cut, as
+    show the number of training images, so that methods differ in what they show and not in how long they train.
 
     Args:
         labels: (n,) class of each image of the training subset.
         seed: with the epoch, decides the list.
         per_class: images of each class; None takes as many as the rarest class has.
-        redraw: choose the images anew for each epoch (as EasyEnsemble does for each member: Liu et al. 2009,
+        redraw: choose the images anew for each pass (as EasyEnsemble does for each member: Liu et al. 2009,
             "Exploratory Undersampling for Class-Imbalance Learning") rather than once and for all.
+        budget: one of ``BUDGETS``.
 
     Raises:
-        UserError: when per_class is below 1 or above the rarest class.
+        UserError: when per_class is below 1 or above the rarest class, or for an unknown budget.
     """
 
-    def __init__(self, labels: np.ndarray, seed: int, per_class: int | None = None, redraw: bool = False) -> None:
+    def __init__(
+        self,
+        labels: np.ndarray,
+        seed: int,
+        per_class: int | None = None,
+        redraw: bool = False,
+        budget: str = "steps",
+    ) -> None:
         classes, counts = np.unique(labels, return_counts=True)
         self.per_class = int(counts.min()) if per_class is None else per_class
         if not 1 <= self.per_class <= counts.min():
@@ -109,14 +123,20 @@ class UnderSampler(EpochSampler):
                 f"per_class={per_class} is out of range: the rarest training class, {rarest}, has "
                 f"{counts.min()} images; give 1 to {counts.min()}, or null for all of them"
             )
-        super().__init__(labels, seed, total=self.per_class * len(classes))
+        if budget not in BUDGETS:
+            raise UserError(f"budget={budget}: unknown; choose one of {', '.join(BUDGETS)}")
+        super().__init__(labels, seed, total=len(labels) if budget == "steps" else self.per_class * len(classes))
         self.members = [torch.from_numpy(np.flatnonzero(self.labels == label)) for label in classes]
         self.fixed = None if redraw else self._choose(_generator(seed, _SUBSET))
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the epoch's balanced subset in random order."""
+        """Return passes over balanced subsets, each in random order."""
+        passes = -(-self.total // (self.per_class * len(self.members)))
+        return torch.cat([self._pass(generator) for _ in range(passes)])[: self.total]
+
+    def _pass(self, generator: torch.Generator) -> Tensor:
         chosen = self._choose(generator) if self.fixed is None else self.fixed
-        return chosen[torch.randperm(self.total, generator=generator)]
+        return chosen[torch.randperm(len(chosen), generator=generator)]
 
     def _choose(self, generator: torch.Generator) -> Tensor:
         return torch.cat(
@@ -141,17 +161,97 @@ class ClassWeightedSampler(EpochSampler):
     """
 
     def __init__(self, labels: np.ndarray, seed: int, power: float = 0.0, num_samples: int | None = None) -> None:
-        if not 0 <= power <= 1:
-            raise UserError(f"power={power} is out of range: give 0 (all classes equally often) to 1 (by their size)")
+        _check_power(power)
         if num_samples is not None and num_samples < 1:
             raise UserError(f"num_samples={num_samples} is out of range: give 1 or more, or null for the training size")
         super().__init__(labels, seed, total=len(labels) if num_samples is None else num_samples)
-        counts = np.bincount(self.labels)[self.labels]
-        self.image_weights = torch.from_numpy(counts.astype(np.float64) ** (power - 1))
+        self.image_weights = _image_weights(self.labels, power)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Return independent draws of images."""
         return torch.multinomial(self.image_weights, self.total, replacement=True, generator=generator)
+
+
+class ProgressiveSampler(EpochSampler):
+    """From instance to class-balanced sampling over the run: class j with (1 - t/T) n_j / N + (t/T) / C.
+
+    Images are drawn with replacement, within a class all equally likely; t is the epoch from 0, T the last one.
+    Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition", section 3.
+
+    Args:
+        labels: (n,) class of each image of the training subset.
+        seed: with the epoch, decides the list.
+        epochs: length of the run.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int, epochs: int) -> None:
+        super().__init__(labels, seed, total=len(labels))
+        self.epochs = epochs
+        self.instance, self.balanced = _image_weights(self.labels, 1.0), _image_weights(self.labels, 0.0)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return independent draws of images by the shares of the current epoch."""
+        progress = min(1.0, self.epoch / max(1, self.epochs - 1))
+        shares = (1 - progress) * self.instance + progress * self.balanced
+        return torch.multinomial(shares, self.total, replacement=True, generator=generator)
+
+
+class TwoStageSampler(EpochSampler):
+    """Every image once per epoch in a first stage, classes equally often in a second one.
+
+    Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition", section 4.
+
+    Args:
+        labels: (n,) class of each image of the training subset.
+        seed: with the epoch, decides the list.
+        epochs: length of the run; see ``first_stage_epochs`` for it and the next two.
+        share: of the second stage.
+        first_stage: checkpoint of a first stage that is done already, or None.
+        power: of the second stage, as in ``ClassWeightedSampler``.
+
+    Raises:
+        UserError: when power is outside [0, 1], or as ``first_stage_epochs``.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        seed: int,
+        epochs: int,
+        share: float = 0.25,
+        first_stage: str | None = None,
+        power: float = 0.0,
+    ) -> None:
+        _check_power(power)
+        super().__init__(labels, seed, total=len(labels))
+        self.first_epochs = first_stage_epochs(epochs, share, first_stage)
+        self.image_weights = _image_weights(self.labels, power)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return a permutation in the first stage, independent draws in the second."""
+        if self.epoch < self.first_epochs:
+            return torch.randperm(self.total, generator=generator)
+        return torch.multinomial(self.image_weights, self.total, replacement=True, generator=generator)
+
+
+def first_stage_epochs(epochs: int, share: float, first_stage: str | None) -> int:
+    """Epochs of the first of two stages; the second has the rest, so that both together are one run's budget.
+
+    Args:
+        epochs: of the whole run.
+        share: of the second stage, above 0 and below 1; each stage has at least one epoch.
+        first_stage: checkpoint of a first stage that is done already: then there are none left.
+
+    Raises:
+        UserError: when share is out of range, or there are too few epochs for two stages.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"share={share} is out of range: the second stage needs a share above 0 and below 1, like 0.25")
+    if first_stage is not None:
+        return 0
+    if epochs < 2:
+        raise UserError(f"trainer.max_epochs={epochs}: two stages need 2 or more; or give a checkpoint as first_stage")
+    return epochs - min(epochs - 1, max(1, round(share * epochs)))
 
 
 class EvalShard(Sampler[int]):
@@ -173,6 +273,17 @@ class EvalShard(Sampler[int]):
     def _mine(self) -> range:
         rank, world = _rank_and_world()
         return range(rank, self.total, world)
+
+
+def _check_power(power: float) -> None:
+    if not 0 <= power <= 1:
+        raise UserError(f"power={power} is out of range: give 0 (all classes equally often) to 1 (by their size)")
+
+
+def _image_weights(labels: np.ndarray, power: float) -> Tensor:
+    """Probability of each image, float64 (n,), when class j has n_j^power / sum_k n_k^power."""
+    weights = np.bincount(labels)[labels].astype(np.float64) ** (power - 1)
+    return torch.from_numpy(weights / weights.sum())
 
 
 _ORDER, _SUBSET = 0, 1  # independent random streams of one seed

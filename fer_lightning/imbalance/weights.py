@@ -1,4 +1,4 @@
-"""Class weights from class counts."""
+"""Class weights and priors from class counts."""
 
 from collections.abc import Sequence
 
@@ -51,9 +51,7 @@ def class_weights(
         raise UserError(f"unknown normalization {normalization!r}: choose one of {', '.join(NORMALIZATIONS)}")
     if not 0 <= beta < 1:
         raise UserError(f"beta={beta} is out of range: it must be at least 0 and below 1, for example 0.9999")
-    counts = torch.tensor([int(count) for count in class_counts], dtype=torch.float64)
-    if len(counts) == 0 or counts.min() < 0 or counts.sum() == 0:
-        raise UserError(f"class_counts={list(class_counts)}: one count per class is needed, not all of them 0")
+    counts = _counts(class_counts)
     if scheme != "none" and counts.min() == 0:
         raise UserError(
             f"weighting {scheme!r} needs a training image of every class, but class_counts="
@@ -74,3 +72,31 @@ def class_weights(
         return weights * counts.sum() / (weights * counts).sum()
     scale = len(counts) if normalization == "sum_C" else 1
     return weights * scale / weights.sum()
+
+
+def log_prior(class_counts: Sequence[int]) -> Tensor:
+    """Logarithm of each class's share of the training images.
+
+    Args:
+        class_counts: number of training images of each class, in label order.
+
+    Returns:
+        float64 tensor of shape (C,).
+
+    Raises:
+        UserError: when a class has no images.
+    """
+    counts = _counts(class_counts)
+    if counts.min() == 0:
+        raise UserError(
+            f"logit adjustment needs a training image of every class, but class_counts={list(class_counts)} "
+            f"has 0 for class {int(counts.argmin())}: use imbalance=none or a larger training set"
+        )
+    return (counts / counts.sum()).log()
+
+
+def _counts(class_counts: Sequence[int]) -> Tensor:
+    counts = torch.tensor([int(count) for count in class_counts], dtype=torch.float64)
+    if len(counts) == 0 or counts.min() < 0 or counts.sum() == 0:
+        raise UserError(f"class_counts={list(class_counts)}: one count per class is needed, not all of them 0")
+    return counts

@@ -1,0 +1,212 @@
+"""FER+: ten people's votes on each image of FER-2013, as labels, as soft targets, and as a ceiling.
+
+Barsoum et al. 2016, "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution".
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fer_lightning.config import VOTES
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+CATEGORIES = (
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "sadness",
+    "surprise",
+    "neutral",
+    "contempt",
+    "unknown",
+    "nf",
+)
+"""What could be voted for: first the seven emotions in the order of ``EMOTIONS``; ``nf`` is "not a face"."""
+
+LEAST_SHARE = 0.5
+"""Share of an image's votes that must be for the seven emotions if their shares are to be trained on.
+
+Barsoum et al. discard an image where the emotions they keep have not even half of its votes.
+"""
+
+
+def relabel(faces: Faces, path: str, targets: str) -> Faces:
+    """The images on whose emotion the voters agree, with that emotion as their label.
+
+    An image stays when one of the seven emotions has more votes than any other category. Left out, and counted in
+    the log, are those with a tie for the most votes, those that most voters took for contempt, unknown or not a
+    face, and those without votes. (Barsoum et al. call majority what has more than half of the votes.)
+
+    Args:
+        faces: the data.
+        path: votes, as for ``read_votes``. Microsoft's file names no images; it has the rows of fer2013.csv, so
+            ``faces`` must be read from that file.
+        targets: ``majority`` trains on the new labels; ``soft`` trains on each image's shares of the votes for the
+            seven emotions, and leaves out images where these have less than half of the votes.
+
+    Returns:
+        Faces with ``label_source`` "ferplus", other labels and so another ``data_hash``.
+
+    Raises:
+        UserError: the votes cannot be read, or not be matched to the images.
+    """
+    votes = read_votes(path)
+    _check_match(faces, votes, path)
+    counts = match(votes, faces.ids)
+    chosen, total, emotional = plurality(counts), counts.sum(axis=1), counts[:, : len(EMOTIONS)].sum(axis=1)
+    reasons = {
+        "without votes": total == 0,
+        "tied": (total > 0) & (chosen < 0),
+        "seen as contempt, unknown or no face": chosen >= len(EMOTIONS),
+    }
+    if targets == "soft":
+        others = emotional < LEAST_SHARE * total
+        reasons["with less than half of the votes for an emotion"] = others & ~np.any(list(reasons.values()), axis=0)
+    kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
+    left_out = ", ".join(f"{mask.sum():,} {reason}" for reason, mask in reasons.items() if mask.any())
+    same = np.mean(chosen[kept] == faces.labels[kept]) if len(kept) else 0.0
+    log.info(
+        "FER+ labels %d of %d images (%s); %.1f %% keep their label",
+        len(kept),
+        len(faces),
+        f"left out: {left_out}" if left_out else "none left out",
+        100 * same,
+    )
+    if not len(kept):
+        raise UserError(f"labels.votes={path}: leaves no image with a label ({left_out})")
+    new = Faces.from_arrays(
+        faces.images[kept], chosen[kept], faces.usage[kept], faces.ids[kept], faces.kind, faces.synthetic
+    )
+    soft = (counts[kept, : len(EMOTIONS)] / emotional[kept, None]).astype(np.float32) if targets == "soft" else None
+    return dataclasses.replace(new, soft=soft, label_source="ferplus")
+
+
+def ceiling(ids: Iterable[str], labels: Sequence[str], path: str | Path) -> pd.DataFrame:
+    """How far FER-2013's labels agree with the voters: what of the confusion is annotation.
+
+    Args:
+        ids: of the images, as in ``predictions.csv``.
+        labels: FER-2013's emotion of each, in words.
+        path: votes, as for ``read_votes``.
+
+    Returns:
+        One row per emotion: ``emotion``; ``n``, its images that have votes; ``agreement``, the share, among those
+        where one category alone has the most votes, that it has them; ``zero_votes``, the share of the ``n`` that
+        nobody took for it. NaN where there are no such images.
+
+    Raises:
+        UserError: the votes cannot be read, or name none of the images.
+    """
+    ids, votes = np.asarray(list(ids), dtype=object), read_votes(path)
+    counts = match(votes, ids)
+    if len(ids) and not counts.any():
+        raise UserError(f"{path}: names images such as {votes.index[0]!r}, and none such as {ids[0]!r}")
+    chosen, voted = plurality(counts), counts.any(axis=1)
+    rows = []
+    for label, emotion in enumerate(EMOTIONS):
+        mine = voted & (np.asarray(labels) == emotion)
+        decided = chosen[mine & (chosen >= 0)]
+        rows.append(
+            {
+                "emotion": emotion,
+                "n": int(mine.sum()),
+                "agreement": np.mean(decided == label) if len(decided) else np.nan,
+                "zero_votes": np.mean(counts[mine, label] == 0) if mine.any() else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def read_votes(path: str | Path) -> pd.DataFrame:
+    """Read a file of votes: Microsoft's ``fer2013new.csv``, or one with a column ``path``.
+
+    Returns:
+        int64 votes, one column for each of ``CATEGORIES``; indexed like ``Faces.ids``: by path, or, for Microsoft's
+        file, by ``row N`` of fer2013.csv with a further column ``usage``. Images that Microsoft's file leaves unnamed,
+        because they are no faces, have no votes.
+
+    Raises:
+        UserError: naming the row and column of what is wrong.
+    """
+    try:
+        table = pd.read_csv(Path(path).expanduser())
+    except OSError as error:
+        raise UserError(f"labels.votes={path}: cannot be read ({error.strerror}); give {VOTES}") from None
+    except ValueError:  # of its parser, its decoder and its types
+        raise UserError(f"labels.votes={path}: is no csv that can be read; give {VOTES}") from None
+    table.columns = [str(name).strip().lower() for name in table.columns]
+    by_path = "path" in table
+    missing = [name for name in (*CATEGORIES, *(() if by_path else ("usage", "image name"))) if name not in table]
+    if missing or table.empty:
+        what = f"has no column {missing[0]}" if missing else "has no rows"
+        raise UserError(f"labels.votes={path}: {what}; give {VOTES}")
+    numbers = table[list(CATEGORIES)].apply(pd.to_numeric, errors="coerce")
+    wrong = ~((numbers >= 0) & (numbers % 1 == 0) & (numbers < 2**31)).to_numpy()
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        name = CATEGORIES[column]
+        value = table[name].iloc[row]
+        raise UserError(f"labels.votes={path}, row {row + 1}: {name}={value}; votes are whole numbers from 0 on")
+    votes = numbers.astype(np.int64)
+    if by_path:
+        votes.index = pd.Index(table["path"].astype(str))
+        if not votes.index.is_unique:
+            twice = votes.index[votes.index.duplicated()][0]
+            raise UserError(f"labels.votes={path}: names {twice} twice; one row for each image is needed")
+        return votes
+    votes[table["image name"].isna().to_numpy()] = 0
+    votes.index = pd.Index([f"row {number}" for number in range(1, len(votes) + 1)])
+    return votes.assign(usage=table["usage"].astype(str).str.strip().to_numpy())
+
+
+def match(votes: pd.DataFrame, ids: Iterable[str]) -> np.ndarray:
+    """The votes on the images ``ids``: int64, (n, 10), in the order of ``CATEGORIES``; zeros for unknown images."""
+    known = votes[list(CATEGORIES)]
+    return known.reindex(pd.Index(list(map(str, ids))), fill_value=0).to_numpy(np.int64)
+
+
+def plurality(counts: np.ndarray) -> np.ndarray:
+    """The category with the most votes: int64, (n,), or -1 where several, or none, have them.
+
+    Args:
+        counts: (n, 10) votes.
+    """
+    most = counts.max(axis=1)
+    unique = ((counts == most[:, None]).sum(axis=1) == 1) & (most > 0)
+    return np.where(unique, counts.argmax(axis=1), -1)
+
+
+def _check_match(faces: Faces, votes: pd.DataFrame, path: str) -> None:
+    """Refuse votes for other images, as far as that can be told."""
+    if not votes.index.isin(faces.ids).any():
+        if "usage" in votes:
+            raise UserError(
+                f"labels.votes={path}: has the rows of fer2013.csv and names no files, so it cannot be matched to the"
+                f" {faces.kind}; give data.path=fer2013.csv, or votes with a column path"
+            )
+        raise UserError(
+            f"labels.votes={path}: names images such as {votes.index[0]!r}, the data such as {str(faces.ids[0])!r}:"
+            " none can be matched; give votes whose column path holds the paths inside the archive, or, for"
+            " data.path=fer2013.csv, Microsoft's fer2013new.csv"
+        )
+    if "usage" not in votes:
+        return
+    if len(votes) != len(faces):
+        raise UserError(
+            f"labels.votes={path}: has {len(votes):,} rows, and the data {len(faces):,}: votes without paths fit only"
+            " the whole fer2013.csv, in its own order"
+        )
+    different = np.flatnonzero(votes["usage"].str.lower() != [USAGES[number].lower() for number in faces.usage])
+    if len(different):
+        raise UserError(
+            f"labels.votes={path}, row {different[0] + 1}: is {votes['usage'].iloc[different[0]]} there and"
+            f" {USAGES[faces.usage[different[0]]]} in the data, which are not in the order of fer2013.csv"
+        )

@@ -1,0 +1,120 @@
+"""Changes of the last layer after training, with one number tau chosen on the validation images."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fer_lightning.errors import UserError
+from fer_lightning.imbalance.losses import at_least_float32
+from fer_lightning.imbalance.weights import log_prior
+from fer_lightning.metrics import confusion_matrix, macro_f1, precision_recall_f1
+
+TAUS = tuple(round(0.1 * step, 1) for step in range(21))
+"""0 to 2 in steps of 0.1: what Kang et al. 2020 choose from."""
+
+Adjust = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+class LogitAdjustment:
+    """Logits z - tau log pi, as a change of the bias.
+
+    Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 9, for a model trained without any correction.
+
+    Args:
+        class_counts: number of training images of each class, in label order.
+        tau: a number to use, or None to choose one of ``candidates`` on the validation images.
+        candidates: numbers to choose from, each 0 (no change) or more.
+
+    Raises:
+        UserError: for a tau or candidates out of range, or a class without images.
+    """
+
+    def __init__(
+        self, class_counts: Sequence[int], tau: float | None = None, candidates: Sequence[float] = TAUS
+    ) -> None:
+        self.tau, self.candidates = _checked(tau, candidates)
+        self.log_prior = log_prior(class_counts)
+
+    def __call__(self, weight: Tensor, bias: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,) of the adjusted layer."""
+        return weight, bias - tau * self.log_prior.to(bias)
+
+
+class TauNormalization:
+    """Weights w_c / ||w_c||^tau, without a bias.
+
+    Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition", section 4. Also with
+    tau = 0 the bias goes.
+
+    Args:
+        class_counts: not used: what a class's size does is in the norm of its weights.
+        tau: a number to use, or None to choose one of ``candidates`` on the validation images.
+        candidates: numbers to choose from, each 0 or more.
+
+    Raises:
+        UserError: for a tau or candidates out of range.
+    """
+
+    def __init__(
+        self, class_counts: Sequence[int], tau: float | None = None, candidates: Sequence[float] = TAUS
+    ) -> None:
+        self.tau, self.candidates = _checked(tau, candidates)
+
+    def __call__(self, weight: Tensor, bias: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,), all 0, of the normalized layer."""
+        norm = weight.norm(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        return weight / norm**tau, torch.zeros_like(bias)
+
+
+def choose_tau(
+    adjust: LogitAdjustment | TauNormalization,
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    metric: str = "f1_macro",
+) -> tuple[float, list[float]]:
+    """The candidate with the best score on the validation images; among equals the smallest, which changes least.
+
+    Args:
+        adjust: with its ``candidates``.
+        features: what enters the last layer, (n, D).
+        labels: (n,) int64.
+        weight: of the last layer, (C, D).
+        bias: of the last layer, (C,).
+        metric: ``f1_macro``, ``balanced_accuracy`` or ``accuracy``.
+
+    Returns:
+        The number and the scores of all candidates, in their order.
+    """
+    features, weight, bias = (at_least_float32(tensor) for tensor in (features, weight, bias))
+    scores = []
+    for tau in adjust.candidates:
+        logits = F.linear(features, *adjust(weight, bias, tau))
+        scores.append(_score(labels, logits.argmax(dim=1), metric))
+    best = max(scores)
+    return min(tau for tau, score in zip(adjust.candidates, scores, strict=True) if score == best), scores
+
+
+def _score(labels: Tensor, predicted: Tensor, metric: str) -> float:
+    matrix = confusion_matrix(labels.cpu().numpy(), predicted.cpu().numpy())
+    if metric == "f1_macro":
+        return float(macro_f1(matrix))
+    if metric == "balanced_accuracy":
+        recall = precision_recall_f1(matrix)[1]
+        return float(recall[matrix.sum(axis=1) > 0].mean())
+    if metric == "accuracy":
+        return float(matrix.trace() / matrix.sum())
+    raise ValueError(f"metric={metric}: choose f1_macro, balanced_accuracy or accuracy")
+
+
+def _checked(tau: float | None, candidates: Sequence[float]) -> tuple[float | None, tuple[float, ...]]:
+    if not candidates:
+        raise UserError("imbalance.adjust.candidates=[]: give at least one number, for example [0,0.5,1]")
+    for key, value in [("tau", tau), *(("candidates", candidate) for candidate in candidates)]:
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise UserError(f"imbalance.adjust.{key}={value} is out of range: give 0 or more, usually up to 2")
+    return tau, tuple(float(candidate) for candidate in candidates)

@@ -1,0 +1,81 @@
+"""Decoupled training: features first, then the classifier alone (Kang et al. 2020).
+
+"Decoupling Representation and Classifier for Long-Tailed Recognition": a representation learned from all images as
+they come is good; the classifier on top of it is what imbalance spoils. Both stages are epochs of one run, so that
+budget, curves and resume need nothing of their own. Which images each stage draws is ``samplers.TwoStageSampler``.
+"""
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from timm.models import EfficientNet
+from torch import nn
+
+from fer_lightning.errors import UserError
+from fer_lightning.imbalance.samplers import first_stage_epochs
+
+TRAINED = ("head", "scale")
+"""What a second stage may train."""
+
+
+class SecondStage(L.Callback):
+    """The last epochs of a run: the backbone is frozen, batch statistics included, and part of the head learns.
+
+    Its learning rate warms up and decays anew, the optimizer forgets what it knew of the head, and the best checkpoint
+    is chosen among these epochs alone.
+
+    Args:
+        trains: ``head`` is initialised anew and trained (classifier re-training, cRT); ``scale`` learns one factor per
+            class on top of everything else frozen (learnable weight scaling, LWS).
+        share: of the epochs that belong to the second stage.
+        lr_scale: its learning rate relative to ``optim.lr``.
+        epochs: of the whole run.
+        first_stage: a checkpoint that stands for the first stage, so that all epochs belong to the second.
+        seed: of the head's new initial weights.
+
+    Raises:
+        UserError: for a knob out of range.
+    """
+
+    def __init__(
+        self, trains: str, share: float, lr_scale: float, epochs: int, first_stage: str | None, seed: int
+    ) -> None:
+        if trains not in TRAINED:
+            raise UserError(f"imbalance.second_stage.trains={trains}: choose one of {', '.join(TRAINED)}")
+        if lr_scale <= 0:
+            raise UserError(f"imbalance.second_stage.lr_scale={lr_scale}: must be positive")
+        self.trains = trains
+        self.lr_scale = lr_scale
+        self.epochs = epochs
+        self.first_epoch = first_stage_epochs(epochs, share, first_stage)
+        self.seed = seed
+
+    def learning(self, network: EfficientNet) -> nn.Module:
+        """The part of the network that the second stage trains."""
+        return network.classifier if self.trains == "head" else network.classifier[-1]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch != self.first_epoch:
+            return
+        learning = self.learning(pl_module.network)  # type: ignore[arg-type]
+        if self.trains == "head":
+            reinitialize(learning, self.seed)
+        for optimizer in trainer.optimizers:
+            for parameter in learning.parameters():
+                optimizer.state.pop(parameter, None)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback.best_k_models = {}
+                callback.best_model_score = None
+                callback.kth_value = None  # type: ignore[assignment]
+                callback.best_model_path = callback.kth_best_model_path = ""
+
+
+def reinitialize(module: nn.Module, seed: int) -> None:
+    """Draw new initial weights, a pure function of the seed, and forget batch statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for part in module.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if reset is not None:
+                reset()

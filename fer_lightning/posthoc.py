@@ -1,0 +1,113 @@
+"""Methods that change the last layer after training (``imbalance.adjust``), and runs that begin from another's model.
+
+The change is folded into the weights of ``best.ckpt``, so that everything that reads a checkpoint gets the adjusted
+model; the model as it was trained stays beside it as ``unadjusted.ckpt``.
+"""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fer_lightning.data.faces import Faces
+from fer_lightning.data.splits import Split
+from fer_lightning.errors import UserError
+from fer_lightning.evaluate import BATCH_SIZE
+from fer_lightning.imbalance.adjust import choose_tau
+from fer_lightning.model import EmotionClassifier, read_checkpoint
+from fer_lightning.run_folder import replace_file
+
+log = logging.getLogger(__name__)
+
+
+def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) -> None:
+    """Give a model the weights of the run that ``cfg.imbalance.first_stage`` names.
+
+    Raises:
+        UserError: no safe checkpoint, another architecture, or one trained on other images or another split, whose
+            training images may be this run's test images.
+    """
+    path = Path(cfg.imbalance.first_stage)
+    checkpoint = read_checkpoint(path)
+    hyper = checkpoint["hyper_parameters"]
+    what = f"imbalance.first_stage={path}"
+    if hyper["provenance"]["data_hash"] != data_hash:
+        raise UserError(f"{what}: it was trained on other images; give the same data and labels")
+    trained = OmegaConf.create(hyper["config"])
+    for key in ("seed", "split", "data.drop_duplicates"):
+        before, now = OmegaConf.select(trained, key), OmegaConf.select(cfg, key)
+        if before != now:
+            raise UserError(f"{what}: its {key} was {before}, here it is {now}; both stages need the same images")
+    weights = checkpoint["state_dict"]
+    own = model.state_dict()
+    scale = {key for key in own if key.endswith(".scale") and key not in weights}  # which only this run adds
+    differing = {key for key in own.keys() ^ weights.keys() if key not in scale}
+    differing |= {key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape}
+    if differing:
+        raise UserError(
+            f"{what}: is another architecture ({min(differing)} differs); choose the model it was made with"
+        )
+    model.load_state_dict({**own, **weights})
+    log.info("first stage: %s (%s)", path, hyper["config"]["imbalance"]["name"])
+
+
+@torch.inference_mode()
+def features(model: EmotionClassifier, images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Input of the head's last layer, float32 (n, D) on the CPU, for uint8 images (n, 48, 48)."""
+    model = model.to(device).eval()
+    starts = range(0, len(images), BATCH_SIZE)
+    batches = (torch.from_numpy(np.array(images[start : start + BATCH_SIZE])) for start in starts)
+    return torch.cat([model.features(batch.to(device)).float().cpu() for batch in batches])
+
+
+def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Split, device: torch.device) -> Path:
+    """Adjust the last layer of a trained model and write it to the run folder's ``best.ckpt``.
+
+    Args:
+        cfg: the run; ``cfg.imbalance.adjust`` says how.
+        trained: the checkpoint to adjust. It may have been adjusted by this run before it was interrupted.
+        folder: the run folder.
+        faces: the data.
+        split: its validation images choose ``tau`` where the configuration does not give it.
+        device: where to compute.
+
+    Returns:
+        The written checkpoint.
+    """
+    best, unadjusted = (folder / "checkpoints" / name for name in ("best.ckpt", "unadjusted.ckpt"))
+    if not trained.exists() or read_checkpoint(trained)["hyper_parameters"].get("adjusted"):
+        trained = unadjusted
+    checkpoint = read_checkpoint(trained)
+    model = EmotionClassifier.load(trained)
+    last = model.network.classifier[-1]
+    assert isinstance(last, nn.Linear)
+    method = instantiate(cfg.imbalance.adjust, _partial_=True)(class_counts=model.hparams["class_counts"])
+    layer = last.weight.detach(), last.bias.detach()
+    tau = method.tau
+    if tau is None:
+        inputs = features(model, faces.images[split.val], device)
+        labels = torch.from_numpy(faces.labels[split.val])
+        tau, scores = choose_tau(method, inputs, labels, *layer, "f1_macro")
+        first = method.candidates[0]
+        log.info("tau %g chosen by validation macro F1 (%.4f; %.4f at %g)", tau, max(scores), scores[0], first)
+    weight, bias = method(*layer, tau)
+    prefix = f"network.classifier.{len(model.network.classifier) - 1}"
+    checkpoint["state_dict"] |= {f"{prefix}.weight": weight.float(), f"{prefix}.bias": bias.float()}
+    checkpoint["hyper_parameters"]["adjusted"] = {"imbalance": cfg.imbalance.name, "tau": float(tau)}
+    if trained != unadjusted:
+        _write(unadjusted, trained.read_bytes())
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    _write(best, buffer.getvalue())
+    return best
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)

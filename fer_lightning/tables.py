@@ -1,0 +1,411 @@
+"""The tables of a comparison: from numbers to words, the same for the terminal, markdown and the web page.
+
+Shares are printed in percent and their differences in percentage points, both with one decimal: an image more or less
+of FER-2013's 3,589 is 0.03 points. The exact numbers are in ``summary.csv``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import pandas as pd
+
+from fer_lightning.data.faces import EMOTIONS
+
+if TYPE_CHECKING:
+    from fer_lightning.compare import Comparison
+
+NOTHING = "-"
+"""What stands where there is no number."""
+
+
+class Score(NamedTuple):
+    """How a metric is printed: heading, factor, decimals, and whether less is better."""
+
+    heading: str
+    factor: float = 100
+    digits: int = 1
+    lower: bool = False
+
+    def words(self, value: Any, sign: str = "") -> str:
+        """Print a value; ``sign="+"`` for a difference."""
+        return NOTHING if _missing(value) else f"{value * self.factor:{sign}.{self.digits}f}"
+
+    def interval(self, low: float, high: float, sign: str = "") -> str:
+        """Print an interval; empty when there is none."""
+        return "" if _missing(low) or _missing(high) else f"{self.words(low, sign)} to {self.words(high, sign)}"
+
+
+SCORES = {
+    "accuracy": Score("accuracy"),
+    "balanced_accuracy": Score("balanced accuracy"),
+    "f1_macro": Score("macro F1"),
+    "worst_recall": Score("worst-class recall"),
+    "nll": Score("NLL", factor=1, digits=3, lower=True),
+    "ece": Score("ECE", lower=True),
+}
+SHARE = Score("")
+
+TEST_SETS = {
+    "test": "test",
+    "test_dedup": "test without twins",
+    "test_large": "large test",
+    "test_large_dedup": "large test without twins",
+    "test_balanced": "balanced test",
+    "test_balanced_dedup": "balanced test without twins",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table.
+
+    Attributes:
+        text: what is printed.
+        value: what the column is sorted by; None keeps the entry at the end.
+        detail: a second, smaller line.
+        low: the lower end of an interval that can be drawn.
+        high: its upper end.
+        shade: 0..1, colours the entry.
+        best: printed bold.
+    """
+
+    text: str
+    value: float | str | None = None
+    detail: str = ""
+    low: float = math.nan
+    high: float = math.nan
+    shade: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names methods (or emotions).
+
+    Attributes:
+        label: a few words that tell it from the other tables of its section.
+        headings: one per column.
+        rows: the entries.
+        caption: how to read it.
+        plot: how the web page draws values and intervals: ``cells`` below each number, ``wide`` along an axis of the
+            second column, ``zero`` the same with a line at zero, or not at all.
+    """
+
+    label: str
+    headings: list[str]
+    rows: list[list[Cell]]
+    caption: str = ""
+    plot: Literal["", "cells", "wide", "zero"] = ""
+
+
+def _missing(value: Any) -> bool:
+    return bool(pd.isna(value))
+
+
+def _number(value: Any, digits: int = 0) -> Cell:
+    return Cell(NOTHING) if _missing(value) else Cell(f"{float(value):,.{digits}f}", float(value))
+
+
+def _p(value: float, bold: bool = False) -> Cell:
+    if _missing(value):
+        return Cell(NOTHING)
+    return Cell("<0.001" if value < 0.001 else f"{value:.3f}", float(value), best=bold and value < 0.05)
+
+
+def _value(value: Any) -> float | None:
+    return None if value is None or _missing(value) else float(value)
+
+
+def _by_method(frame: pd.DataFrame) -> dict[str, dict[Any, Any]]:
+    return {row["method"]: row for row in frame.to_dict("records")}
+
+
+def set_name(name: str) -> str:
+    """A test set's name in words."""
+    return TEST_SETS.get(name, name.replace("_", " "))
+
+
+def means(c: "Comparison", test_set: str | None = None) -> pd.DataFrame:
+    """Mean of every metric, shape (methods in the order of ``rows``, ``SCORES``); NaN where there is none."""
+    return _wide(c, "mean", test_set)
+
+
+def deviations(c: "Comparison") -> pd.DataFrame:
+    """Standard deviation over seeds; the same shape as ``means``."""
+    return _wide(c, "sd", None)
+
+
+def _wide(c: "Comparison", column: str, test_set: str | None) -> pd.DataFrame:
+    rows = c.summary[c.summary["test_set"] == (test_set or c.test_set)]
+    wide = rows.pivot(index="method", columns="metric", values=column)
+    return wide.reindex(index=list(c.rows), columns=list(SCORES)).astype(float)
+
+
+def ordered(c: "Comparison") -> list[str]:
+    """The methods, best macro F1 on the primary test set first."""
+    return list(means(c)["f1_macro"].sort_values(ascending=False, kind="stable", na_position="last").index)
+
+
+def seeds(c: "Comparison") -> int:
+    """The largest number of runs of a method."""
+    return max(len(runs) for runs in c.rows.values())
+
+
+def baseline_of(c: "Comparison", name: str) -> str | None:
+    """The row that differences of ``name`` are taken from: with several models, the baseline method on its own."""
+    if c.baseline is None:
+        return None
+    method, model = c.rows[c.baseline][0].metrics["imbalance"], c.rows[name][0].metrics["model"]
+    same = [
+        row
+        for row, runs in c.rows.items()
+        if (runs[0].metrics["imbalance"], runs[0].metrics["model"]) == (method, model)
+    ]
+    return same[0] if len(same) == 1 else c.baseline
+
+
+def train_counts(c: "Comparison") -> dict[str, int] | None:
+    """Training images per emotion; None when the runs do not tell, or were trained on different ones."""
+    counts = [run.metrics.get("train/class_counts") for runs in c.rows.values() for run in runs]
+    return counts[0] if counts[0] and all(count == counts[0] for count in counts) else None
+
+
+def test_counts(c: "Comparison") -> dict[str, int]:
+    """Test images per emotion."""
+    return {str(emotion): int(n) for emotion, n in zip(c.per_class["emotion"], c.per_class["n"], strict=True)}
+
+
+def rarest_first(c: "Comparison") -> list[str]:
+    """The emotions, rarest in training (or in the test set) first."""
+    counts = train_counts(c) or test_counts(c)
+    return sorted(EMOTIONS, key=lambda emotion: counts.get(emotion, 0))
+
+
+def scores(c: "Comparison", test_set: str | None = None) -> Table:
+    """Method x metric: mean and deviation over seeds with the 95 % interval, the best of each metric marked."""
+    test_set = test_set or c.test_set
+    of_set = c.summary[c.summary["test_set"] == test_set].to_dict("records")
+    table = {(row["method"], row["metric"]): row for row in of_set}
+    wide = means(c, test_set)
+    best = {key: wide[key].min() if score.lower else wide[key].max() for key, score in SCORES.items()}
+    rows = []
+    for name in ordered(c):
+        cells = [Cell(name, name)]
+        for key, score in SCORES.items():
+            if (name, key) not in table:
+                cells.append(Cell(NOTHING))
+                continue
+            entry = table[name, key]
+            spread = "" if _missing(entry["sd"]) else f" ± {score.words(entry['sd'])}"
+            cells.append(
+                Cell(
+                    score.words(entry["mean"]) + spread,
+                    _value(entry["mean"]),
+                    score.interval(entry["low"], entry["high"]),
+                    float(entry["low"]),
+                    float(entry["high"]),
+                    best=len(wide) > 1 and entry["mean"] == best[key],
+                )
+            )
+        rows.append([*cells, _number(len(c.rows[name]))])
+    n = next(iter(c.rows.values()))[0].metrics.get(f"{test_set}/n")
+    label = set_name(test_set) + (f", n = {n:,}" if n else "")
+    return Table(label, ["method", *(score.heading for score in SCORES.values()), "seeds"], rows, plot="cells")
+
+
+def differences(c: "Comparison", metric: str, test_set: str | None = None) -> Table:
+    """Differences of one metric to the baseline, with interval, p value, and Holm's p over the methods."""
+    test_set = test_set or c.test_set
+    found = _by_method(c.differences[(c.differences["test_set"] == test_set) & (c.differences["metric"] == metric)])
+    score = SCORES.get(metric, Score(metric))
+    rows = []
+    for name in (name for name in ordered(c) if name in found):
+        entry = found[name]
+        low, high = float(entry["low"]), float(entry["high"])
+        interval = Cell(
+            score.words(entry["difference"], "+"),
+            _value(entry["difference"]),
+            score.interval(low, high, "+"),
+            low,
+            high,
+            best=not _missing(entry["p_holm"]) and entry["p_holm"] < 0.05,
+        )
+        rows.append(
+            [Cell(name, name), interval, _p(entry["p"]), _p(entry["p_holm"], bold=True), _number(entry["pairs"])]
+        )
+    rows.sort(key=lambda row: -(row[1].value if isinstance(row[1].value, float) else -math.inf))
+    dedup = test_set == f"{c.test_set}_dedup"
+    of = "" if test_set == c.test_set else ", no twins" if dedup else f", {set_name(test_set)}"
+    headings = ["method", f"{score.heading}, points", "p", "p (Holm)", "seed pairs"]
+    return Table(f"{score.heading}{of}", headings, rows, plot="zero")
+
+
+def per_class(c: "Comparison", score: str) -> Table:
+    """One score (recall, precision or f1) of every method for every emotion, rarest emotion first."""
+    emotions = rarest_first(c)
+    table = {(row["method"], row["emotion"]): row for row in c.per_class.to_dict("records")}
+    best = c.per_class.groupby("emotion")[score].max().to_dict()
+    several = c.per_class["method"].nunique() > 1
+    rows = []
+    for name in ordered(c):
+        cells = [Cell(name, name)]
+        for emotion in emotions:
+            entry = table.get((name, emotion), {})
+            value, spread = entry.get(score), entry.get(f"{score}_sd")
+            text = SHARE.words(value) + ("" if _missing(spread) else f" ± {SHARE.words(spread)}")
+            is_best = several and value == best.get(emotion)
+            cells.append(Cell(text, _value(value), shade=_value(value), best=is_best))
+        rows.append(cells)
+    return Table({"f1": "F1"}.get(score, score), ["method", *emotions], rows)
+
+
+def class_counts(c: "Comparison") -> Table:
+    """Images of every emotion in the training set and in the test set."""
+    emotions = rarest_first(c)
+    tested = test_counts(c)
+    rows = [[Cell("test"), *(_number(tested.get(emotion)) for emotion in emotions)]]
+    if trained := train_counts(c):
+        rows.insert(0, [Cell("training"), *(_number(trained.get(emotion)) for emotion in emotions)])
+    return Table("images", ["images", *emotions], rows)
+
+
+def ranks(c: "Comparison", metric: str) -> Table:
+    """Mean rank over the blocks, drawn as rank +- half the critical difference: two that overlap are not told apart."""
+    half = critical_difference(c, metric) / 2
+    found = c.ranks[c.ranks["metric"] == metric].sort_values("mean_rank", kind="stable")
+    rows = []
+    for row in found.to_dict("records"):
+        name, rank = str(row["method"]), float(row["mean_rank"])
+        rows.append([Cell(name, name), Cell(f"{rank:.2f}", rank, "", rank - half, rank + half)])
+    friedman = _by_metric(c.ranks.attrs.get("friedman_p"), metric)
+    caption = f"critical difference {half * 2:.2f}" if not _missing(half) else ""
+    if not _missing(friedman):
+        caption += f"; Friedman test: p {'= ' if friedman >= 0.001 else ''}{_p(friedman).text}"
+    return Table(SCORES.get(metric, Score(metric)).heading, ["method", "mean rank"], rows, caption.lstrip("; "), "wide")
+
+
+def critical_difference(c: "Comparison", metric: str) -> float:
+    """The difference of two mean ranks that chance does not explain; NaN where it was not computed."""
+    return _by_metric(c.ranks.attrs.get("critical_difference"), metric)
+
+
+def _by_metric(value: Any, metric: str) -> float:
+    found = _value(value.get(metric) if isinstance(value, dict) else value)
+    return math.nan if found is None else found
+
+
+def calibration(c: "Comparison") -> Table:
+    """Temperature, NLL and calibration errors before and after temperature scaling."""
+    found = _by_method(c.calibration)
+    columns = {
+        "nll": ("NLL", SCORES["nll"]),
+        "ece": ("ECE", SCORES["ece"]),
+        "classwise_ece": ("class-wise ECE", SCORES["ece"]),
+    }
+    headings = ["method", "temperature"]
+    for heading, _ in columns.values():
+        headings += [heading, f"{heading}, scaled"]
+    rows = []
+    for name in (name for name in ordered(c) if name in found):
+        cells = [Cell(name, name), _number(found[name]["temperature"], 2)]
+        for key, (_, score) in columns.items():
+            for column in (key, f"{key}_scaled"):
+                value = found[name][column]
+                is_best = len(found) > 1 and value == c.calibration[column].min()
+                cells.append(Cell(score.words(value), _value(value), best=is_best))
+        rows.append(cells)
+    return Table("calibration", headings, rows)
+
+
+def twins(c: "Comparison") -> Table | None:
+    """Scores on the primary test set beside those without the images that have a twin in training."""
+    dedup = f"{c.test_set}_dedup"
+    if dedup not in set(c.summary["test_set"]):
+        return None
+    whole, without = (means(c, name).T.to_dict() for name in (c.test_set, dedup))
+    headings, keys = ["method"], ("accuracy", "f1_macro")
+    for key in keys:
+        heading = SCORES[key].heading
+        headings += [heading, f"{heading}, no twins", "change"]
+    rows = []
+    for name in ordered(c):
+        cells = [Cell(name, name)]
+        for key in keys:
+            score, before, after = SCORES[key], whole[name][key], without[name][key]
+            cells += [Cell(score.words(value), _value(value)) for value in (before, after)]
+            cells.append(Cell(score.words(after - before, "+"), _value(after - before)))
+        rows.append(cells)
+    return Table("with and without twins", headings, rows)
+
+
+def mcnemar(c: "Comparison") -> Table:
+    """Exact McNemar tests of majority votes over seeds against the baseline."""
+    rows = [
+        [
+            Cell(str(row["method"]), str(row["method"])),
+            _number(row["only_method_right"]),
+            _number(row["only_baseline_right"]),
+            _p(row["p"]),
+            _p(row["p_holm"], bold=True),
+        ]
+        for row in c.mcnemar.to_dict("records")
+    ]
+    return Table("McNemar", ["method", "only the method right", "only the baseline right", "p", "p (Holm)"], rows)
+
+
+def cost(c: "Comparison") -> Table:
+    """What training cost."""
+    found = _by_method(c.cost)
+    rows = []
+    for name in (name for name in ordered(c) if name in found):
+        row = found[name]
+        plain = [NOTHING if _missing(row[key]) else str(row[key]) for key in ("devices", "precision")]
+        numbers = [_number(row[key]) for key in ("seconds", "images_per_second", "steps")]
+        rows.append([Cell(name, name), *numbers, *(Cell(text, text) for text in plain)])
+    return Table("cost", ["method", "seconds a run", "images a second", "steps", "devices", "precision"], rows)
+
+
+def ceiling(c: "Comparison") -> Table | None:
+    """How often ten raters' plurality is FER-2013's label, beside the best recall that a method reaches."""
+    if c.ceiling is None:
+        return None
+    recall = c.per_class.groupby("emotion")["recall"].max().to_dict()
+    rows = []
+    for row in c.ceiling.to_dict("records"):
+        reached = recall.get(row["emotion"], math.nan)
+        rows.append(
+            [
+                Cell(str(row["emotion"]), str(row["emotion"])),
+                _number(row["n"]),
+                Cell(SHARE.words(row["agreement"]), _value(row["agreement"]), shade=_value(row["agreement"])),
+                Cell(SHARE.words(reached), _value(reached), shade=_value(reached)),
+                _number(row["zero_votes"]),
+            ]
+        )
+    headings = ["emotion", "images", "raters agree with the label", "best recall of a method", "label without a vote"]
+    return Table("ceiling", headings, rows)
+
+
+def paper(c: "Comparison") -> Table | None:
+    """The paper's accuracies beside ours."""
+    if c.paper is None:
+        return None
+    score, rows = SCORES["accuracy"], []
+    for row in c.paper.to_dict("records"):
+        low, high = float(row["low"]), float(row["high"])
+        rows.append(
+            [
+                Cell(str(row["method"]), str(row["method"])),
+                Cell(set_name(str(row["test_set"]))),
+                _number(row["n"]),
+                Cell(f"{row['paper_accuracy']:.2%}".removesuffix("%"), _value(row["paper_accuracy"])),
+                Cell(score.words(row["mean"]), _value(row["mean"]), score.interval(low, high), low, high),
+            ]
+        )
+    return Table("paper", ["method", "test set", "images", "the paper", "ours"], rows)
+
+
+def baselines(c: "Comparison") -> int:
+    """How many different baselines the methods are compared with."""
+    return len({baseline_of(c, name) for name in c.rows})

@@ -1,0 +1,181 @@
+"""The methods as a user meets them: the list, and what composes on the command line and what does not."""
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fer_lightning import methods
+from fer_lightning.config import CONF_DIR, validate
+
+FILES = sorted((CONF_DIR / "imbalance").glob("*.yaml"))
+NAMES = {
+    "none", "undersample", "undersample_redraw", "oversample", "sqrt_sampler", "progressive_sampler", "weighted",
+    "weighted_bce", "sqrt_weighted", "class_balanced", "focal", "class_balanced_focal", "balanced_softmax",
+    "logit_adjusted", "posthoc_logit_adjusted", "ldam_drw", "crt", "tau_norm", "lws", "mixup", "remix", "cmo",
+}  # fmt: skip
+
+
+def test_every_method_is_one_file():
+    assert {path.stem for path in FILES} == NAMES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+class TestFiles:
+    def test_begins_with_description_formula_and_paper(self, path):
+        method = methods.read_method(path)
+        assert re.fullmatch(r"[A-Z].{20,120}\.", method.description)
+        assert re.search(r"[=_^]", method.formula)
+        assert not method.formula.endswith(".")
+        assert re.fullmatch(r"[A-Z].{30,}\.", method.paper)
+        assert re.search(r"(19|20)\d\d|Elizabeth and Sadeddin", method.paper)
+
+    def test_no_knob_is_without_a_word_of_explanation(self, path):
+        assert [knob.key for knob in methods.read_method(path).knobs if not knob.meaning] == []
+
+    def test_the_listed_defaults_are_those_of_a_run(self, cli, path):
+        cfg = OmegaConf.create(cli("--cfg", "job", f"imbalance={path.stem}").out)
+        listed = {knob.key: knob.default for knob in methods.read_method(path).knobs if "/" not in knob.key}
+        assert listed
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        for key, default in listed.items():
+            assert functools.reduce(dict.__getitem__, key.split("."), raw) == yaml.safe_load(default), key
+
+
+class TestCommand:
+    def test_all(self, process):
+        outcome = process(module="fer_lightning.methods", COLUMNS="200")
+        assert outcome.code == 0
+        rows = re.findall(r"^│ (\w+)", outcome.out, re.M)
+        assert set(rows) == NAMES
+        assert rows[0] == "none"
+        for path in FILES:
+            method = methods.read_method(path)
+            assert method.description in outcome.out
+            assert method.formula in outcome.out
+            assert method.paper in outcome.out
+
+    def test_one(self, process):
+        outcome = process("focal", module="fer_lightning.methods")
+        assert outcome.code == 0
+        assert "-alpha_y (1 - p_y)^gamma log p_y" in outcome.out
+        assert "\nimbalance.loss.gamma=2.0\n    0 is cross-entropy\n" in outcome.out
+        assert "\nimbalance/mix=null\n    cmo | mixup | remix\n" in outcome.out
+
+    def test_knobs_of_the_chosen_parts_are_shown(self, process):
+        outcome = process("cmo", module="fer_lightning.methods")
+        assert "\nimbalance.mix.off_epochs=3\n" in outcome.out
+        assert "${trainer.max_epochs}" not in outcome.out
+
+    def test_unknown(self, process):
+        outcome = process("focl", module="fer_lightning.methods")
+        assert outcome.code == 2
+        assert "focl: no such method (did you mean focal?)" in outcome.error
+
+    def test_imports_nothing_heavy(self):
+        code = (
+            "import sys; sys.argv = ['methods']; from fer_lightning import methods; methods.main(); "
+            "print([name for name in ('torch', 'lightning', 'numpy', 'pandas') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().splitlines()[-1] == "[]"
+
+    def test_help_of_a_run_lists_methods_samplers_and_mixing(self, cli):
+        out = cli("--help").out
+        assert all(name in re.search(r"^imbalance: (.*)$", out, re.M)[1] for name in NAMES)
+        assert re.search(r"^imbalance/mix: cmo, mixup, remix$", out, re.M)
+        assert re.search(r"^imbalance/sampler: instance, oversample, ", out, re.M)
+
+
+def test_a_file_without_the_three_lines_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("# Mine.\nname: mine\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: the first three lines"):
+        methods.read_method(tmp_path / "mine.yaml")
+
+
+SOUND = [
+    ["imbalance=focal", "imbalance/mix=mixup"],
+    ["imbalance=focal", "imbalance/sampler=oversample"],
+    ["imbalance=focal", "imbalance/sampler=sqrt", "imbalance/mix=remix"],
+    ["imbalance=oversample", "imbalance/mix=mixup"],
+    ["imbalance=class_balanced_focal", "imbalance/mix=mixup"],
+    ["imbalance=balanced_softmax", "imbalance/mix=cmo", "trainer.max_epochs=7"],
+    ["imbalance=ldam_drw", "imbalance/mix=cmo", "trainer.max_epochs=7"],
+    ["imbalance=ldam_drw", "imbalance.loss.deferred_share=0", "imbalance/sampler=oversample"],
+    ["imbalance=ldam_drw", "imbalance.loss.scale=16"],
+    ["imbalance=logit_adjusted", "imbalance.loss.tau=0", "imbalance/sampler=progressive"],
+    ["imbalance=cmo", "imbalance.mix.off_epochs=0"],
+    ["imbalance=crt", "imbalance/mix=mixup", "trainer.max_epochs=2"],
+    ["imbalance=posthoc_logit_adjusted", "imbalance/mix=mixup"],
+    ["imbalance=posthoc_logit_adjusted", "imbalance.adjust.tau=0", "imbalance/sampler=oversample"],
+    ["imbalance=tau_norm", "split=paper", "imbalance.adjust.tau=0.7"],
+    ["imbalance=tau_norm", "split=paper", "split.val_fraction=0.1"],
+]
+
+
+@pytest.mark.parametrize("overrides", SOUND, ids=" ".join)
+def test_sound_combinations_are_accepted(overrides):
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = compose("config", overrides=overrides, return_hydra_config=True)
+        validate(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), cfg.hydra.runtime.choices)
+
+
+TWICE = "correct twice; keep one, with "
+REFUSED = [
+    (["imbalance=weighted", "imbalance/sampler=oversample"], TWICE + "imbalance/sampler=instance or imbalance.loss."),
+    (["imbalance=oversample", "imbalance.loss.weighting=effective"], "or imbalance.loss.weighting=none"),
+    (["imbalance=weighted_bce", "imbalance/sampler=undersample"], TWICE),
+    (["imbalance=focal", "imbalance.loss.alpha=inverse", "imbalance/sampler=sqrt"], "imbalance.loss.alpha=none"),
+    (["imbalance=class_balanced_focal", "imbalance/sampler=progressive"], "or imbalance.loss.beta=0"),
+    (["imbalance=balanced_softmax", "imbalance/sampler=oversample"], "or imbalance.loss.tau=0"),
+    (["imbalance=logit_adjusted", "imbalance/sampler=undersample_redraw"], TWICE),
+    (["imbalance=ldam_drw", "imbalance/sampler=oversample"], "or imbalance.loss.deferred_share=0"),
+    (["imbalance=crt", "imbalance.loss.weighting=inverse", "trainer.max_epochs=2"], TWICE + "a method of one stage or"),
+    (["imbalance=cmo", "imbalance/sampler=oversample"], "or imbalance.mix.weighted_alpha=0"),
+    (["imbalance=posthoc_logit_adjusted", "imbalance/sampler=sqrt"], "an adjustment after training " + TWICE),
+    (["imbalance=posthoc_logit_adjusted", "imbalance.loss.weighting=inverse"], TWICE),
+    (["imbalance=tau_norm", "imbalance/sampler=oversample"], TWICE),
+    (["imbalance=crt", "trainer.max_epochs=1"], "trainer.max_epochs=1: imbalance=crt has two stages and needs 2"),
+    (["imbalance=lws", "trainer.max_epochs=1"], "imbalance.first_stage=CHECKPOINT"),
+    (["imbalance=crt", "optim.schedule=one_cycle"], "optim.schedule=one_cycle: imbalance=crt has a schedule per stage"),
+    (["imbalance=lws", "callbacks=early_stopping"], "callbacks=early_stopping: would stop before the second stage"),
+    (["imbalance=crt", "callbacks=ema"], "callbacks=ema: would average weights of both stages"),
+    (["imbalance=crt", "model.freeze_epochs=1"], "model.freeze_epochs=1: imbalance=crt freezes the backbone itself"),
+    (["imbalance=crt", "trainer.max_steps=9"], "trainer.max_steps=9: imbalance.sampler goes by trainer.max_epochs"),
+    (["imbalance=ldam_drw", "trainer.max_steps=9"], "trainer.max_steps=9: imbalance.loss goes by trainer.max_epochs"),
+    (["imbalance=crt", "imbalance.first_stage=nowhere.ckpt"], "imbalance.first_stage=nowhere.ckpt: no such checkpoint"),
+    (["imbalance=crt", "imbalance.second_stage.share=1"], "imbalance.second_stage.share=1: must lie between 0 and 1"),
+    (["imbalance=lws", "imbalance.class_scale=false"], "there are no factors; set imbalance.class_scale=true"),
+    (["imbalance=tau_norm", "split=paper"], "split=paper has no validation images to choose tau on; set split.val_fr"),
+    (["imbalance=tau_norm", "imbalance.adjust.tau=much"], "imbalance.adjust.tau=much: must be 0 or more, or null"),
+    (["imbalance=posthoc_logit_adjusted", "model.head.cosine_scale=16"], "which a cosine head has not; use null"),
+    (["imbalance=ldam_drw", "imbalance.cosine_scale=null"], "imbalance.cosine_scale=None: the margins of LDAM are cos"),
+    (["imbalance=ldam_drw", "imbalance.cosine_scale=16"], "it must be imbalance.loss.scale=30.0"),
+    (["imbalance=cmo", "trainer.max_epochs=6"], "imbalance.mix.off_epochs=3: must be 0 to 2 with trainer.max_epochs=6"),
+    (["imbalance=crt", "imbalance/sampler=oversample"], "imbalance/sampler: no such key"),
+    (["imbalance=focal", "imbalance/mix=mixupp"], "imbalance/mix=mixupp: no such choice (did you mean mixup?)"),
+    (["imbalance=mixup", "imbalance.mix.alpa=1"], "imbalance.mix.alpa: no such key"),
+    (["imbalance=mixup", "imbalance.mix.alpha=much"], "imbalance.mix.alpha=much: expected a number"),
+    (["budget=images"], "budget=images: must be steps or epochs"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
+def test_unsound_combinations_are_refused_in_one_line(cli, tmp_path, overrides, message):
+    outcome = cli(*overrides)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_mixing_with_another_method_trains(cli, tmp_path):
+    outcome = cli(*TINY, "imbalance=focal", "imbalance/sampler=sqrt", "imbalance/mix=remix", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert Path(tmp_path, "run", "metrics.json").exists()

@@ -1,0 +1,94 @@
+"""Reading run folders back."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from run_folders import TEST_COUNTS, write_run
+
+from fer_lightning.runs import find_runs, read_run, read_runs
+
+
+def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0", "focal", seed=3, settings={"split.fold": 2})
+    run = read_run(folder)
+    table = pd.read_csv(folder / "predictions.csv").set_index("id")
+    assert list(run.ids) == sorted(table.index)
+    named = table.loc[run.ids]
+    assert (named["p_happy"].to_numpy() == run.probabilities[:, 3]).all()
+    assert (run.twins == named["twin_group"].to_numpy()).all()
+    assert {name: int(member.sum()) for name, member in run.members.items()} == {"test": 360, "test_dedup": 355}
+    assert run.repeat == (3, "2")
+    assert run.protocol == {"data": "fer2013", "data hash": "abc", "labels": "fer", "split": "official"}
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "0", old=True))
+    assert run.members["test"].all()
+    assert run.members["test_dedup"].sum() == 355
+    assert run.protocol["labels"] == "fer"
+
+
+@pytest.mark.parametrize(("own", "other"), [("large", "balanced"), ("balanced", "large")])
+def test_an_earlier_run_of_the_papers_split_names_its_test_set(tmp_path: Path, own: str, other: str) -> None:
+    run = read_run(write_run(tmp_path / "0", old=True, split="paper", **{f"test_{other}/n": 70}))
+    assert run.members[f"test_{own}"].sum() == run.metrics[f"test_{own}/n"] == 360
+    assert run.metrics[f"test_{own}_dedup/f1_macro"] == run.metrics["test_dedup/f1_macro"]
+    assert f"test_{other}" not in run.members
+
+
+def test_a_first_stage_of_its_own_makes_no_other_experiment(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / str(seed), "crt", seed, settings={"imbalance.first_stage": f"none-{seed}/best.ckpt"})
+        for seed in range(2)
+    ]
+    assert read_run(folders[0]).settings == read_run(folders[1]).settings
+    trained = read_run(write_run(tmp_path / "2", "crt", settings={"imbalance.first_stage": None}))
+    assert trained.settings != read_run(folders[0]).settings
+
+
+def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
+    old, new = write_run(tmp_path / "a/0", "focal"), write_run(tmp_path / "b/0", "focal", skill=0.5)
+    os.utime(old / "metrics.json", (1, 1))
+    runs, skipped = read_runs(find_runs([tmp_path / "a", tmp_path / "b"]))
+    assert [run.folder for run in runs] == [new]
+    assert "newer" in skipped[old]
+
+
+def test_metrics_that_lack_something_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metrics\.json lacks data_hash"):
+        read_run(write_run(tmp_path / "0", data_hash=None))
+
+
+def test_predictions_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0", **{"test_dedup/n": 12})
+    with pytest.raises(ValueError, match=r"355 rows of test_dedup but test_dedup/n is 12"):
+        read_run(folder)
+    table = pd.read_csv(folder / "predictions.csv")
+    table.drop(columns="p_sad").to_csv(folder / "predictions.csv", index=False)
+    with pytest.raises(ValueError, match=r"predictions\.csv lacks p_sad"):
+        read_run(folder)
+    folder = write_run(tmp_path / "1")
+    table.assign(p_sad=np.nan).to_csv(folder / "predictions.csv", index=False)
+    with pytest.raises(ValueError, match="no numbers"):
+        read_run(folder)
+    (folder / "predictions.csv").write_text("")
+    with pytest.raises(ValueError, match="No columns"):
+        read_run(folder)
+
+
+def test_scores_that_are_undefined_are_read(tmp_path: Path) -> None:
+    counts = (*TEST_COUNTS[:1], 0, *TEST_COUNTS[2:])
+    folder = write_run(tmp_path / "0", counts=counts)
+    assert json.loads((folder / "metrics.json").read_text())["test/recall/disgust"] is None
+    assert read_run(folder).metrics["test/f1_macro"] > 0
+
+
+def test_runs_are_found_in_number_order_and_once(tmp_path: Path) -> None:
+    for name in ("10-none-seed1", "2-focal-seed0", "0-none-seed0"):
+        write_run(tmp_path / "sweep" / name, seed=int(name.split("-")[0]))
+    found = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "2-focal-seed0"])
+    assert [folder.name for folder in found] == ["0-none-seed0", "2-focal-seed0", "10-none-seed1"]
