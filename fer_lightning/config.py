@@ -22,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning import safety
-from fer_lightning.errors import UserError
+from fer_lightning.errors import UserError, require
 from fer_lightning.explain import did_you_mean, explain
+from fer_lightning.imbalance.rules import imbalance_rules
 from fer_lightning.run_folder import claim
 
 CONF_DIR = safety.CONF_DIR
@@ -188,7 +189,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     reference = _reference(choices)
     for path in FREE_FORM:
         check_knobs(_container(typed, path, resolve=True), _container(reference, path, resolve=False), path)
-    for rule in (_data_rules, _model_rules, _optim_rules, _imbalance_rules, _trainer_rules):
+    for rule in (_data_rules, _model_rules, _optim_rules, imbalance_rules, _trainer_rules):
         rule(typed)
 
 
@@ -306,28 +307,23 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def _require(condition: bool, key: str, value: Any, accepted: str) -> None:
-    if not condition:
-        raise UserError(f"{key}={value}: {accepted}")
-
-
 def _data_rules(cfg: DictConfig) -> None:
     data = cfg.data
-    _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "must be at least 1")
-    _require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
+    require(data.batch_size >= 1, "data.batch_size", data.batch_size, "must be at least 1")
+    require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
-    _require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
-    _require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
-    _require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
+    require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
+    require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
+    require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
     kept = "must be train (remove training images that have an exact twin in a test set), or null"
-    _require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, kept)
+    require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, kept)
     label_rules(cfg.labels)
     votes = cfg.labels.votes
     exists = votes is None or Path(votes).expanduser().is_file()
-    _require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
+    require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
     split_rules(cfg.split)
     if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None and "early_stopping" in cfg.callbacks:
         raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
@@ -342,10 +338,10 @@ def label_rules(labels: DictConfig) -> None:
     votes, targets = labels.votes, labels.targets
     if labels.name == "fer":
         for key, value in (("votes", votes), ("targets", targets)):
-            _require(value is None, f"labels.{key}", value, "labels=fer has no votes; use labels=ferplus")
+            require(value is None, f"labels.{key}", value, "labels=fer has no votes; use labels=ferplus")
         return
-    _require(votes is not None, "labels.votes", votes, f"labels={labels.name} needs the votes; give {VOTES}")
-    _require(targets in ("majority", "soft"), "labels.targets", targets, "must be majority or soft")
+    require(votes is not None, "labels.votes", votes, f"labels={labels.name} needs the votes; give {VOTES}")
+    require(targets in ("majority", "soft"), "labels.targets", targets, "must be majority or soft")
 
 
 def split_rules(split: DictConfig) -> None:
@@ -356,25 +352,25 @@ def split_rules(split: DictConfig) -> None:
     """
     fraction, size = split.get("val_fraction"), split.get("train_size")
     is_fraction = isinstance(fraction, int | float) and 0 < fraction < 1
-    _require(fraction is None or is_fraction, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
+    require(fraction is None or is_fraction, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
     is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-    _require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
+    require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
 
 
 def _model_rules(cfg: DictConfig) -> None:
     model = cfg.model
-    _require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "must be 1 or 3")
-    _require(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2")
-    _require(model.image_size >= 32, "model.image_size", model.image_size, "must be at least 32 pixels")
-    _require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "must be in [0, 1)")
-    _require(0 <= model.head.dropout < 1, "model.head.dropout", model.head.dropout, "must be in [0, 1)")
-    _require(
+    require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "must be 1 or 3")
+    require(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2")
+    require(model.image_size >= 32, "model.image_size", model.image_size, "must be at least 32 pixels")
+    require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "must be in [0, 1)")
+    require(0 <= model.head.dropout < 1, "model.head.dropout", model.head.dropout, "must be in [0, 1)")
+    require(
         all(width >= 1 for width in model.head.hidden),
         "model.head.hidden",
         model.head.hidden,
         "widths must be positive",
     )
-    _require(
+    require(
         model.freeze_epochs >= -1,
         "model.freeze_epochs",
         model.freeze_epochs,
@@ -386,169 +382,34 @@ def _model_rules(cfg: DictConfig) -> None:
 
 def _optim_rules(cfg: DictConfig) -> None:
     optim = cfg.optim
-    _require(optim.lr > 0, "optim.lr", optim.lr, "must be positive")
-    _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
-    _require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
-    _require(
+    require(optim.lr > 0, "optim.lr", optim.lr, "must be positive")
+    require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
+    require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
+    require(
         optim.schedule in ("cosine", "constant", "one_cycle"),
         "optim.schedule",
         optim.schedule,
         "must be cosine, constant or one_cycle",
     )
-    _require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
+    require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
     decay = optim.layer_decay
-    _require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
-
-
-def _imbalance_rules(cfg: DictConfig) -> None:
-    method = cfg.imbalance
-    loss, sampler = method.loss, method.sampler
-    for key in ("per_class", "num_samples"):  # null in the files, which tells nothing of their kind
-        count = sampler.get(key)
-        is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
-        _require(count is None or is_count, f"imbalance.sampler.{key}", count, "must be a number of images, or null")
-    gamma = loss.get("gamma", 0)
-    _require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
-    smoothing = loss.get("label_smoothing", 0)
-    _require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
-    _refuse_double_corrections(method)
-    _epoch_rules(cfg)
-    _head_rules(cfg)
-    if method.get("second_stage"):
-        _second_stage_rules(cfg)
-    if method.get("adjust"):
-        _adjust_rules(cfg)
-
-
-def _refuse_double_corrections(method: DictConfig) -> None:
-    """Each of these alone aims at balanced classes; two of them overshoot, and favour the rare ones."""
-    name, loss, sampler = method.name, _loss_correction(method.loss), _sampler_correction(method.sampler)
-    mix, adjust = method.get("mix"), method.get("adjust")
-    pasted = adjusted = None
-    if mix and mix.get("weighted_alpha", 0) > 0:
-        pasted = ("rectangles from rare classes", "imbalance.mix.weighted_alpha=0")
-    if adjust and adjust.tau != 0:
-        adjusted = ("an adjustment after training", "imbalance=none with the same loss and sampler")
-    for one, other in ((sampler, loss), (sampler, pasted), (loss, adjusted), (sampler, adjusted)):
-        if one and other:
-            raise UserError(
-                f"imbalance={name}: {one[0]} and {other[0]} correct twice; keep one, with {one[1]} or {other[1]}"
-            )
-
-
-def _loss_correction(loss: DictConfig) -> tuple[str, str] | None:
-    """What in the loss favours rare classes, and the way without it."""
-    kind = loss._target_.rpartition(".")[2]
-    for key in ("weighting", "alpha"):
-        if loss.get(key, "none") != "none":
-            return "class weights in the loss", f"imbalance.loss.{key}=none"
-    if kind == "WeightedBCE":
-        return "class weights in the loss", "another loss, such as imbalance=focal"
-    if kind == "ClassBalancedFocal" and loss.beta != 0:
-        return "class weights in the loss", "imbalance.loss.beta=0"
-    if kind == "LDAM" and loss.deferred_share > 0 and loss.beta != 0:
-        return "deferred class weights in the loss", "imbalance.loss.deferred_share=0"
-    if kind == "LogitAdjusted" and loss.tau != 0:
-        return "class sizes in the loss", "imbalance.loss.tau=0"
-    return None
-
-
-def _sampler_correction(sampler: DictConfig) -> tuple[str, str] | None:
-    """Whether the sampler shows rare classes more often than they are, and the way without it."""
-    kinds = ("UnderSampler", "ClassWeightedSampler", "ProgressiveSampler", "TwoStageSampler")
-    if not sampler._target_.endswith(kinds) or sampler.get("power", 0) == 1:
-        return None
-    in_two_stages = sampler._target_.endswith("TwoStageSampler")
-    return "a rebalancing sampler", "a method of one stage" if in_two_stages else "imbalance/sampler=instance"
-
-
-def _epoch_rules(cfg: DictConfig) -> None:
-    """What changes with the epochs needs to know how many there are."""
-    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
-    parts = [part for part in ("loss", "sampler", "mix", "second_stage") if "epochs" in (method.get(part) or {})]
-    if parts and cfg.trainer.max_steps != -1:
-        raise UserError(
-            f"trainer.max_steps={cfg.trainer.max_steps}: imbalance.{parts[0]} goes by trainer.max_epochs, which this "
-            "would cut short; give trainer.max_epochs alone"
-        )
-    off, most = (method.get("mix") or {}).get("off_epochs"), (epochs - 1) // 2
-    if off is not None and epochs >= 1:
-        accepted = f"must be 0 to {most} with trainer.max_epochs={epochs}, to leave an epoch to mix in"
-        _require(0 <= off <= most, "imbalance.mix.off_epochs", off, accepted)
-
-
-def _head_rules(cfg: DictConfig) -> None:
-    loss, scale = cfg.imbalance.loss, cfg.model.head.cosine_scale
-    if loss._target_.endswith("LDAM"):
-        accepted = f"the margins of LDAM are cosines; it must be imbalance.loss.scale={loss.scale}"
-        _require(scale == loss.scale, "imbalance.cosine_scale", scale, accepted)
-
-
-def _second_stage_rules(cfg: DictConfig) -> None:
-    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
-    second, first = method.second_stage, method.first_stage
-    name = f"imbalance={method.name}"
-    _require(0 < second.share < 1, "imbalance.second_stage.share", second.share, "must lie between 0 and 1")
-    if first is None and epochs == 1:
-        raise UserError(
-            f"trainer.max_epochs={epochs}: {name} has two stages and needs 2 or more; "
-            "or give the first one with imbalance.first_stage=CHECKPOINT"
-        )
-    _check_first_stage(method)
-    if second.trains == "scale" and not cfg.model.head.class_scale:
-        raise UserError("imbalance.second_stage.trains=scale: there are no factors; set imbalance.class_scale=true")
-    if cfg.optim.schedule == "one_cycle":
-        raise UserError(f"optim.schedule=one_cycle: {name} has a schedule per stage; use cosine or constant")
-    if cfg.model.freeze_epochs != 0:
-        raise UserError(
-            f"model.freeze_epochs={cfg.model.freeze_epochs}: {name} freezes the backbone itself, in its second stage; "
-            "use model.freeze_epochs=0"
-        )
-    for callback, why in (
-        ("early_stopping", "would stop before the second stage"),
-        ("ema", "would average weights of both stages"),
-    ):
-        if callback in cfg.callbacks:
-            raise UserError(f"callbacks={callback}: {why} of {name}; use callbacks=none")
-
-
-def _adjust_rules(cfg: DictConfig) -> None:
-    method, tau = cfg.imbalance, cfg.imbalance.adjust.tau
-    is_number = isinstance(tau, int | float) and not isinstance(tau, bool) and tau >= 0
-    _require(tau is None or is_number, "imbalance.adjust.tau", tau, "must be 0 or more, or null to choose one")
-    _check_first_stage(method)
-    if tau is None and cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:
-        raise UserError(
-            f"imbalance={method.name}: split=paper has no validation images to choose tau on; "
-            "set split.val_fraction=0.1, or a number, such as imbalance.adjust.tau=1"
-        )
-    if cfg.model.head.cosine_scale is not None:
-        raise UserError(
-            f"model.head.cosine_scale={cfg.model.head.cosine_scale}: imbalance={method.name} changes weights and bias "
-            "of a linear layer, which a cosine head has not; use null"
-        )
-
-
-def _check_first_stage(method: DictConfig) -> None:
-    first = method.first_stage
-    exists = first is None or (isinstance(first, str) and Path(first).exists())
-    _require(exists, "imbalance.first_stage", first, "no such checkpoint; give a run's checkpoints/best.ckpt, or null")
+    require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
 
 
 def _trainer_rules(cfg: DictConfig) -> None:
     trainer = cfg.trainer
-    _require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
-    _require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1")
-    _require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "must be at least 1")
+    require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
+    require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1")
+    require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "must be at least 1")
     accelerators = ("auto", "cpu", "gpu", "cuda", "mps")
-    _require(
+    require(
         trainer.accelerator in accelerators,
         "trainer.accelerator",
         trainer.accelerator,
         f"must be one of {', '.join(accelerators)}",
     )
     precision = str(trainer.precision)
-    _require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
+    require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
     gpus = visible_gpus()
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and gpus == 0)
     if trainer.accelerator in ("gpu", "cuda") and gpus == 0:
@@ -561,7 +422,7 @@ def _trainer_rules(cfg: DictConfig) -> None:
         )
     strategies = ("auto", "ddp", "ddp_find_unused_parameters_true")
     accepted = f"must be one of {', '.join(strategies)}"
-    _require(trainer.strategy in strategies, "trainer.strategy", trainer.strategy, accepted)
+    require(trainer.strategy in strategies, "trainer.strategy", trainer.strategy, accepted)
     wanted = device_count(trainer.devices)
     if on_cpu and (OmegaConf.is_list(trainer.devices) or str(trainer.devices) == "-1"):
         raise UserError(f"trainer.devices={trainer.devices}: chooses among GPUs; on a CPU give a number of processes")
@@ -569,7 +430,7 @@ def _trainer_rules(cfg: DictConfig) -> None:
     if wanted is not None:
         what = "CPU processes fit" if on_cpu else "GPUs exist"
         fits = existing is None or wanted <= existing
-        _require(
+        require(
             wanted >= 1 and fits,
             "trainer.devices",
             trainer.devices,

@@ -13,3 +13,13 @@ class Interrupted(BaseException):
 
     No ``Exception``, so that nothing that mends errors on the way takes it for one.
     """
+
+
+def require(condition: bool, key: str, value: object, accepted: str) -> None:
+    """Refuse the value of a key unless ``condition`` holds.
+
+    Raises:
+        UserError: naming both, and what is accepted.
+    """
+    if not condition:
+        raise UserError(f"{key}={value}: {accepted}")

@@ -44,7 +44,17 @@ RUN = (
     "save_every_n_steps=4",
 )
 MOMENTS = ("training", "training", "training", "validating", "checkpoint", "results", "any time")
-SAMPLERS = ("none", "undersample", "undersample_redraw", "oversample", "sqrt_sampler")
+SAMPLERS = (
+    "none",
+    "undersample",
+    "undersample_redraw",
+    "oversample",
+    "sqrt_sampler",
+    "progressive_sampler",
+    "crt",  # two stages: another sampler, a new head, another schedule
+    "cmo",  # partners for mixing
+    "ldam_drw",  # a loss that changes with the epoch
+)
 
 Bomb = Callable[[], None]
 
@@ -291,8 +301,10 @@ def setups(samplers: list[str], workers: list[int], devices: list[int]) -> dict[
     for sampler in samplers:
         for number in workers:
             for processes in devices:
-                knobs = [*RUN, f"imbalance={sampler}", f"data.num_workers={number}", *averaged]
-                name = f"{sampler}, EMA, {number} workers"
+                # Averaged weights of both stages would be refused.
+                extra = {"crt": [], "cmo": [*averaged, "imbalance.mix.off_epochs=0"]}.get(sampler, averaged)
+                knobs = [*RUN, f"imbalance={sampler}", f"data.num_workers={number}", *extra]
+                name = f"{sampler}{', EMA' if averaged[0] in extra else ''}, {number} workers"
                 if sampler == "none":
                     knobs += cycle
                     name += ", one-cycle"
