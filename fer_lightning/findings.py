@@ -98,7 +98,7 @@ def against_baseline(differences: pd.DataFrame, baselines: Mapping[str, str], te
                 )
             else:
                 interval = _interval(row["low"], row["high"])
-                told = f"{method} ({100 * gap:+.1f} points, {interval}; {_p(row['p_holm'], 'Holm ')})"
+                told = f"{method} ({_signed(gap)} points, {interval}; {_p(row['p_holm'], 'Holm ')})"
                 unclear.setdefault((base, row["p"] < SIGNIFICANT), []).append(told)
         for (base, alone), methods in unclear.items():
             told = f"a difference to {base} in {name}: {', '.join(methods)}."
@@ -112,8 +112,8 @@ def _trades(found: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
     records = found[found["p_holm"] < SIGNIFICANT].to_dict("records")
     clear = {(row["method"], row["metric"]): row["difference"] for row in records}
     return [
-        f"{method} trades accuracy ({100 * clear[method, 'accuracy']:+.1f} points to {baselines[method]}) for macro F1 "
-        f"({100 * gap:+.1f} points): which is better depends on what a mistake on a rare emotion costs."
+        f"{method} trades accuracy ({_signed(clear[method, 'accuracy'])} points to {baselines[method]}) for macro F1 "
+        f"({_signed(gap)} points): which is better depends on what a mistake on a rare emotion costs."
         for (method, metric), gap in clear.items()
         if metric == "f1_macro" and gap > 0 > clear.get((method, "accuracy"), 0)
     ]
@@ -133,7 +133,7 @@ def _twins(differences: pd.DataFrame, baselines: Mapping[str, str], test_set: st
             sentences.append(
                 f"The difference between {method} and {baselines[method]} in macro F1 is clear only {only} the test "
                 "images that have a pixel-identical twin in training "
-                f"({100 * whole['difference']:+.1f} points with, {100 * dedup['difference']:+.1f} without)."
+                f"({_signed(whole['difference'])} points with, {_signed(dedup['difference'])} without)."
             )
     return sentences
 
@@ -152,7 +152,7 @@ def limits(
             "One seed cannot rank methods: a second seed may turn the order round. Repeat with more seeds, as in "
             "`-m seed=0,1,2,3,4`."
         )
-    elif not np.isnan(half):
+    elif half > 0:
         number = str(max(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
         sentences.append(
             f"Differences in macro F1 below about {_points(half)} cannot be shown with these {number} seeds and test "
@@ -236,8 +236,12 @@ def _points(value: float) -> str:
     return f"{100 * value:.1f} points"
 
 
+def _signed(value: float) -> str:
+    return f"{100 * value:+z.1f}"
+
+
 def _interval(low: float, high: float) -> str:
-    return "no interval" if np.isnan(low) else f"95 % CI {100 * low:.1f} to {100 * high:.1f}"
+    return "no interval" if np.isnan(low) else f"95 % CI {100 * low:z.1f} to {100 * high:z.1f}"
 
 
 def _p(value: float, kind: str = "") -> str:
@@ -265,7 +269,8 @@ def protocol(rows: Rows, test_set: str, sizes: Mapping[str, int], shared: bool, 
     """The head of a report: heading -> words."""
     runs = [run for members in rows.values() for run in members]
     metrics = runs[0].metrics
-    images = f"{sizes[test_set]:,}" if shared else f"up to {sizes[test_set]:,}, other ones for each seed or fold"
+    own = "" if shared else "up to " * (len({run.members[test_set].sum() for run in runs}) > 1)
+    images = f"{own}{sizes[test_set]:,}" + ("" if shared else ", other ones for each seed or fold")
     if f"{test_set}_dedup" in sizes:
         images += f"; {sizes[f'{test_set}_dedup']:,} of them without a pixel-identical twin in training"
     repeats = {"seed": sorted({str(run.metrics["seed"]) for run in runs}, key=_by_number)}
@@ -310,6 +315,12 @@ def notes(rows: Rows, baselines: Mapping[str, str], test_set: str, shared: bool,
     if len(counts) > 1:
         said.append(f"The methods have unequal numbers of seeds ({min(counts)} to {max(counts)}).")
     said += _unpaired(rows, baselines)
+    if max(counts) > 1:
+        said.append(
+            "The interval of a single method is Student's over seeds: how its trainings vary"
+            + (" on these test images" if shared else "")
+            + ". Methods are compared by the intervals of their differences, not by whether their own overlap."
+        )
     if differs:
         said.append(
             f"Differences: methods are paired by seed and by test image. {RESAMPLES:,} bootstrap resamples of the test "

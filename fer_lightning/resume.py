@@ -16,7 +16,7 @@ from fer_lightning.sweep_folder import flat
 
 log = logging.getLogger(__name__)
 
-MUST_AGREE = ("seed", "split", "model", "optim")
+MUST_AGREE = ("seed", "split", "labels.name", "labels.targets", "data.drop_duplicates", "model", "optim")
 """Parts of the configuration that a resumed run takes over."""
 
 MUST_AGREE_IN_EPOCH = ("data.batch_size", "imbalance", "trainer.accumulate_grad_batches")
@@ -30,6 +30,9 @@ MUST_AGREE_IN_CYCLE = (
     "optim.schedule",
 )
 """Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
+
+OLDER = {"labels": {"name": "fer", "targets": None}, "data": {"drop_duplicates": None}}
+"""What checkpoints meant that were written before there was a choice."""
 
 MAY_CHANGE = (
     "model.weights",
@@ -129,7 +132,9 @@ def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
 
 def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str, in_epoch: bool) -> None:
     hyper = checkpoint["hyper_parameters"]
-    trained = OmegaConf.create({**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]})
+    stored = {**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]}
+    trained = OmegaConf.merge(OLDER, stored)
+    assert isinstance(trained, DictConfig)
     keys = (
         *MUST_AGREE,
         *(MUST_AGREE_IN_EPOCH if in_epoch else ()),

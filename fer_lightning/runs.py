@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -167,7 +168,8 @@ def read_run(folder: Path) -> Run:
     settings = {key: value for key, value in config.items() if _is_setting(key)}
     if settings.get(FIRST_STAGE, "None") != "None":
         settings[FIRST_STAGE] = "a checkpoint"  # each seed has its own
-    twins = table["twin_group"] if "twin_group" in table else pd.Series(np.arange(len(table)))
+    # Without groups each image is its own, also among the images of other runs.
+    twins = table["twin_group"] if "twin_group" in table else table["id"].map(lambda name: crc32(name.encode()))
     return Run(
         folder=folder,
         metrics=metrics,

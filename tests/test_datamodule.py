@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from fer_lightning.data.faces import count_classes
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
 from fer_lightning.errors import UserError
+from fer_lightning.imbalance.mixing import CMO, Mixup
 from fer_lightning.imbalance.samplers import ClassWeightedSampler, InstanceSampler, UnderSampler
 
 FACES = draw(400)
@@ -85,12 +88,13 @@ class TestBatches:
         assert len(set(labels.tolist())) > 3
 
     def test_more_than_an_epoch_is_refused(self):
-        build(UnderSampler, batch_size=56)
+        one_pass = partial(UnderSampler, budget="epochs")
+        build(one_pass, batch_size=56)
         with pytest.raises(UserError, match=r"data\.batch_size=57: only 56 images are drawn per epoch"):
-            build(UnderSampler, batch_size=57)
+            build(one_pass, batch_size=57)
 
     def test_samplers_are_given_the_training_labels_and_the_seed(self):
-        _, labels = epoch(build(UnderSampler), 0)
+        _, labels = epoch(build(partial(UnderSampler, budget="epochs")), 0)
         assert np.bincount(labels).max() <= 8
         assert not torch.equal(epoch(build(seed=1), 0)[1], epoch(build(seed=0), 0)[1])
 
@@ -100,6 +104,38 @@ class TestBatches:
         next(iter(datamodule.train_dataloader()))
         next(iter(datamodule.val_dataloader()))
         assert torch.equal(before, torch.get_rng_state())
+
+
+class TestTargets:
+    def test_mixing_is_a_function_of_seed_epoch_and_position(self):
+        def mixed(workers: int, epoch_number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+            split = official(FACES, 0)
+            mix = partial(Mixup, alpha=1.0)
+            return epoch(FERDataModule(FACES, split, InstanceSampler, STRONG, 32, workers, seed, mix), epoch_number)
+
+        images, targets = mixed(0, 0)
+        assert (images.dtype, targets.dtype, targets.shape[1]) == (torch.uint8, torch.float32, 7)
+        torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(targets)))
+        assert ((targets > 0).sum(dim=1) == 2).float().mean() > 0.5
+        for again, same in ((mixed(2, 0), True), (mixed(0, 1), False), (mixed(0, 0, seed=1), False)):
+            assert torch.equal(images, again[0]) == same
+            assert torch.equal(targets, again[1]) == same
+
+    def test_images_without_a_partner_stay_as_they_are(self):
+        """CMO begins in its second epoch here."""
+        split = official(FACES, 0)
+        build_mix = partial(CMO, epochs=3, off_epochs=1, prob=1.0)
+        mixed, plain = (
+            FERDataModule(FACES, split, InstanceSampler, STRONG, 32, 0, 0, mix) for mix in (build_mix, None)
+        )
+        assert torch.equal(epoch(mixed, 0)[0], epoch(plain, 0)[0])
+        assert not torch.equal(epoch(mixed, 1)[0], epoch(plain, 1)[0])
+
+    def test_soft_labels_reach_the_loss(self):
+        soft = np.full((len(FACES), 7), 1 / 7, np.float32)
+        faces = replace(FACES, soft=soft)
+        _, targets = epoch(FERDataModule(faces, official(faces, 0), InstanceSampler, PLAIN, 32, 0, 0), 0)
+        torch.testing.assert_close(targets, torch.full_like(targets, 1 / 7))
 
 
 class TestAugmentation:

@@ -75,6 +75,31 @@ class TestHead:
         assert first.bias is None  # batch normalisation has its own
         assert last.bias is not None
 
+    def test_cosine_logits_depend_on_the_angle_alone(self):
+        head = build_head(8, 7, [], "ReLU", True, 0.0, cosine_scale=30.0)
+        features = torch.randn(5, 8)
+        logits = head(features)
+        weight = head[-1].weight
+        expected = 30 * nn.functional.cosine_similarity(features[:, None], weight[None], dim=2)
+        torch.testing.assert_close(logits, expected)
+        torch.testing.assert_close(head(3 * features), logits)
+
+    def test_cosine_logits_keep_their_digits_under_bfloat16(self):
+        head = build_head(8, 7, [], "ReLU", True, 0.0, cosine_scale=30.0)
+        features = torch.randn(5, 8)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = head(features)
+        assert low.dtype == torch.float32
+        torch.testing.assert_close(low, head(features))
+
+    def test_a_factor_per_class_changes_nothing_at_first(self):
+        torch.manual_seed(0)
+        plain = build_head(8, 7, [4], "ReLU", False, 0.0)
+        torch.manual_seed(0)
+        scaled = build_head(8, 7, [4], "ReLU", False, 0.0, class_scale=True)
+        features = torch.randn(5, 8)
+        assert torch.equal(plain(features), scaled(features))
+
     def test_no_hidden_layer_is_a_linear_classifier(self):
         (only,) = build_head(1280, 7, [], "ReLU", True, 0.5)
         assert isinstance(only, nn.Linear)
@@ -119,7 +144,7 @@ class TestNetwork:
     @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml")))
     def test_every_choice_builds_and_answers(self, name):
         cfg = composed(f"model={name}", "model.weights=none")
-        model = EmotionClassifier(OmegaConf.to_container(cfg.model), {}, [1] * 7, {}, {}).eval()
+        model = EmotionClassifier(OmegaConf.to_container(cfg.model, resolve=True), {}, [1] * 7, {}, {}).eval()
         assert model.network.classifier[0].out_features == cfg.model.head.hidden[0]
         with torch.inference_mode():
             assert model(torch.zeros(1, 48, 48, dtype=torch.uint8)).shape == (1, 7)
@@ -305,7 +330,7 @@ def fit(faces, tmp_path) -> Callable[..., tuple[EmotionClassifier, Recorder, L.T
         nothing = Augmentation(0, 0, 0, 0, 0, 0, 0, [0.02, 0.2])
         datamodule = FERDataModule(faces, official(faces, 0), sampler, nothing, 32, 0, 0)
         loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=datamodule.class_counts)
-        plain = OmegaConf.to_container(cfg)
+        plain = OmegaConf.to_container(cfg, resolve=True)
         model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, {}, loss)
         recorder = Recorder()
         trainer = build_trainer(cfg, tmp_path, build_loggers(plain, tmp_path), [recorder], has_validation=True)
@@ -379,7 +404,7 @@ class TestCheckpoint:
         checkpoint = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
         assert not [key for key in checkpoint["state_dict"] if not key.startswith("network.")]
         hyper = checkpoint["hyper_parameters"]
-        assert set(hyper) == {"model", "optim", "class_counts", "config", "provenance"}
+        assert set(hyper) == {"model", "optim", "class_counts", "config", "provenance", "adjusted"}
         assert hyper["class_counts"] == [39, 8, 40, 72, 48, 32, 49]
         assert hyper["config"]["imbalance"]["name"] == "weighted"
 

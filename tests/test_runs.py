@@ -30,6 +30,14 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert run.members["test"].all()
     assert run.members["test_dedup"].sum() == 355
     assert run.protocol["labels"] == "fer"
+    table = pd.read_csv(run.folder / "predictions.csv")
+    table.drop(columns="twin_group").sample(frac=0.5, random_state=0).to_csv(
+        run.folder / "predictions.csv", index=False
+    )
+    file = run.folder / "metrics.json"
+    file.write_text(json.dumps({**run.metrics, "test/n": 180, "test_dedup/n": None}))
+    half = read_run(run.folder)
+    assert len(set(half.twins)) == 180
 
 
 @pytest.mark.parametrize(("own", "other"), [("large", "balanced"), ("balanced", "large")])
