@@ -6,6 +6,8 @@ data, labels, split and test images; rows are methods, repeats are seeds (or fol
 
 import argparse
 import logging
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -156,7 +158,7 @@ def analyse(runs: Sequence[Run], baseline: str | None = None, votes: str | Path 
         paper = findings.paper(
             {name: members[0].metrics["imbalance"] for name, members in rows.items()}, summary, sizes
         )
-        sentences.append(findings.honest_sentence(paper, summary, sizes, max(seeds)))
+        sentences.append(findings.honest_sentence(rows, paper, summary, sizes, max(seeds)))
     sentences += findings.limits(differences, per_class, test_set, seeds, synthetic)
     ranks = _ranks(rows, scored[test_set])
     first_base = next((name for name in rows if name in bases), None)
@@ -398,6 +400,11 @@ def compare(
         folder, reason = next(iter(skipped.items()))
         raise UserError(f"none of the {len(folders)} runs is finished; {folder}: {reason}")
     comparison = analyse(runs, baseline, votes)
+    options = {"--out": out, "--baseline": baseline, "--ferplus-votes": votes}
+    given = [str(word) for key, value in options.items() if value is not None for word in (key, value)]
+    shown = [os.path.commonpath(run_dirs)] if len(run_dirs) > 3 else run_dirs  # a sweep hands over its jobs
+    command = shlex.join([*map(str, shown), *given])
+    comparison.protocol["command"] = f"python -m fer_lightning.compare {command}"
     comparison.notes.extend(f"Left out: {folder}: {reason}." for folder, reason in skipped.items())
     report.print_comparison(comparison, console)
     out = Path(out)

@@ -1,6 +1,6 @@
 """What a comparison says, in words: the answer first, then what the data support, and what they do not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,10 @@ PAPER = {
     "focal": ("test_large", 0.558316),
 }
 """The paper's results: method -> test set (519 of 1,050; 3,675 and 4,112 of 7,365 fit its digits), accuracy."""
+
+
+PAPER_TRAINING = {"large": 17182, "balanced": 2450}
+"""Training images of the paper's protocol: its weighted and focal arms, its undersampled one."""
 
 
 def winner(
@@ -202,7 +206,9 @@ def paper(methods: Mapping[str, str], summary: pd.DataFrame, sizes: Mapping[str,
     return pd.DataFrame(records, columns=columns)
 
 
-def honest_sentence(table: pd.DataFrame, summary: pd.DataFrame, sizes: Mapping[str, float], seeds: int) -> str:
+def honest_sentence(
+    rows: Rows, table: pd.DataFrame, summary: pd.DataFrame, sizes: Mapping[str, float], seeds: int
+) -> str:
     """What the paper's numbers and ours can and cannot say to each other."""
     large = _count(sizes["test_large"])
     each = "one seed" if seeds == 1 else f"{seeds} seeds, each with a sample and split of its own"
@@ -220,11 +226,16 @@ def honest_sentence(table: pd.DataFrame, summary: pd.DataFrame, sizes: Mapping[s
     if len(known):
         names = _listed(list(inside["method"])) if len(inside) else "no method"
         text += f" The paper's number lies within our interval over seeds for {names}."
-    if sizes["test_large"] < 7365:
-        text += (
-            f" Our cut of the data is smaller than the paper's ({large} test images instead of 7,365, and fewer to "
-            "train with in proportion), so our numbers are no replication of it."
-        )
+    smaller = [
+        f"{name} {_span(training_images(run) for run in members)} instead of {full:,}"
+        for name, members in rows.items()
+        for full in (PAPER_TRAINING["balanced" if members[0].metrics["imbalance"] == "undersample" else "large"],)
+        if any((training_images(run) or full) < full for run in members)
+    ]
+    cut = [f"training images: {', '.join(smaller)}"] * bool(smaller)
+    cut += [f"test images: {large} instead of 7,365"] * (sizes["test_large"] < 7365)
+    if cut:
+        text += f" Our data are a cut of the paper's ({'; '.join(cut)}), so our numbers are no replication of it."
     return text
 
 
@@ -278,8 +289,6 @@ def protocol(rows: Rows, test_set: str, sizes: Mapping[str, int], shared: bool, 
         repeats["fold"] = sorted({str(run.fold) for run in runs}, key=_by_number)
     budgets = {"steps": "equal optimizer steps", "epochs": "equal epochs"}
     chosen = {budgets[run.metrics.get("budget") or "epochs"] for run in runs}
-    steps = {name: _steps(members) for name, members in rows.items()}
-    same = len(set(steps.values())) == 1
     commits = sorted({str(run.metrics.get("git_commit"))[:12] for run in runs})
     return {
         "data": figures.data_name(metrics),
@@ -290,7 +299,8 @@ def protocol(rows: Rows, test_set: str, sizes: Mapping[str, int], shared: bool, 
         "test images": images,
         "seeds": ", folds ".join(", ".join(values) for values in repeats.values()),
         "budget": " and ".join(sorted(chosen)),
-        "training steps": next(iter(steps.values())) if same else "; ".join(f"{k} {v}" for k, v in steps.items()),
+        "training images": _by_row(rows, training_images),
+        "training steps": _by_row(rows, training_steps),
         "baseline": baseline or "none given",
         "tuning": "as configured; trials before these runs are not known here and not corrected for",
         "code version": ", ".join(commits),
@@ -301,9 +311,27 @@ def _by_number(text: str) -> tuple[int, str]:
     return (int(text) if text.isdigit() else 0, text)
 
 
-def _steps(members: Sequence[Run]) -> str:
-    steps = sorted({run.metrics["train/steps"] for run in members if run.metrics.get("train/steps") is not None})
-    return " to ".join(f"{number:,}" for number in dict.fromkeys((steps[0], steps[-1]))) if steps else "not recorded"
+def training_images(run: Run) -> int | None:
+    """How many images a run was trained with; None where it did not say."""
+    counts = run.metrics.get("train/class_counts")
+    return sum(counts.values()) if counts else None
+
+
+def training_steps(run: Run) -> int | None:
+    """How many optimizer steps a run made; None where it did not say."""
+    return run.metrics.get("train/steps")
+
+
+def _by_row(rows: Rows, number: Callable[[Run], int | None]) -> str:
+    """A number of every row in words, told once where they agree."""
+    words = {name: _span(number(run) for run in members) for name, members in rows.items()}
+    first, *others = dict.fromkeys(words.values())
+    return "; ".join(f"{name} {span}" for name, span in words.items()) if others else first
+
+
+def _span(numbers: Iterable[int | None]) -> str:
+    known = sorted({number for number in numbers if number is not None})
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((known[0], known[-1]))) if known else "not recorded"
 
 
 def notes(rows: Rows, baselines: Mapping[str, str], test_set: str, shared: bool, ranks: pd.DataFrame) -> list[str]:
@@ -347,7 +375,7 @@ def notes(rows: Rows, baselines: Mapping[str, str], test_set: str, shared: bool,
             "data sets: they say how stable the order is here"
             + (", and so few blocks rarely show a difference." if blocks < 10 else ".")
         )
-    steps = list(dict.fromkeys(_steps(members) for members in rows.values()))
+    steps = list(dict.fromkeys(_span(training_steps(run) for run in members) for members in rows.values()))
     if len(steps) > 1:
         said.append(
             f"The methods made unequal numbers of optimizer steps ({'; '.join(steps)}): part of a difference may come "

@@ -169,6 +169,7 @@ def made_with(c: "Comparison") -> dict[str, str]:
     """How the report came about: command, code version and run folders."""
     folders = [run.folder for runs in c.rows.values() for run in runs]
     common = Path(os.path.commonpath(folders)) if len(folders) > 1 else folders[0]
+    common = common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common
     commits = sorted({str(run.metrics.get("git_commit")) for runs in c.rows.values() for run in runs})
     return {
         "command": c.protocol.get("command") or f"python -m fer_lightning.compare {common}",

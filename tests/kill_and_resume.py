@@ -202,9 +202,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
     parts = {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "processes", "position")}
     parts |= {key: last.get(key) for key in ("current_model_state", "averaging_state", "MixedPrecision")}
     parts["best"] = best["state_dict"]
-    parts["scores"] = {
-        key: value for key, value in metrics.items() if key not in ("train/seconds", "train/images_per_second")
-    }
+    passing = ("train/seconds", "train/images_per_second", "git_commit")  # somebody may commit between the two runs
+    parts["scores"] = {key: value for key, value in metrics.items() if key not in passing}
     for name in ("metrics.csv", "predictions.csv"):
         parts[name] = (folder / name).read_text()
     return {key: digest(value) for key, value in parts.items()}
