@@ -16,7 +16,7 @@ from fer_lightning import html_charts, tables
 from fer_lightning.html_charts import Numbers, axis_range, mark_of, method_button, place_on, switched, ticks_on
 from fer_lightning.report import SYNTHETIC
 from fer_lightning.report_figures import COLOURS, colour
-from fer_lightning.sections import Section, made_with, sections
+from fer_lightning.sections import Section, made_with, protocol, sections
 from fer_lightning.tables import SCORES, Cell, Table
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def render(c: "Comparison") -> str:
 <section id="answer" aria-labelledby="answer-title"><h2 id="answer-title">What the data say</h2>
 <ul class="answer">{sentences}</ul></section>
 <section id="protocol" aria-labelledby="protocol-title"><h2 id="protocol-title">Protocol</h2>
-<dl class="protocol">{_list(c.protocol)}</dl></section>
+<dl class="protocol">{_list(protocol(c))}</dl></section>
 <aside class="legend" aria-label="Methods"><p>Pick methods to follow them through the page.</p><ul>{legend}</ul></aside>
 {body}
 <section id="notes" aria-labelledby="notes-title"><h2 id="notes-title">Notes</h2>

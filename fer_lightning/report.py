@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 
 from fer_lightning import figures, report_figures, tables
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.sections import made_with, sections
+from fer_lightning.sections import made_with, protocol, sections
 from fer_lightning.tables import SCORES, Cell, Table
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def markdown(c: "Comparison", pictures: Sequence[str]) -> str:
         lines += [f"> **{SYNTHETIC}**", ""]
     lines += [f"- {_plain(sentence)}" for sentence in c.sentences]
     lines += ["", "## Protocol", "", "| | |", "| --- | --- |"]
-    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in c.protocol.items()]
+    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in protocol(c).items()]
     for section in sections(c):
         lines += ["", f"## {_plain(section.title)}", "", section.text, ""]
         for table in section.tables:

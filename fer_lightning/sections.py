@@ -161,8 +161,14 @@ def sections(c: "Comparison") -> list[Section]:
             )
         )
     if len(c.cost):
-        found.append(Section("Cost", "Cost of training", "Means over runs; validation included.", [cost(c)]))
+        lead = "Means over runs; seconds in training steps, without validation."
+        found.append(Section("Cost", "Cost of training", lead, [cost(c)]))
     return found
+
+
+def protocol(c: "Comparison") -> dict[str, str]:
+    """What a reader must know to judge the numbers: heading -> words."""
+    return {key: words for key, words in c.protocol.items() if key != "command"}
 
 
 def made_with(c: "Comparison") -> dict[str, str]:

@@ -124,7 +124,7 @@ def paired_difference(differences: np.ndarray, resampled: np.ndarray) -> Estimat
     choice of test images does to all pairs alike, with as many as there are images. The critical value for such a sum
     is that of Cochran and Cox (1957, "Experimental Designs"): (t S2/k + z c) / (S2/k + c), with Student's t for k - 1
     degrees of freedom and the normal z. Estimated degrees of freedom (Hillis 2007) give shorter intervals, which miss
-    the truth in up to 8 % of cases with 3 pairs and 13 % with 2; these miss it in 3 to 6 %.
+    the truth in up to 8 % of cases with 3 pairs and 13 % with 2; these miss it in 3 to 7 % (tests/simulation.py).
 
     One pair has no variance over trainings: then the images' variance alone, and the normal distribution.
 

@@ -380,10 +380,10 @@ def ceiling(c: "Comparison") -> Table | None:
                 _number(row["n"]),
                 Cell(SHARE.words(row["agreement"]), _value(row["agreement"]), shade=_value(row["agreement"])),
                 Cell(SHARE.words(reached), _value(reached), shade=_value(reached)),
-                _number(row["zero_votes"]),
+                Cell(SHARE.words(row["zero_votes"]), _value(row["zero_votes"])),
             ]
         )
-    headings = ["emotion", "images", "raters agree with the label", "best recall of a method", "label without a vote"]
+    headings = ["emotion", "images", "raters agree with the label", "best recall of a method", "label nobody gave"]
     return Table("ceiling", headings, rows)
 
 

@@ -189,7 +189,12 @@ def made_up(
     }
     if extras:
         parts["ceiling"] = pd.DataFrame(
-            {"emotion": EMOTIONS, "n": TEST, "agreement": np.linspace(0.5, 0.93, 7), "zero_votes": range(7)}
+            {
+                "emotion": EMOTIONS,
+                "n": TEST,
+                "agreement": np.linspace(0.5, 0.93, 7),
+                "zero_votes": np.linspace(0.01, 0.4, 7),
+            }
         )
         parts["paper"] = pd.DataFrame(
             [

@@ -190,7 +190,7 @@ def test_two_methods_and_twenty_two(tmp_path: Path) -> None:
     many = compared(write_sweep(tmp_path / "many", 2, skills))
     assert len(many.differences) == 2 * 21 * len(TESTED)
     assert many.ranks.attrs["blocks"] == 2
-    assert any("Two seeds" in note or "two seeds" in note for note in many.notes)
+    assert any("Two seeds are too few" in note for note in many.notes)
 
 
 def test_full_size_takes_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> N
     assert paper.loc["undersample", "mean"] == pytest.approx(np.mean(values))
     (honest,) = (line for line in c.sentences if line.startswith("The paper reports"))
     assert "two different test sets, single runs, no baseline" in honest
-    assert "smaller than the paper's" in honest
+    assert "Our data are a cut of the paper's" in honest
     assert "3 seeds, each with a sample and split of its own" in honest
     notes = " ".join(c.notes)
     assert "differences are taken from undersample" in notes

@@ -268,12 +268,12 @@ def test_mcnemar_holds_without_a_difference() -> None:
     [*product((2, 3, 5), (0.0, 0.1, 0.3), ("shared", "overlapping", "disjoint")), (10, 0.1, "shared")],
 )
 def test_intervals_hold_whatever_decides(seeds: int, training: float, test_sets: str) -> None:
-    """Whether images or trainings decide; the bounds are 95 % +- 2 and half a point for chance."""
+    """95 % +- 2, and 5 % + 2 but for chance in 400 families. Two seeds are worse, which ``findings.notes`` tells."""
     found = simulate(400, seeds, training, images=300, test_sets=test_sets)
     print(seeds, training, test_sets, found.misses().round(1), found.family_errors().round(1))
-    assert np.all(np.abs(found.misses() - 5) <= 2.5)
-    # Far in its tails Student's t for two seeds, with one degree of freedom, is weighed less well.
-    assert np.all(found.family_errors() <= (10 if seeds == 2 else 7.5))
+    assert np.all(found.misses() <= (7.5 if seeds == 2 else 7))
+    assert np.all(found.misses() >= (2 if seeds == 2 else 3))
+    assert np.all(found.family_errors() <= (12 if seeds == 2 else 7.5))
 
 
 @pytest.mark.slow
