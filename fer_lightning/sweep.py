@@ -220,10 +220,9 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
     report = None
     tested = [stand.job.folder for stand in stands if stand.status == "done" and _is_tested(stand)]
     if tested and stopped_by is None:
-        from fer_lightning.compare import compare
+        from fer_lightning.compare import compare_sweep
 
-        report = folder / "report"
-        compare(tested, report)
+        report = compare_sweep(tested, folder / "report")
     for stand in [*failed, *unfinished]:
         if stand.status != "waiting":
             _say(f"[sweep] {stand.status}: {stand.job.folder.name}: {stand.reason} ({stand.job.folder})")

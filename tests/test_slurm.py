@@ -101,8 +101,8 @@ def test_three_methods_on_two_devices_are_submitted_finished_and_collected(sweep
     )
     code, line = running.end()
     assert (code, line["jobs"], line["failed"], line["unfinished"]) == (0, 3, [], []), running.logs()
-    table = pd.read_csv(tmp_path / line["report"] / "comparison.csv")
-    assert set(table["imbalance"]) == {"none", "weighted", "focal"}
+    table = pd.read_csv(tmp_path / line["report"] / "summary.csv")
+    assert set(table["method"]) == {"none", "weighted", "focal"}
     for number in range(3):
         metrics = json.loads((running.folder / str(number) / "metrics.json").read_text())
         assert metrics["devices"] == 2

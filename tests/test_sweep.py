@@ -49,8 +49,8 @@ def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
     assert outcome.code == 0, outcome.err + outcome.out
     assert outcome.json["failed"] == []
     report = tmp_path / outcome.json["report"]
-    table = pd.read_csv(report / "comparison.csv")
-    assert set(table["imbalance"]) == {"none", "gentle"}
+    table = pd.read_csv(report / "summary.csv")
+    assert set(table["method"]) == {"none", "gentle"}
     runs = [run for job in sorted((tmp_path / "a sweep").glob("?-*")) for run in read_offline_runs(job)]
     assert [run.tags[0] for run in runs] == ["none", "gentle"], "one W&B run per job"
     assert len({run.group for run in runs}) == 1
