@@ -283,7 +283,8 @@ def protocol(rows: Rows, test_set: str, sizes: Mapping[str, int], shared: bool, 
     own = "" if shared else "up to " * (len({run.members[test_set].sum() for run in runs}) > 1)
     images = f"{own}{sizes[test_set]:,}" + ("" if shared else ", other ones for each seed or fold")
     if f"{test_set}_dedup" in sizes:
-        images += f"; {sizes[f'{test_set}_dedup']:,} of them without a pixel-identical twin in training"
+        without = _span(int(run.members[f"{test_set}_dedup"].sum()) for run in runs)
+        images += f"; {without} of them without a pixel-identical twin in training"
     repeats = {"seed": sorted({str(run.metrics["seed"]) for run in runs}, key=_by_number)}
     if metrics["split"] == "kfold":
         repeats["fold"] = sorted({str(run.fold) for run in runs}, key=_by_number)
