@@ -104,6 +104,8 @@ def find_baselines(rows: Rows, wanted: str | None) -> tuple[dict[str, str], list
     notes = []
     if wanted is None:
         wanted = BASELINE if BASELINE in methods else methods[0]
+        if len(methods) == 1 and wanted not in rows:
+            wanted = next(iter(rows))  # several settings of one method: the first of them
         if wanted != BASELINE and len(rows) > 1:
             notes.append(
                 f"There is no run of the method {BASELINE}: differences are taken from {wanted}, the first one; "

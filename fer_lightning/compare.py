@@ -149,8 +149,10 @@ def analyse(runs: Sequence[Run], baseline: str | None = None, votes: str | Path 
         pair: scored[test_set].difference(paired(rows[pair[0]], rows[pair[1]]), PRIMARY)
         for pair in combinations(rows, 2)
     }
+    common = [len(paired(rows[one], rows[other])) for one, other in all_pairs]
+    fewest = min([*seeds, *(count for count in common if count)])
     sentences = [
-        findings.winner({str(name): float(mean) for name, mean in means.items()}, all_pairs, min(seeds), PRIMARY),
+        findings.winner({str(name): float(mean) for name, mean in means.items()}, all_pairs, fewest, PRIMARY),
         *findings.against_baseline(differences, baselines, test_set),
     ]
     paper = None

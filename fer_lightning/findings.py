@@ -40,7 +40,7 @@ def winner(
     Args:
         means: row -> mean of ``metric``.
         pairs: two rows -> the first minus the second; every pair once.
-        seeds: of the row with the fewest.
+        seeds: of the row with the fewest, or that the two rows with the fewest common ones share.
         metric: what is compared.
     """
     name = NAMES[metric]
@@ -48,6 +48,8 @@ def winner(
     if len(ranked) < 2:
         return "There is one method only, so there is nothing to compare it with."
     first, second = ranked[:2]
+    if means[first] == means[second]:
+        return f"{first} and {second} have the same {name}, {_percent(means[first])}, and no other has a higher one."
     lead = f"{first} has the highest {name}, {_percent(means[first])}"
     if seeds == 1:
         return (
@@ -62,7 +64,8 @@ def winner(
             low, high = sorted((sign * estimate.low, sign * estimate.high))
             turned = Estimate(sign * estimate.value, low, high, estimate.p)
             against[right if left == first else left] = (turned, float(adjusted[left, right]))
-    close = [other for other in ranked[1:] if not against.get(other, (None, np.nan))[1] < SIGNIFICANT]
+    beaten = {other for other, (gap, p) in against.items() if gap.value > 0 and p < SIGNIFICANT}
+    close = [other for other in ranked[1:] if other not in beaten]
     correction = "" if len(pairs) == 1 else f" over all {len(pairs)} pairs"
     if not close:
         estimate, p = against[second]
@@ -221,11 +224,13 @@ def honest_sentence(
         "of its protocol, whose optimizer, learning rates and head it leaves open, with "
         f"{each} and {large} test images common to all methods, accuracy is {ours}."
     )
-    inside = table[(table["low"] <= table["paper_accuracy"]) & (table["paper_accuracy"] <= table["high"])]
+    # An interval for the mean of k runs, times sqrt(k + 1): where 95 % of single runs, as the paper's, would be.
+    half = (table["high"] - table["low"]) / 2 * np.sqrt(seeds + 1)
+    inside = table[(table["paper_accuracy"] - table["mean"]).abs() <= half]
     known = table[table["low"].notna()]
     if len(known):
         names = _listed(list(inside["method"])) if len(inside) else "no method"
-        text += f" The paper's number lies within our interval over seeds for {names}."
+        text += f" The paper's number is one that a further run of ours could give (95 %) for {names}."
     smaller = [
         f"{name} {_span(training_images(run) for run in members)} instead of {full:,}"
         for name, members in rows.items()
@@ -319,8 +324,9 @@ def training_images(run: Run) -> int | None:
 
 
 def training_steps(run: Run) -> int | None:
-    """How many optimizer steps a run made; None where it did not say."""
-    return run.metrics.get("train/steps")
+    """How many optimizer steps a run's model took, another run's first stage included; None where it did not say."""
+    steps = run.metrics.get("train/steps")
+    return None if steps is None else steps + run.metrics.get("first_stage/steps", 0)
 
 
 def _by_row(rows: Rows, number: Callable[[Run], int | None]) -> str:
@@ -385,7 +391,9 @@ def notes(rows: Rows, baselines: Mapping[str, str], test_set: str, shared: bool,
             f"The methods made unequal numbers of optimizer steps ({'; '.join(steps)}): part of a difference may come "
             "from longer training."
         )
-    other = [key for key in varying([run.settings for run in runs]) if not key.startswith(("imbalance.", "model."))]
+    follows = ("model.name", "model.head.cosine_scale", "model.head.class_scale")  # told by the rows, or by the method
+    different = varying([run.settings for run in runs])
+    other = [key for key in different if not key.startswith("imbalance.") and key not in follows]
     if other:
         said.append(f"Not the same in all runs: {', '.join(other)}.")
     commits = {str(run.metrics.get("git_commit")) for run in runs}

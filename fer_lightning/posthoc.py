@@ -20,8 +20,10 @@ from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
 from fer_lightning.evaluate import BATCH_SIZE
 from fer_lightning.imbalance.adjust import choose_tau
+from fer_lightning.imbalance.rules import refuse_double_corrections
 from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.run_folder import replace_file
+from fer_lightning.sweep_folder import flat
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +41,29 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
     what = f"imbalance.first_stage={path}"
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"{what}: it was trained on other images; give the same data and labels")
+    if hyper.get("adjusted"):
+        raise UserError(f"{what}: its last layer is adjusted already; give the unadjusted.ckpt beside it")
     trained = OmegaConf.create(hyper["config"])
-    for key in ("seed", "split", "data.drop_duplicates"):
+    for key in ("seed", "split", "labels.targets", "data.drop_duplicates"):
         before, now = OmegaConf.select(trained, key), OmegaConf.select(cfg, key)
         if before != now:
             raise UserError(f"{what}: its {key} was {before}, here it is {now}; both stages need the same images")
-    weights = checkpoint["state_dict"]
-    own = model.state_dict()
-    scale = {key for key in own if key.endswith(".scale") and key not in weights}  # which only this run adds
-    differing = {key for key in own.keys() ^ weights.keys() if key not in scale}
-    differing |= {key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape}
-    if differing:
-        raise UserError(
-            f"{what}: is another architecture ({min(differing)} differs); choose the model it was made with"
-        )
-    model.load_state_dict({**own, **weights})
+    ours, theirs = (architecture(model) for model in (_plain(cfg.model), hyper["model"]))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            was, now = theirs.get(key), ours.get(key)
+            raise UserError(f"{what}: its model.{key} was {was}, here it is {now}; choose the same model")
+    if cfg.imbalance.get("adjust"):
+        parts = {key: trained.imbalance[key] for key in ("loss", "sampler", "mix") if key in trained.imbalance}
+        refuse_double_corrections(OmegaConf.create({**_plain(cfg.imbalance), **parts}))
+    model.load_state_dict({**model.state_dict(), **checkpoint["state_dict"]})  # a factor per class may be new
     log.info("first stage: %s (%s)", path, hyper["config"]["imbalance"]["name"])
+
+
+def architecture(model: dict[str, Any]) -> dict[str, Any]:
+    """The knobs of the ``model`` group, flat, that decide what a network's weights mean."""
+    free = ("weights", "freeze_epochs", "compile", "drop_path", "head.dropout", "head.class_scale")
+    return {key: value for key, value in flat(model).items() if key not in free and value is not None}
 
 
 @torch.inference_mode()
@@ -111,3 +120,7 @@ def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Sp
 def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]

@@ -167,7 +167,8 @@ def read_run(folder: Path) -> Run:
         raise ValueError(" ".join(str(error).split())) from error
     settings = {key: value for key, value in config.items() if _is_setting(key)}
     if settings.get(FIRST_STAGE, "None") != "None":
-        settings[FIRST_STAGE] = "a checkpoint"  # each seed has its own
+        # By its method: each seed has a checkpoint of its own.
+        settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")
     # Without groups each image is its own, also among the images of other runs.
     twins = table["twin_group"] if "twin_group" in table else table["id"].map(lambda name: crc32(name.encode()))
     return Run(

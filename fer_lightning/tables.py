@@ -188,6 +188,9 @@ def scores(c: "Comparison", test_set: str | None = None) -> Table:
     of_set = c.summary[c.summary["test_set"] == test_set].to_dict("records")
     table = {(row["method"], row["metric"]): row for row in of_set}
     wide = means(c, test_set)
+    tested = {(run.repeat, run.metrics.get(f"{test_set}/n")) for runs in c.rows.values() for run in runs}
+    alike = len(tested) == len({repeat for repeat, _ in tested})  # not so without twins, where training sets differ
+    sizes = {int(n) for _, n in tested if n is not None}
     best = {key: wide[key].min() if score.lower else wide[key].max() for key, score in SCORES.items()}
     rows = []
     for name in ordered(c):
@@ -205,12 +208,12 @@ def scores(c: "Comparison", test_set: str | None = None) -> Table:
                     score.interval(entry["low"], entry["high"]),
                     float(entry["low"]),
                     float(entry["high"]),
-                    best=len(wide) > 1 and entry["mean"] == best[key],
+                    best=alike and len(wide) > 1 and entry["mean"] == best[key],
                 )
             )
         rows.append([*cells, _number(len(c.rows[name]))])
-    n = next(iter(c.rows.values()))[0].metrics.get(f"{test_set}/n")
-    label = set_name(test_set) + (f", n = {n:,}" if n else "")
+    span = " to ".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else ""
+    label = set_name(test_set) + (f", n = {span}" if span else "")
     return Table(label, ["method", *(score.heading for score in SCORES.values()), "seeds"], rows, plot="cells")
 
 

@@ -192,6 +192,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "train/seconds": clock.seconds,
         "train/images_per_second": images / clock.seconds if clock.seconds else None,
         "train/steps": trainer.global_step,
+        **_first_stage(first_stage),
         "train/class_counts": dict(zip(EMOTIONS, class_counts, strict=True)),
         "epoch": epoch,
         "seed": cfg.seed,
@@ -211,6 +212,15 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     _write_artefacts(folder, metrics, evaluation, faces, split, drawn)
     tracking.log_results(loggers, metrics, _reported(evaluation.predictions), faces, split, folder)
     return Run(metrics, trainer, tested, datamodule)
+
+
+def _first_stage(checkpoint: str | None) -> dict[str, Any]:
+    """Method and optimizer steps of a first stage that another run trained."""
+    if checkpoint is None:
+        return {}
+    content = read_checkpoint(Path(checkpoint))
+    name = content["hyper_parameters"]["config"]["imbalance"]["name"]
+    return {"first_stage/imbalance": name, "first_stage/steps": int(content["global_step"])}
 
 
 def _second_stage(cfg: DictConfig) -> SecondStage | None:

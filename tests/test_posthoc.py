@@ -1,7 +1,6 @@
 """Methods that change the last layer after training, through the command line."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ def test_logit_adjustment_of_a_trained_run(cli, plain, tmp_path):
     run = adjusted(cli, plain, tmp_path / "run", "posthoc_logit_adjusted", "imbalance.adjust.tau=1.0")
     found = metrics(run)
     assert found["train/steps"] == 0
+    assert (found["first_stage/imbalance"], found["first_stage/steps"]) == ("none", metrics(plain)["train/steps"])
     assert found["tau"] == 1.0
     counts = np.array(list(found["train/class_counts"].values()))
     expected = probabilities(plain) / (counts / counts.sum())
@@ -115,4 +115,14 @@ def test_a_missing_first_stage_is_told(cli, tmp_path):
     outcome = cli(*RUN, "imbalance=tau_norm", f"imbalance.first_stage={tmp_path / 'none.ckpt'}")
     assert outcome.code == 2
     assert "no such checkpoint" in outcome.error
-    shutil.rmtree(tmp_path / "outputs", ignore_errors=True)
+
+
+def test_what_is_corrected_already_is_not_corrected_again(cli, plain, tmp_path):
+    weighted = tmp_path / "weighted"
+    assert cli(*RUN, "trainer.max_epochs=1", "imbalance=weighted", f"hydra.run.dir={weighted}").code == 0
+    once = adjusted(cli, plain, tmp_path / "once", "posthoc_logit_adjusted", "imbalance.adjust.tau=1.0")
+    for first, message in ((weighted, "correct twice"), (once, "is adjusted already; give the unadjusted.ckpt")):
+        best = first / "checkpoints" / "best.ckpt"
+        outcome = cli(*RUN, "imbalance=posthoc_logit_adjusted", f"imbalance.first_stage={best}")
+        assert outcome.code == 2
+        assert message in outcome.error

@@ -56,6 +56,9 @@ def test_a_first_stage_of_its_own_makes_no_other_experiment(tmp_path: Path) -> N
     assert read_run(folders[0]).settings == read_run(folders[1]).settings
     trained = read_run(write_run(tmp_path / "2", "crt", settings={"imbalance.first_stage": None}))
     assert trained.settings != read_run(folders[0]).settings
+    file = folders[1] / "metrics.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "first_stage/imbalance": "mixup"}))
+    assert read_run(folders[1]).settings["imbalance.first_stage"] == "mixup"
 
 
 def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from conftest import TINY
 from torch import nn
 
+from fer_lightning.callbacks import LastCheckpoint
 from fer_lightning.errors import UserError
 from fer_lightning.imbalance.second_stage import SecondStage, reinitialize
 from fer_lightning.model import build_head, build_schedule
@@ -54,29 +55,22 @@ def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, metho
 
 @pytest.mark.parametrize("method", ["crt", "lws"])
 @pytest.mark.parametrize("epochs", [2, 3], ids=["at the border", "within the second stage"])
-def test_resume_is_bit_identical(cli, tmp_path, method, epochs):
+def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
     """A checkpoint from the border between the stages, and one from behind it, go on as if nothing had been."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     kept = tmp_path / "kept.ckpt"
     arguments = [*STAGED, f"imbalance={method}", HALF]
-    assert cli(*arguments, f"hydra.run.dir={whole}", "save_every_n_steps=3").code == 0
-    steps = state(whole)["global_step"] // 4
-    # Stop at the end of an epoch as a signal would, by way of a copy of the checkpoint that was last then.
-    shutil.rmtree(whole)
-    from fer_lightning import callbacks
-
-    save = callbacks.LastCheckpoint._save
+    steps = 5  # 188 training images in batches of 32
 
     def and_keep(self: Any, trainer: Any) -> None:
         save(self, trainer)
         if trainer.global_step == epochs * steps + 3 * (epochs == 3):
             shutil.copy(self.path, kept)
 
-    callbacks.LastCheckpoint._save = and_keep  # type: ignore[method-assign]
-    try:
-        assert cli(*arguments, f"hydra.run.dir={whole}", "save_every_n_steps=3").code == 0
-    finally:
-        callbacks.LastCheckpoint._save = save  # type: ignore[method-assign]
+    save = LastCheckpoint._save
+    monkeypatch.setattr(LastCheckpoint, "_save", and_keep)
+    assert cli(*arguments, f"hydra.run.dir={whole}", "save_every_n_steps=3").code == 0
+    monkeypatch.undo()
     (parts / "checkpoints").mkdir(parents=True)
     shutil.copy(kept, parts / "checkpoints" / "last.ckpt")
     position = state(parts)["position"]
@@ -86,6 +80,17 @@ def test_resume_is_bit_identical(cli, tmp_path, method, epochs):
     assert not differing(state(whole), state(parts))
     curves = [(run / "metrics.csv").read_text() for run in (whole, parts)]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("method", ["crt", "progressive_sampler"])
+def test_another_method_cannot_take_over(cli, tmp_path, method):
+    """Behind the border nothing would begin: the head would be the old one under the new method's name."""
+    run = tmp_path / "run"
+    assert cli(*STAGED, "imbalance=none", "trainer.max_epochs=1", f"hydra.run.dir={run}").code == 0
+    outcome = cli(*STAGED, f"imbalance={method}", f"hydra.run.dir={run}", "resume=auto")
+    assert outcome.code == 2
+    assert "imbalance." in outcome.error
+    assert "there and cannot become" in outcome.error
 
 
 def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, tmp_path):
@@ -105,10 +110,11 @@ def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, tmp_p
     [
         (["seed=1"], "its seed was 0, here it is 1"),
         (["data.source.seed=1"], "it was trained on other images"),
-        (["model.head.hidden=[32]"], "is another architecture"),
+        (["model.head.hidden=[32]"], "its model.head.hidden was [64], here it is [32]"),
+        (["model.image_size=64"], "its model.image_size was 48, here it is 64"),
         (["split.val_fraction=0.2"], "its split was"),
     ],
-    ids=["seed", "images", "architecture", "split"],
+    ids=["seed", "images", "head", "input", "split"],
 )
 def test_a_first_stage_that_does_not_fit_is_refused(cli, tmp_path, change, message):
     first = tmp_path / "first"

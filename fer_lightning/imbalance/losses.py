@@ -418,7 +418,7 @@ class LDAM(nn.Module):
         if not 0 <= deferred_share <= 1:
             raise UserError(f"deferred_share={deferred_share} is out of range: give 0 (no class weights) to 1 (always)")
         weight = class_weights(class_counts, "effective", normalization, beta)
-        self.first_weighted = epochs - round(deferred_share * epochs)
+        self.first_weighted = epochs - (max(1, round(deferred_share * epochs)) if deferred_share else 0)
         self.register_buffer("weight", weight.float(), persistent=False)
         self.register_buffer("margin", (scale * ldam_margins(class_counts, max_margin)).float(), persistent=False)
         self.set_epoch(0)

@@ -26,7 +26,7 @@ def imbalance_rules(cfg: DictConfig) -> None:
     require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
     smoothing = loss.get("label_smoothing", 0)
     require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
-    _refuse_double_corrections(method)
+    refuse_double_corrections(method)
     _epoch_rules(cfg)
     _head_rules(cfg)
     if method.get("second_stage"):
@@ -35,8 +35,15 @@ def imbalance_rules(cfg: DictConfig) -> None:
         _adjust_rules(cfg)
 
 
-def _refuse_double_corrections(method: DictConfig) -> None:
-    """Each of these alone aims at balanced classes; two of them overshoot, and favour the rare ones."""
+def refuse_double_corrections(method: DictConfig) -> None:
+    """Each of these alone aims at balanced classes; two of them overshoot, and favour the rare ones.
+
+    Args:
+        method: the ``imbalance`` group.
+
+    Raises:
+        UserError: naming two that meet.
+    """
     name, loss, sampler = method.name, _loss_correction(method.loss), _sampler_correction(method.sampler)
     mix, adjust = method.get("mix"), method.get("adjust")
     pasted = adjusted = None
@@ -44,7 +51,8 @@ def _refuse_double_corrections(method: DictConfig) -> None:
         pasted = ("rectangles from rare classes", "imbalance.mix.weighted_alpha=0")
     if adjust and adjust.tau != 0:
         adjusted = ("an adjustment after training", "imbalance=none with the same loss and sampler")
-    for one, other in ((sampler, loss), (sampler, pasted), (loss, adjusted), (sampler, adjusted)):
+    pairs = ((sampler, loss), (sampler, pasted), (loss, adjusted), (sampler, adjusted), (pasted, adjusted))
+    for one, other in pairs:
         if one and other:
             raise UserError(
                 f"imbalance={name}: {one[0]} and {other[0]} correct twice; keep one, with {one[1]} or {other[1]}"
@@ -81,14 +89,20 @@ def _epoch_rules(cfg: DictConfig) -> None:
     """What changes with the epochs needs to know how many there are."""
     method, epochs = cfg.imbalance, cfg.trainer.max_epochs
     parts = [part for part in ("loss", "sampler", "mix", "second_stage") if "epochs" in (method.get(part) or {})]
-    if parts and cfg.trainer.max_steps != -1:
-        raise UserError(
-            f"trainer.max_steps={cfg.trainer.max_steps}: imbalance.{parts[0]} goes by trainer.max_epochs, which this "
-            "would cut short; give trainer.max_epochs alone"
-        )
+    trainer = cfg.trainer
+    cuts = [(f"trainer.max_steps={trainer.max_steps}", trainer.max_steps != -1)]
+    cuts += [(f"trainer.max_time={trainer.max_time}", trainer.max_time is not None)]
+    cuts += [("callbacks=early_stopping", "early_stopping" in cfg.callbacks)]
+    for given, cut in cuts:
+        if parts and cut:
+            raise UserError(
+                f"{given}: imbalance.{parts[0]} goes by trainer.max_epochs, which this would cut short; "
+                "give trainer.max_epochs alone"
+            )
     off, most = (method.get("mix") or {}).get("off_epochs"), (epochs - 1) // 2
     if off is not None and epochs >= 1:
-        accepted = f"must be 0 to {most} with trainer.max_epochs={epochs}, to leave an epoch to mix in"
+        span = f"0 to {most}" if most else "0"
+        accepted = f"must be {span} with trainer.max_epochs={epochs}, to leave an epoch to mix in; or train longer"
         require(0 <= off <= most, "imbalance.mix.off_epochs", off, accepted)
 
 
@@ -119,12 +133,13 @@ def _second_stage_rules(cfg: DictConfig) -> None:
             f"model.freeze_epochs={cfg.model.freeze_epochs}: {name} freezes the backbone itself, in its second stage; "
             "use model.freeze_epochs=0"
         )
-    for callback, why in (
-        ("early_stopping", "would stop before the second stage"),
-        ("ema", "would average weights of both stages"),
-    ):
-        if callback in cfg.callbacks:
-            raise UserError(f"callbacks={callback}: {why} of {name}; use callbacks=none")
+    if "ema" in cfg.callbacks:
+        raise UserError(f"callbacks=ema: would average weights of both stages of {name}; use callbacks=none")
+    if cfg.trainer.check_val_every_n_epoch != 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={cfg.trainer.check_val_every_n_epoch}: {name} chooses among the epochs "
+            "of its second stage and validates each; use 1"
+        )
 
 
 def _adjust_rules(cfg: DictConfig) -> None:
