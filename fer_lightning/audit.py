@@ -392,7 +392,7 @@ def write(faces: Faces, result: Audit, source: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line: look for duplicates, conflicting labels and blank images in a set of faces."""
+    """Look for duplicates, conflicting labels and blank images in a set of faces."""
     parser = argparse.ArgumentParser(prog="python -m fer_lightning.audit", description=main.__doc__)
     parser.add_argument("overrides", nargs="*", help="data.path=FILE, or other key=value as for a run")
     parser.add_argument("--out", type=Path, default=Path("outputs/audit"), help="folder for audit.csv and audit.png")

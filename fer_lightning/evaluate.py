@@ -172,7 +172,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line: score a checkpoint on the test sets of its own split, or of changed data."""
+    """Score a checkpoint on the test sets of its own split, or of changed data."""
     parser = argparse.ArgumentParser(prog="python -m fer_lightning.evaluate", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
     parser.add_argument(

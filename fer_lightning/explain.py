@@ -14,6 +14,16 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.safety import CONF_DIR
 
+ELSEWHERE = {
+    "imbalance/sampler": "this method brings a sampler of its own",
+    "imbalance/mix": "this method brings mixing of its own",
+    "imbalance.mix": "nothing is mixed here; choose imbalance/mix=mixup, remix or cmo first",
+    "imbalance.first_stage": "only crt, lws, tau_norm and posthoc_logit_adjusted can begin from a checkpoint",
+    "imbalance.second_stage": "only crt and lws have a second stage",
+    "imbalance.adjust": "only tau_norm and posthoc_logit_adjusted adjust a trained model",
+}
+"""Keys that only some methods have, and why the chosen one has not."""
+
 
 def explain(error: Exception) -> str:
     """Errors of Hydra, OmegaConf and YAML in one line: what was given, what is accepted."""
@@ -50,7 +60,8 @@ def did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
 def _unknown_key(key: str) -> str:
     """Say what would have been accepted in place of an unknown key, given the groups chosen on the command line."""
     groups = "|".join(path.name for path in CONF_DIR.iterdir() if path.is_dir())
-    chosen = [re.sub(",.*", "", word) for word in sys.argv[1:] if re.fullmatch(rf"({groups})=[\w,]+", word)]
+    chosen = [re.sub(",.*", "", word) for word in sys.argv[1:] if re.fullmatch(rf"({groups})(/\w+)?=[\w,]+", word)]
+    chosen = [word for word in chosen if not word.startswith(f"{key}=")]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -58,6 +69,9 @@ def _unknown_key(key: str) -> str:
     except HydraException:  # those choices are the user's own files
         return f"{key}: no such key; --cfg job lists all"
     known = list(_leaves(cfg))
+    for part, why in ELSEWHERE.items():
+        if (key == part or key.startswith(f"{part}.")) and part not in known:
+            return f"{key}: {why}"
     parent = key.rpartition(".")[0]
     siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
     listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""

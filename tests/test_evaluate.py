@@ -236,7 +236,8 @@ class TestPrediction:
         split = paper(faces, 0, val_fraction=0.2)
         evaluation = evaluate.evaluate(model, faces, split, torch.device("cpu"))
         sets = {**split.tests, "val": split.val}
-        assert set(sets) == {"test", "test_dedup", "test_balanced", "val"}
+        arms = {f"test_{arm}{dedup}" for arm in ("large", "balanced") for dedup in ("", "_dedup")}
+        assert set(sets) == {"test", "test_dedup", "val"} | arms
         for name, indices in sets.items():
             alone = classification_metrics(
                 evaluate.predict(model, faces.images[indices], torch.device("cpu")), faces.labels[indices], f"{name}/"
