@@ -589,6 +589,7 @@ def test_comparing_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_report_is_one_wandb_run(tmp_path: Path, process: Callable[..., Outcome]) -> None:
     write_sweep(tmp_path / "sweep", 2, {name: SKILLS[name] for name in ("none", "focal")})
     done = process("sweep", "--wandb", "faces", module="fer_lightning.compare", WANDB_MODE="offline")

@@ -14,6 +14,8 @@ from test_report import CASES, HOSTILE
 from fer_lightning import html_report
 from fer_lightning.compare import Comparison
 
+pytestmark = pytest.mark.slow  # a browser for each page
+
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",

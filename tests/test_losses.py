@@ -348,7 +348,7 @@ class TestLDAM:
 
     @pytest.mark.parametrize(
         ("epochs", "share", "weighted"),
-        [(10, 0.2, [8, 9]), (200, 0.2, [*range(160, 200)]), (5, 0, []), (3, 1, [0, 1, 2]), (1, 0.2, [])],
+        [(10, 0.2, [8, 9]), (200, 0.2, [*range(160, 200)]), (5, 0, []), (3, 1, [0, 1, 2]), (2, 0.2, [1])],
     )
     def test_weights_come_in_the_last_epochs(self, epochs, share, weighted):
         module = LDAM(COUNTS, epochs, deferred_share=share)

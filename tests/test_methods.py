@@ -149,6 +149,7 @@ REFUSED = [
     (["imbalance=ldam_drw", "callbacks=early_stopping"], "callbacks=early_stopping: imbalance.loss goes by"),
     (["imbalance=crt", "trainer.max_time=00:00:10:00"], "trainer.max_time=00:00:10:00: imbalance.sampler goes by"),
     (["imbalance=crt", "trainer.check_val_every_n_epoch=2"], "validates each; use 1"),
+    (["imbalance=lws", "trainer.strategy=ddp"], "trainer.strategy=ddp: waits for gradients of the backbone"),
     (["imbalance=crt", "callbacks=ema"], "callbacks=ema: would average weights of both stages"),
     (["imbalance=crt", "model.freeze_epochs=1"], "model.freeze_epochs=1: imbalance=crt freezes the backbone itself"),
     (["imbalance=crt", "trainer.max_steps=9"], "trainer.max_steps=9: imbalance.sampler goes by trainer.max_epochs"),

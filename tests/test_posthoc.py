@@ -56,11 +56,13 @@ def test_logit_adjustment_of_a_trained_run(cli, plain, tmp_path):
     np.testing.assert_allclose(probabilities(run), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_tau_zero_changes_nothing(cli, plain, tmp_path):
     run = adjusted(cli, plain, tmp_path / "run", "posthoc_logit_adjusted", "imbalance.adjust.tau=0.0")
     np.testing.assert_array_equal(probabilities(run), probabilities(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["posthoc_logit_adjusted", "tau_norm"])
 def test_tau_is_chosen_by_validation(cli, plain, tmp_path, method):
     """The chosen one has the best validation macro F1 of all candidates, tested one by one."""
@@ -85,6 +87,7 @@ def test_tau_norm_scales_the_rows_and_drops_the_bias(cli, plain, tmp_path):
     assert not after.bias.detach().any()
 
 
+@pytest.mark.slow
 def test_in_one_go_and_interrupted_after_the_adjustment(cli, tmp_path, process):
     """Training and adjusting in one run; resumed when only the last files are missing, it adjusts the same model."""
     run = tmp_path / "run"
@@ -117,6 +120,7 @@ def test_a_missing_first_stage_is_told(cli, tmp_path):
     assert "no such checkpoint" in outcome.error
 
 
+@pytest.mark.slow
 def test_what_is_corrected_already_is_not_corrected_again(cli, plain, tmp_path):
     weighted = tmp_path / "weighted"
     assert cli(*RUN, "trainer.max_epochs=1", "imbalance=weighted", f"hydra.run.dir={weighted}").code == 0

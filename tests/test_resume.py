@@ -73,7 +73,14 @@ def start(tmp_path: Path):
     def begin(*overrides: str, script: str = "") -> subprocess.Popen[str]:
         command = [sys.executable, *([script] if script else ["-m", "fer_lightning"]), *overrides]
         run = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            # A shell's background jobs ignore Ctrl-C, and their children with them.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(run)
         return run

@@ -53,6 +53,7 @@ def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, metho
     assert rates.tolist() == pytest.approx([0.0005, 0.001, 0], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["crt", "lws"])
 @pytest.mark.parametrize("epochs", [2, 3], ids=["at the border", "within the second stage"])
 def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):

@@ -133,6 +133,8 @@ def _second_stage_rules(cfg: DictConfig) -> None:
             f"model.freeze_epochs={cfg.model.freeze_epochs}: {name} freezes the backbone itself, in its second stage; "
             "use model.freeze_epochs=0"
         )
+    if cfg.trainer.strategy == "ddp":
+        raise UserError(f"trainer.strategy=ddp: waits for gradients of the backbone, which {name} freezes; use auto")
     if "ema" in cfg.callbacks:
         raise UserError(f"callbacks=ema: would average weights of both stages of {name}; use callbacks=none")
     if cfg.trainer.check_val_every_n_epoch != 1:
