@@ -23,7 +23,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning import safety
 from fer_lightning.errors import UserError, require
-from fer_lightning.explain import did_you_mean, explain
+from fer_lightning.hydra_errors import did_you_mean, explain
 from fer_lightning.imbalance.rules import imbalance_rules
 from fer_lightning.run_folder import claim
 

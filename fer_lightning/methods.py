@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fer_lightning.config import run_tool
 from fer_lightning.errors import UserError
-from fer_lightning.explain import did_you_mean
+from fer_lightning.hydra_errors import did_you_mean
 from fer_lightning.safety import CONF_DIR
 
 FOLDER = CONF_DIR / "imbalance"

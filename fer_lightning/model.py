@@ -258,6 +258,7 @@ class EmotionClassifier(L.LightningModule):
             needs it. Not stored in checkpoints.
         second_stage: the callback that a decoupled method trains its head with. Not stored either.
         adjusted: what was changed in the last layer after training (method, ``tau``), kept in the checkpoint.
+        scorecard: the test scores and the temperature of a tested model (``scorecard.py``), kept in the checkpoint.
 
     The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
     """
@@ -274,6 +275,7 @@ class EmotionClassifier(L.LightningModule):
         loss: nn.Module | None = None,
         second_stage: SecondStage | None = None,
         adjusted: dict[str, Any] | None = None,
+        scorecard: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["loss", "second_stage"], logger=False)
@@ -405,7 +407,7 @@ class EmotionClassifier(L.LightningModule):
         checkpoint = read_checkpoint(path)
         hyper = checkpoint["hyper_parameters"]
         keys = ("optim", "class_counts", "config", "provenance")
-        kept = {key: hyper[key] for key in keys}
-        model = cls({**hyper["model"], "weights": "none"}, **kept, adjusted=hyper.get("adjusted"))
+        kept = {key: hyper[key] for key in keys} | {key: hyper.get(key) for key in ("adjusted", "scorecard")}
+        model = cls({**hyper["model"], "weights": "none"}, **kept)
         model.load_state_dict(checkpoint["state_dict"])
         return model.eval()

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fer_lightning import figures, posthoc, slurm, stop, tracking
+from fer_lightning import figures, posthoc, scorecard, slurm, stop, tracking
 from fer_lightning.callbacks import (
     AtomicCheckpoints,
     Curves,
@@ -209,6 +209,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "precision": str(trainer.precision),
         **provenance,
     }
+    scorecard.store(best, scorecard.make_scorecard(metrics))
     _write_artefacts(folder, metrics, evaluation, faces, split, drawn)
     tracking.log_results(loggers, metrics, _reported(evaluation.predictions), faces, split, folder)
     return Run(metrics, trainer, tested, datamodule)

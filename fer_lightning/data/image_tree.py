@@ -1,27 +1,19 @@
 """Image files sorted into folders: ``train/<emotion>/<file>`` and ``test/<emotion>/<file>``."""
 
-import io
 import logging
 import re
-import warnings
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-from PIL import Image
 
 from fer_lightning.data.containers import MAX_PIECE, Container
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces
+from fer_lightning.data.images import IMAGE_SUFFIXES, as_face, decode
 from fer_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 PARTS = ("train", "test")
-
-MAX_PIXELS = 2**26
-"""Pixels of an image: more than cameras have, less than what fills the memory."""
 
 _PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_", re.IGNORECASE)
 _PREFIX_USAGE = {name.lower(): number for number, name in enumerate(USAGES[:3])}
@@ -63,8 +55,9 @@ def read_image_tree(container: Container) -> Faces:
     for number, entry in enumerate(entries):
         with container.open(entry.name) as stream:
             data = stream.read(MAX_PIECE + 1)
-        images[number], changed = _decode(data, f"{container.path}: {entry.name}")
-        converted += changed
+        image = decode(data, f"{container.path}: {entry.name}")
+        images[number] = as_face(image)
+        converted += image.shape != (IMAGE_SIZE, IMAGE_SIZE)
     if converted:
         log.info("Converted %d images of another size or colour to 48x48 gray", converted)
     ids = np.array([entry.id for entry in entries])
@@ -130,36 +123,3 @@ def _usage(entry: _Entry) -> int:
     if entry.prefix is not None:
         return entry.prefix
     return USAGES.index("Training" if entry.part == "train" else "Test")
-
-
-def _decode(data: bytes, where: str) -> tuple[np.ndarray, bool]:
-    """A 48x48 gray image, and whether it had to be converted."""
-    # OpenCV fills the rest of a truncated JPEG with gray without a word; only its end marker tells.
-    truncated = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data
-    pixels = _claimed_pixels(data)
-    if len(data) > MAX_PIECE or pixels > MAX_PIXELS:
-        raise UserError(f"{where} is too large for an image of a face: replace or remove it")
-    buffer = np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if pixels and not truncated else None
-    if image is None:
-        reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
-        raise UserError(f"{where} {reason}: replace or remove it")
-    if image.shape == (IMAGE_SIZE, IMAGE_SIZE) and image.dtype == np.uint8:
-        return image, False
-    gray = cv2.imdecode(buffer, cv2.IMREAD_GRAYSCALE)
-    if gray is None:
-        raise UserError(f"{where} cannot be converted to gray: replace or remove it")
-    return cv2.resize(gray, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA), True
-
-
-def _claimed_pixels(data: bytes) -> int:
-    """Width times height as the header says, read before a decoder reserves memory for them; 0 for no image."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                return image.width * image.height
-        except Image.DecompressionBombError:
-            return MAX_PIXELS + 1
-        except Exception:  # whatever its parsers raise
-            return 0

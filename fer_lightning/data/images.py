@@ -1,0 +1,82 @@
+"""From the bytes of an image file to a face as the models know it: 48x48, gray."""
+
+import io
+import warnings
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from fer_lightning.data import containers
+from fer_lightning.data.faces import IMAGE_SIZE
+from fer_lightning.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+
+MAX_PIXELS = 2**26
+"""Pixels of an image: more than cameras have, less than what fills the memory."""
+
+
+def decode(data: bytes, where: str) -> np.ndarray:
+    """Decode an image file, turned as its EXIF orientation says.
+
+    Args:
+        data: the file's content.
+        where: names it in errors.
+
+    Returns:
+        uint8: (H, W) for a gray image, (H, W, 3) in the order blue, green, red for any other.
+
+    Raises:
+        UserError: no image, a damaged one, or one so large that it is no picture.
+    """
+    # OpenCV fills the rest of a truncated JPEG with gray without a word; only its end marker tells.
+    truncated = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data
+    pixels, mode = _header(data)
+    if len(data) > containers.MAX_PIECE or pixels > MAX_PIXELS:
+        raise UserError(f"{where} is too large for an image of a face: replace or remove it")
+    flags = cv2.IMREAD_GRAYSCALE if mode in ("L", "1", "LA", "I", "I;16", "F") else cv2.IMREAD_COLOR
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if pixels and not truncated else None
+    if image is None:
+        reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
+        raise UserError(f"{where} {reason}: replace or remove it")
+    return image
+
+
+def as_face(image: np.ndarray) -> np.ndarray:
+    """Bring an image of one face to the size and colour that the models are trained on.
+
+    The middle square is kept. FER-2013 has 48 pixels: a larger image is averaged down to them, whatever the input size
+    of the network, since a sharper one than any it was trained on is no better to it.
+
+    Args:
+        image: uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
+
+    Returns:
+        uint8, (48, 48), gray; ``image`` itself where it is that already.
+    """
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    height, width = image.shape
+    if height != width:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    if image.shape == (IMAGE_SIZE, IMAGE_SIZE):
+        return image
+    shrinks = image.shape[0] > IMAGE_SIZE
+    return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _header(data: bytes) -> tuple[int, str]:
+    """Pixels and mode as the header says, read before a decoder reserves memory for them; 0 for no image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                return image.width * image.height, image.mode
+        except Image.DecompressionBombError:
+            return MAX_PIXELS + 1, ""
+        except Exception:  # whatever its parsers raise
+            return 0, ""
