@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import distributed
 
@@ -65,6 +65,16 @@ class StopOnNonFinite(L.Callback):
                 "trainer.precision=32-true"
             )
         self.finite = None
+
+
+class CountsOnHost(L.Callback):
+    """Keeps weight averaging's count of updates off the GPU: it is read twice a step, and each would wait."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            average = callback._average_model if isinstance(callback, WeightAveraging) else None
+            if average is not None:
+                average.n_averaged = average.n_averaged.cpu()
 
 
 class TrainClock(L.Callback):

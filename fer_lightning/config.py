@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning import safety
+from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import UserError, require
 from fer_lightning.hydra_errors import did_you_mean, explain
 from fer_lightning.imbalance.rules import imbalance_rules
@@ -38,6 +39,7 @@ class Data:
     drop_duplicates: str | None
     batch_size: int
     num_workers: int
+    device: str
     source: dict[str, Any]
 
 
@@ -64,16 +66,18 @@ class Model:
     weights: str
     in_channels: int
     image_size: int
+    first_image_size: int | None
     stem_stride: int
     drop_path: float
     head: Head
     freeze_epochs: int
-    compile: bool
+    compile: Any
 
 
 @dataclass
 class Augment:
     name: str
+    backend: str
     hflip: float
     rotate: float
     translate: float
@@ -94,6 +98,7 @@ class Optim:
     backbone_lr_scale: float
     schedule: str
     warmup_fraction: float
+    sam_rho: float | None
 
 
 @dataclass
@@ -189,7 +194,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     reference = _reference(choices)
     for path in FREE_FORM:
         check_knobs(_container(typed, path, resolve=True), _container(reference, path, resolve=False), path)
-    for rule in (_data_rules, _model_rules, _optim_rules, imbalance_rules, _trainer_rules):
+    for rule in (_data_rules, _augment_rules, _model_rules, _optim_rules, imbalance_rules, _trainer_rules):
         rule(typed)
 
 
@@ -318,6 +323,7 @@ def _data_rules(cfg: DictConfig) -> None:
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
+    require(data.device in ("auto", "cpu"), "data.device", data.device, "must be auto (where the model is) or cpu")
     kept = "must be train (remove training images that have an exact twin in a test set), or null"
     require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, kept)
     label_rules(cfg.labels)
@@ -327,6 +333,13 @@ def _data_rules(cfg: DictConfig) -> None:
     split_rules(cfg.split)
     if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None and "early_stopping" in cfg.callbacks:
         raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
+
+
+def _augment_rules(cfg: DictConfig) -> None:
+    backend = cfg.augment.backend
+    accepted = "must be batched (whole batches, on the trainer's device) or albumentations (one by one, in workers)"
+    require(backend in ("batched", "albumentations"), "augment.backend", backend, accepted)
+    Strengths(**{str(key): value for key, value in cfg.augment.items() if key not in ("name", "backend")})
 
 
 def label_rules(labels: DictConfig) -> None:
@@ -362,6 +375,12 @@ def _model_rules(cfg: DictConfig) -> None:
     require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "must be 1 or 3")
     require(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2")
     require(model.image_size >= 32, "model.image_size", model.image_size, "must be at least 32 pixels")
+    first = model.first_image_size
+    grows = first is None or 32 <= first <= model.image_size
+    require(grows, "model.first_image_size", first, "must be from 32 to model.image_size pixels, or null")
+    modes = (False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    named = f"must be false, true or a mode of torch.compile: {', '.join(map(str, modes[2:]))}"
+    require(model.compile in modes, "model.compile", model.compile, named)
     require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "must be in [0, 1)")
     require(0 <= model.head.dropout < 1, "model.head.dropout", model.head.dropout, "must be in [0, 1)")
     require(
@@ -392,6 +411,11 @@ def _optim_rules(cfg: DictConfig) -> None:
         "must be cosine, constant or one_cycle",
     )
     require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
+    rho = optim.sam_rho
+    require(rho is None or rho > 0, "optim.sam_rho", rho, "must be positive, usually 0.05, or null for no SAM")
+    one_batch = rho is None or cfg.trainer.accumulate_grad_batches == 1
+    why = "SAM makes two passes over each batch; use trainer.accumulate_grad_batches=1"
+    require(one_batch, "optim.sam_rho", rho, why)
     decay = optim.layer_decay
     require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
 

@@ -1,13 +1,12 @@
 """Scores of a classifier: per class, macro-averaged, and calibration.
 
-Everything but ``training_metrics`` is numpy, so that reading finished runs needs no torch. Conventions are
+All numpy, so that reading finished runs needs no torch; ``running_metrics.py`` has those of training. Conventions are
 those of scikit-learn and torchmetrics: balanced accuracy averages recall over the classes that have images,
 macro F1 averages over the classes that have images or predictions, and the precision of a class that is never
 predicted is 0.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,33 +14,11 @@ import pandas as pd
 
 from fer_lightning.data.faces import EMOTIONS
 
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-
 CALIBRATION_BINS = 15
 """Equal-width confidence bins of the expected calibration error (Guo et al. 2017 use 15)."""
 
 PROBABILITY_COLUMNS = tuple(f"p_{emotion}" for emotion in EMOTIONS)
 """Columns of ``predictions.csv`` that hold the probabilities, in class order."""
-
-
-def training_metrics(num_classes: int = len(EMOTIONS)) -> "MetricCollection":
-    """Accuracy, balanced accuracy and macro F1 to update batch by batch while training.
-
-    Use ``.clone(prefix="val/")`` for each split. States are summed over processes: uneven shards are exact.
-    """
-    # Imported here because torch takes seconds and comparing finished runs does not need it.
-    from torchmetrics import MetricCollection
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
-
-    return MetricCollection(
-        {
-            # Checking arguments would make every step wait for the device.
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-            "balanced_accuracy": MulticlassRecall(num_classes, average="macro", validate_args=False),
-            "f1_macro": MulticlassF1Score(num_classes, average="macro", validate_args=False),
-        }
-    )
 
 
 def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> np.ndarray:

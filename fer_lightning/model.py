@@ -1,10 +1,11 @@
 """An EfficientNet with the paper's custom head, and the LightningModule that trains it with any loss."""
 
 import difflib
+import inspect
 import logging
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from fer_lightning import sam
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.imbalance.losses import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
-from fer_lightning.metrics import training_metrics
+from fer_lightning.running_metrics import training_metrics
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +190,22 @@ def schedule_factor(step: int, total_steps: int, warmup_steps: int, schedule: st
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
+    """Side of the network's input in an epoch, in pixels.
+
+    ``last`` throughout, or progressive resizing: four stages of equal length, whose sizes grow evenly from ``first`` to
+    ``last`` in multiples of 8 (Tan & Le 2021, "EfficientNetV2: Smaller Models and Faster Training", section 4.2).
+
+    Args:
+        epoch: from 0.
+        epochs: length of the run.
+        first: size of the first stage; None for no stages.
+        last: size of the last stage.
+    """
+    stage = 3 if epoch >= epochs - 1 else 4 * epoch // epochs
+    return last if first is None or stage == 3 else first + (last - first) * stage // 3 // 8 * 8
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     schedule: str,
@@ -289,6 +307,8 @@ class EmotionClassifier(L.LightningModule):
         )
         self.in_channels = model["in_channels"]
         self.image_size = model["image_size"]
+        self.first_image_size = model.get("first_image_size")
+        self.perturbed = False
         self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
         self.optim = optim
         # Neither the loss is a submodule nor the normalisation a buffer: weight averaging would average their
@@ -304,28 +324,32 @@ class EmotionClassifier(L.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")  # so that a checkpoint can hold its sums
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(self.prepare(images))
+        return self.network(self.prepare(images, self.image_size))
 
     def features(self, images: Tensor) -> Tensor:
         """What the head's last layer gets, (B, D)."""
-        pooled = self.network.forward_head(self.network.forward_features(self.prepare(images)), pre_logits=True)
+        prepared = self.prepare(images, self.image_size)
+        pooled = self.network.forward_head(self.network.forward_features(prepared), pre_logits=True)
         return self.network.classifier[:-1](pooled)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Gray images (B, H, W) as the network's input (B, ``in_channels``, ``image_size``, ``image_size``)."""
+    def prepare(self, images: Tensor, size: int) -> Tensor:
+        """Gray images (B, H, W) as the network's input (B, ``in_channels``, ``size``, ``size``)."""
         pixels = images.unsqueeze(1).float() / 255
-        if pixels.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        if pixels.shape[-2:] != (size, size):
+            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
         pixels = ((pixels - self.mean) / self.std).expand(-1, self.in_channels, -1, -1)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = batch
-        logits = self(images)
+        epochs: int = self.trainer.max_epochs or 1
+        size = input_size(self.current_epoch, epochs, self.first_image_size, self.image_size)
+        logits = self.network(self.prepare(images, size))
         assert self.loss is not None, "training needs a loss"
         soft = targets.ndim == 2  # (B, 7) where images are mixed, or labels are votes
         loss = (expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)).mean()
+        if self.perturbed:
+            return loss
         labels = targets.argmax(dim=1) if soft else targets
         self.train_metrics.update(logits.detach(), labels)
         self.train_loss.update(loss.detach())  # batches are of equal size
@@ -342,6 +366,26 @@ class EmotionClassifier(L.LightningModule):
         loss = self.loss(logits, labels).mean()
         # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
         self.log("val/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        rho = self.optim.get("sam_rho")
+        assert optimizer_closure is not None
+        closure = optimizer_closure if not rho else lambda: self._sharpness_aware(optimizer_closure, rho)
+        optimizer.step(closure=closure)
+
+    def _sharpness_aware(self, closure: Callable[[], Any], rho: float) -> Any:
+        passes = iter((False, True))
+
+        def one_pass() -> Any:
+            self.perturbed = next(passes)  # whose scores are not the model's
+            return closure()
+
+        try:
+            return sam.two_passes(one_pass, self.network, rho)
+        finally:
+            self.perturbed = False
 
     def on_fit_start(self) -> None:
         if self.loss is not None:
@@ -383,7 +427,8 @@ class EmotionClassifier(L.LightningModule):
         )
         momentum = {} if optim["momentum"] is None else {"momentum": optim["momentum"]}
         try:
-            optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum)
+            fused: Any = {"fused": True} if self._fuses(optim["name"]) else {}
+            optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum, **fused)
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
         total = int(self.trainer.estimated_stepping_batches)
@@ -394,6 +439,12 @@ class EmotionClassifier(L.LightningModule):
         scale = 1.0 if stage is None else stage.lr_scale
         schedule = build_schedule(optimizer, optim["schedule"], total, optim["warmup_fraction"], first, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _fuses(self, name: str) -> bool:
+        """Whether the whole step is one kernel: torch's own optimizers, but where gradients are unscaled before."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return False  # a fused step unscales them itself, which Lightning's clipping refuses
+        return "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
 
     @classmethod
     def load(cls, path: Path) -> "EmotionClassifier":

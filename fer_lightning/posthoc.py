@@ -62,7 +62,7 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
 
 def architecture(model: dict[str, Any]) -> dict[str, Any]:
     """The knobs of the ``model`` group, flat, that decide what a network's weights mean."""
-    free = ("weights", "freeze_epochs", "compile", "drop_path", "head.dropout", "head.class_scale")
+    free = ("weights", "freeze_epochs", "compile", "drop_path", "first_image_size", "head.dropout", "head.class_scale")
     return {key: value for key, value in flat(model).items() if key not in free and value is not None}
 
 

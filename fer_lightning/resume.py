@@ -32,7 +32,7 @@ MUST_AGREE_IN_CYCLE = (
 """Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
 
 MUST_AGREE_IN_STAGES = ("imbalance", "trainer.max_epochs")
-"""Further ones where a part of the method goes by the epoch: its second stage may have begun, or have to."""
+"""Further ones where something goes by the epoch: a second stage may have begun or have to, or the images grow."""
 
 OLDER = {"labels": {"name": "fer", "targets": None}, "data": {"drop_duplicates": None}}
 """What checkpoints meant that were written before there was a choice."""
@@ -142,7 +142,7 @@ def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_has
         *MUST_AGREE,
         *(MUST_AGREE_IN_EPOCH if in_epoch else ()),
         *(MUST_AGREE_IN_CYCLE if cfg.optim.schedule == "one_cycle" else ()),
-        *(MUST_AGREE_IN_STAGES if any(_counts_epochs(each.imbalance) for each in (cfg, trained)) else ()),
+        *(MUST_AGREE_IN_STAGES if any(_counts_epochs(each) for each in (cfg, trained)) else ()),
     )
     for part in keys:
         before = _resolved(trained, part)
@@ -158,5 +158,8 @@ def _resolved(cfg: DictConfig, part: str) -> dict[str, Any]:
     return flat(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node, part)
 
 
-def _counts_epochs(method: DictConfig) -> bool:
-    return any(OmegaConf.is_dict(part) and "epochs" in part for part in method.values())
+def _counts_epochs(cfg: DictConfig) -> bool:
+    parts = cfg.imbalance.values()
+    return bool(cfg.model.get("first_image_size")) or any(
+        OmegaConf.is_dict(part) and "epochs" in part for part in parts
+    )

@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 from fer_lightning import figures, posthoc, scorecard, slurm, stop, tracking
 from fer_lightning.callbacks import (
     AtomicCheckpoints,
+    CountsOnHost,
     Curves,
     EpochLine,
     ExactResume,
@@ -29,15 +31,16 @@ from fer_lightning.callbacks import (
     TrainClock,
 )
 from fer_lightning.config import device_count, is_first_process
-from fer_lightning.data.augment import Augmentation
+from fer_lightning.data.batched import BatchedAugmentation
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
 from fer_lightning.data.splits import Split
+from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import Interrupted, UserError
 from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, split_faces
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.metrics import confident_mistakes, confusion_matrix, emotion_indices
-from fer_lightning.model import EmotionClassifier, read_checkpoint
+from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
 from fer_lightning.resume import resume_from, saved_step
 from fer_lightning.run_folder import claim, write_json, write_status
 
@@ -124,11 +127,13 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         faces,
         split,
         instantiate(cfg.imbalance.sampler, _partial_=True),
-        Augmentation(**{str(key): value for key, value in cfg.augment.items() if key != "name"}),
+        _augmentation(cfg.augment),
         cfg.data.batch_size,
         cfg.data.num_workers,
         cfg.seed,
         instantiate(cfg.imbalance.mix, _partial_=True) if cfg.imbalance.get("mix") else None,
+        cfg.data.device,
+        partial(input_size, epochs=cfg.trainer.max_epochs, first=cfg.model.first_image_size, last=cfg.model.image_size),
     )
     class_counts = datamodule.class_counts
     provenance = {
@@ -136,7 +141,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "git_commit": tracking.git_commit(),
         "versions": tracking.environment(),
     }
-    drawn = count_classes(datamodule.train_set.labels[[draw.index for draw in datamodule.sampler]])
+    drawn = datamodule.drawn_counts
     loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=class_counts)
     loggers += tracking.build_loggers(_plain(cfg), folder)
     clock = TrainClock()
@@ -153,7 +158,9 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if first_stage and start is None:
         posthoc.load_first_stage(model, cfg, faces.data_hash)
     if cfg.model.compile:
-        model.network.compile()  # in place: torch.compile(module) would rename the checkpoint's keys
+        mode = None if cfg.model.compile is True else cfg.model.compile
+        # In place: torch.compile(module) would rename the checkpoint's keys.
+        model.network.compile(mode=mode, dynamic=False)
     log.info(
         "train %d  val %d  test %d images; %s",
         len(split.train),
@@ -215,6 +222,15 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     return Run(metrics, trainer, tested, datamodule)
 
 
+def _augmentation(cfg: DictConfig) -> Any:
+    strengths = Strengths(**{str(key): value for key, value in cfg.items() if key not in ("name", "backend")})
+    if cfg.backend == "batched":
+        return BatchedAugmentation(strengths)
+    from fer_lightning.data.augment import Augmentation  # albumentations takes seconds to import
+
+    return Augmentation(strengths)
+
+
 def _first_stage(checkpoint: str | None) -> dict[str, Any]:
     """Method and optimizer steps of a first stage that another run trained."""
     if checkpoint is None:
@@ -263,7 +279,7 @@ def build_trainer(
     return L.Trainer(
         **arguments,
         logger=loggers,
-        callbacks=[best, last, exact, *rates, StopOnNonFinite(), curves, progress, *chosen, *callbacks],
+        callbacks=[best, last, exact, *rates, StopOnNonFinite(), CountsOnHost(), curves, progress, *chosen, *callbacks],
         default_root_dir=folder,
         plugins=[AtomicCheckpoints(), *slurm.cluster_environment(processes)],
         use_distributed_sampler=False,  # the samplers know their rank

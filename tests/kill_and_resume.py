@@ -302,8 +302,12 @@ def setups(samplers: list[str], workers: list[int], devices: list[int]) -> dict[
             for processes in devices:
                 # Averaged weights of both stages would be refused.
                 extra = {"crt": [], "cmo": [*averaged, "imbalance.mix.off_epochs=0"]}.get(sampler, averaged)
-                knobs = [*RUN, f"imbalance={sampler}", f"data.num_workers={number}", *extra]
-                name = f"{sampler}{', EMA' if averaged[0] in extra else ''}, {number} workers"
+                backend = "albumentations" if number else "batched"  # which has no workers
+                loading = [f"data.num_workers={number}", f"augment.backend={backend}"]
+                knobs = [*RUN, f"imbalance={sampler}", *loading, *extra]
+                name = (
+                    f"{sampler}{', EMA' if averaged[0] in extra else ''}, {f'{number} workers' if number else backend}"
+                )
                 if sampler == "none":
                     knobs += cycle
                     name += ", one-cycle"

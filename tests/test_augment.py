@@ -17,7 +17,9 @@ from scipy.stats import binomtest, chi2_contingency, kstest
 from torch.utils.data import DataLoader
 
 from fer_lightning.config import CONF_DIR
-from fer_lightning.data.augment import Augmentation, draw_seed
+from fer_lightning.data.augment import Augmentation
+from fer_lightning.data.draws import draw_seed
+from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import UserError
 from fer_lightning.imbalance.samplers import Draw, InstanceSampler
 
@@ -71,7 +73,7 @@ def assert_uniform(values: np.ndarray, limit: float, slack: float) -> None:
 
 
 def only(**knobs) -> Augmentation:
-    return Augmentation(**{**OFF, **knobs})
+    return Augmentation(Strengths(**{**OFF, **knobs}))
 
 
 class AugmentedFaces:
@@ -92,7 +94,7 @@ def epoch_of_images(seed: int, epoch: int, workers: int) -> torch.Tensor:
     sampler.set_epoch(epoch)
     order = torch.tensor([draw.index for draw in sampler])
     loader = DataLoader(
-        AugmentedFaces(Augmentation(**STRONG), seed),
+        AugmentedFaces(Augmentation(Strengths(**STRONG)), seed),
         batch_size=8,
         sampler=sampler,
         num_workers=workers,
@@ -102,7 +104,7 @@ def epoch_of_images(seed: int, epoch: int, workers: int) -> torch.Tensor:
 
 class TestPurity:
     def test_same_seed_same_image(self):
-        augmentation, another = Augmentation(**STRONG), Augmentation(**STRONG)
+        augmentation, another = Augmentation(Strengths(**STRONG)), Augmentation(Strengths(**STRONG))
         first = [augmentation(image, seed) for seed, image in enumerate(IMAGES)]
         random.seed(1)
         np.random.seed(1)
@@ -113,7 +115,7 @@ class TestPurity:
         random.seed(0)
         np.random.seed(0)
         before = random.getstate(), np.random.get_state()[1].copy()
-        Augmentation(**STRONG)(IMAGES[0], 0)
+        Augmentation(Strengths(**STRONG))(IMAGES[0], 0)
         assert random.getstate() == before[0]
         assert np.array_equal(np.random.get_state()[1], before[1])
 
@@ -121,13 +123,13 @@ class TestPurity:
         image = IMAGES[0].copy()
         image.setflags(write=False)
         for seed in range(50):
-            result = Augmentation(**STRONG)(image, seed)
+            result = Augmentation(Strengths(**STRONG))(image, seed)
             assert (result.dtype, result.shape) == (np.uint8, (48, 48))
             assert result.flags.c_contiguous
         np.testing.assert_array_equal(image, IMAGES[0])
 
     def test_pickles(self):
-        augmentation = Augmentation(**STRONG)
+        augmentation = Augmentation(Strengths(**STRONG))
         copy = pickle.loads(pickle.dumps(augmentation))
         for seed in range(20):
             np.testing.assert_array_equal(copy(IMAGES[seed], seed), augmentation(IMAGES[seed], seed))
@@ -251,8 +253,9 @@ class TestStrengths:
 def test_group_files(name):
     config = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "augment" / f"{name}.yaml"))
     assert config.pop("name") == name
-    assert list(config) == list(inspect.signature(Augmentation).parameters)
-    augmentation = Augmentation(**config)
+    assert config.pop("backend") == "batched"
+    assert list(config) == list(inspect.signature(Strengths).parameters)
+    augmentation = Augmentation(Strengths(**config))
     changed = [not np.array_equal(augmentation(image, seed), image) for seed, image in enumerate(IMAGES)]
     assert all(changed) if name != "none" else not any(changed)
 

@@ -28,8 +28,8 @@ from fer_lightning.metrics import (
     emotion_indices,
     macro_f1,
     precision_recall_f1,
-    training_metrics,
 )
+from fer_lightning.running_metrics import training_metrics
 
 
 def drawn_predictions(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -16,18 +16,23 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics.classification import MulticlassF1Score
 
+from fer_lightning import sam, train
 from fer_lightning.config import CONF_DIR
-from fer_lightning.data.augment import Augmentation
+from fer_lightning.data.batched import BatchedAugmentation
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import official
+from fer_lightning.data.strengths import Strengths
 from fer_lightning.data.synthetic import draw
 from fer_lightning.errors import UserError
 from fer_lightning.model import (
     EmotionClassifier,
     build_head,
     build_network,
+    input_size,
     parameter_groups,
     read_checkpoint,
     schedule_factor,
@@ -327,7 +332,7 @@ def fit(faces, tmp_path) -> Callable[..., tuple[EmotionClassifier, Recorder, L.T
         cfg = composed(*TINY, "trainer.limit_train_batches=3", *overrides)
         L.seed_everything(0, verbose=False)
         sampler = instantiate(cfg.imbalance.sampler, _partial_=True)
-        nothing = Augmentation(0, 0, 0, 0, 0, 0, 0, [0.02, 0.2])
+        nothing = BatchedAugmentation(Strengths())
         datamodule = FERDataModule(faces, official(faces, 0), sampler, nothing, 32, 0, 0)
         loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=datamodule.class_counts)
         plain = OmegaConf.to_container(cfg, resolve=True)
@@ -387,6 +392,151 @@ class TestOptimizer:
         for group in self.groups(trainer):
             assert (group["momentum"], group["nesterov"]) == (0.9, True)
 
+    @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+    def test_the_step_is_one_kernel(self, fit, name):
+        _, _, trainer = fit(f"optim={name}")
+        assert trainer.optimizers[0].defaults["fused"] is True
+
+    def test_an_optimizer_that_has_no_fused_step_trains(self, fit):
+        _, recorder, trainer = fit("optim.name=lamb")
+        assert "fused" not in trainer.optimizers[0].defaults
+        assert changed(*recorder.epochs)
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation that a GPU's host would have to wait for."""
+
+    NAMES = ("_local_scalar_dense", "bincount", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(str(func).startswith(f"aten.{name}") for name in self.NAMES):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class WatchSteps(L.Callback):
+    """Watches an epoch but for its first batch, which decides what the others show, and its end."""
+
+    def __init__(self) -> None:
+        self.waits = Waits()
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 0:
+            self.waits.__enter__()
+        elif batch_idx == 5:
+            self.waits.__exit__(None, None, None)
+            self.steps = trainer.global_step
+
+
+class TestHostWaits:
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["augment=strong"],
+            ["augment=strong", "imbalance=mixup", "optim.sam_rho=0.05"],
+            ["imbalance=focal", "optim=sgd", "trainer.accumulate_grad_batches=2"],
+        ],
+        ids=" ".join,
+    )
+    def test_no_step_waits_for_its_device(self, cli, monkeypatch, overrides):
+        """From the batch to the metrics, through the real training; on a GPU each such wait would drain its queue."""
+        watch = WatchSteps()
+
+        def with_watch(*arguments: Any, **named: Any) -> L.Trainer:
+            trainer = build_trainer(*arguments, **named)
+            trainer.callbacks.append(watch)
+            return trainer
+
+        monkeypatch.setattr(train, "build_trainer", with_watch)
+        assert cli(*TINY, *overrides).code == 0
+        assert watch.steps >= 3
+        assert watch.waits.seen == []
+
+    def test_a_wait_would_be_seen(self):
+        metric = MulticlassF1Score(7, validate_args=False)
+        with Waits() as waits:
+            metric.update(torch.randn(9, 7), torch.arange(9) % 7)
+            float(torch.ones(1))
+        assert [name.split(".")[1] for name in waits.seen] == ["bincount", "_local_scalar_dense"]
+
+
+class TestSharpnessAware:
+    def test_steps_by_the_gradient_of_the_worst_point_nearby(self):
+        network = nn.Linear(3, 1, bias=False)
+        inputs, rho = torch.tensor([[1.0, 2.0, -1.0]]), 0.1
+        start = network.weight.detach().clone()
+
+        def closure() -> Tensor:
+            network.zero_grad()
+            loss = (network(inputs) ** 2).sum()
+            loss.backward()
+            return loss
+
+        loss = sam.two_passes(closure, network, rho)
+        gradient = 2 * (start @ inputs.T) * inputs
+        worst = start + rho * gradient / gradient.norm()
+        torch.testing.assert_close(network.weight.grad, 2 * (worst @ inputs.T) * inputs)
+        torch.testing.assert_close(loss, (start @ inputs.T).square().sum())
+        assert torch.equal(network.weight, start)
+
+    def test_an_infinite_gradient_leaves_the_weights_as_they_were(self):
+        network = nn.Linear(2, 1)
+        start = network.weight.detach().clone()
+
+        def closure() -> None:
+            network.weight.grad = torch.full_like(network.weight, torch.inf)
+            network.bias.grad = torch.zeros_like(network.bias)
+
+        sam.two_passes(closure, network, 0.05)
+        assert torch.equal(network.weight, start)
+
+    def test_a_run_sees_each_batch_once(self, fit):
+        """Scores, losses and batch statistics are those of the model, not of the perturbed one."""
+        plain, before, _ = fit("optim.lr=1e-30", "optim.weight_decay=0", "model.head.dropout=0")
+        model, after, trainer = fit(
+            "optim.lr=1e-30", "optim.weight_decay=0", "model.head.dropout=0", "optim.sam_rho=0.5"
+        )
+        assert trainer.global_step == 3
+        statistics = [name for name in after.epochs[-1] if "running" in name]
+        assert statistics
+        for name in statistics:
+            torch.testing.assert_close(after.epochs[-1][name], before.epochs[-1][name])
+        assert model.perturbed is False
+        assert plain.optim["sam_rho"] is None
+
+    def test_a_run_takes_other_steps(self, fit):
+        ends = [fit("optim.lr=0.01", *more)[1].epochs[-1] for more in ((), ("optim.sam_rho=0.5",))]
+        assert changed(*ends)
+
+
+class TestInputSize:
+    def test_four_stages(self):
+        sizes = [input_size(epoch, 8, 64, 112) for epoch in range(8)]
+        assert sizes == [64, 64, 80, 80, 96, 96, 112, 112]
+        assert [input_size(epoch, 3, 32, 100) for epoch in range(3)] == [32, 48, 100]
+        assert {input_size(epoch, 5, None, 96) for epoch in range(5)} == {96}
+
+    @pytest.mark.parametrize("backend", ["batched", "albumentations"])
+    def test_images_grow_and_validation_is_at_the_full_size(self, cli, monkeypatch, backend):
+        sizes: list[tuple[bool, int]] = []
+        prepare = EmotionClassifier.prepare
+
+        def noted(self: EmotionClassifier, images: Tensor, size: int) -> Tensor:
+            prepared = prepare(self, images, size)
+            sizes.append((self.training, prepared.shape[-1]))
+            return prepared
+
+        monkeypatch.setattr(EmotionClassifier, "prepare", noted)
+        more = ("augment=light", f"augment.backend={backend}", "trainer.limit_train_batches=1", "trainer.max_epochs=4")
+        assert cli(*TINY, *more, "model.image_size=64", "model.first_image_size=32").code == 0
+        assert [size for training, size in sizes if training] == [32, 40, 48, 64]
+        assert {size for training, size in sizes if not training} == {64}
+
 
 class TestCheckpoint:
     def test_loads_safely_and_answers_the_same_bits(self, fit, faces, tmp_path):
@@ -404,7 +554,7 @@ class TestCheckpoint:
         checkpoint = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
         assert not [key for key in checkpoint["state_dict"] if not key.startswith("network.")]
         hyper = checkpoint["hyper_parameters"]
-        assert set(hyper) == {"model", "optim", "class_counts", "config", "provenance", "adjusted"}
+        assert set(hyper) == {"model", "optim", "class_counts", "config", "provenance", "adjusted", "scorecard"}
         assert hyper["class_counts"] == [39, 8, 40, 72, 48, 32, 49]
         assert hyper["config"]["imbalance"]["name"] == "weighted"
 

@@ -113,7 +113,12 @@ def same(first: Path, second: Path) -> list[str]:
         (signal.SIGTERM, ["callbacks=ema", "callbacks.ema.decay=0.9", "trainer.accumulate_grad_batches=2"]),
         pytest.param(
             signal.SIGUSR1,
-            ["data.num_workers=1", "optim.schedule=one_cycle", "optim.warmup_fraction=0.3"],
+            [
+                "augment.backend=albumentations",
+                "data.num_workers=1",
+                "optim.schedule=one_cycle",
+                "optim.warmup_fraction=0.3",
+            ],
             marks=pytest.mark.slow,
         ),
         pytest.param(signal.SIGTERM, ["trainer.devices=2"], marks=pytest.mark.slow),
@@ -219,7 +224,10 @@ class TestLongValidation:
         [
             ([], 1, 17),
             pytest.param(
-                ["callbacks=ema", "callbacks.ema.decay=0.9", "data.num_workers=1"], 2, 35, marks=pytest.mark.slow
+                ["callbacks=ema", "callbacks.ema.decay=0.9", "augment.backend=albumentations", "data.num_workers=1"],
+                2,
+                35,
+                marks=pytest.mark.slow,
             ),
             pytest.param(["trainer.accumulate_grad_batches=4"], 2, 9, marks=pytest.mark.slow),
             (["trainer.accumulate_grad_batches=3"], 1, 5),

@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path
     [
         ["imbalance=undersample"],
         ["imbalance=undersample_redraw"],
-        ["imbalance=oversample", "augment=light", "data.num_workers=1"],
+        ["imbalance=oversample", "augment=light", "augment.backend=albumentations", "data.num_workers=1"],
         ["imbalance=sqrt_sampler", "optim=sgd", "optim.layer_decay=0.8"],
         ["imbalance=class_balanced", "model.in_channels=3"],
         ["imbalance=weighted_bce", "model.freeze_epochs=1", "optim.backbone_lr_scale=0.1"],
@@ -130,7 +130,8 @@ def test_resume_goes_on_from_the_last_epoch(cli, tmp_path):
 def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
     """Order and augmentation of the resumed epoch are its own; workers prefetch before Lightning names the epoch."""
     same = [*TINY, "augment=light", "optim.schedule=constant", "optim.warmup_fraction=0", "model.head.dropout=0"]
-    same += [f"data.num_workers={workers}"]
+    backend = "albumentations" if workers else "batched"
+    same += [f"augment.backend={backend}", f"data.num_workers={workers}"]
     assert cli(*same, "trainer.max_epochs=3", f"hydra.run.dir={tmp_path / 'whole'}").code == 0
     assert cli(*same, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'parts'}").code == 0
     assert cli(*same, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={tmp_path / 'parts'}").code == 0

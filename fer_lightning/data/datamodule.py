@@ -9,40 +9,48 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fer_lightning import stop
-from fer_lightning.data.augment import Augmentation, draw_seed
-from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
+from fer_lightning.data.batched import BatchedAugmentation
+from fer_lightning.data.batches import Batch, EpochBatches, EvalBatches, KeptImages, Places, TrainingBatches
+from fer_lightning.data.draws import draw_seed, uniforms
+from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, Faces, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
+from fer_lightning.imbalance import mixing
 from fer_lightning.imbalance.samplers import Draw, EpochSampler, EvalShard
 
 Item = tuple[torch.Tensor, int | torch.Tensor]
 
+GPU_EVAL_BATCH = 1024
+"""Images of a validation batch on a GPU at the least: nothing is kept for a backward pass, so more of them fit."""
+
 
 class TrainingFaces(Dataset[Item]):
-    """Augmented training images, indexed by a sampler's ``Draw``.
+    """Training images augmented one by one, in the loader's workers; indexed by a sampler's ``Draw``.
 
-    Augmentation and mixing are a pure function of (seed, epoch, position in the epoch), so neither workers, ranks nor
-    a resumed run change them.
+    As ``TrainingBatches``, a pure function of (seed, epoch, position in the epoch).
 
     Args:
-        images: uint8, (n, 48, 48).
+        images: uint8, (N, 48, 48), the whole set.
+        rows: (n,), those of the training subset.
         labels: int64, (n,).
-        augmentation: applied to every image, and to its partner with a draw of its own.
-        seed: of both.
+        augmentation: called with an image and a seed.
+        seed: of augmentation and mixing.
         soft: float32, (n, 7), targets in place of the labels.
-        mix: one of ``imbalance.mixing``: blends an image with a partner. Targets are (7,) then, not a number.
+        mix: one of ``imbalance.mixing``: joins an image with a partner. Targets are (7,) then, not a number.
     """
 
     def __init__(
         self,
         images: np.ndarray,
+        rows: np.ndarray,
         labels: np.ndarray,
-        augmentation: Augmentation,
+        augmentation: Callable[[np.ndarray, int], np.ndarray],
         seed: int,
         soft: np.ndarray | None = None,
         mix: Any = None,
     ):
         self.images = images
+        self.rows = rows
         self.labels = labels
         self.augmentation = augmentation
         self.seed = seed
@@ -54,52 +62,49 @@ class TrainingFaces(Dataset[Item]):
 
     def __getitem__(self, draw: Draw) -> Item:
         seed = draw_seed(self.seed, draw.epoch, draw.position)
-        image = self.augmentation(self.images[draw.index], seed)
+        image = self._image(draw.index, seed)
         if self.soft is None and self.mix is None:
-            return torch.from_numpy(image), int(self.labels[draw.index])
+            return image, int(self.labels[draw.index])
         target = self._target(draw.index)
         if self.mix is not None:
-            rng = np.random.default_rng(draw_seed(seed, 0, 0))
-            partner = self.mix.partner(draw.epoch, rng)
-            if partner is not None:
-                other = self.augmentation(self.images[partner], draw_seed(seed, 0, 1))
-                image, target = self.mix(image, target, other, self._target(partner), rng)
-        return torch.from_numpy(image), torch.from_numpy(target)
+            numbers = uniforms(np.array([draw_seed(seed, 0, 0)], dtype=np.uint64), mixing.COLUMNS)
+            mixes = self.mix.draw(draw.epoch, numbers)
+            partner = int(mixes.partner)
+            if partner >= 0:
+                other, other_target = self._image(partner, draw_seed(seed, 0, 1)), self._target(partner)
+                pair = (part[None] for part in (image, target, other, other_target))
+                image, target = (part[0] for part in self.mix(*pair, mixes))
+        return image, target
 
-    def _target(self, index: int) -> np.ndarray:
+    def _image(self, index: int, seed: int) -> torch.Tensor:
+        image = np.asarray(self.images[self.rows[index]])
+        changed = self.augmentation(image, seed)
+        return torch.from_numpy(changed.copy() if changed is image else changed)
+
+    def _target(self, index: int) -> torch.Tensor:
         if self.soft is not None:
-            return self.soft[index]
-        return np.eye(len(EMOTIONS), dtype=np.float32)[self.labels[index]]
-
-
-class EvaluationFaces(Dataset[Item]):
-    """Images as they are."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Item:
-        return torch.from_numpy(np.array(self.images[index])), int(self.labels[index])
+            return torch.from_numpy(self.soft[index])
+        return torch.from_numpy(np.eye(len(EMOTIONS), dtype=np.float32)[self.labels[index]])
 
 
 class FERDataModule(L.LightningDataModule):
-    """Training and validation loaders over one split; batches are (uint8 images (B, 48, 48), int64 labels (B,)).
+    """Training and validation loaders over one split.
 
-    Training targets are float32 (B, 7) instead where images are mixed or the faces bring soft labels.
+    Batches, as the model gets them, are gray images (B, H, W), uint8 or float32 from 0 to 255, and int64 labels (B,);
+    training targets are float32 (B, 7) instead where images are mixed or the faces bring soft labels.
 
     Args:
         faces: the whole set.
         split: which of its images train and validate.
         build_sampler: called with ``labels`` (of the training images) and ``seed``.
-        augmentation: applied to training images.
+        augmentation: applied to training images: a ``BatchedAugmentation`` on the trainer's device, anything else
+            image by image in the loader.
         batch_size: global; each of the trainer's processes gets its equal share.
-        num_workers: per process.
+        num_workers: per process; for augmentation image by image.
         seed: of order and augmentation.
         build_mix: called with ``labels`` (of the training images); None for images as they are.
+        device: ``auto`` keeps the images on the trainer's device, ``cpu`` in the machine's memory.
+        size: gives the side of the network's input in an epoch, which batched augmentation samples at.
 
     Raises:
         UserError: when the training images are fewer than one batch, or a class has none.
@@ -110,25 +115,30 @@ class FERDataModule(L.LightningDataModule):
         faces: Faces,
         split: Split,
         build_sampler: Callable[..., EpochSampler],
-        augmentation: Augmentation,
+        augmentation: BatchedAugmentation | Callable[[np.ndarray, int], np.ndarray],
         batch_size: int,
         num_workers: int,
         seed: int,
         build_mix: Callable[..., Any] | None = None,
+        device: str = "auto",
+        size: Callable[[int], int] = lambda epoch: IMAGE_SIZE,
     ):
         super().__init__()
         self.faces = faces
         self.split = split
+        self.augmentation = augmentation
         self.batch_size = batch_size
         self.num_workers = num_workers
-        labels = faces.labels[split.train]
-        soft = None if faces.soft is None else faces.soft[split.train]
-        mix = None if build_mix is None else build_mix(labels=labels)
-        self.train_set = TrainingFaces(faces.images[split.train], labels, augmentation, seed, soft, mix)
+        self.seed = seed
+        self.device = device
+        self.size = size
+        self.labels = faces.labels[split.train]
+        self.soft = None if faces.soft is None else faces.soft[split.train]
+        self.mix = None if build_mix is None else build_mix(labels=self.labels)
+        self.sampler = build_sampler(labels=self.labels, seed=seed)
         # Archives are sorted by emotion: in their order, trainer.limit_val_batches would validate on one class.
-        order = np.random.default_rng(0).permutation(split.val)
-        self.val_set = EvaluationFaces(faces.images[order], faces.labels[order])
-        self.sampler = build_sampler(labels=self.train_set.labels, seed=seed)
+        self.val_rows = np.random.default_rng(0).permutation(split.val)
+        self.kept: dict[str, Any] = {}
         drawn = len(self.sampler)
         if drawn < batch_size:
             raise UserError(
@@ -138,7 +148,12 @@ class FERDataModule(L.LightningDataModule):
     @property
     def class_counts(self) -> list[int]:
         """Images per emotion in the training set actually used."""
-        return count_classes(self.train_set.labels)
+        return count_classes(self.labels)
+
+    @property
+    def drawn_counts(self) -> list[int]:
+        """Images per emotion that the first epoch shows."""
+        return count_classes(self.labels[self.sampler.mine()[0].numpy()])
 
     @property
     def per_device_batch_size(self) -> int:
@@ -149,36 +164,77 @@ class FERDataModule(L.LightningDataModule):
             )
         return self.batch_size // ranks
 
+    @property
+    def root_device(self) -> torch.device:
+        """Where this process computes."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
     def go_on(self, epoch: int, batches: int) -> None:
         """Begin the training with ``epoch`` (from 0), behind the ``batches`` of it that are done already."""
         self.sampler.set_epoch(epoch)  # workers fetch ahead of Lightning's word which epoch it is
         self.sampler.leave_out(epoch, batches * self.batch_size)
 
-    def train_dataloader(self) -> DataLoader[Item]:
-        # drop_last: a last batch of one image breaks batch normalisation, and static shapes are faster.
-        return self._loader(self.train_set, self.sampler, self.per_device_batch_size, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[Item]:
-        return self._loader(self.val_set, EvalShard(len(self.val_set)), 4 * self.per_device_batch_size)
-
-    def _loader(
-        self,
-        dataset: Dataset[Item],
-        sampler: torch.utils.data.Sampler,
-        batch_size: int,
-        drop_last: bool = False,
-    ) -> DataLoader[Item]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            drop_last=drop_last,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            # Its own generator: otherwise every new iterator shifts the global random state by one draw.
-            generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_trainer,
+    def train_dataloader(self) -> DataLoader[Any]:
+        if isinstance(self.augmentation, BatchedAugmentation):
+            return _loader(Places(), EpochBatches(self.sampler, self.per_device_batch_size))
+        one_by_one = TrainingFaces(
+            self.faces.images, self.split.train, self.labels, self.augmentation, self.seed, self.soft, self.mix
         )
+        return _loader(
+            one_by_one,
+            self.sampler,
+            batch_size=self.per_device_batch_size,
+            num_workers=self.num_workers,
+            drop_last=True,  # as EpochBatches does
+            pin_memory=self.root_device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        size = 4 * self.per_device_batch_size
+        size = max(size, GPU_EVAL_BATCH) if self.root_device.type == "cuda" else size
+        return _loader(Places(), EvalBatches(EvalShard(len(self.val_rows)), size))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Put images and targets in the place of a ``Batch``."""
+        if not isinstance(batch, Batch):
+            return batch
+        if batch.draws.epoch >= 0:
+            return self._kept("train", self._training_batches)(batch)
+        images, labels = self._kept("val", self._validation)
+        rows = batch.draws.indices[batch.start : batch.stop].to(images.rows.device, non_blocking=True)
+        return images.at(rows, self.root_device), labels[rows.to(labels.device, non_blocking=True)]
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
+
+    def _training_batches(self) -> TrainingBatches:
+        assert isinstance(self.augmentation, BatchedAugmentation)
+        images = KeptImages(self.faces.images, self.split.train, self._home)
+        return TrainingBatches(
+            images, self.labels, self.augmentation, self.seed, self.size, self.root_device, self.soft, self.mix
+        )
+
+    def _validation(self) -> tuple[KeptImages, torch.Tensor]:
+        labels = torch.from_numpy(self.faces.labels[self.val_rows]).to(self.root_device)
+        return KeptImages(self.faces.images, self.val_rows, self._home), labels
+
+    @property
+    def _home(self) -> torch.device:
+        return self.root_device if self.device == "auto" else torch.device("cpu")
+
+
+def _loader(dataset: Dataset[Any], sampler: Any, batch_size: int | None = None, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        # Its own generator: otherwise every new iterator shifts the global random state by one draw.
+        generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_trainer,
+        **options,
+    )
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -1,15 +1,49 @@
 """Training images mixed of two: mixup, Remix and CMO.
 
-Each mixer chooses a partner for an image and joins the two. All randomness comes from the generator that is handed
-in, so the result is a pure function of (seed, epoch, position). Targets are distributions over the classes; a loss
-meets them through ``losses.expected_loss``, so that weights, margins and p_t stay those of each component.
+Each mixer decides for a whole epoch, or for one image, which partner an image gets and in what proportion, from numbers
+that are handed in: so the result is a pure function of (seed, epoch, position). Then it joins batches of images.
+Targets are distributions over the classes; a loss meets them through ``losses.expected_loss``, so that weights, margins
+and p_t stay those of each component.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import scipy.special
+import torch
+from torch import Tensor
 
 from fer_lightning.errors import UserError
+
+COLUMNS = 5
+"""Random numbers in [0, 1) that a mixer needs for each image."""
+
+GRID = 48
+"""Pixels along a side that rectangles are cut to, whatever the size of the images: FER-2013's own."""
+
+
+class Mixes(NamedTuple):
+    """How each of n images is mixed.
+
+    Attributes:
+        partner: int64, (n,), position of the partner in the training subset; -1 for none.
+        share: float32, (n,), share of the image's own pixels in the result; 1 without a partner.
+        box: int64, (n, 4), rectangle that the partner replaces: top, bottom, left, right in pixels of ``GRID``;
+            empty for images that are blended.
+    """
+
+    partner: Tensor
+    share: Tensor
+    box: Tensor
+
+    def at(self, device: torch.device) -> "Mixes":
+        """The same on a device."""
+        return Mixes(*(part.to(device) for part in self))
+
+    def rows(self, start: int, stop: int) -> "Mixes":
+        """Those of the images ``start`` to ``stop``."""
+        return Mixes(*(part[start:stop] for part in self))
 
 
 class Mixup:
@@ -32,37 +66,38 @@ class Mixup:
         self.alpha = _checked_alpha(alpha)
         self.prob = _checked_prob(prob)
 
-    def partner(self, epoch: int, rng: np.random.Generator) -> int | None:
-        """Index of the training image to mix in, or None for none."""
-        return int(rng.integers(self.images)) if rng.random() < self.prob else None
-
-    def __call__(
-        self,
-        image: np.ndarray,
-        target: np.ndarray,
-        other: np.ndarray,
-        other_target: np.ndarray,
-        rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Mix ``other`` into ``image``.
+    def draw(self, epoch: int, numbers: np.ndarray) -> Mixes:
+        """Decide how each of n images is mixed.
 
         Args:
-            image: uint8 (H, W), augmented; ``other`` likewise.
-            target: float32 (C,), sums to 1; ``other_target`` likewise.
-            rng: decides the proportions.
+            epoch: from 0.
+            numbers: (n, COLUMNS), independent and uniform in [0, 1).
+        """
+        mixed, partner, lam = numbers.T[:3].astype(np.float64)
+        partner = np.where(mixed < self.prob, np.floor(partner * self.images), -1)
+        return _mixes(partner, scipy.special.betaincinv(self.alpha, self.alpha, lam), np.zeros((len(numbers), 4)))
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, mixes: Mixes
+    ) -> tuple[Tensor, Tensor]:
+        """Mix ``others`` into ``images``.
+
+        Args:
+            images: (B, H, W), augmented; uint8, or floating from 0 to 255. ``others`` likewise.
+            targets: float32 (B, C), rows that sum to 1; ``other_targets`` likewise.
+            mixes: of these images, on their device.
 
         Returns:
-            uint8 (H, W) and float32 (C,), new arrays.
+            Images and targets of the same kinds, new tensors; those without a partner are as they were.
         """
-        lam = float(rng.beta(self.alpha, self.alpha))
-        mixed = lam * image.astype(np.float32) + (1 - lam) * other.astype(np.float32)
-        return np.rint(mixed).astype(np.uint8), _blend(
-            target, other_target, self.label_share(lam, target, other_target)
-        )
+        share = mixes.share[:, None, None]
+        mixed = share * images.float() + (1 - share) * others.float()
+        mixed = torch.where(mixes.partner[:, None, None] < 0, images, _as_kind_of(images, mixed))
+        return mixed, _blend(targets, other_targets, self.label_share(mixes, targets, other_targets))
 
-    def label_share(self, lam: float, target: np.ndarray, other_target: np.ndarray) -> float:
-        """Share of ``target`` in the mixed target of an image that has the share ``lam`` of its pixels."""
-        return lam
+    def label_share(self, mixes: Mixes, targets: Tensor, other_targets: Tensor) -> Tensor:
+        """Share of ``targets`` in the mixed targets, (B,)."""
+        return mixes.share
 
 
 class Remix(Mixup):
@@ -91,25 +126,24 @@ class Remix(Mixup):
             raise UserError(f"tau={tau} is out of range: it is a share, from 0 (plain mixup) to 1, usually 0.5")
         self.kappa = kappa
         self.tau = tau
-        self.counts = np.bincount(labels)
+        self.counts = torch.from_numpy(np.bincount(labels))
 
-    def label_share(self, lam: float, target: np.ndarray, other_target: np.ndarray) -> float:
-        """See ``remix_share``."""
-        count, other_count = (int(self.counts[part.argmax()]) for part in (target, other_target))
-        return remix_share(count, other_count, lam, self.kappa, self.tau)
+    def label_share(self, mixes: Mixes, targets: Tensor, other_targets: Tensor) -> Tensor:
+        """See ``remix_share``; images without a partner keep theirs."""
+        self.counts = self.counts.to(targets.device)
+        count, other_count = (self.counts[part.argmax(dim=1)] for part in (targets, other_targets))
+        share = remix_share(count, other_count, mixes.share, self.kappa, self.tau)
+        return torch.where(mixes.partner < 0, mixes.share, share)
 
 
-def remix_share(count: int, other_count: int, lam: float, kappa: float, tau: float) -> float:
+def remix_share(count: Tensor, other_count: Tensor, lam: Tensor, kappa: float, tau: float) -> Tensor:
     """Share of the first image's label, whose class has ``count`` images and whose pixels have the share ``lam``.
 
     0 where its class is at least kappa times larger and lam < tau, 1 where it is at least kappa times smaller and
-    1 - lam < tau, else lam (Chou et al. 2020, section 3).
+    1 - lam < tau, else lam (Chou et al. 2020, section 3). All (B,).
     """
-    if count >= kappa * other_count and lam < tau:
-        return 0.0
-    if kappa * count <= other_count and 1 - lam < tau:
-        return 1.0
-    return lam
+    moved = torch.where((kappa * count <= other_count) & (1 - lam < tau), 1.0, lam)
+    return torch.where((count >= kappa * other_count) & (lam < tau), 0.0, moved)
 
 
 class CMO:
@@ -153,44 +187,60 @@ class CMO:
         weights = np.bincount(labels)[labels].astype(np.float64) ** -weighted_alpha
         self.cumulative = np.cumsum(weights / weights.sum())
 
-    def partner(self, epoch: int, rng: np.random.Generator) -> int | None:
-        """Index of the training image to cut from, or None for none."""
-        if epoch not in self.mixed_epochs or rng.random() >= self.prob:
-            return None
-        drawn = int(np.searchsorted(self.cumulative, rng.random(), side="right"))
-        return min(drawn, len(self.cumulative) - 1)  # the sum may round to less than 1
+    def draw(self, epoch: int, numbers: np.ndarray) -> Mixes:
+        """Decide how each of n images is mixed; as ``Mixup.draw``."""
+        mixed, partner, lam, row, column = numbers.T.astype(np.float64)
+        drawn = np.searchsorted(self.cumulative, partner, side="right")
+        drawn = np.minimum(drawn, len(self.cumulative) - 1)  # the sum may round to less than 1
+        is_mixed = (mixed < self.prob) & (epoch in self.mixed_epochs)
+        box = cut_boxes(scipy.special.betaincinv(self.alpha, self.alpha, lam), row, column)
+        area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
+        return _mixes(np.where(is_mixed, drawn, -1), 1 - area / GRID**2, box)
 
     def __call__(
-        self,
-        image: np.ndarray,
-        target: np.ndarray,
-        other: np.ndarray,
-        other_target: np.ndarray,
-        rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Paste a rectangle of ``other`` onto ``image``; arguments and result as ``Mixup``'s."""
-        box = cut_box(image.shape[0], image.shape[1], float(rng.beta(self.alpha, self.alpha)), rng)
-        pasted = image.copy()
-        pasted[box] = other[box]
-        return pasted, _blend(target, other_target, 1 - image[box].size / image.size)
+        self, images: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, mixes: Mixes
+    ) -> tuple[Tensor, Tensor]:
+        """Paste rectangles of ``others`` onto ``images``; arguments and result as ``Mixup``'s."""
+        top, bottom, left, right = mixes.box.T[:, :, None]
+        rows, columns = (torch.arange(side, device=images.device) * GRID // side for side in images.shape[1:])
+        inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
+        return torch.where(inside, others, images), _blend(targets, other_targets, mixes.share)
 
 
-def cut_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle of the share 1 - lam of an image, around any pixel, cut at the border.
+def cut_boxes(lam: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Rectangles of the share 1 - lam of an image, around any pixel, cut at the border.
 
     Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers", section 3.
+
+    Args:
+        lam: (n,), from 0 to 1.
+        row: (n,), in [0, 1), decides the middle; ``column`` likewise.
+
+    Returns:
+        int64, (n, 4): top, bottom, left, right in pixels of ``GRID``.
     """
-    side = math.sqrt(1 - lam)
-    rows, columns = (_cut(length, int(length * side), int(rng.integers(length))) for length in (height, width))
-    return rows, columns
+    half = (GRID * np.sqrt(1 - lam)).astype(np.int64) // 2
+    middles = (np.floor(part * GRID).astype(np.int64) for part in (row, column))
+    return np.stack(
+        [side for middle in middles for side in (np.maximum(0, middle - half), np.minimum(GRID, middle + half))], axis=1
+    )
 
 
-def _cut(length: int, size: int, middle: int) -> slice:
-    return slice(max(0, middle - size // 2), min(length, middle + size // 2))
+def _mixes(partner: np.ndarray, share: np.ndarray, box: np.ndarray) -> Mixes:
+    alone = partner < 0
+    return Mixes(
+        torch.from_numpy(partner.astype(np.int64)),
+        torch.from_numpy(np.where(alone, 1.0, share).astype(np.float32)),
+        torch.from_numpy(np.where(alone[:, None], 0, box).astype(np.int64)),
+    )
 
 
-def _blend(target: np.ndarray, other_target: np.ndarray, share: float) -> np.ndarray:
-    return (share * target + (1 - share) * other_target).astype(np.float32)
+def _blend(targets: Tensor, other_targets: Tensor, share: Tensor) -> Tensor:
+    return share[:, None] * targets + (1 - share[:, None]) * other_targets
+
+
+def _as_kind_of(images: Tensor, mixed: Tensor) -> Tensor:
+    return mixed if images.is_floating_point() else mixed.round().to(images.dtype)
 
 
 def _checked_alpha(alpha: float) -> float:

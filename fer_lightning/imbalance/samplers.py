@@ -69,13 +69,17 @@ class EpochSampler(Sampler[Draw]):
     def __len__(self) -> int:
         return self.total // _rank_and_world()[1]
 
-    def __iter__(self) -> Iterator[Draw]:
+    def mine(self) -> tuple[Tensor, Tensor]:
+        """Indices and positions, int64 (n,) each, of this process's entries of ``self.epoch``."""
         rank, world = _rank_and_world()
+        entries = self.done[1] if self.done[0] == self.epoch else 0
+        positions = torch.arange(entries + rank, max(entries + rank, len(self) * world), world)
+        return self.draw(_generator(self.seed, _ORDER, self.epoch))[positions], positions
+
+    def __iter__(self) -> Iterator[Draw]:
         epoch = self.epoch
-        indices = self.draw(_generator(self.seed, _ORDER, epoch)).tolist()
-        entries = self.done[1] if self.done[0] == epoch else 0
-        for position in range(entries + rank, len(self) * world, world):
-            yield Draw(indices[position], epoch, position)
+        for index, position in zip(*(part.tolist() for part in self.mine()), strict=True):
+            yield Draw(index, epoch, position)
 
 
 class InstanceSampler(EpochSampler):

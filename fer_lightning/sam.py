@@ -1,0 +1,59 @@
+"""Sharpness-aware minimisation: step by the gradient of the worst point nearby (``optim.sam_rho``).
+
+Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization", algorithm 1. Two forward and
+backward passes a step. Processes share their gradients first, so the point is that of the global batch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def two_passes(closure: Callable[[], Any], network: nn.Module, rho: float) -> Any:
+    """Leave the gradients of the perturbed network on its parameters, ready for the optimizer.
+
+    Args:
+        closure: clears the gradients, runs forward and backward.
+        network: whose parameters are perturbed, and are as before afterwards.
+        rho: how far, in the L2 norm over all parameters.
+
+    Returns:
+        What the closure returned for the network as it is.
+    """
+    result = closure()
+    with _at_the_worst_point(network, rho), _statistics_kept(network):
+        closure()
+    return result
+
+
+@contextmanager
+def _at_the_worst_point(network: nn.Module, rho: float) -> Iterator[None]:
+    moved: Any = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    gradients: Any = [parameter.grad for parameter in moved]
+    before = [parameter.detach().clone() for parameter in moved]
+    with torch.no_grad():
+        # The norm stays on the device: reading it would make the host wait.
+        scale = rho / (nn.utils.get_total_norm(gradients) + 1e-12)
+        torch._foreach_add_(moved, torch._foreach_mul(gradients, scale))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(moved, before)  # exactly, also where the gradient was infinite
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Batch normalisation takes its running statistics from the network as it is, not from the perturbed one."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
