@@ -190,6 +190,12 @@ def schedule_factor(step: int, total_steps: int, warmup_steps: int, schedule: st
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def _fused(name: str) -> dict[str, Any]:
+    """The argument that makes a step one kernel, where an optimizer has it: torch's own."""
+    has = "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
+    return {"fused": True} if has else {}
+
+
 def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
     """Side of the network's input in an epoch, in pixels.
 
@@ -427,10 +433,13 @@ class EmotionClassifier(L.LightningModule):
         )
         momentum = {} if optim["momentum"] is None else {"momentum": optim["momentum"]}
         try:
-            fused: Any = {"fused": True} if self._fuses(optim["name"]) else {}
-            optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum, **fused)
+            optimizer = timm.optim.create_optimizer_v2(
+                groups, opt=optim["name"], lr=optim["lr"], **momentum, **_fused(optim["name"])
+            )
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
+        # A fused step could unscale float16 gradients itself; here they are unscaled before, to be clipped.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         total = int(self.trainer.estimated_stepping_batches)
         limit = self.hparams["config"].get("trainer", {}).get("max_steps", -1)  # which the Trainer is not told
         total = min(total, limit) if limit >= 0 else total
@@ -439,12 +448,6 @@ class EmotionClassifier(L.LightningModule):
         scale = 1.0 if stage is None else stage.lr_scale
         schedule = build_schedule(optimizer, optim["schedule"], total, optim["warmup_fraction"], first, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _fuses(self, name: str) -> bool:
-        """Whether the whole step is one kernel: torch's own optimizers, but where gradients are unscaled before."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return False  # a fused step unscales them itself, which Lightning's clipping refuses
-        return "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
 
     @classmethod
     def load(cls, path: Path) -> "EmotionClassifier":
