@@ -103,10 +103,7 @@ def _sampling_points(moves: Tensor, size: int) -> Tensor:
     maps = moves.view(-1, 2, 3)
     along_x, along_y, constant = (maps[:, :, part, None] for part in range(3))
     columns, rows = along_x * middles, torch.addcmul(constant, along_y, middles)  # (B, 2, size)
-    grid = moves.new_empty(len(moves), size, size, 2)
-    for axis in range(2):
-        torch.add(columns[:, axis, None, :], rows[:, axis, :, None], out=grid[..., axis])
-    return grid
+    return columns.mT[:, None] + rows.mT[:, :, None]
 
 
 def _inside(changes: Tensor, first: int, last: int, size: int) -> Tensor:
