@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import alternate, cpu_seconds, median, show, spread
-
 import numpy as np
 import torch
+
+from measure import alternate, cpu_seconds, median, show, spread
 
 BATCH = 64
 
@@ -54,7 +54,8 @@ def torchvision_loader(folder: Path, size: int) -> Iterable[Any]:
             v2.Normalize([0.5], [0.25]),
         ]
     )
-    return torch.utils.data.DataLoader(ImageFolder(str(folder), changes), batch_size=BATCH, shuffle=True, drop_last=True)
+    images = ImageFolder(str(folder), changes)
+    return torch.utils.data.DataLoader(images, batch_size=BATCH, shuffle=True, drop_last=True)
 
 
 def timm_loader(folder: Path, size: int) -> Iterable[Any]:

@@ -270,8 +270,7 @@ class ExactResume(L.Callback):
 
 def _training_metrics(module: L.LightningModule) -> list[tuple[str, Any]]:
     metrics: Any = module.train_metrics
-    # Unshared states: metrics of one group hold the same tensors only after their first update.
-    return [*metrics.items(keep_base=True, copy_state=True), ("loss", module.train_loss)]
+    return [*metrics.items(keep_base=True), ("loss", module.train_loss)]
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

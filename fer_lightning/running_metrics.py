@@ -31,7 +31,8 @@ class MacroF1(_CountedByComparison, MulticlassF1Score):
 def training_metrics(num_classes: int = len(EMOTIONS)) -> MetricCollection:
     """Accuracy, balanced accuracy and macro F1 to update batch by batch.
 
-    Use ``.clone(prefix="val/")`` for each split. States are summed over processes: uneven shards are exact.
+    Use ``.clone(prefix="val/")`` for each split. States are summed over processes: uneven shards are exact. Each
+    metric counts for itself: where several share their counts, one that is read alone may be behind.
     """
     return MetricCollection(
         {
@@ -39,5 +40,6 @@ def training_metrics(num_classes: int = len(EMOTIONS)) -> MetricCollection:
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "balanced_accuracy": BalancedAccuracy(num_classes, average="macro", validate_args=False),
             "f1_macro": MacroF1(num_classes, average="macro", validate_args=False),
-        }
+        },
+        compute_groups=False,
     )
