@@ -6,10 +6,6 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
 import hydra
 from hydra._internal.utils import get_args_parser as hydra_parser
 from hydra.core.hydra_config import HydraConfig
