@@ -41,6 +41,7 @@ class Data:
     num_workers: int
     device: str
     source: dict[str, Any]
+    classes: str | None = None
 
 
 @dataclass
@@ -323,6 +324,13 @@ def _data_rules(cfg: DictConfig) -> None:
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
+    if data.name == "folder":
+        raise UserError(
+            "data=folder: is for scoring (python -m fer_lightning.evaluate CHECKPOINT data=folder data.path=DIR); to "
+            "train on folders of your own, sort them into train/<emotion>/ and test/<emotion>/ and use data=fer2013"
+        )
+    if data.classes is not None:
+        raise UserError(f"data.classes={data.classes}: data={data.name} has its own class names; leave it out")
     require(data.device in ("auto", "cpu"), "data.device", data.device, "must be auto (where the model is) or cpu")
     kept = "must be train (remove training images that have an exact twin in a test set), or null"
     require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, kept)

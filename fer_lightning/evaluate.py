@@ -7,7 +7,7 @@ gives the same numbers again.
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,25 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fer_lightning import config as schema
-from fer_lightning import safety
+from fer_lightning import figures, safety, tta
 from fer_lightning.data import ferplus
-from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
-from fer_lightning.data.splits import Split
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
+from fer_lightning.data.splits import Split, whole
 from fer_lightning.errors import UserError
-from fer_lightning.metrics import classification_metrics
+from fer_lightning.metrics import calibration_error, classification_metrics
 from fer_lightning.model import EmotionClassifier
 from fer_lightning.run_folder import write_json
-from fer_lightning.statistics import fit_temperature
+from fer_lightning.statistics import fit_temperature, nll, scale
 
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
+
+FOLDER = "folder"
+"""The choice of ``data`` whose images have no split: all are tested on."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Evaluation:
     """Scores of one model on one split.
 
     Attributes:
-        metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``; ``temperature``, fitted on the validation images,
-            None without any.
+        metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``; ``temperature`` (None without one), and
+            ``nll_calibrated`` and ``ece_calibrated`` of the test sets with it; ``<test set>_<augmentation>/<metric>``.
         predictions: one row per image of any test set: id, usage, label, prediction, ``p_<emotion>``, twin_group, and
             a column of 0 and 1 per test set that says whether the image belongs to it.
     """
@@ -55,33 +58,53 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def predict(model: EmotionClassifier, images: np.ndarray, device: torch.device) -> np.ndarray:
+def predict(
+    model: EmotionClassifier, images: np.ndarray, device: torch.device, views: tta.Views = tta.plain
+) -> np.ndarray:
     """Class probabilities.
 
     Args:
         model: in ``eval`` mode; moved to ``device``.
         images: uint8, (n, 48, 48).
         device: where to compute.
+        views: of each image, for test-time augmentation.
 
     Returns:
-        float64, (n, 7): the softmax of the float32 logits.
+        float64, (n, 7): the softmax of the float32 logits, averaged over the views.
 
     Raises:
         UserError: when the weights are so broken that answers are not finite.
     """
     model = model.to(device).eval()
-    logits = [
-        model(torch.from_numpy(np.array(images[start : start + BATCH_SIZE])).to(device)).float().cpu()
+    batches = (
+        torch.from_numpy(np.array(images[start : start + BATCH_SIZE])).to(device)
         for start in range(0, len(images), BATCH_SIZE)
-    ]
-    probabilities = torch.cat(logits).double().softmax(dim=1).numpy()
+    )
+    logits = [torch.stack([model(view).float().cpu() for view in views(batch)]) for batch in batches]
+    probabilities = torch.cat(logits, dim=1).double().softmax(dim=2).mean(dim=0).numpy()
     if not np.isfinite(probabilities).all():
         raise UserError("the model answers NaN: its training diverged; try a smaller optim.lr")
     return probabilities
 
 
-def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch.device) -> Evaluation:
-    """Score every test set of a split, and its validation set when it has one."""
+def evaluate(
+    model: EmotionClassifier,
+    faces: Faces,
+    split: Split,
+    device: torch.device,
+    temperature: float | None = None,
+    augmentations: Sequence[str] = (),
+) -> Evaluation:
+    """Score every test set of a split, and its validation set when it has one.
+
+    Args:
+        model: what is scored.
+        faces: the data.
+        split: which of them are validation and test images.
+        device: where to compute.
+        temperature: that calibrates the model's probabilities; None fits it on the validation images.
+        augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
+    """
     sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
     union = np.unique(np.concatenate(list(sets.values())))
     probabilities = predict(model, faces.images[union], device)
@@ -89,11 +112,23 @@ def evaluate(model: EmotionClassifier, faces: Faces, split: Split, device: torch
     for name, indices in sets.items():
         rows = np.searchsorted(union, indices)
         metrics |= classification_metrics(probabilities[rows], faces.labels[indices], prefix=f"{name}/")
-    validated = np.searchsorted(union, split.val)
-    metrics["temperature"] = (
-        fit_temperature(probabilities[validated], faces.labels[split.val]) if len(validated) else None
-    )
+    if temperature is None and len(split.val):
+        temperature = fit_temperature(probabilities[np.searchsorted(union, split.val)], faces.labels[split.val])
+    metrics["temperature"] = temperature
+    if temperature is not None:
+        for name, indices in split.tests.items():
+            calibrated, labels = (
+                scale(probabilities[np.searchsorted(union, indices)], temperature),
+                faces.labels[indices],
+            )
+            metrics[f"{name}/nll_calibrated"] = nll(calibrated, labels) if len(labels) else None
+            metrics[f"{name}/ece_calibrated"] = calibration_error(calibrated, labels) if len(labels) else None
     test = np.unique(np.concatenate(list(split.tests.values())))
+    for augmentation in augmentations:
+        averaged = predict(model, faces.images[test], device, tta.VIEWS[augmentation])
+        for name, indices in split.tests.items():
+            rows = np.searchsorted(test, indices)
+            metrics |= classification_metrics(averaged[rows], faces.labels[indices], f"{name}_{augmentation}/")
     chosen = probabilities[np.searchsorted(union, test)]
     names = np.array(EMOTIONS)
     predictions = pd.DataFrame(
@@ -143,22 +178,29 @@ def pick_device(accelerator: str) -> torch.device:
 
 
 def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfig:
-    """The configuration stored in a checkpoint, with ``key=value`` applied to its existing keys.
+    """The configuration stored in a checkpoint, with ``data=NAME`` and ``key=value`` of existing keys applied.
 
     Raises:
         UserError: for an unknown key, and for a checkpoint that names other code than ``conf/`` does: a checkpoint is
             data, and must not choose what is executed.
     """
     cfg = OmegaConf.create(model.hparams["config"])
-    OmegaConf.set_struct(cfg, True)
     try:
-        for override in OverridesParser.create().parse_overrides(overrides):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        for override in parsed:
+            if override.key_or_group == "data":
+                _swap_data(cfg, override.value())
+        stored: Any = OmegaConf.to_container(cfg)
+        OmegaConf.set_struct(cfg, True)
+        for override in parsed:
+            if override.key_or_group == "data":
+                continue
             if OmegaConf.is_dict(OmegaConf.select(cfg, override.key_or_group)):
                 raise UserError(f"{override.input_line}: a whole group stays as trained; give one of its keys")
             OmegaConf.update(cfg, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(schema.explain(error)) from None
-    given, stored = OmegaConf.to_container(cfg), model.hparams["config"]
+    given = OmegaConf.to_container(cfg)
     assert isinstance(given, dict)
     safety.check(given)
     schema.check_knobs(given["data"], stored["data"], "data")
@@ -171,37 +213,119 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     return cfg
 
 
+def _swap_data(cfg: DictConfig, name: Any) -> None:
+    """Put another choice of ``conf/data`` in the place of the trained one; a folder has its own labels."""
+    files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
+    if not isinstance(name, str) or name not in files:
+        raise UserError(f"data={name}: no such choice; accepted are {', '.join(sorted(files))}")
+    trained = cfg.data
+    cfg.data = OmegaConf.load(files[name])
+    cfg.data.drop_duplicates = trained.get("drop_duplicates")
+    if name == FOLDER:
+        cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Score a checkpoint on the test sets of its own split, or of changed data."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.evaluate", description=main.__doc__)
+    """Score a checkpoint on the test sets of its own split, on changed data, or on any labelled folder of images."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_lightning.evaluate",
+        description=main.__doc__,
+        epilog="Any images: data=folder data.path=DIR, of <emotion>/<image>; for other folder names data.classes=FILE, "
+        "a YAML or JSON file of folder: emotion.",
+    )
     parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
     parser.add_argument(
         "overrides", nargs="*", help="key=value of the run's configuration, such as data.path=fer2013.zip"
     )
-    parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions.csv; default: print only")
-    parsed = parser.parse_args(arguments)
+    parser.add_argument(
+        "--tta",
+        nargs="+",
+        action="extend",
+        choices=list(tta.VIEWS),
+        default=[],
+        help="test-time augmentation, as results of their own (test_flip/..., test_ten_crop/...); give it last",
+    )
+    parser.add_argument("--out", type=Path, help="folder for metrics, predictions and pictures; default: print only")
+    parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = EmotionClassifier.load(parsed.checkpoint)
     cfg = _trained_config(model, parsed.overrides)
+    if parsed.out is not None:
+        _check_out(parsed.out)
     faces = load_faces(cfg)
-    split = split_faces(cfg, faces)
-    if faces.data_hash != model.hparams["provenance"]["data_hash"]:
-        log.info("these are not the images the model was trained with")
-    else:
-        trained = split_faces(_trained_config(model, []), faces)
-        seen = np.intersect1d(split.tests["test"], np.union1d(trained.train, trained.val))
-        if len(seen):
-            raise UserError(
-                f"{len(seen)} of the {len(split.tests['test'])} test images trained or selected this model; "
-                "leave seed and split as they were"
-            )
-    evaluation = evaluate(model, faces, split, pick_device(cfg.trainer.accelerator))
+    split = whole(faces) if cfg.data.name == FOLDER else split_faces(cfg, faces)
+    _check_unseen(model, cfg, faces, split)
+    card = model.hparams["scorecard"] or {}
+    device = pick_device(cfg.trainer.accelerator)
+    augmentations = list(dict.fromkeys(parsed.tta))
+    evaluation = evaluate(model, faces, split, device, card.get("temperature"), augmentations)
     print_table({**evaluation.metrics, "synthetic": faces.synthetic})
     if parsed.out is not None:
-        parsed.out.mkdir(parents=True, exist_ok=True)
-        write_json(parsed.out / "metrics.json", evaluation.metrics)
-        evaluation.predictions.to_csv(parsed.out / "predictions.csv", index=False)
+        _write(parsed.out, {**evaluation.metrics, **_facts(parsed.checkpoint, cfg, faces)}, evaluation, faces, split)
     print(json.dumps({"checkpoint": str(parsed.checkpoint), **headline(evaluation.metrics)}))
+
+
+def _check_out(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={folder}: is a file; give a folder")
+    if (folder / "status.json").exists():
+        raise UserError(f"--out={folder}: holds a run, whose own scores would be overwritten; give another folder")
+
+
+def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split) -> None:
+    """Say what is known of whether the test images trained or selected the model.
+
+    Raises:
+        UserError: some did.
+    """
+    if cfg.data.name == FOLDER:
+        log.info("whether any of these images trained the model is not known: its checkpoint does not hold them")
+        return
+    if faces.data_hash != model.hparams["provenance"]["data_hash"]:
+        log.info("these are not the images the model was trained with")
+        return
+    trained = split_faces(_trained_config(model, []), faces)
+    seen = np.intersect1d(split.tests["test"], np.union1d(trained.train, trained.val))
+    if len(seen):
+        raise UserError(
+            f"{len(seen)} of the {len(split.tests['test'])} test images trained or selected this model; "
+            "leave seed and split as they were"
+        )
+
+
+def _facts(checkpoint: Path, cfg: DictConfig, faces: Faces) -> dict[str, Any]:
+    """What the scores are of, for ``metrics.json`` and the captions."""
+    is_folder = cfg.data.name == FOLDER
+    return {
+        "checkpoint": str(checkpoint),
+        "data": f"{FOLDER} {Path(cfg.data.path).name}" if is_folder else cfg.data.name,
+        "split": "whole" if is_folder else cfg.split.name,
+        "labels": faces.label_source,
+        "imbalance": cfg.imbalance.name,
+        "model": cfg.model.name,
+        "seed": cfg.seed,
+        "synthetic": faces.synthetic,
+        "data_hash": faces.data_hash,
+    }
+
+
+def _write(folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split) -> None:
+    test = split.tests["test"]
+    subtitle = figures.caption(metrics)
+    pictures = figures.of_test(reported(evaluation.predictions), faces.images[test], metrics["imbalance"], subtitle)
+    counts = {"test": count_classes(faces.labels[test])}
+    pictures["class_distribution"] = figures.class_distribution(counts, "Images per class", subtitle)
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation.predictions.to_csv(folder / "predictions.csv", index=False)
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png")
+    write_json(folder / "metrics.json", metrics)
+    log.info("wrote metrics.json, predictions.csv and %d pictures to %s", len(pictures), folder)
+
+
+def reported(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the reported test set; a protocol may test on further images."""
+    return predictions[predictions["test"] == 1].reset_index(drop=True)
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,7 +338,9 @@ def print_table(metrics: Mapping[str, Any]) -> None:
     """Scores by set, then recall, precision and F1 by emotion."""
     title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
     sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
-    table = Table("set", "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title)
+    table = Table(
+        Column("set", no_wrap=True), "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title
+    )
     for name in sets:
         values = (metrics[f"{name}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall"))
         table.add_row(name, str(metrics[f"{name}/n"]), *(_percent(value) for value in values))
@@ -224,6 +350,13 @@ def print_table(metrics: Mapping[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(classes)
+    if metrics.get("test/nll_calibrated") is not None:
+        console.print(
+            f"temperature {metrics['temperature']:.2f}: NLL {metrics['test/nll']:.3f} -> "
+            f"{metrics['test/nll_calibrated']:.3f}, calibration error {_percent(metrics['test/ece'])} -> "
+            f"{_percent(metrics['test/ece_calibrated'])}",
+            highlight=False,
+        )
 
 
 def _percent(value: float | None) -> str:

@@ -19,6 +19,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics import confident_mistakes, emotion_indices
+from fer_lightning.metrics import confusion_matrix as count_confusions
 
 P = ParamSpec("P")
 
@@ -285,3 +287,20 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
     if not len(rows):
         grid[0, 0].text(0, 0.5, "no mistakes", fontsize=11)
     return figure
+
+
+def of_test(predictions: pd.DataFrame, images: np.ndarray, title: str, subtitle: str = "") -> dict[str, Figure]:
+    """Show how a test went: ``confusion_matrix`` and ``mistakes``.
+
+    Args:
+        predictions: the rows of ``predictions.csv``, of one test set.
+        images: uint8, shape (n, height, width), one per row.
+        title: of the confusion matrix.
+        subtitle: the second line of both.
+    """
+    labels, predicted = (emotion_indices(list(predictions[column])) for column in ("label", "prediction"))
+    wrong = confident_mistakes(predictions)
+    return {
+        "confusion_matrix": confusion_matrix(count_confusions(labels, predicted), title, subtitle),
+        "mistakes": mistakes(images[wrong.index], wrong, "Most confident mistakes", subtitle),
+    }

@@ -11,7 +11,10 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.model import read_checkpoint
 from fer_lightning.run_folder import replace_file
 
-SCORES = ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "nll", "ece")
+SCORES = (
+    *("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall"),
+    *("nll", "ece", "nll_calibrated", "ece_calibrated"),
+)
 PER_CLASS = tuple(f"{score}/{emotion}" for score in ("recall", "precision", "f1") for emotion in EMOTIONS)
 FACTS = ("temperature", "data", "split", "labels", "synthetic", "imbalance", "model", "seed", "data_hash", "git_commit")
 

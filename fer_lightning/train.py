@@ -37,9 +37,8 @@ from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import Interrupted, UserError
-from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, split_faces
+from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, reported, split_faces
 from fer_lightning.imbalance.second_stage import SecondStage
-from fer_lightning.metrics import confident_mistakes, confusion_matrix, emotion_indices
 from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
 from fer_lightning.resume import resume_from, saved_step
 from fer_lightning.run_folder import claim, write_json, write_status
@@ -218,7 +217,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     }
     scorecard.store(best, scorecard.make_scorecard(metrics))
     _write_artefacts(folder, metrics, evaluation, faces, split, drawn)
-    tracking.log_results(loggers, metrics, _reported(evaluation.predictions), faces, split, folder)
+    tracking.log_results(loggers, metrics, reported(evaluation.predictions), faces, split, folder)
     return Run(metrics, trainer, tested, datamodule)
 
 
@@ -321,30 +320,20 @@ def _write_artefacts(
 ) -> None:
     write_json(folder / "metrics.json", metrics)
     evaluation.predictions.to_csv(folder / "predictions.csv", index=False)
-    predictions = _reported(evaluation.predictions)
+    predictions = reported(evaluation.predictions)
     title, subtitle = metrics["imbalance"], figures.caption(metrics)
-    labels, predicted = (emotion_indices(list(predictions[column])) for column in ("label", "prediction"))
     sets = {"train": split.train, "val": split.val, "test": split.tests["test"]}
-    wrong = confident_mistakes(predictions)
     counts = {name: count_classes(faces.labels[rows]) for name, rows in sets.items() if len(rows)}
     if drawn != counts["train"]:
         counts = {"train": counts["train"], "drawn in an epoch": drawn, **counts}
     pictures = {
-        "confusion_matrix": figures.confusion_matrix(confusion_matrix(labels, predicted), title, subtitle),
+        **figures.of_test(predictions, faces.images[split.tests["test"]], title, subtitle),
         "class_distribution": figures.class_distribution(counts, "Images per class", subtitle),
-        "mistakes": figures.mistakes(
-            faces.images[split.tests["test"][wrong.index]], wrong, "Most confident mistakes", subtitle
-        ),
     }
     if (folder / "metrics.csv").exists():  # not where a model trained elsewhere was only adjusted
         pictures["curves"] = figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png")
-
-
-def _reported(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the reported test set; a protocol may test on further images."""
-    return predictions[predictions["test"] == 1].reset_index(drop=True)
 
 
 def _as_user_error(error: BaseException, cfg: DictConfig, folder: Path) -> UserError | None:

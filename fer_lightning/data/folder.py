@@ -1,0 +1,152 @@
+"""Any labelled images, ``<emotion>/<image>``, to score a model on."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+
+from fer_lightning.data.containers import MAX_PIECE, Container, Folder, Tar, Zip, damage_told, is_tar
+from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
+from fer_lightning.data.images import IMAGE_SUFFIXES, as_face, decode
+from fer_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ACCEPTED = "a folder, .zip or .tar.gz of <emotion>/<image>"
+NOTHING = ("", "null", "~")
+"""How a mapping file says that a folder is left out."""
+
+
+def load(path: str | None, classes: str | None = None) -> Faces:
+    """Read every image of a tree ``<emotion>/<image>``, of any size and colour; all have the usage ``Test``.
+
+    The folder that holds an image names its emotion, in upper or lower case, by itself or through a mapping file. One
+    and the same folder may stand above all of them. Emotions without images are logged.
+
+    Args:
+        path: the folder, zip or tar.
+        classes: the mapping file, see ``read_mapping``.
+
+    Returns:
+        Faces sorted by id, the path of the image in the tree.
+
+    Raises:
+        UserError: naming the file or folder that is missing, damaged, no image or of no known emotion.
+    """
+    if path is None or not path.strip():
+        raise UserError(f"data=folder: which? give data.path=DIR, {ACCEPTED}")
+    source = Path(path).expanduser()
+    if not source.exists():
+        raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
+    mapping = read_mapping(Path(classes).expanduser()) if classes else {}
+    with damage_told(source):
+        faces = _read(_container(source), mapping)
+    counts = dict(zip(EMOTIONS, count_classes(faces.labels), strict=True))
+    log.info("Found %d images: %s", len(faces), ", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
+    missing = [name for name, n in counts.items() if not n]
+    if missing:
+        log.info(
+            "No images of %s: no recall there; balanced accuracy and macro F1 average over the classes with images "
+            "(macro F1 also over those that the model answers)",
+            ", ".join(missing),
+        )
+    return faces
+
+
+def read_mapping(path: Path) -> dict[str, str | None]:
+    """A YAML or JSON file that maps names of folders to emotions.
+
+    Returns:
+        Name in lower case -> one of ``EMOTIONS``, or None for a folder that is left out.
+
+    Raises:
+        UserError: the file is missing, no mapping, or names no emotion.
+    """
+    try:
+        # Everything stays text: a folder may be called 0, or no.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise UserError(f"data.classes={path}: cannot be read ({error.strerror}); give a YAML or JSON file") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f'data.classes={path}: no mapping; write a line for each folder, such as "anger: angry"')
+    mapping: dict[str, str | None] = {}
+    for name, emotion in content.items():
+        wanted = emotion.strip().lower() if isinstance(emotion, str) else emotion
+        if wanted not in (*EMOTIONS, *NOTHING):
+            accepted = ", ".join(EMOTIONS)
+            raise UserError(
+                f"data.classes={path}: {name}: {emotion!r} is no emotion; accepted are {accepted}, or null for none"
+            )
+        mapping[str(name).lower()] = None if wanted in NOTHING else str(wanted)
+    return mapping
+
+
+def _container(source: Path) -> Container:
+    if source.is_dir():
+        return Folder(source)
+    with source.open("rb") as stream:
+        start = stream.read(4)
+    if start == b"PK\x03\x04":
+        return Zip(source)
+    if is_tar(source):
+        return Tar(source)
+    raise UserError(f"data.path={source} is no folder and no archive: give {ACCEPTED}")
+
+
+def _read(container: Container, mapping: Mapping[str, str | None]) -> Faces:
+    places = _locate(container, mapping)
+    images = np.empty((len(places), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    converted = 0
+    for number, name in enumerate(places):  # in the container's own order: a packed tar can only be read forwards
+        with container.open(name) as stream:
+            data = stream.read(MAX_PIECE + 1)
+        image = decode(data, f"{container.path}: {name}")
+        images[number] = as_face(image)
+        converted += images[number].shape != image.shape
+    if converted:
+        log.info("Converted %d images of another size or colour to 48x48 gray", converted)
+    ids, labels = np.array(list(places)), np.array(list(places.values()))
+    order = np.argsort(ids, kind="stable")
+    usage = np.full(len(ids), USAGES.index("Test"))
+    return Faces.from_arrays(images[order], labels[order], usage, ids[order], kind=f"labelled {container.form}")
+
+
+def _locate(container: Container, mapping: Mapping[str, str | None]) -> dict[str, int]:
+    """Path of every image that counts -> its label, in the container's order."""
+    labels = {emotion: label for label, emotion in enumerate(EMOTIONS)}
+    places: dict[str, int] = {}
+    tops: dict[str, str] = {}
+    loose, left_out = 0, 0
+    for name in container.names():
+        if not name.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        *above, folder, _ = ("", *name.split("/"))
+        if not folder:
+            loose += 1
+            continue
+        emotion = mapping.get(folder.lower(), folder.lower())
+        if emotion is None:
+            left_out += 1
+            continue
+        if emotion not in labels:
+            raise UserError(
+                f"{container.path}: unknown emotion folder {folder!r} (of {name}); accepted are {', '.join(EMOTIONS)}, "
+                f'or give data.classes=FILE with a line such as "{folder}: happy" ("{folder}: null" leaves it out)'
+            )
+        places[name] = labels[emotion]
+        tops.setdefault("/".join(above[1:]) or ".", name)
+    if len(tops) > 1:
+        found = ", ".join(sorted(tops)[:4])
+        advice = "give one of them" if container.form == "folder" else "unpack it and give one of them"
+        raise UserError(f"{container.path} holds several trees of emotions (in {found}): {advice}")
+    if not places:
+        hint = f"{loose} images lie in no folder; " if loose else ""
+        raise UserError(f"{container.path}: no image to score: {hint}give {ACCEPTED}")
+    for count, what in ((loose, "that lie in no folder"), (left_out, "of the folders that data.classes leaves out")):
+        if count:
+            log.info("Ignored %d images %s", count, what)
+    return places
