@@ -18,7 +18,7 @@ from fer_lightning.errors import UserError
 CASCADE = "haarcascade_frontalface_alt2.xml"
 SCALE_STEP = 1.1
 """From one size of face that is looked for to the next."""
-MIN_NEIGHBORS = 5
+MIN_NEIGHBORS = 4
 """Overlapping hits that make a face; single hits are mostly texture."""
 SMALLEST = 1 / 20
 """Side of the smallest face that is looked for, as a share of the picture's shorter side."""
