@@ -1,0 +1,138 @@
+"""What is said about a face, and how it is written: a table for people, CSV and JSON lines for programs."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.detect import Box
+
+OK, NO_FACE = "ok", "no face"
+
+COLUMNS = (
+    *("path", "frame", "time", "face", "x", "y", "width", "height", "status", "emotion", "confidence"),
+    *(f"p_{emotion}" for emotion in EMOTIONS),
+    "model_recall",
+)
+
+Write = Callable[[list["Row"]], None]
+"""Takes the rows of one picture, as they come."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The answer about one face, or why there is none.
+
+    Attributes:
+        path: of the picture.
+        frame: of a video or camera, counted from 0.
+        seconds: since the start of the video, or since the camera was opened.
+        face: from 1, the largest first; None where the whole picture was taken as the face.
+        box: of the face in pixels of the picture, as it was found.
+        status: ``ok``, ``no face``, or why the picture could not be read.
+        probabilities: (7,); None unless ``ok``.
+    """
+
+    path: str
+    frame: int | None
+    seconds: float | None
+    face: int | None
+    box: Box | None
+    status: str
+    probabilities: np.ndarray | None
+
+    @property
+    def emotion(self) -> str | None:
+        """The most probable one."""
+        return None if self.probabilities is None else EMOTIONS[int(self.probabilities.argmax())]
+
+    def ranked(self) -> list[str]:
+        """All emotions in words, the most probable first, such as ``happy 92 %``; empty without an answer."""
+        if self.probabilities is None:
+            return []
+        order = np.argsort(-self.probabilities, kind="stable")
+        return [f"{EMOTIONS[k]} {100 * self.probabilities[k]:.0f} %" for k in order]
+
+
+def recall(card: Mapping[str, Any] | None, emotion: str | None) -> float | None:
+    """The share of an emotion's test images that a model finds, by its scorecard; None where that is not known."""
+    return card.get(f"test/recall/{emotion}") if card and emotion else None
+
+
+def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A row as ``COLUMNS``, plain Python; None for what it does not have."""
+    probabilities: list[float | None] = [None] * len(EMOTIONS)
+    confidence = None
+    if row.probabilities is not None:
+        probabilities = [round(float(value), 6) for value in row.probabilities]
+        confidence = round(float(row.probabilities.max()), 6)
+    values = (
+        *(row.path, row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
+        *(row.box or (None, None, None, None)),
+        *(row.status, row.emotion, confidence, *probabilities, recall(card, row.emotion)),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def csv_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
+    """Comma-separated values below a header, which is written at once."""
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+
+    def write(rows: list[Row]) -> None:
+        writer.writerows(as_dict(row, card) for row in rows)
+        stream.flush()
+
+    return write
+
+
+def jsonl_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
+    """One JSON object per line."""
+
+    def write(rows: list[Row]) -> None:
+        stream.writelines(json.dumps(as_dict(row, card), allow_nan=False) + "\n" for row in rows)
+        stream.flush()
+
+    return write
+
+
+def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, boxes: bool) -> Write:
+    """Lines for people, printed as they come; every line has the same columns, so that together they are a table.
+
+    Args:
+        console: where to.
+        card: the model's scorecard.
+        times: whether the pictures have a time.
+        boxes: whether the faces have a place.
+    """
+    columns = [("time", 9)] if times else []
+    columns += [("face", 4), ("x, y, width, height", 22)] if boxes else []
+    columns += [("emotion", 14), ("or", 14), ("recall", 6)]
+    headed = False
+
+    def write(rows: list[Row]) -> None:
+        nonlocal headed
+        if rows[0].status not in (OK, NO_FACE):
+            console.print(f"{rows[0].path}: {rows[0].status}", soft_wrap=True)
+            return
+        table = Table(box=None, show_header=not headed, expand=True, pad_edge=False)
+        table.add_column("path", ratio=1, overflow="fold")
+        for name, width in columns:
+            table.add_column(name, width=width)
+        for row in rows:
+            first, second, *_ = (*row.ranked(), row.status, "")
+            found = recall(card, row.emotion)
+            cells = [f"{row.seconds or 0:.2f} s"] if times else []
+            cells += [str(row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
+            cells += [first, second, "" if found is None else f"{100 * found:.0f} %"]
+            table.add_row(row.path, *cells)
+        console.print(table)
+        headed = True
+
+    return write
