@@ -244,6 +244,7 @@ class TestBesideTheTest:
         assert not [key for key in metrics if key.endswith("_calibrated")]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_private_test_as_a_folder_scores_as_the_split_does(trained, real_archive, tmp_path, capfd):
     """The same images by two ways: the archive's official split, and their files sorted into folders."""
