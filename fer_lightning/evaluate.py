@@ -217,7 +217,7 @@ def _swap_data(cfg: DictConfig, name: Any) -> None:
     """Put another choice of ``conf/data`` in the place of the trained one; a folder has its own labels."""
     files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
-        raise UserError(f"data={name}: no such choice; accepted are {', '.join(sorted(files))}")
+        raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
     trained = cfg.data
     cfg.data = OmegaConf.load(files[name])
     cfg.data.drop_duplicates = trained.get("drop_duplicates")
@@ -312,7 +312,7 @@ def _facts(checkpoint: Path, cfg: DictConfig, faces: Faces) -> dict[str, Any]:
 def _write(folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split) -> None:
     test = split.tests["test"]
     subtitle = figures.caption(metrics)
-    pictures = figures.of_test(reported(evaluation.predictions), faces.images[test], metrics["imbalance"], subtitle)
+    pictures = figures.of_test(reported(evaluation.predictions), faces.images[test], "Confusion matrix", subtitle)
     counts = {"test": count_classes(faces.labels[test])}
     pictures["class_distribution"] = figures.class_distribution(counts, "Images per class", subtitle)
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from fer_lightning import config
 
 MISTAKES = [
     (["imbalance=focul"], "imbalance=focul: no such choice (did you mean focal?)"),
-    (["data=cifar"], "data is one of: fer2013, synthetic"),
+    (["data=cifar"], "data is one of: fer2013, folder, synthetic"),
+    (["data=folder", "data.path=x"], "data=folder: is for scoring (python -m fer_lightning.evaluate CHECKPOINT"),
     (["trainr.devices=2"], "trainr.devices: no such key (did you mean trainer.devices?)"),
     (["+typo=1"], "typo: no such key"),
     (["+trainer.device=2"], "trainer.device: no such key (did you mean trainer.devices?)"),

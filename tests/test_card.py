@@ -1,0 +1,202 @@
+"""Model cards: what they say, where they are written, and what reaches a stand-in for the Hub."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+from hub_server import hub_server
+from huggingface_hub import ModelCard, constants
+
+from fer_lightning import card
+from fer_lightning.__main__ import main
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.errors import UserError
+from fer_lightning.run_folder import read_json, write_json, write_status
+from fer_lightning.scorecard import store
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The run folder of a tiny model; shared, so not to be changed."""
+    where = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        patch.setattr(sys, "argv", ["fer_lightning", *TINY, "hydra.run.dir=run"])
+        main()
+    return where / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def real_run(run) -> Path:
+    """The copy, as a run on real faces would have left it: only what its files say is changed."""
+    metrics = read_json(run / "metrics.json")
+    metrics |= {"synthetic": False, "data": "fer2013", "test/n": 3589, "test_dedup/n": 3301}
+    write_json(run / "metrics.json", metrics)
+    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    config["model"]["weights"] = "/home/somebody/secret/v2.safetensors"
+    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    return run
+
+
+def written(path: Path) -> ModelCard:
+    return ModelCard.load(path)
+
+
+class TestText:
+    def test_scores_stand_in_the_text_and_in_the_head(self, run):
+        card.main([str(run)])
+        metrics, made = read_json(run / "metrics.json"), written(run / "README.md")
+        results = {(r.dataset_config, r.metric_type): r.metric_value for r in made.data.eval_results}
+        assert results == {
+            (name, kind): round(metrics[f"{name}/{key}"], 4)
+            for name in ("test", "test_dedup")
+            for key, kind in (("accuracy", "accuracy"), ("balanced_accuracy", "recall"), ("f1_macro", "f1"))
+        }
+        assert f"| accuracy | {100 * metrics['test/accuracy']:.1f} % |" in made.text
+        assert f"temperature {metrics['temperature']:.3f}" in made.text
+        for emotion in EMOTIONS:
+            recall = f"{100 * metrics[f'test/recall/{emotion}']:.1f} %"
+            assert f"| {emotion} | {metrics['train/class_counts'][emotion]} | {recall} |" in made.text
+        assert "![Confusion matrix](confusion_matrix.png)" in made.text
+
+    def test_drawn_faces_are_said_first(self, run):
+        card.main([str(run)])
+        made = written(run / "README.md")
+        first = made.text.replace(card.MARKER, "").strip().splitlines()[0]
+        assert first.startswith("> **Trained and tested on drawn (synthetic) faces.")
+        assert (made.data.license, made.data.datasets) == ("mit", None)
+        assert "FER+" not in made.text
+
+    def test_real_faces_bring_their_caveats_and_terms(self, real_run):
+        card.main([str(real_run)])
+        made = written(real_run / "README.md")
+        assert (made.data.license, made.data.datasets) == ("other", ["fer2013"])
+        assert "drawn" not in made.text
+        for words in (
+            "The labels are noisy",
+            "288 of 3,589 have one here",
+            "FER-2013 (Goodfellow",
+            "(ImageNet as a rule)",
+        ):
+            assert words in made.text
+        assert "file `v2.safetensors`" in made.text
+        assert "secret" not in str(made)
+
+    def test_a_checkpoint_has_a_card_from_its_scorecard(self, trained, capfd):
+        card.main([str(trained)])
+        card.main([str(trained), "--out", str(trained / "again.md")])
+        (trained / "README.md").unlink()
+        (trained / "again.md").unlink()
+        capfd.readouterr()
+        card.main([str(trained / "checkpoints" / "best.ckpt")])
+        made = ModelCard(capfd.readouterr().out)
+        metrics = read_json(trained / "metrics.json")
+        assert made.data.eval_results[0].metric_value == round(metrics["test/accuracy"], 4)
+        assert "confusion_matrix.png" not in made.text
+        assert f"{sum(metrics['train/class_counts'].values())} training images" in made.text
+
+
+class TestFile:
+    def test_another_place_links_the_picture(self, run, tmp_path):
+        (tmp_path / "cards").mkdir()
+        card.main([str(run), "--out", str(tmp_path / "cards" / "CARD.md")])
+        assert "![Confusion matrix](../run/confusion_matrix.png)" in (tmp_path / "cards" / "CARD.md").read_text()
+        assert not (run / "README.md").exists()
+
+    def test_its_own_card_is_overwritten_and_no_other_file(self, run):
+        readme = run / "README.md"
+        card.main([str(run)])
+        card.main([str(run)])
+        edited = readme.read_text().replace(card.MARKER, "")
+        readme.write_text(edited)
+        with pytest.raises(UserError, match=r"README\.md: was not written by this tool, or edited since"):
+            card.main([str(run)])
+        assert readme.read_text() == edited
+        card.main([str(run), "--force"])
+        assert card.MARKER in readme.read_text()
+
+    def test_mistakes_are_one_line(self, run, trained, tmp_path):
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        untested = shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "untested.ckpt")
+        store(Path(untested), {})
+        write_status(run, "failed", "out of memory")
+        for path, message in (
+            (tmp_path / "gone", "gone: no such run or checkpoint; give a run's folder"),
+            (empty, "empty: no run (it has no status.json)"),
+            (run, "run: this run is failed; only a finished one has a card"),
+            (untested, "untested.ckpt: was never tested, so it has no scorecard"),
+            (trained / "metrics.json", "metrics.json: no checkpoint that loads safely"),
+        ):
+            with pytest.raises(UserError) as caught:
+                card.main([str(path)])
+            assert message in str(caught.value)
+            assert "\n" not in str(caught.value)
+        assert not (run / "README.md").exists()
+
+
+class TestPush:
+    @pytest.fixture
+    def push(self, process, run, tmp_path):
+        """The command in a process of its own, with an account of its own."""
+
+        def call(endpoint: str, repo: str = "somebody/faces"):
+            account = {"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0"}
+            return process(str(run), "--push", repo, module="fer_lightning.card", HF_ENDPOINT=endpoint, **account)
+
+        return call
+
+    def test_one_commit_holds_everything(self, push, run):
+        with hub_server("hf_secret") as hub:
+            outcome = push(hub.endpoint)
+        assert outcome.code == 0, outcome.err
+        assert f"pushed to {hub.endpoint}/somebody/faces" in outcome.out
+        assert hub.commits == 1
+        assert [body["private"] for body in hub.created] == [True]
+        assert set(hub.files) == {"README.md", "best.ckpt", "metrics.json", "confusion_matrix.png"}
+        assert hub.files["best.ckpt"] == (run / "checkpoints" / "best.ckpt").read_bytes()
+        assert json.loads(hub.files["metrics.json"]) == read_json(run / "metrics.json")
+        made = ModelCard(hub.files["README.md"].decode())
+        assert "hf download somebody/faces best.ckpt" in made.text
+        assert "![Confusion matrix](confusion_matrix.png)" in made.text
+        assert "hf_secret" not in outcome.out + outcome.err
+
+    def test_a_wrong_token_is_one_line(self, push):
+        with hub_server("another") as hub:
+            outcome = push(hub.endpoint)
+        assert outcome.code == 2
+        assert outcome.error.startswith("error: --push=somebody/faces: the Hub refuses (401: ")
+        assert not hub.files
+
+    def test_no_network_is_one_line(self, push):
+        outcome = push("http://127.0.0.1:9")
+        assert outcome.code == 2
+        assert outcome.error.startswith("error: --push=somebody/faces: the Hub cannot be reached (")
+
+    def test_without_an_account_it_says_how_to_log_in(self, run, tmp_path, monkeypatch):
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        with pytest.raises(
+            UserError, match="not logged in to the Hugging Face Hub; run hf auth login, or set HF_TOKEN"
+        ):
+            card.main([str(run), "--push", "somebody/faces"])
+
+    def test_a_checkpoint_alone_is_not_pushed(self, trained):
+        with pytest.raises(UserError, match="--push: needs the folder of a run, not a checkpoint"):
+            card.main([str(trained / "checkpoints" / "best.ckpt"), "--push", "somebody/faces"])
+
+    def test_a_bad_name_is_one_line(self, run, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        with pytest.raises(UserError, match="--push=a/b/c: is no name of a repository; give user/name"):
+            card.main([str(run), "--push", "a/b/c"])
