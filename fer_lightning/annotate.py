@@ -1,5 +1,6 @@
 """Answers drawn into pictures and videos."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from fer_lightning.run_folder import replace_file
 
 LEAST_SIDE = 320
 """Pixels of a picture's shorter side below which it is enlarged, so that words fit into it."""
+MOST_SIDE = 4096
+"""Pixels that the longer side is not enlarged beyond."""
 LETTERS = 1 / 28
 """Height of a letter, as a share of the picture's shorter side."""
 CAMERA_RATE = 10.0
@@ -37,7 +40,7 @@ def annotate(image: np.ndarray, labels: Sequence[tuple[Box | None, str]]) -> np.
     Returns:
         uint8, (H', W', 3): small pictures are enlarged by a whole factor.
     """
-    factor = max(1, -(-LEAST_SIDE // min(image.shape[:2])))
+    factor = max(1, min(math.ceil(LEAST_SIDE / min(image.shape[:2])), MOST_SIDE // max(image.shape[:2])))
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
     if factor > 1:
         canvas = cv2.resize(canvas, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)

@@ -171,6 +171,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video only each N-th frame; default: 1")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     parsed = parser.parse_args(arguments)
+    if not parsed.checkpoint.is_file():  # said again by who reads it, but only after torch is imported
+        raise UserError(f"{parsed.checkpoint}: no such checkpoint; give a run's checkpoints/best.ckpt")
     if parsed.every < 1:
         raise UserError(f"--every {parsed.every}: must be 1 or more")
     if parsed.out is not None and parsed.out.suffix not in (".csv", ".jsonl"):
