@@ -225,6 +225,19 @@ def _swap_data(cfg: DictConfig, name: Any) -> None:
         cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
 
 
+def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConfig, Faces, Split]:
+    """A checkpoint's configuration, with overrides, and the faces and split that it describes.
+
+    Raises:
+        UserError: see ``_trained_config``; and when test images trained or selected the model.
+    """
+    cfg = _trained_config(model, overrides)
+    faces = load_faces(cfg)
+    split = whole(faces) if cfg.data.name == FOLDER else split_faces(cfg, faces)
+    _check_unseen(model, cfg, faces, split)
+    return cfg, faces, split
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Score a checkpoint on the test sets of its own split, on changed data, or on any labelled folder of images."""
     parser = argparse.ArgumentParser(
@@ -249,12 +262,9 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = EmotionClassifier.load(parsed.checkpoint)
-    cfg = _trained_config(model, parsed.overrides)
     if parsed.out is not None:
         _check_out(parsed.out)
-    faces = load_faces(cfg)
-    split = whole(faces) if cfg.data.name == FOLDER else split_faces(cfg, faces)
-    _check_unseen(model, cfg, faces, split)
+    cfg, faces, split = load_split(model, parsed.overrides)
     card = model.hparams["scorecard"] or {}
     device = pick_device(cfg.trainer.accelerator)
     augmentations = list(dict.fromkeys(parsed.tta))
