@@ -171,18 +171,13 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     return cfg
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Score a checkpoint on the test sets of its own split, or of changed data."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.evaluate", description=main.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
-    parser.add_argument(
-        "overrides", nargs="*", help="key=value of the run's configuration, such as data.path=fer2013.zip"
-    )
-    parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions.csv; default: print only")
-    parsed = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = EmotionClassifier.load(parsed.checkpoint)
-    cfg = _trained_config(model, parsed.overrides)
+def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConfig, Faces, Split]:
+    """A checkpoint's configuration, with overrides, and the faces and split that it describes.
+
+    Raises:
+        UserError: see ``_trained_config``; and when test images trained or selected the model.
+    """
+    cfg = _trained_config(model, overrides)
     faces = load_faces(cfg)
     split = split_faces(cfg, faces)
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:
@@ -195,6 +190,21 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{len(seen)} of the {len(split.tests['test'])} test images trained or selected this model; "
                 "leave seed and split as they were"
             )
+    return cfg, faces, split
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Score a checkpoint on the test sets of its own split, or of changed data."""
+    parser = argparse.ArgumentParser(prog="python -m fer_lightning.evaluate", description=main.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument(
+        "overrides", nargs="*", help="key=value of the run's configuration, such as data.path=fer2013.zip"
+    )
+    parser.add_argument("--out", type=Path, help="folder for metrics.json and predictions.csv; default: print only")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model = EmotionClassifier.load(parsed.checkpoint)
+    cfg, faces, split = load_split(model, parsed.overrides)
     evaluation = evaluate(model, faces, split, pick_device(cfg.trainer.accelerator))
     print_table({**evaluation.metrics, "synthetic": faces.synthetic})
     if parsed.out is not None:
