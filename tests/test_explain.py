@@ -185,3 +185,11 @@ def test_help_does_not_wait_for_torch(process):
     imported = {line.split("|")[-1].strip() for line in helped.err.splitlines()}
     assert "argparse" in imported
     assert not imported & {"torch", "captum", "matplotlib", "cv2"}
+
+
+def test_without_captum_the_extra_is_named(process, tmp_path, checkpoint, images):
+    (tmp_path / "captum.py").write_text("raise ImportError")
+    done = process(str(checkpoint), "images", module="fer_lightning.explain")
+    assert done.code == 2
+    assert done.error == "error: saliency maps need captum: pip install 'fer_lightning[explain]'"
+    assert not (tmp_path / "explained").exists()

@@ -1,0 +1,152 @@
+"""Where the faces of a picture are: the Haar cascade that OpenCV 4 ships, or YuNet from a file of the user's.
+
+``find_faces`` then ``crop_face`` then ``data.images.as_face`` is the way from a photograph to what the models take.
+Nothing is downloaded.
+"""
+
+import functools
+import os
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from fer_lightning.errors import UserError
+
+CASCADE = "haarcascade_frontalface_alt2.xml"
+SCALE_STEP = 1.1
+"""From one size of face that is looked for to the next."""
+MIN_NEIGHBORS = 5
+"""Overlapping hits that make a face; single hits are mostly texture."""
+SMALLEST = 1 / 20
+"""Side of the smallest face that is looked for, as a share of the picture's shorter side."""
+WINDOW = 20
+"""Side in pixels of the window that the cascade was trained with: it sees no smaller face."""
+
+YUNET_SCORE = 0.7
+"""Least confidence of a face."""
+YUNET_SIDE = 640
+"""Pixels that a picture's longer side is shrunk to: YuNet was trained on faces of about 10 to 300 pixels."""
+
+MARGIN = 0.1
+"""Added to the square around a box on each side, as a share of the square's side."""
+
+_LOCK = threading.Lock()
+
+
+class Box(NamedTuple):
+    """A face in a picture, in whole pixels from its upper left corner; lies inside the picture."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def find_faces(image: np.ndarray, detector: Path | None = None) -> list[Box]:
+    """Find the faces that look at the camera.
+
+    Args:
+        image: uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
+        detector: a file with YuNet (``face_detection_yunet_*.onnx`` of the OpenCV model zoo); None for Haar.
+
+    Returns:
+        The faces, largest first; empty when there is none.
+
+    Raises:
+        UserError: this OpenCV has no such detector, or the file is not YuNet.
+    """
+    with _LOCK:  # OpenCV's detectors keep the picture inside themselves while they search
+        boxes = _haar_boxes(image) if detector is None else _yunet_boxes(image, detector)
+    inside = [_clip(box, image.shape) for box in boxes]
+    return sorted((box for box in inside if min(box[2:]) > 0), key=lambda box: (-box.width * box.height, box))
+
+
+def check_detector(detector: Path | None = None) -> None:
+    """Load a detector before there is work for it.
+
+    Raises:
+        UserError: as ``find_faces`` does.
+    """
+    find_faces(np.zeros((64, 64, 3), np.uint8), detector)
+
+
+def crop_face(image: np.ndarray, box: Box) -> np.ndarray:
+    """The square around a face with ``MARGIN``, framed about as FER-2013's faces are.
+
+    What lies outside the picture repeats its edge.
+
+    Args:
+        image: uint8, (H, W) or (H, W, 3).
+        box: from ``find_faces``.
+
+    Returns:
+        uint8, (side, side) or (side, side, 3).
+    """
+    side = max(1, round(max(box.width, box.height) * (1 + 2 * MARGIN)))
+    left, top = round(box.x + (box.width - side) / 2), round(box.y + (box.height - side) / 2)
+    height, width = image.shape[:2]
+    inside = image[max(0, top) : top + side, max(0, left) : left + side]
+    edges = (max(0, -top), max(0, top + side - height), max(0, -left), max(0, left + side - width))
+    return cv2.copyMakeBorder(inside, *edges, cv2.BORDER_REPLICATE) if any(edges) else inside
+
+
+def _clip(box: Box, shape: tuple[int, ...]) -> Box:
+    left, top = max(0, box.x), max(0, box.y)
+    right, bottom = min(shape[1], box.x + box.width), min(shape[0], box.y + box.height)
+    return Box(left, top, right - left, bottom - top)
+
+
+@functools.cache
+def _haar() -> Any:
+    folder = getattr(getattr(cv2, "data", None), "haarcascades", "")
+    path = os.path.join(folder, CASCADE)
+    if not hasattr(cv2, "CascadeClassifier") or not os.path.isfile(path):
+        raise UserError(
+            f"OpenCV {cv2.__version__} comes without the Haar cascades that find faces: "
+            "pip install 'opencv-python-headless<5', or give YuNet with --detector FILE.onnx"
+        )
+    return cv2.CascadeClassifier(path)
+
+
+def _haar_boxes(image: np.ndarray) -> list[Box]:
+    gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    smallest = max(WINDOW, round(SMALLEST * min(gray.shape)))
+    found = _haar().detectMultiScale(
+        gray, scaleFactor=SCALE_STEP, minNeighbors=MIN_NEIGHBORS, minSize=(smallest, smallest)
+    )
+    return [Box(*(int(value) for value in row)) for row in found]
+
+
+@functools.cache
+def _yunet(path: Path) -> Any:
+    if not hasattr(cv2, "FaceDetectorYN"):
+        raise UserError(f"OpenCV {cv2.__version__} cannot run YuNet: pip install 'opencv-python-headless<5'")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give YuNet, face_detection_yunet_2023mar.onnx of the OpenCV model zoo")
+    try:
+        return cv2.FaceDetectorYN.create(str(path), "", (YUNET_SIDE, YUNET_SIDE), score_threshold=YUNET_SCORE)
+    except cv2.error:
+        raise _not_yunet(path) from None
+
+
+def _not_yunet(path: Path) -> UserError:
+    return UserError(f"{path}: is not YuNet; give face_detection_yunet_2023mar.onnx of the OpenCV model zoo")
+
+
+def _yunet_boxes(image: np.ndarray, path: Path) -> list[Box]:
+    detector = _yunet(path)
+    color = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    height, width = color.shape[:2]
+    scale = min(1.0, YUNET_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(color, size, interpolation=cv2.INTER_AREA) if scale < 1 else color
+    detector.setInputSize(size)
+    try:
+        _, found = detector.detect(small)
+    except cv2.error:
+        raise _not_yunet(path) from None
+    back = (width / size[0], height / size[1]) * 2
+    return [Box(*np.rint(row[:4] * back).astype(int).tolist()) for row in (() if found is None else found)]
