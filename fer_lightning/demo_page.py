@@ -1,0 +1,161 @@
+"""What the demo's page shows: a photo's faces, the answers, and what speaks for them."""
+
+import base64
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gradio
+import numpy as np
+import torch
+
+from fer_lightning import saliency
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.data.images import as_face, decode
+from fer_lightning.detect import Box, crop_face, find_faces
+from fer_lightning.errors import UserError
+from fer_lightning.evaluate import predict
+from fer_lightning.model import EmotionClassifier
+from fer_lightning.saliency_figures import overlay
+from fer_lightning.scorecard import describe
+from fer_lightning.statistics import scale
+
+LARGEST = 1280
+"""Pixels of the longer side of the photo that is shown."""
+
+FACE = 192
+"""Pixels of the faces that are shown; the models see 48."""
+
+NO_FACE = "No face was found. The middle square of the picture is taken for one: what follows may mean nothing."
+CAVEAT = "The labels say how annotators read a face, not what its owner felt."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one face.
+
+    Attributes:
+        box: where in the photo, without the margin that ``face`` has.
+        face: uint8, (48, 48), as the model gets it.
+        probabilities: (7,), calibrated where the model knows its temperature.
+        saliency: float32, (48, 48), in 0..1: what speaks for the most probable emotion.
+    """
+
+    box: Box
+    face: np.ndarray
+    probabilities: np.ndarray
+    saliency: np.ndarray
+
+
+def answer(model: EmotionClassifier, photo: np.ndarray, device: torch.device) -> tuple[list[Answer], bool]:
+    """Find the faces of a photo and classify each.
+
+    Args:
+        model: moved to ``device``.
+        photo: uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
+        device: where to compute.
+
+    Returns:
+        An answer for each face, and whether any was found: if not, there is one, for the middle square.
+    """
+    found = sorted(find_faces(photo))  # from left to right
+    boxes, crops = found, [crop_face(photo, box) for box in found]
+    if not found:
+        height, width = photo.shape[:2]
+        side = min(height, width)
+        boxes, crops = [Box((width - side) // 2, (height - side) // 2, side, side)], [photo]
+    faces = np.stack([as_face(crop) for crop in crops])
+    temperature = (model.hparams["scorecard"] or {}).get("temperature")
+    probabilities = scale(predict(model, faces, device), temperature or 1.0)
+    maps = saliency.saliency_maps(model, faces, probabilities.argmax(axis=1), device)
+    return [Answer(*each) for each in zip(boxes, faces, probabilities, maps, strict=True)], bool(found)
+
+
+def draw_boxes(photo: np.ndarray, answers: list[Answer]) -> np.ndarray:
+    """The photo, at most ``LARGEST`` pixels long, with a numbered box around each face: uint8 (H, W, 3), RGB."""
+    ratio = min(1.0, LARGEST / max(photo.shape[:2]))
+    colour = cv2.cvtColor(photo, cv2.COLOR_GRAY2RGB if photo.ndim == 2 else cv2.COLOR_BGR2RGB)
+    if ratio < 1:
+        colour = cv2.resize(colour, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
+    line = max(1, round(max(colour.shape) / 320))
+    for number, each in enumerate(answers, start=1):
+        x, y, w, h = (round(ratio * value) for value in each.box)
+        cv2.rectangle(colour, (x, y), (x + w, y + h), (213, 94, 0), line)
+        size = max(0.35, w / 220)
+        (width, height), _ = cv2.getTextSize(str(number), cv2.FONT_HERSHEY_SIMPLEX, size, line)
+        cv2.rectangle(colour, (x, y), (x + width + 3 * line, y + height + 4 * line), (213, 94, 0), cv2.FILLED)
+        place = (x + line, y + height + 2 * line)
+        cv2.putText(colour, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), line, cv2.LINE_AA)
+    return colour
+
+
+def as_html(answers: list[Answer], found: bool, card: dict[str, Any] | None) -> str:
+    """A section for each face: the face, its map, bars of the probabilities, and how often the model finds such."""
+    parts = [] if found else [f'<p class="notice" role="status">{NO_FACE}</p>']
+    for number, each in enumerate(answers, start=1):
+        best = int(each.probabilities.argmax())
+        emotion = EMOTIONS[best]
+        face = cv2.resize(each.face, (FACE, FACE), interpolation=cv2.INTER_CUBIC)
+        heat = np.clip(cv2.resize(each.saliency, (FACE, FACE), interpolation=cv2.INTER_CUBIC), 0, 1)
+        bars = "".join(
+            f'<tr{" class=best" if k == best else ""}><th scope="row">{EMOTIONS[k]}</th>'
+            f'<td><div class="bar" style="width:{100 * value:.1f}%"></div></td><td>{100 * value:.0f} %</td></tr>'
+            for k, value in enumerate(each.probabilities)
+        )
+        recall = (card or {}).get(f"test/recall/{emotion}")
+        told = "" if recall is None else f"<p>In its test this model finds {100 * recall:.0f} % of {emotion}.</p>"
+        parts.append(
+            f'<section class="face"><h3>Face {number}: {emotion} {100 * each.probabilities[best]:.0f} %</h3>'
+            f'<div class="columns">{_figure(face, "as the model gets it")}'
+            f"{_figure(overlay(face, heat), f'what speaks for {emotion}')}"
+            f'<div class="chances"><table>{bars}</table></div></div>{told}</section>'
+        )
+    return "".join(parts)
+
+
+def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
+    """The page for one model."""
+    card = model.hparams["scorecard"]
+    calibrated = "calibrated on validation images" if (card or {}).get("temperature") else "not calibrated"
+
+    def respond(given: dict[str, Any] | None) -> tuple[Any, str]:
+        if given is None:
+            return gradio.update(value=None, visible=False), ""
+        try:
+            photo = decode(Path(given["path"]).read_bytes(), "The file")
+            answers, found = answer(model, photo, device)
+        except UserError as error:
+            return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{escape(str(error))}</p>'
+        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(answers, found, card)
+
+    with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
+        gradio.HTML(
+            f"<h1>What does this model see in a face?</h1>"
+            f'<p id="scorecard">This model: {escape(describe(card))}. Probabilities are {calibrated}. {CAVEAT}</p>'
+        )
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=320):
+                photo = gradio.Image(
+                    label="Photo", sources=["upload", "webcam", "clipboard"], elem_id="photo", buttons=[]
+                )
+                boxes = gradio.Image(
+                    label="Faces", interactive=False, visible=False, elem_id="boxes", format="png", buttons=[]
+                )
+            with gradio.Column(scale=3, min_width=320):
+                rows = gradio.HTML(elem_id="answers")
+        # As uploaded: Gradio's own decoding knows no limits, and its errors speak to programmers.
+        photo.change(respond, photo, [boxes, rows], preprocess=False, api_visibility="private")
+    return page
+
+
+def theme() -> gradio.themes.Base:
+    """Gradio's look with the fonts that are there."""
+    return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def _figure(image: np.ndarray, words: str) -> str:
+    bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    data = base64.b64encode(cv2.imencode(".png", bgr)[1].tobytes()).decode()
+    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{words}</figcaption></figure>'
