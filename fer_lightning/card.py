@@ -139,7 +139,7 @@ def metadata(trained: Trained) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     free = trained.metrics.get("synthetic") and trained.config["model"]["weights"] == "none"
-    licence = {"license": "mit"} if free else {"license": "other", "license_name": "terms-of-fer-2013-and-imagenet"}
+    licence: Any = {"license": "mit"} if free else {"license": "other", "license_name": "terms-of-fer-2013-and-imagenet"}
     return ModelCardData(
         **licence,
         library_name="pytorch-lightning",
