@@ -139,7 +139,8 @@ def metadata(trained: Trained) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     free = trained.metrics.get("synthetic") and trained.config["model"]["weights"] == "none"
-    licence: Any = {"license": "mit"} if free else {"license": "other", "license_name": "terms-of-fer-2013-and-imagenet"}
+    theirs = {"license": "other", "license_name": "terms-of-fer-2013-and-imagenet"}
+    licence: Any = {"license": "mit"} if free else theirs
     return ModelCardData(
         **licence,
         library_name="pytorch-lightning",
