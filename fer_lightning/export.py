@@ -176,7 +176,7 @@ def export(
         ``int8``, see ``_quantize``.
 
     Raises:
-        UserError: the file answers otherwise than PyTorch does.
+        UserError: the file answers otherwise than PyTorch does, or there are no images to calibrate int8 on.
     """
     from fer_lightning.data.images import as_face
     from fer_lightning.deploy import as_colour, describe
@@ -184,6 +184,8 @@ def export(
     from fer_lightning.export_formats import open_again, write
     from fer_lightning.statistics import scale
 
+    if int8 and not len(split.val):
+        raise UserError("--int8: this run has no validation images to calibrate on; give split.val_fraction=0.1")
     description = describe(model)
     temperature = description["temperature"] or 1.0
     if description["temperature"] is None:
@@ -216,6 +218,13 @@ def export(
     return result
 
 
+def calibration_images(faces: "Faces", split: "Split") -> np.ndarray:
+    """Some validation images, always the same: uint8, (n, 48, 48)."""
+    from fer_lightning.export_int8 import CALIBRATION_IMAGES
+
+    return faces.images[np.sort(np.random.default_rng(0).permutation(split.val)[:CALIBRATION_IMAGES])]
+
+
 def _quantize(
     source: Path, target: Path, description: dict[str, Any], faces: "Faces", split: "Split", float_answers: np.ndarray
 ) -> dict[str, Any]:
@@ -224,19 +233,14 @@ def _quantize(
     Returns:
         ``calibration_images``; ``parity`` with the float32 file on the test images; ``scores``: accuracy and macro F1
         on ``test`` and ``test_dedup``, of ``float32`` and of ``int8``. It also goes into the file's metadata.
-
-    Raises:
-        UserError: there are no validation images to calibrate on.
     """
     from fer_lightning.deploy import as_colour
     from fer_lightning.export_formats import open_onnx, set_description
-    from fer_lightning.export_int8 import CALIBRATION_IMAGES, quantize
+    from fer_lightning.export_int8 import quantize
     from fer_lightning.metrics import classification_metrics
 
-    if not len(split.val):
-        raise UserError("--int8: this run has no validation images to calibrate on; give split.val_fraction=0.1")
-    chosen = np.random.default_rng(0).permutation(split.val)[:CALIBRATION_IMAGES]
-    quantize(source, target, faces.images[np.sort(chosen)])
+    calibration = calibration_images(faces, split)
+    quantize(source, target, calibration)
     test = split.tests["test"]
     answers = {"float32": float_answers, "int8": _answers(open_onnx(target), as_colour(faces.images[test]))}
     scores: dict[str, dict[str, dict[str, float | None]]] = {}
@@ -250,7 +254,7 @@ def _quantize(
             for kind, probabilities in answers.items()
         }
     cost = {
-        "calibration_images": len(chosen),
+        "calibration_images": len(calibration),
         "parity": asdict(compare(answers["float32"], answers["int8"])),
         "scores": scores,
     }

@@ -106,10 +106,10 @@ def open_again(name: str, path: Path, model: EmotionClassifier, temperature: flo
     if name == "torchscript":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _torch_answer(torch.jit.load(str(path)))
+            return torch_answer(torch.jit.load(str(path)))
     if name == "exported_program":
-        return _torch_answer(torch.export.load(path).module())
-    return _torch_answer(_rebuilt(path, model, temperature))
+        return torch_answer(torch.export.load(path).module())
+    return torch_answer(_rebuilt(path, model, temperature))
 
 
 def open_onnx(path: Path, threads: int = 0) -> Answer:
@@ -127,7 +127,9 @@ def open_onnx(path: Path, threads: int = 0) -> Answer:
     return answer
 
 
-def _torch_answer(module: Callable[[torch.Tensor], torch.Tensor]) -> Answer:
+def torch_answer(module: Callable[[torch.Tensor], torch.Tensor]) -> Answer:
+    """A module of PyTorch that takes and returns tensors."""
+
     @torch.inference_mode()
     def answer(images: np.ndarray) -> np.ndarray:
         return module(torch.from_numpy(images)).numpy()

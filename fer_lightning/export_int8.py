@@ -11,12 +11,14 @@ from fer_lightning.deploy import as_colour
 
 CALIBRATION_IMAGES = 512
 BATCH = 64
+FLOAT_CONVOLUTIONS = 2
+"""The first ones, which stay in float32: nearest to the pixels, they have few channels and much to lose."""
 PERCENTILE = 99.99
 """Share of the activations that their int8 range covers. SiLU has long tails: a range to the very largest wastes it."""
 
 
 def quantize(source: Path, target: Path, images: np.ndarray) -> None:
-    """Write a graph whose convolutions compute in int8; preprocessing, head and softmax stay in float32.
+    """Write a graph whose convolutions but the first compute in int8; the rest, head and softmax too, stays in float32.
 
     Weights have a scale per output channel, activations one per tensor (QDQ).
 
@@ -25,6 +27,7 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> None:
         target: the file to write.
         images: uint8, (n, 48, 48), gray, to calibrate on: not those that the model is tested on.
     """
+    import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -42,12 +45,14 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> None:
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
         quantization.quantize_static(
             prepared,
             target,
             Batches(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
+            nodes_to_exclude=convolutions[:FLOAT_CONVOLUTIONS],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,

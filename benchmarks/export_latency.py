@@ -1,0 +1,78 @@
+"""Latency and throughput of a checkpoint in PyTorch, in ONNX, and in ONNX with int8, on this CPU.
+
+    python benchmarks/export_latency.py outputs/.../checkpoints/best.ckpt data.path=fer2013.zip
+
+All three get the same pictures, 48x48 in colour, and answer calibrated probabilities. Calls alternate, one of each in
+turn, so that whatever else the machine does meets all of them.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from measure import alternate, median, show
+
+NAMES = ("PyTorch", "ONNX", "ONNX int8")
+
+
+def main() -> None:
+    """Print one row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run's configuration")
+    parser.add_argument("--threads", type=int, default=1, help="of each of the three; default: 1")
+    parser.add_argument("--rounds", type=int, default=100, help="calls with one image; a fifth as many with 64")
+    arguments = parser.parse_args()
+
+    import torch
+
+    from fer_lightning import export_formats
+    from fer_lightning.deploy import Deployable, as_colour, describe
+    from fer_lightning.evaluate import load_split
+    from fer_lightning.export import calibration_images
+    from fer_lightning.export_int8 import quantize
+    from fer_lightning.model import EmotionClassifier
+
+    torch.set_num_threads(arguments.threads)
+    model = EmotionClassifier.load(arguments.checkpoint)
+    _, faces, split = load_split(model, arguments.overrides)
+    description = describe(model)
+    temperature = description["temperature"] or 1.0
+    pictures = as_colour(faces.images[split.tests["test"][:64]])
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("float.onnx", "int8.onnx")]
+        export_formats.write(model, temperature, description, "onnx", files[0])
+        quantize(files[0], files[1], calibration_images(faces, split))
+        sizes = [arguments.checkpoint.stat().st_size, *(file.stat().st_size for file in files)]
+        answers = [
+            export_formats.torch_answer(Deployable(model, temperature).eval().to(memory_format=torch.channels_last)),
+            *(export_formats.open_onnx(file, arguments.threads) for file in files),
+        ]
+    seconds = {}
+    for batch, rounds in ((1, arguments.rounds), (64, arguments.rounds // 5)):
+
+        def call(answer: export_formats.Answer, batch: int = batch) -> float:
+            before = time.perf_counter()
+            answer(pictures[:batch])
+            return time.perf_counter() - before
+
+        contestants = {name: (lambda answer=answer: call(answer)) for name, answer in zip(NAMES, answers, strict=True)}
+        seconds[batch] = {name: median(values) for name, values in alternate(contestants, rounds).items()}
+    rows = [
+        [
+            name,
+            1000 * seconds[1][name],
+            seconds[1]["PyTorch"] / seconds[1][name],
+            64 / seconds[64][name],
+            seconds[64]["PyTorch"] / seconds[64][name],
+            size / 1e6,
+        ]
+        for name, size in zip(NAMES, sizes, strict=True)
+    ]
+    columns = ["", "ms, 1 image", "times PyTorch", "images/s, 64", "times PyTorch, 64", "file, MB"]
+    show(f"{description['model']['name']}, {arguments.threads} thread(s)", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
