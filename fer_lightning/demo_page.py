@@ -108,7 +108,7 @@ def as_html(answers: list[Answer], found: bool, card: dict[str, Any] | None) -> 
         told = "" if recall is None else f"<p>In its test this model finds {100 * recall:.0f} % of {emotion}.</p>"
         parts.append(
             f'<section class="face"><h3>Face {number}: {emotion} {100 * each.probabilities[best]:.0f} %</h3>'
-            f'<div class="columns">{_figure(face, "as the model gets it")}'
+            f'<div class="columns">{_figure(face, "48 x 48 pixels")}'
             f"{_figure(overlay(face, heat), f'what speaks for {emotion}')}"
             f'<div class="chances"><table>{bars}</table></div></div>{told}</section>'
         )
@@ -141,7 +141,13 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
                     label="Photo", sources=["upload", "webcam", "clipboard"], elem_id="photo", buttons=[]
                 )
                 boxes = gradio.Image(
-                    label="Faces", interactive=False, visible=False, elem_id="boxes", format="png", buttons=[]
+                    show_label=False,
+                    alt_text="the photo with a numbered box around each face",
+                    interactive=False,
+                    visible=False,
+                    elem_id="boxes",
+                    format="png",
+                    buttons=[],
                 )
             with gradio.Column(scale=3, min_width=320):
                 rows = gradio.HTML(elem_id="answers")

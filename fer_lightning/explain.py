@@ -71,14 +71,18 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """
     from fer_lightning.data.images import IMAGE_SUFFIXES
 
+    def is_image(file: Path, folder: Path) -> bool:
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        return file.suffix.lower() in IMAGE_SUFFIXES and not hidden and file.is_file()
+
     found: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: does not exist; give images or folders of images")
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        if path.is_dir() and not inside:
+        files = sorted(file for file in path.rglob("*") if is_image(file, path)) if path.is_dir() else [path]
+        if not files:
             raise UserError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        found |= dict.fromkeys(inside if path.is_dir() else [path])
+        found |= dict.fromkeys(files)
     return list(found)
 
 

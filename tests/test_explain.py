@@ -98,6 +98,7 @@ class TestFiles:
         assert done.error == "error: 1 of 1 images could not be read"
 
     def test_what_is_given_twice_is_explained_once(self, images):
+        (images / ".hidden.png").write_bytes((images / "one.png").read_bytes())
         found = explain.find_images([images / "two.jpg", images])
         assert [path.relative_to(images).as_posix() for path in found] == ["two.jpg", "below/one.png", "one.png"]
 
