@@ -139,10 +139,9 @@ def metadata(trained: Trained) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     free = trained.metrics.get("synthetic") and trained.config["model"]["weights"] == "none"
-    theirs = {"license": "other", "license_name": "terms-of-fer-2013-and-imagenet"}
-    licence: Any = {"license": "mit"} if free else theirs
     return ModelCardData(
-        **licence,
+        license="mit" if free else "other",
+        license_name=None if free else "terms-of-fer-2013-and-imagenet",
         library_name="pytorch-lightning",
         pipeline_tag="image-classification",
         tags=["facial-expression-recognition", "emotion-recognition", "fer2013", "class-imbalance", "timm"],
