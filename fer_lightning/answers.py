@@ -21,6 +21,9 @@ COLUMNS = (
     "model_recall",
 )
 
+ROOMY = 100
+"""Columns of a terminal from which a table has room for the second-best emotion."""
+
 Write = Callable[[list["Row"]], None]
 """Takes the rows of one picture, as they come."""
 
@@ -62,7 +65,8 @@ class Row:
 
 def recall(card: Mapping[str, Any] | None, emotion: str | None) -> float | None:
     """The share of an emotion's test images that a model finds, by its scorecard; None where that is not known."""
-    return card.get(f"test/recall/{emotion}") if card and emotion else None
+    value = card.get(f"test/recall/{emotion}") if card and emotion else None
+    return None if value is None else round(value, 6)
 
 
 def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -113,7 +117,8 @@ def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, 
     """
     columns = [("time", 9)] if times else []
     columns += [("face", 4), ("x, y, width, height", 22)] if boxes else []
-    columns += [("emotion", 14), ("or", 14), ("recall", 6)]
+    roomy = console.width >= ROOMY
+    columns += [("emotion", 14), *([("or", 14)] if roomy else []), ("recall", 6)]
     headed = False
 
     def write(rows: list[Row]) -> None:
@@ -130,7 +135,7 @@ def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, 
             found = recall(card, row.emotion)
             cells = [f"{row.seconds or 0:.2f} s"] if times else []
             cells += [str(row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
-            cells += [first, second, "" if found is None else f"{100 * found:.0f} %"]
+            cells += [first, *([second] if roomy else []), "" if found is None else f"{100 * found:.0f} %"]
             table.add_row(row.path, *cells)
         console.print(table)
         headed = True
