@@ -308,7 +308,7 @@ def write_card(card: str, path: Path, force: bool) -> None:
     try:
         if path.exists() and not force and MARKER not in path.read_text(encoding="utf-8", errors="replace"):
             raise UserError(f"{path}: was not written by this tool, or edited since; take --out=FILE, or --force")
-        replace_file(path, card.encode())
+        replace_file(path, f"{card}\n".encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from None
 
