@@ -25,6 +25,9 @@ from fer_lightning.statistics import scale
 LARGEST = 1280
 """Pixels of the longer side of the photo that is shown."""
 
+HEIGHT = 320
+"""Pixels of the page that a photo takes, so that the answers are not far below on a narrow screen."""
+
 FACE = 192
 """Pixels of the faces that are shown; the models see 48."""
 
@@ -138,7 +141,7 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
         with gradio.Row():
             with gradio.Column(scale=2, min_width=320):
                 photo = gradio.Image(
-                    label="Photo", sources=["upload", "webcam", "clipboard"], elem_id="photo", buttons=[]
+                    label="Photo", sources=["upload", "webcam", "clipboard"], elem_id="photo", height=HEIGHT, buttons=[]
                 )
                 boxes = gradio.Image(
                     show_label=False,
