@@ -9,6 +9,7 @@ turn, so that whatever else the machine does meets all of them.
 import argparse
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from measure import alternate, median, show
@@ -70,8 +71,9 @@ def main() -> None:
         ]
         for name, size in zip(NAMES, sizes, strict=True)
     ]
-    columns = ["", "ms, 1 image", "times PyTorch", "images/s, 64", "times PyTorch, 64", "file, MB"]
-    show(f"{description['model']['name']}, {arguments.threads} thread(s)", columns, rows)
+    columns = ["engine", "ms, 1 image", "times PyTorch", "images/s, 64", "times PyTorch, 64", "file, MB"]
+    title = f"{description['model']['name']}, {arguments.threads} thread(s), onnxruntime {version('onnxruntime')}"
+    show(title, columns, rows)
 
 
 if __name__ == "__main__":
