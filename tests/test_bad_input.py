@@ -149,7 +149,6 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "beta of 1": (["imbalance=class_balanced", "imbalance.loss.beta=1"], ["beta=1", "at least 0 and below 1"]),
     "sampling power": (["imbalance=oversample", "imbalance.sampler.power=2"], ["power=2", "give 0"]),
-    "augmentation strength": (["augment.hflip=2"], ["augment.hflip=2", "from 0 to 1"]),
     "too few drawn faces": (["data.source.images=20"], ["data.source.images=20: 168 or more are needed"]),
     "not an EfficientNet": (["model.name=resnet18"], ["model.name=resnet18: no EfficientNet of timm", "close: "]),
     "misspelt EfficientNet": (["model.name=efficientnet_b00"], ["no EfficientNet of timm", "efficientnet_b0"]),

@@ -63,6 +63,7 @@ MISTAKES = [
     (["split=paper", "callbacks=early_stopping"], "no validation set"),
     (["augment.backend=kornia"], "augment.backend=kornia: must be batched"),
     (["augment.rotate=999"], "augment.rotate=999.0 is out of range"),
+    (["augment.hflip=2"], "augment.hflip=2.0 is out of range: it must be from 0 to 1"),
     (["data.device=cuda:1"], "data.device=cuda:1: must be auto"),
     (["model.first_image_size=200"], "model.first_image_size=200: must be from 32 to model.image_size"),
     (["model.compile=fast"], "model.compile=fast: must be false, true or a mode of torch.compile"),
