@@ -300,6 +300,7 @@ class TestLongValidation:
         assert same(tmp_path / "parts", tmp_path / "whole") == []
 
 
+@pytest.mark.slow
 class TestGradScaler:
     """That of ``16-mixed``, with its own plugin, on the CPU: there a run that asks for it is refused."""
 

@@ -35,6 +35,7 @@ def test_one_and_two_devices_and_a_failing_job_stay_apart(process, tmp_path):
     assert len(list(tmp_path.rglob("sweep.json"))) == 1, "no rank may start a sweep of its own"
 
 
+@pytest.mark.slow
 def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
     """Config folders, hydra overrides and knobs of the sweep reach every job."""
     mine = tmp_path / "mine" / "imbalance"

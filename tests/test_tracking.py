@@ -343,6 +343,7 @@ def test_going_on_in_the_own_folder_goes_on_in_the_same_wandb_run(
     assert first.exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_online(
     process: Callable[..., Outcome], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,6 +206,7 @@ def test_two_processes_give_an_exact_test_and_the_same_draw(process, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_paper_line_on_real_faces(cli, tmp_path, real_archive, real_weights):
     outcome = cli(
