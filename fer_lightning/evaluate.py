@@ -271,7 +271,13 @@ def main(arguments: list[str] | None = None) -> None:
     evaluation = evaluate(model, faces, split, device, card.get("temperature"), augmentations)
     print_table({**evaluation.metrics, "synthetic": faces.synthetic})
     if parsed.out is not None:
-        _write(parsed.out, {**evaluation.metrics, **_facts(parsed.checkpoint, cfg, faces)}, evaluation, faces, split)
+        _write(
+            parsed.out,
+            {**evaluation.metrics, **what_was_scored(parsed.checkpoint, cfg, faces)},
+            evaluation,
+            faces,
+            split,
+        )
     print(json.dumps({"checkpoint": str(parsed.checkpoint), **headline(evaluation.metrics)}))
 
 
@@ -303,7 +309,7 @@ def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split
         )
 
 
-def _facts(checkpoint: Path, cfg: DictConfig, faces: Faces) -> dict[str, Any]:
+def what_was_scored(checkpoint: Path, cfg: DictConfig, faces: Faces) -> dict[str, Any]:
     """What the scores are of, for ``metrics.json`` and the captions."""
     is_folder = cfg.data.name == FOLDER
     return {

@@ -143,7 +143,7 @@ def _explain_files(checkpoint: Path, files: list[Path], emotion: str | None, out
 def _explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
     """Write ``saliency.png`` and ``saliency.npz``, and print how far the maps show what the model uses."""
     from fer_lightning import saliency, saliency_figures
-    from fer_lightning.evaluate import load_split, pick_device
+    from fer_lightning.evaluate import load_split, pick_device, what_was_scored
     from fer_lightning.figures import caption
     from fer_lightning.model import EmotionClassifier
 
@@ -155,8 +155,7 @@ def _explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None
         model, faces.images[test], faces.labels[test], pick_device(cfg.trainer.accelerator)
     )
     chosen = f"{found.right.sum():,} of {found.total.sum():,} test faces, those classified correctly"
-    card = model.hparams["scorecard"]
-    subtitle = f"{caption(card)} · mean over {chosen}" if card else f"mean over {chosen}"
+    subtitle = f"{caption(what_was_scored(checkpoint, cfg, faces))} · mean over {chosen}"
     figure = saliency_figures.mean_maps(
         found.faces, found.maps, found.right, found.total, "What speaks for each emotion", subtitle
     )
@@ -178,16 +177,25 @@ def _explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None
 
 def _read_faces(files: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
     """The faces in image files, uint8 (48, 48), and for those that cannot be read, why."""
-    from fer_lightning.data.images import as_face, decode
+    from fer_lightning.data.images import as_face, decode, may_be_a_crop
 
     faces, reasons = {}, {}
+    photographs = 0
     for file in files:
         try:
-            faces[file] = as_face(decode(file.read_bytes(), "it"))
+            image = decode(file.read_bytes(), "it")
+            photographs += not may_be_a_crop(image)
+            faces[file] = as_face(image)
         except UserError as error:
             reasons[file] = str(error)
         except OSError as error:
             reasons[file] = f"it cannot be read ({error.strerror})"
+    if photographs:
+        log.info(
+            "note: %d of the pictures look like photographs; of each the middle square is taken as one face, "
+            "predict --faces finds the faces in them",
+            photographs,
+        )
     return faces, reasons
 
 

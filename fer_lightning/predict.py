@@ -22,7 +22,7 @@ from fer_lightning import answers, detect, pictures
 from fer_lightning.annotate import Drawings
 from fer_lightning.answers import NO_FACE, OK, Row
 from fer_lightning.config import run_tool
-from fer_lightning.data.images import as_face
+from fer_lightning.data.images import as_face, may_be_a_crop
 from fer_lightning.detect import Box
 from fer_lightning.errors import UserError
 from fer_lightning.pictures import Picture, Source
@@ -39,9 +39,6 @@ PENDING = 2**28
 
 FAILED, MOST_FAILED = 100, 125
 """Exit codes; shells give their own meaning to those above."""
-
-CROP_SIDE, CROP_RATIO = 512, 1.25
-"""Pixels of a side, and ratio of the sides, up to which an image may well be a cropped face."""
 
 Cut = Callable[[np.ndarray], list[tuple[Box | None, np.ndarray]]]
 """From a picture, uint8, to its faces: each a box, None when it is the whole picture, and uint8 (48, 48)."""
@@ -258,7 +255,7 @@ def _whole_with_a_note() -> Cut:
     def cut(image: np.ndarray) -> list[tuple[Box | None, np.ndarray]]:
         nonlocal told
         height, width = image.shape[:2]
-        if not told and max(height, width) > min(CROP_SIDE, CROP_RATIO * min(height, width)):
+        if not told and not may_be_a_crop(image):
             told = True
             print(
                 f"note: a picture of {width}x{height} pixels is taken as one cropped face, its middle square; "

@@ -17,6 +17,9 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 2**26
 """Pixels of an image: more than cameras have, less than what fills the memory."""
 
+CROP_SIDE, CROP_RATIO = 512, 1.25
+"""Pixels of a side, and ratio of the sides, up to which an image may well be a cropped face."""
+
 
 def decode(data: bytes, where: str) -> np.ndarray:
     """Decode an image file, turned as its EXIF orientation says.
@@ -42,6 +45,12 @@ def decode(data: bytes, where: str) -> np.ndarray:
         reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
         raise UserError(f"{where} {reason}: replace or remove it")
     return image
+
+
+def may_be_a_crop(image: np.ndarray) -> bool:
+    """Whether an image, uint8 (H, W) or (H, W, 3), has the size and shape of a cropped face, not of a photograph."""
+    height, width = image.shape[:2]
+    return max(height, width) <= min(CROP_SIDE, CROP_RATIO * min(height, width))
 
 
 def as_face(image: np.ndarray) -> np.ndarray:
