@@ -90,13 +90,13 @@ def run(data: str | None, backend: str, workers: int, ranks: int, seconds: float
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "fer_lightning", *overrides, f"hydra.run.dir={folder}/run"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        errors = Path(folder) / "errors"
+        with errors.open("w") as file:  # a pipe that nobody reads would fill up and stop the run
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=file)
         try:
             while not (Path(folder) / "run" / "checkpoints" / "last.ckpt").exists():
                 if process.poll() is not None:
-                    raise SystemExit(process.stderr.read() if process.stderr else "the run ended")
+                    raise SystemExit(errors.read_text() or "the run ended")
                 time.sleep(0.2)
             return peak(process.pid, seconds)
         finally:

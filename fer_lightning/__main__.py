@@ -40,7 +40,7 @@ def app(cfg: DictConfig) -> float | None:
         config.fail(f"{stopped}; {_how_to_go_on(folder)}", code=RESUMABLE)
     except KeyboardInterrupt:
         config.fail(f"interrupted; {_how_to_go_on(folder)}", code=130)
-    return result.metrics.get("val/f1_macro") if result else None
+    return result.metrics.get(cfg.monitor) if result else None
 
 
 def _how_to_go_on(folder: Path) -> str:

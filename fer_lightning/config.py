@@ -154,12 +154,15 @@ class Config:
     budget: str
     resume: str | None
     jobs_per_device: int
+    monitor: str
+    test: bool
     save_every_n_steps: int | None
     callbacks: dict[str, Any] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
 
 
 FREE_FORM = ("data.source", "split", "imbalance", "callbacks")
+MONITORS = ("val/f1_macro", "val/balanced_accuracy", "val/accuracy")
 VOTES = "fer2013new.csv of https://github.com/microsoft/FERPlus, or a csv with the columns path and the ten votes"
 PRECISIONS = (
     "auto",
@@ -320,6 +323,8 @@ def _data_rules(cfg: DictConfig) -> None:
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
     require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
+    accepted = f"must be one of {', '.join(MONITORS)}"
+    require(cfg.monitor in MONITORS, "monitor", cfg.monitor, accepted)
     require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
@@ -339,8 +344,10 @@ def _data_rules(cfg: DictConfig) -> None:
     exists = votes is None or Path(votes).expanduser().is_file()
     require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
     split_rules(cfg.split)
-    if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None and "early_stopping" in cfg.callbacks:
-        raise UserError("callbacks=early_stopping: split=paper has no validation set; set split.val_fraction=0.1")
+    if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:
+        wanting = "callbacks=early_stopping" if "early_stopping" in cfg.callbacks else "test=false"
+        if "early_stopping" in cfg.callbacks or not cfg.test:
+            raise UserError(f"{wanting}: split=paper has no validation set; set split.val_fraction=0.1")
 
 
 def _augment_rules(cfg: DictConfig) -> None:

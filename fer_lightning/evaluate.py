@@ -339,38 +339,40 @@ def _write(folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces:
     log.info("wrote metrics.json, predictions.csv and %d pictures to %s", len(pictures), folder)
 
 
-def reported(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the reported test set; a protocol may test on further images."""
-    return predictions[predictions["test"] == 1].reset_index(drop=True)
+def reported(predictions: pd.DataFrame, name: str = "test") -> pd.DataFrame:
+    """The rows of the reported set; a protocol may test on further images."""
+    return predictions[predictions[name] == 1].reset_index(drop=True)
 
 
-def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def headline(metrics: Mapping[str, Any], name: str = "test") -> dict[str, Any]:
     """The few numbers that a run is known by."""
     wanted = ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
-    return {f"test/{key}": metrics[f"test/{key}"] for key in wanted}
+    return {f"{name}/{key}": metrics[f"{name}/{key}"] for key in wanted}
 
 
-def print_table(metrics: Mapping[str, Any]) -> None:
-    """Scores by set, then recall, precision and F1 by emotion."""
+def print_table(metrics: Mapping[str, Any], name: str = "test") -> None:
+    """Scores by set, then recall, precision and F1 by emotion in the set ``name``."""
     title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
     sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
     table = Table(
         Column("set", no_wrap=True), "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title
     )
-    for name in sets:
-        values = (metrics[f"{name}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall"))
-        table.add_row(name, str(metrics[f"{name}/n"]), *(_percent(value) for value in values))
+    for row in sets:
+        values = (metrics[f"{row}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall"))
+        table.add_row(row, str(metrics[f"{row}/n"]), *(_percent(value) for value in values))
     classes = Table("emotion", "recall", "precision", "F1")
     for emotion in EMOTIONS:
-        classes.add_row(emotion, *(_percent(metrics[f"test/{key}/{emotion}"]) for key in ("recall", "precision", "f1")))
+        classes.add_row(
+            emotion, *(_percent(metrics[f"{name}/{key}/{emotion}"]) for key in ("recall", "precision", "f1"))
+        )
     console = Console()
     console.print(table)
     console.print(classes)
-    if metrics.get("test/nll_calibrated") is not None:
+    if metrics.get(f"{name}/nll_calibrated") is not None:
         console.print(
-            f"temperature {metrics['temperature']:.2f}: NLL {metrics['test/nll']:.3f} -> "
-            f"{metrics['test/nll_calibrated']:.3f}, calibration error {_percent(metrics['test/ece'])} -> "
-            f"{_percent(metrics['test/ece_calibrated'])}",
+            f"temperature {metrics['temperature']:.2f}: NLL {metrics[f'{name}/nll']:.3f} -> "
+            f"{metrics[f'{name}/nll_calibrated']:.3f}, calibration error {_percent(metrics[f'{name}/ece'])} -> "
+            f"{_percent(metrics[f'{name}/ece_calibrated'])}",
             highlight=False,
         )
 

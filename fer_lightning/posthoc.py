@@ -102,9 +102,9 @@ def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Sp
     if tau is None:
         inputs = features(model, faces.images[split.val], device)
         labels = torch.from_numpy(faces.labels[split.val])
-        tau, scores = choose_tau(method, inputs, labels, *layer, "f1_macro")
+        tau, scores = choose_tau(method, inputs, labels, *layer, cfg.monitor.removeprefix("val/"))
         first = method.candidates[0]
-        log.info("tau %g chosen by validation macro F1 (%.4f; %.4f at %g)", tau, max(scores), scores[0], first)
+        log.info("tau %g chosen by %s (%.4f; %.4f at %g)", tau, cfg.monitor, max(scores), scores[0], first)
     weight, bias = method(*layer, tau)
     prefix = f"network.classifier.{len(model.network.classifier) - 1}"
     checkpoint["state_dict"] |= {f"{prefix}.weight": weight.float(), f"{prefix}.bias": bias.float()}

@@ -23,7 +23,7 @@ NEEDED = ("imbalance", "model", "split", "seed", "data", "data_hash", "test/n", 
 """What ``metrics.json`` must hold for a run to be compared."""
 
 
-NOT_A_SETTING = ("seed", "split.fold", *MAY_DIFFER)
+NOT_A_SETTING = ("seed", "split.fold", "test", *MAY_DIFFER)
 """Configuration that does not make two runs different experiments: repeats, and what cannot change a result."""
 
 

@@ -38,7 +38,6 @@ from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status, 
 from fer_lightning.safety import check_recorded
 from fer_lightning.sweep_folder import (
     Job,
-    Standing,
     describe,
     in_use,
     mixing,
@@ -59,7 +58,7 @@ def run_job(cfg: DictConfig) -> float:
     """Run one job of a multirun in a fresh process, or find it done; failures are recorded in its folder, never raised.
 
     Returns:
-        Its ``val/f1_macro`` for sweepers that optimise, NaN when it has none.
+        Its ``monitor``ed validation score for sweepers that optimise, NaN when it has none.
     """
     hydra = HydraConfig.get()
     folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir).absolute()
@@ -75,7 +74,7 @@ def run_job(cfg: DictConfig) -> float:
                 _record_failure(folder, " ".join(str(error).split()) or type(error).__name__)
     if read_status(folder)["status"] != "done" or not (folder / "metrics.json").exists():  # fast_dev_run tests nothing
         return math.nan
-    value = read_json(folder / "metrics.json").get("val/f1_macro")
+    value = read_json(folder / "metrics.json").get(cfg.monitor)
     return math.nan if value is None else value
 
 
@@ -218,11 +217,19 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
     failed = [stand for stand in stands if stand.status == "failed"]
     unfinished = [stand for stand in stands if stand.status not in ("done", "failed")]
     report = None
-    tested = [stand.job.folder for stand in stands if stand.status == "done" and _is_tested(stand)]
+    done = [stand.job.folder for stand in stands if stand.status == "done"]
+    scores = {run: read_json(run / "metrics.json") for run in done if (run / "metrics.json").exists()}
+    tested = [run for run in scores if "test/accuracy" in scores[run]]
+    untested = {run: found for run, found in scores.items() if run not in tested}
     if tested and stopped_by is None:
         from fer_lightning.compare import compare_sweep
 
         report = compare_sweep(tested, folder / "report")
+    trials = None
+    if untested:
+        from fer_lightning.trials import report as rank_trials
+
+        trials = rank_trials(untested, folder)
     for stand in [*failed, *unfinished]:
         if stand.status != "waiting":
             _say(f"[sweep] {stand.status}: {stand.job.folder.name}: {stand.reason} ({stand.job.folder})")
@@ -237,6 +244,7 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
         "failed": [stand.job.folder.name for stand in failed],
         "unfinished": [stand.job.folder.name for stand in unfinished],
         "report": report and str(report),
+        **({"trials": str(trials)} if trials else {}),
     }
     _say(json.dumps(line))
     if unfinished and stopped_by is not None:
@@ -315,10 +323,6 @@ def _is_queued(launcher: DictConfig) -> bool:
 
 def _is_serial(choices: DictConfig) -> bool:
     return choices["hydra/launcher"] == "basic"
-
-
-def _is_tested(stand: Standing) -> bool:
-    return (stand.job.folder / "metrics.json").exists()
 
 
 def _record_failure(folder: Path, reason: str) -> None:

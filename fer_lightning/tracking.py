@@ -26,8 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from fer_lightning.config import is_first_process
-from fer_lightning.data.faces import EMOTIONS, Faces
-from fer_lightning.data.splits import Split
+from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import PROBABILITY_COLUMNS, confident_mistakes
 
@@ -263,9 +262,9 @@ def log_results(
     loggers: Sequence[Logger],
     metrics: Mapping[str, Any],
     predictions: pd.DataFrame,
-    faces: Faces,
-    split: Split,
+    images: np.ndarray,
     run_dir: Path,
+    name: str = "test",
 ) -> None:
     """Show a finished run on the dashboards.
 
@@ -275,10 +274,10 @@ def log_results(
     Args:
         loggers: from ``build_loggers``. One that fails is warned about.
         metrics: the content of ``metrics.json``.
-        predictions: the rows of ``predictions.csv``, one per image of ``split.tests["test"]``, in its order.
-        faces: the images.
-        split: the split that the run used.
+        predictions: the rows of ``predictions.csv`` of the reported set.
+        images: uint8, (n, 48, 48), one per row.
         run_dir: the run folder with its pictures already written.
+        name: the reported set.
     """
     pictures = [name for name in FIGURES if (run_dir / f"{name}.png").exists()]
     for logger in loggers:
@@ -297,8 +296,8 @@ def log_results(
                 run.summary.update(dict(metrics))
                 run.log({name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures}, commit=False)
                 # Last, because tables alone need the server.
-                mistakes = _mistake_table(predictions, faces.images[split.tests["test"]])
-                per_class = wandb.Table(dataframe=_class_table(metrics, predictions))
+                mistakes = _mistake_table(predictions, images)
+                per_class = wandb.Table(dataframe=_class_table(metrics, predictions, name))
                 run.log({"per_class": per_class, "confident_mistakes": mistakes})
 
 
@@ -318,15 +317,15 @@ def _files_kept_in(folder: Path) -> Iterator[None]:
         del os.environ["WANDB_DATA_DIR"]
 
 
-def _class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame) -> pd.DataFrame:
-    test_images = predictions["label"].value_counts()
+def _class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    images = predictions["label"].value_counts()
     return pd.DataFrame(
         {
             "emotion": list(EMOTIONS),
             "training images": [metrics["train/class_counts"][emotion] for emotion in EMOTIONS],
-            "test images": [int(test_images.get(emotion, 0)) for emotion in EMOTIONS],
+            f"{name} images": [int(images.get(emotion, 0)) for emotion in EMOTIONS],
             **{
-                score: [metrics[f"test/{score}/{emotion}"] for emotion in EMOTIONS]
+                score: [metrics[f"{name}/{score}/{emotion}"] for emotion in EMOTIONS]
                 for score in ("recall", "precision", "f1")
             },
         }

@@ -3,13 +3,16 @@
 import errno
 import json
 import logging
+import subprocess
 import warnings
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pandas as pd
 import torch
 from hydra.utils import instantiate
@@ -33,8 +36,7 @@ from fer_lightning.callbacks import (
 from fer_lightning.config import device_count, is_first_process
 from fer_lightning.data.batched import BatchedAugmentation
 from fer_lightning.data.datamodule import FERDataModule
-from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
-from fer_lightning.data.splits import Split
+from fer_lightning.data.faces import EMOTIONS, count_classes
 from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import Interrupted, UserError
 from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, reported, split_faces
@@ -96,8 +98,10 @@ def run(cfg: DictConfig, folder: Path) -> Run | None:
             lock.release()
     if result is not None:
         # After the loggers have had their say: the last line belongs to programs.
-        print_table(result.metrics)
-        line = {"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **headline(result.metrics)}
+        scored = _reported_set(cfg)
+        print_table(result.metrics, scored)
+        numbers = headline(result.metrics, scored)
+        line = {"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed, **numbers}
         print(json.dumps(line), flush=True)
     return result
 
@@ -174,7 +178,11 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         datamodule.go_on(start.epoch, start.batches)
     adjusts = cfg.imbalance.get("adjust") is not None
     if not (adjusts and first_stage):  # then everything is trained already
-        trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
+        try:
+            trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
+        except Interrupted:
+            _await_other_processes(trainer)
+            raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # The test counts every image once and must equal `evaluate`: the first process alone does it.
         torch.distributed.barrier()
@@ -190,7 +198,8 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     if adjusts:
         best = posthoc.adjust(cfg, best, folder, faces, split, device)
     tested = EmotionClassifier.load(best)
-    evaluation = evaluate(tested, faces, split, device)
+    scored = split if cfg.test else replace(split, tests={"val": split.val})
+    evaluation = evaluate(tested, faces, scored, device)
     epoch = int(read_checkpoint(best)["epoch"])
     images = trainer.global_step * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
     metrics = {
@@ -209,6 +218,7 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "labels": cfg.labels.name,
         "drop_duplicates": cfg.data.drop_duplicates,
         "budget": cfg.budget,
+        "monitor": cfg.monitor,
         "tau": (tested.hparams["adjusted"] or {}).get("tau"),
         "synthetic": faces.synthetic,
         "devices": trainer.world_size,
@@ -216,8 +226,12 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         **provenance,
     }
     scorecard.store(best, scorecard.make_scorecard(metrics))
-    _write_artefacts(folder, metrics, evaluation, faces, split, drawn)
-    tracking.log_results(loggers, metrics, reported(evaluation.predictions), faces, split, folder)
+    name = _reported_set(cfg)
+    images = faces.images[scored.tests[name]]
+    sets = {"train": split.train, "val": split.val, name: scored.tests[name]}
+    labels = {key: faces.labels[rows] for key, rows in sets.items()}
+    _write_artefacts(folder, metrics, evaluation, images, labels, drawn, name)
+    tracking.log_results(loggers, metrics, reported(evaluation.predictions, name), images, folder, name)
     return Run(metrics, trainer, tested, datamodule)
 
 
@@ -260,7 +274,7 @@ def build_trainer(
     best = MovableCheckpoint(
         dirpath=folder / "checkpoints",
         filename="best",
-        monitor="val/f1_macro" if has_validation else None,
+        monitor=cfg.monitor if has_validation else None,
         mode="max",
         save_on_train_epoch_end=True,  # after the epoch's row of metrics.csv, whatever trainer.check_val_every_n_epoch
         auto_insert_metric_name=False,
@@ -285,6 +299,13 @@ def build_trainer(
         enable_progress_bar=with_bar,
         enable_model_summary=False,
     )
+
+
+def _await_other_processes(trainer: L.Trainer) -> None:
+    """Let the further processes of a stopped run end first: whoever waits for the run may start the next one then."""
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        with suppress(subprocess.TimeoutExpired):  # then it ends with this one, see stop.end_with_parent
+            process.wait(stop.SECONDS_TO_END)
 
 
 def resolve_precision(precision: Any, accelerator: str) -> str:
@@ -315,19 +336,28 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     return best
 
 
+def _reported_set(cfg: DictConfig) -> str:
+    return "test" if cfg.test else "val"
+
+
 def _write_artefacts(
-    folder: Path, metrics: dict[str, Any], evaluation: Evaluation, faces: Faces, split: Split, drawn: list[int]
+    folder: Path,
+    metrics: dict[str, Any],
+    evaluation: Evaluation,
+    images: np.ndarray,
+    sets: dict[str, np.ndarray],
+    drawn: list[int],
+    name: str,
 ) -> None:
     write_json(folder / "metrics.json", metrics)
     evaluation.predictions.to_csv(folder / "predictions.csv", index=False)
-    predictions = reported(evaluation.predictions)
+    predictions = reported(evaluation.predictions, name)
     title, subtitle = metrics["imbalance"], figures.caption(metrics)
-    sets = {"train": split.train, "val": split.val, "test": split.tests["test"]}
-    counts = {name: count_classes(faces.labels[rows]) for name, rows in sets.items() if len(rows)}
+    counts = {name: count_classes(labels) for name, labels in sets.items() if len(labels)}
     if drawn != counts["train"]:
         counts = {"train": counts["train"], "drawn in an epoch": drawn, **counts}
     pictures = {
-        **figures.of_test(predictions, faces.images[split.tests["test"]], title, subtitle),
+        **figures.of_test(predictions, images, title, subtitle),
         "class_distribution": figures.class_distribution(counts, "Images per class", subtitle),
     }
     if (folder / "metrics.csv").exists():  # not where a model trained elsewhere was only adjusted

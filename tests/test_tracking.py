@@ -28,7 +28,6 @@ from wandb_server import KEY, WandbServer
 
 from fer_lightning import figures, tracking
 from fer_lightning.data.faces import EMOTIONS, Faces
-from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import classification_metrics, confident_mistakes, confusion_matrix
 
@@ -103,7 +102,7 @@ def fit(loggers: list[Any], epochs: int = 2) -> None:
     trainer.fit(Toy(), DataLoader(data, batch_size=16), DataLoader(data, batch_size=16))
 
 
-def finished_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, Faces, Split]:
+def finished_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray]:
     """The numbers and pictures that a run has at its end; 120 images, the first 50 are for training."""
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 7
@@ -111,7 +110,6 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, Faces, Spl
     ids = np.array([f"image_{k}" for k in range(120)])
     faces = Faces.from_arrays(images, labels, np.zeros(120), ids, "drawn here")
     test = np.arange(50, 120)
-    split = Split(np.arange(50), np.arange(0), {"test": test, "test_dedup": test})
     probabilities = rng.dirichlet(np.ones(7), size=70)
     named = np.array(EMOTIONS)
     predictions = pd.DataFrame(
@@ -138,7 +136,7 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, Faces, Spl
     figures.curves(curve, "focal").savefig(folder / "curves.png")
     worst = confident_mistakes(predictions)
     figures.mistakes(faces.images[test][worst.index], worst, "focal").savefig(folder / "mistakes.png")
-    return metrics, predictions, faces, split
+    return metrics, predictions, faces.images[test]
 
 
 def test_everything_is_on_the_dashboard(
@@ -152,8 +150,8 @@ def test_everything_is_on_the_dashboard(
     assert [isinstance(each, WandbLogger) for each in loggers] == [True]
     assert f"upload later with: wandb sync {folder / 'wandb' / 'offline-run-'}" in caplog.text
     fit([*loggers, CSVLogger(folder, name="", version="")])
-    metrics, predictions, faces, split = finished_run(folder)
-    tracking.log_results(loggers, metrics, predictions, faces, split, folder)
+    metrics, predictions, images = finished_run(folder)
+    tracking.log_results(loggers, metrics, predictions, images, folder)
     tracking.finish(loggers, failed=False)
     assert wandb.run is None
     assert "WANDB_MODE" not in os.environ, "offline must not leak into later runs"
@@ -164,7 +162,7 @@ def test_everything_is_on_the_dashboard(
     assert run.exit_code == 0
     assert {key: run.config[key] for key in CFG} == CFG
     assert run.config["class_counts"] == metrics["train/class_counts"]
-    assert run.config["data_hash"] == faces.data_hash
+    assert run.config["data_hash"] == metrics["data_hash"]
     assert run.config["git_commit"] == tracking.git_commit()
     assert run.config["environment"] == tracking.environment()
 
@@ -196,7 +194,7 @@ def test_everything_is_on_the_dashboard(
         assert folder in file.parents, "an offline run needs nothing outside its folder"
         with Image.open(file) as picture:
             shown = np.asarray(picture.convert("L"))[::3, ::3]
-        np.testing.assert_array_equal(shown, faces.images[int(name.removeprefix("image_"))])
+        np.testing.assert_array_equal(shown, images[int(name.removeprefix("image_")) - 50])
 
     for key, value in metrics.items():
         if not isinstance(value, dict):
@@ -446,8 +444,8 @@ def test_tensorboard_gets_curves_and_pictures(tmp_path: Path) -> None:
     loggers = tracking.build_loggers(logger("tensorboard"), tmp_path)
     assert [type(each) for each in loggers] == [TensorBoardLogger]
     fit(loggers)
-    metrics, predictions, faces, split = finished_run(tmp_path)
-    tracking.log_results(loggers, metrics, predictions, faces, split, tmp_path)
+    metrics, predictions, images = finished_run(tmp_path)
+    tracking.log_results(loggers, metrics, predictions, images, tmp_path)
     tracking.finish(loggers, failed=False)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

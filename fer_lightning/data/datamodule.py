@@ -1,5 +1,6 @@
 """The LightningDataModule: arrays, split, sampler and augmentation become loaders."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -232,10 +233,12 @@ def _loader(dataset: Dataset[Any], sampler: Any, batch_size: int | None = None, 
         sampler=sampler,
         # Its own generator: otherwise every new iterator shifts the global random state by one draw.
         generator=torch.Generator(),
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_begin_worker,
         **options,
     )
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     stop.ignore()
+    # A collection would write to every object that was there before, and so copy the pages shared with the parent.
+    gc.freeze()

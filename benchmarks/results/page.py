@@ -1,0 +1,279 @@
+"""``docs/results.md`` and ``docs/results/`` from what ``run.py`` packed: every number is read, none is typed.
+
+    python benchmarks/results/page.py packed/*.tar.xz packed/speed.jsonl
+
+Parts that were not run are listed with their commands. A rehearsal is refused, unless ``--out`` names another folder.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from run import PARTS, ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from fer_lightning.compare import compare
+from fer_lightning.findings import PAPER
+from fer_lightning.runs import find_runs
+
+HEAD = """\
+# Results on all of FER-2013
+
+Trained on Training, selected on PublicTest, PrivateTest reported once for each finished recipe; the paper's protocol
+has a split of its own. `test_dedup` leaves out the test images with a pixel-identical twin among the training images.
+ImageNet weights are those of `tf_efficientnetv2_b0`. `benchmarks/results/run.py` has the parts and their sweeps; this
+page is written by `benchmarks/results/page.py` from what it packed.
+"""
+
+TITLES = {
+    "paper": "The paper's table",
+    "paper_full": "The paper's split with a full training budget",
+    "tune": "The recipe that the methods share",
+    "methods": "All methods",
+    "search": "The search for the strongest single model",
+    "strongest": "The strongest single model",
+    "speed": "Speed",
+}
+
+
+class Packed:
+    """One part, unpacked.
+
+    Args:
+        folder: its sweep's folder.
+        out: where its report goes.
+    """
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.folder, self.out = folder, out
+        self.calls: list[dict[str, Any]] = [
+            json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()
+        ]
+        self.metrics = {
+            file.parent: json.loads(file.read_text()) for file in sorted(folder.glob("*/metrics.json"), key=_number)
+        }
+
+    def report(self) -> pd.DataFrame:
+        """Write the comparison to ``out``; returns its ``summary.csv``."""
+        with tempfile.TemporaryDirectory() as made:
+            compare(find_runs([self.folder]), Path(made))
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in ("report.html", "summary.csv", "differences.csv"):
+                if (Path(made) / name).exists():
+                    shutil.copy(Path(made) / name, self.out / name)
+            self.words = _findings((Path(made) / "report.md").read_text())
+        return pd.read_csv(self.out / "summary.csv")
+
+    def provenance(self) -> str:
+        """Commands, commit, hardware, jobs and seconds, as markdown."""
+        commands = "\n".join(dict.fromkeys(call["command"] for call in self.calls))
+        machines = ", ".join(dict.fromkeys(call["machine"] for call in self.calls))
+        commits = ", ".join(dict.fromkeys(f"`{call['commit']}`" for call in self.calls))
+        seconds = " + ".join(f"{call['seconds']:,}" for call in self.calls)
+        steps = sum(found["train/seconds"] for found in self.metrics.values())
+        return (
+            f"```\n{commands}\n```\n\n{len(self.metrics)} runs in {seconds} s wall ({steps:,.0f} s in training steps, "
+            f"several runs at a time), commit {commits}, {machines}.\n"
+        )
+
+
+def paper(part: Packed) -> str:
+    """Ours beside the paper's, on each arm's own test set; then on both."""
+    scores = part.report()
+    accuracy = scores[scores["metric"] == "accuracy"].set_index(["test_set", "method"])
+    rows, missed = [], []
+    for method in dict.fromkeys(name for _, name in accuracy.index):
+        own, theirs = PAPER.get(method, ("test_large", None))
+        cells = [_interval(accuracy.loc[(name, method)]) for name in _paper_sets(accuracy)]
+        found = accuracy.loc[(own, method), "mean"]
+        if theirs is not None and found <= theirs:
+            missed.append(method)
+        told = "-" if theirs is None else f"{100 * theirs:.2f} on {'1,050' if own == 'test_balanced' else '7,365'}"
+        rows.append([method, told, *cells])
+    best = accuracy.loc["test_large", "mean"].max()
+    bar = 0.70 if part.folder.name == "paper_full" else 0.66
+    table = _table(["arm", "the paper", "7,365 images", "without twins", "1,050 images", "without twins"], rows)
+    arms = "every arm is above the paper's" if not missed else f"not above the paper's: {', '.join(missed)}"
+    return f"{table}\n{_bar('every arm above the paper', not missed, arms)}{_at_least('best arm, 7,365', best, bar)}"
+
+
+def methods(part: Packed) -> str:
+    """Every method's scores, and whether one beats the baseline in both metrics."""
+    scores = part.report()
+    blocks = []
+    for name in ("test", "test_dedup"):
+        wide = scores[scores["test_set"] == name].pivot(index="method", columns="metric", values=["mean", "sd"])
+        wide = wide.sort_values(("mean", "f1_macro"), ascending=False)
+        rows = [
+            [
+                method,
+                *(f"{100 * row['mean', key]:.2f} ± {100 * row['sd', key]:.2f}" for key in SHOWN),
+            ]
+            for method, row in wide.iterrows()
+        ]
+        blocks.append(f"{name}, mean ± deviation over seeds, percent\n\n{_table(['method', *SHOWN.values()], rows)}")
+    gaps = pd.read_csv(part.out / "differences.csv")
+    clear = gaps[(gaps["test_set"] == "test") & (gaps["difference"] > 0) & (gaps["p_holm"] < 0.05)]
+    both = [
+        method for method, found in clear.groupby("method")["metric"] if {"f1_macro", "balanced_accuracy"} <= set(found)
+    ]
+    told = ", ".join(both) or "none does"
+    bar = _bar("a method beats `none` in macro F1 and in balanced accuracy, Holm p < .05", bool(both), told)
+    return "\n".join([part.words, *blocks, bar])
+
+
+def trials(part: Packed) -> str:
+    """The ten best settings on validation."""
+    table = pd.read_csv(part.folder / "trials.csv")
+    part.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(part.out / "trials.csv", index=False)
+    rows = [[str(cell) if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in table.head(10).values]
+    return (
+        f"{len(table)} settings, the ten best; all in [trials.csv](results/{part.folder.name}/trials.csv)\n\n"
+        + _table(list(table.columns), rows)
+    )
+
+
+def strongest(part: Packed) -> str:
+    """Each seed, and the mean, plain and with test-time augmentation."""
+    scores = []
+    for run, found in part.metrics.items():
+        augmented = json.loads((run / "tta" / "metrics.json").read_text()) if (run / "tta").exists() else {}
+        scores.append({**augmented, **found})
+    names = [key.removesuffix("/accuracy") for key in scores[0] if key.startswith("test") and key.endswith("/accuracy")]
+    rows = []
+    for name in names:
+        for key in ("accuracy", "balanced_accuracy", "f1_macro"):
+            values = pd.Series([100 * found[f"{name}/{key}"] for found in scores])
+            seeds = " ".join(f"{value:.2f}" for value in values)
+            rows.append([name, SHOWN[key], f"{values.mean():.2f} ± {values.std():.2f}", seeds])
+    mean = {key: sum(found[f"test/{key}"] for found in scores) / len(scores) for key in ("accuracy", "f1_macro")}
+    bars = [_at_least("accuracy without test-time augmentation", mean["accuracy"], bar) for bar in (0.71, 0.742)]
+    bars.append(_at_least("macro F1", mean["f1_macro"], 0.72))
+    return _table(["test set", "score", "mean ± deviation, %", "seeds"], rows) + "\n" + "".join(bars)
+
+
+SHOWN = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "worst_recall": "worst recall",
+}
+SECTIONS: dict[str, Callable[[Packed], str]] = {
+    "paper": paper,
+    "paper_full": paper,
+    "tune": trials,
+    "methods": methods,
+    "search": trials,
+    "strongest": strongest,
+}
+
+
+def speed(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of ``benchmarks/gpu.py``."""
+    blocks = []
+    for line in lines:
+        columns = list(line["rows"][0])
+        cells = [
+            [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in line["rows"]
+        ]
+        told = f"{line['benchmark']}; commit `{line['commit']}`, {line['machine']}"
+        blocks.append(f"{told}\n\n{_table(columns, cells)}")
+    return "\n".join(blocks)
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packed", type=Path, nargs="*", help="archives, and speed.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md and results/")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as unpacked:
+        for file in options.packed:
+            if file.suffix != ".jsonl":
+                with tarfile.open(file) as archive:
+                    archive.extractall(unpacked, filter="data")
+        parts = {
+            name: Packed(Path(unpacked) / name, options.out / "results" / name)
+            for name in PARTS
+            if (Path(unpacked) / name / "calls.jsonl").exists()
+        }
+        lines = [
+            json.loads(line)
+            for file in options.packed
+            if file.suffix == ".jsonl"
+            for line in file.read_text().splitlines()
+        ]
+        rehearsed = any(call["rehearsal"] for part in parts.values() for call in part.calls) or any(
+            line["rehearsal"] for line in lines
+        )
+        if rehearsed and options.out == ROOT / "docs":
+            raise SystemExit("error: these are rehearsals, whose numbers mean nothing; give --out another folder")
+        sections = {}
+        for name, part in parts.items():
+            body = SECTIONS[name](part)
+            page = part.out / "report.html"
+            link = f"\nThe whole comparison: [report.html](results/{name}/report.html)\n" if page.exists() else ""
+            sections[name] = f"{PARTS[name].purpose.capitalize()}.\n\n{part.provenance()}\n{body}{link}"
+        if lines:
+            sections["speed"] = speed(lines)
+    pages = [HEAD, *(["**A rehearsal: these numbers mean nothing.**\n"] if rehearsed else [])]
+    pages += [f"## {title}\n\n{sections[name]}" for name, title in TITLES.items() if name in sections]
+    if missing := [name for name in TITLES if name not in sections]:
+        pages.append(f"## Not run yet\n\n{_missing(missing)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.md").write_text("\n".join(page.rstrip() + "\n" for page in pages))
+    print(options.out / "results.md")
+
+
+def _missing(names: Sequence[str]) -> str:
+    files = "--data fer2013.zip --weights tf_efficientnetv2_b0.safetensors"
+    lines = (f"python benchmarks/results/run.py {name:<10} {files}" for name in names)
+    return (
+        "They need a GPU. Each command takes less than nine minutes, and goes on where it was when given again.\n\n"
+        + ("```\n" + "\n".join(lines) + "\n```\n")
+    )
+
+
+def _findings(report: str) -> str:
+    lines = report.splitlines()
+    return "\n".join(line for line in lines[: lines.index("## Protocol")] if line.startswith("- ")) + "\n"
+
+
+def _paper_sets(accuracy: pd.DataFrame) -> list[str]:
+    known = ["test_large", "test_large_dedup", "test_balanced", "test_balanced_dedup"]
+    return [name for name in known if name in accuracy.index.get_level_values(0)]
+
+
+def _number(file: Path) -> int:
+    return int(file.parent.name.split("-")[0])
+
+
+def _interval(row: "pd.Series[Any]") -> str:
+    return f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({100 * row['low']:.2f} to {100 * row['high']:.2f})"
+
+
+def _at_least(what: str, found: float, bar: float) -> str:
+    gap = f"{100 * found:.2f} %" if found >= bar else f"{100 * found:.2f} %, {100 * (bar - found):.2f} points short"
+    return _bar(f"{what} at least {100 * bar:.1f} %", found >= bar, gap)
+
+
+def _bar(what: str, met: bool, told: str) -> str:
+    return f"- Bar: {what}. {'Met' if met else '**Missed**'}: {told}.\n"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The trials of a search (``test=false``): which settings score best on the validation images, and how surely.
+
+The test images have no part in it: what a trial was run for is a choice, and a choice made on the test images would
+make their score of the chosen settings too good.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Column, Table
+
+from fer_lightning import tables
+
+SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
+SCORES = tuple(f"val/{name}" for name in SHOWN)
+
+NO_SETTING = ("seed", "resume", "test", "name", "tags")
+"""Overrides that are not what is searched for; runs that differ in the seed alone are one trial."""
+
+LINES = 20
+"""Trials in the printed table; ``trials.csv`` has all."""
+
+
+def rank(trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> pd.DataFrame:
+    """Order settings by the validation score that the runs monitored, the best first.
+
+    Args:
+        trials: the overrides (``key=value``) and the ``metrics.json`` of each run.
+
+    Returns:
+        A row per setting: the overrides that are not the same in all runs, ``seeds``, the mean of each of ``SCORES``,
+        ``sd`` (of the monitored score over seeds, missing with one), and ``seconds`` of training.
+    """
+    given = [dict(override.lstrip("+~").split("=", 1) for override in overrides) for overrides, _ in trials]
+    keys = dict.fromkeys(key for each in given for key in each if key not in NO_SETTING)
+    varied = [key for key in keys if len({each.get(key) for each in given}) > 1]
+    monitor = trials[0][1]["monitor"]
+    runs = pd.DataFrame(
+        [
+            {
+                **{key: each.get(key, "") for key in varied},
+                **{score: metrics[score] for score in SCORES},
+                "seconds": metrics["train/seconds"],
+            }
+            for each, (_, metrics) in zip(given, trials, strict=True)
+        ]
+    )
+    groups = runs.groupby(varied, sort=False) if varied else runs.groupby(lambda _: 0)
+    table = groups[[*SCORES, "seconds"]].mean()
+    table.insert(0, "seeds", groups.size())
+    table.insert(1, "sd", groups[monitor].std())
+    return table.reset_index(drop=not varied).sort_values(monitor, ascending=False, kind="stable", ignore_index=True)
+
+
+def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
+    """Print the ranking of finished runs that were not tested, and write it to ``trials.csv``.
+
+    Args:
+        runs: the folder and ``metrics.json`` of each.
+        out: the folder for the file.
+
+    Returns:
+        The file.
+    """
+    trials = [(list(OmegaConf.load(run / ".hydra" / "overrides.yaml")), metrics) for run, metrics in runs.items()]
+    table, monitor = rank(trials), trials[0][1]["monitor"]
+    settings = list(table.columns[: table.columns.get_loc("seeds")])
+    shown = Table(
+        *(Column(name, overflow="fold") for name in settings),
+        *("seeds", "sd", *(tables.SCORES[name].heading for name in SHOWN), "seconds"),
+        title=f"{len(table)} settings by {monitor}; the test images were left alone",
+        title_justify="left",
+    )
+    for row in table.head(LINES).itertuples(index=False):
+        words = dict(zip(table.columns, row, strict=True))
+        shown.add_row(
+            *(str(words[name]) for name in settings),
+            str(words["seeds"]),
+            tables.SCORES[monitor.removeprefix("val/")].words(words["sd"]),
+            *(tables.SCORES[name].words(words[f"val/{name}"]) for name in SHOWN),
+            f"{words['seconds']:.0f}",
+        )
+    Console().print(shown)
+    if len(table) > LINES:
+        print(f"... and {len(table) - LINES} more: {out / 'trials.csv'}", flush=True)
+    table.to_csv(out / "trials.csv", index=False)
+    return out / "trials.csv"
