@@ -19,8 +19,9 @@ import pandas as pd
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fer_lightning import findings, html_report, report, statistics
-from fer_lightning.comparable import (
+from fer_lightning import statistics
+from fer_lightning.comparison import findings, html_report, report
+from fer_lightning.comparison.comparable import (
     BASELINE,
     Rows,
     common_test_sets,
@@ -32,11 +33,11 @@ from fer_lightning.comparable import (
     refuse_incomparable,
     share_images,
 )
+from fer_lightning.comparison.runs import Run, find_runs, read_runs
 from fer_lightning.config import run_tool
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import CALIBRATION_BINS, calibration_error, confusion_matrix, precision_recall_f1
-from fer_lightning.runs import Run, find_runs, read_runs
 from fer_lightning.statistics import Estimate
 
 log = logging.getLogger(__name__)

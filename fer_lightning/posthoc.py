@@ -23,7 +23,7 @@ from fer_lightning.imbalance.adjust import choose_tau
 from fer_lightning.imbalance.rules import refuse_double_corrections
 from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.run_folder import replace_file
-from fer_lightning.sweep_folder import flat
+from fer_lightning.sweeps.sweep_folder import flat
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from fer_lightning.config import is_first_process
 from fer_lightning.errors import UserError
 from fer_lightning.model import read_checkpoint
 from fer_lightning.run_folder import replace_file
-from fer_lightning.sweep_folder import flat
+from fer_lightning.sweeps.sweep_folder import flat
 
 log = logging.getLogger(__name__)
 

@@ -30,13 +30,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning import devices, job, slurm
 from fer_lightning.config import explain, fail, run_tool, validate
 from fer_lightning.errors import UserError
-from fer_lightning.progress import Progress, in_terminal, show
 from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status, write_json, write_status
 from fer_lightning.safety import check_recorded
-from fer_lightning.sweep_folder import (
+from fer_lightning.sweeps import devices, job, slurm
+from fer_lightning.sweeps.progress import Progress, in_terminal, show
+from fer_lightning.sweeps.sweep_folder import (
     Job,
     describe,
     in_use,
@@ -227,7 +227,7 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
         report = compare_sweep(tested, folder / "report")
     trials = None
     if untested:
-        from fer_lightning.trials import report as rank_trials
+        from fer_lightning.sweeps.trials import report as rank_trials
 
         trials = rank_trials(untested, folder)
     for stand in [*failed, *unfinished]:

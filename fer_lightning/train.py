@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fer_lightning import figures, posthoc, scorecard, slurm, stop, tracking
+from fer_lightning import figures, posthoc, scorecard, stop, tracking
 from fer_lightning.callbacks import (
     AtomicCheckpoints,
     CountsOnHost,
@@ -44,6 +44,7 @@ from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
 from fer_lightning.resume import resume_from, saved_step
 from fer_lightning.run_folder import claim, write_json, write_status
+from fer_lightning.sweeps import slurm
 
 log = logging.getLogger(__name__)
 

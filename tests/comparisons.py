@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning.compare import METRICS, TESTED, Comparison
+from fer_lightning.comparison.runs import Run
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics import precision_recall_f1
-from fer_lightning.runs import Run
 
 METHODS = (
     "none",

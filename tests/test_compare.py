@@ -21,12 +21,13 @@ from rich.console import Console
 from run_folders import SKILLS, TEST_COUNTS, write_run, write_sweep
 from wandb_file import read_offline_runs
 
-from fer_lightning import findings, statistics
+from fer_lightning import statistics
 from fer_lightning.compare import METRICS, TESTED, Comparison, analyse, compare, compare_sweep, main
+from fer_lightning.comparison import findings
+from fer_lightning.comparison.runs import find_runs, read_runs
 from fer_lightning.config import run_tool
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
-from fer_lightning.runs import find_runs, read_runs
 from fer_lightning.statistics import Estimate
 
 LARGE = tuple(8 * count for count in TEST_COUNTS)

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from fer_lightning import figures, html_charts, report_figures
+from fer_lightning import figures
+from fer_lightning.comparison import html_charts, report_figures
 from fer_lightning.data.faces import EMOTIONS
 
 TRAIN = (3995, 436, 4097, 7215, 4830, 3171, 4965)

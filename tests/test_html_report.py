@@ -11,8 +11,8 @@ from comparisons import made_up
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_report import CASES, HOSTILE
 
-from fer_lightning import html_report
 from fer_lightning.compare import Comparison
+from fer_lightning.comparison import html_report
 
 pytestmark = pytest.mark.slow  # a browser for each page
 

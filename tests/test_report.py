@@ -12,8 +12,8 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
-from fer_lightning import report, tables
 from fer_lightning.compare import Comparison
+from fer_lightning.comparison import report, tables
 
 HOSTILE = "<img src=x onerror=alert(1)>|[b]*_`$x$"
 

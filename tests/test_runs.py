@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from run_folders import TEST_COUNTS, write_run
 
-from fer_lightning.runs import find_runs, read_run, read_runs
+from fer_lightning.comparison.runs import find_runs, read_run, read_runs
 
 
 def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:

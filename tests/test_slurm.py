@@ -16,8 +16,8 @@ import torch
 from conftest import TINY
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from fer_lightning import slurm
 from fer_lightning.errors import UserError
+from fer_lightning.sweeps import slurm
 
 SMALL = ("hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1", "hydra.sweep.subdir=${hydra:job.num}")
 

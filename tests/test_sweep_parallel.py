@@ -16,10 +16,10 @@ from conftest import TINY, processes_in
 from omegaconf import OmegaConf
 from sweeps import ENDLESS, rank_one, status_of, statuses, sweep, training, wait_for
 
-from fer_lightning import devices, job, progress, sweep_folder
 from fer_lightning import sweep as sweep_module
-from fer_lightning.devices import Need
 from fer_lightning.run_folder import occupy, write_status
+from fer_lightning.sweeps import devices, job, progress, sweep_folder
+from fer_lightning.sweeps.devices import Need
 
 PARALLEL = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
 

@@ -11,9 +11,9 @@ import pytest
 from conftest import TINY
 from sweeps import status_of, statuses, wait_for
 
-from fer_lightning import job
 from fer_lightning.config import CONF_DIR
 from fer_lightning.run_folder import occupy, write_status
+from fer_lightning.sweeps import job
 
 FAILING = (*TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
 """Two jobs that fail before a process is started for them."""

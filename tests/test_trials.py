@@ -8,7 +8,7 @@ from fer_lightning import compare
 from fer_lightning.errors import UserError
 from fer_lightning.model import read_checkpoint
 from fer_lightning.run_folder import read_json
-from fer_lightning.trials import rank
+from fer_lightning.sweeps.trials import rank
 
 
 def metrics(accuracy: float, seconds: float = 10.0) -> dict[str, object]:

@@ -21,8 +21,8 @@ from run import PARTS, ROOT
 sys.path.insert(0, str(ROOT))
 
 from fer_lightning.compare import compare
-from fer_lightning.findings import PAPER
-from fer_lightning.runs import find_runs
+from fer_lightning.comparison.findings import PAPER
+from fer_lightning.comparison.runs import find_runs
 
 HEAD = """\
 # Results on all of FER-2013

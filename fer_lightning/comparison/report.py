@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fer_lightning import figures, report_figures, tables
+from fer_lightning import figures
+from fer_lightning.comparison import report_figures, tables
+from fer_lightning.comparison.sections import made_with, protocol, sections
+from fer_lightning.comparison.tables import SCORES, Cell, Table
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.sections import made_with, protocol, sections
-from fer_lightning.tables import SCORES, Cell, Table
 
 if TYPE_CHECKING:
     from fer_lightning.compare import Comparison

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from fer_lightning import tables
+from fer_lightning.comparison import tables
+from fer_lightning.comparison.report_figures import colour, cut, mark
+from fer_lightning.comparison.tables import SCORES
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.figures import row_shares
-from fer_lightning.report_figures import colour, cut, mark
-from fer_lightning.tables import SCORES
 
 if TYPE_CHECKING:
     from fer_lightning.compare import Comparison

@@ -12,12 +12,20 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from fer_lightning import html_charts, tables
-from fer_lightning.html_charts import Numbers, axis_range, mark_of, method_button, place_on, switched, ticks_on
-from fer_lightning.report import SYNTHETIC
-from fer_lightning.report_figures import COLOURS, colour
-from fer_lightning.sections import Section, made_with, protocol, sections
-from fer_lightning.tables import SCORES, Cell, Table
+from fer_lightning.comparison import html_charts, tables
+from fer_lightning.comparison.html_charts import (
+    Numbers,
+    axis_range,
+    mark_of,
+    method_button,
+    place_on,
+    switched,
+    ticks_on,
+)
+from fer_lightning.comparison.report import SYNTHETIC
+from fer_lightning.comparison.report_figures import COLOURS, colour
+from fer_lightning.comparison.sections import Section, made_with, protocol, sections
+from fer_lightning.comparison.tables import SCORES, Cell, Table
 
 if TYPE_CHECKING:
     from fer_lightning.compare import Comparison
@@ -150,8 +158,8 @@ def render(c: "Comparison") -> str:
     """One self-contained page: no request leaves it, and its content policy forbids any."""
     numbers = {name: number for number, name in enumerate(c.rows)}
     parts = sections(c)
-    style = files("fer_lightning").joinpath("html_report.css").read_text(encoding="utf-8") + _palette()
-    script = files("fer_lightning").joinpath("html_report.js").read_text(encoding="utf-8")
+    style = files("fer_lightning.comparison").joinpath("html_report.css").read_text(encoding="utf-8") + _palette()
+    script = files("fer_lightning.comparison").joinpath("html_report.js").read_text(encoding="utf-8")
     # Only this very script may run, whatever stands in a method's name.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; form-action 'none'"

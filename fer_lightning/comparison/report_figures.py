@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
+from fer_lightning.comparison.tables import SCORES, Score
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.figures import BLUE, FAINT, GREY, INK, VERMILION, head, heatmap, row_shares, styled
-from fer_lightning.tables import SCORES, Score
 
 COLOURS = ("#5F666E", "#294FC1", "#761F0D", "#32A587", "#6E1461", "#1495DD", "#907002")
 """Of the methods, the baseline's first, on white: found by search so that any two differ by 0.12 in OKLab for normal,

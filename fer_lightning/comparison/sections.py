@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_lightning.tables import (
+from fer_lightning.comparison.tables import (
     Table,
     baselines,
     calibration,

@@ -158,7 +158,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def code_hash() -> str:
     """A hash over the package's modules and configuration files."""
     digest = hashlib.blake2b(digest_size=16)
-    for root, pattern in ((Path(__file__).parent, "*.py"), (CONF_DIR, "*.yaml")):
+    for root, pattern in ((Path(__file__).parent.parent, "*.py"), (CONF_DIR, "*.yaml")):
         for path in sorted(root.rglob(pattern)):
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -301,7 +301,7 @@ def _git_commit() -> str | None:
     """The commit that this code is checked out from, for people; None for code that is not under version control."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning import figures
-from fer_lightning.comparable import Rows, is_tested, paired, share_images, varying
+from fer_lightning.comparison.comparable import Rows, is_tested, paired, share_images, varying
+from fer_lightning.comparison.runs import Run
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.runs import Run
 from fer_lightning.statistics import RESAMPLES, Estimate, holm
 
 NAMES = {"f1_macro": "macro F1", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}

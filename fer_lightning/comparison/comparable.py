@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from fer_lightning.comparison.runs import Run
 from fer_lightning.errors import UserError
-from fer_lightning.runs import Run
 
 BASELINE = "none"
 """The method that differences are taken from, where there is such a run and no other is asked for."""

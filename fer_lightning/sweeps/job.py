@@ -11,8 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fer_lightning import config, slurm
+from fer_lightning import config
 from fer_lightning.run_folder import RESUMABLE, read_status, write_status
+from fer_lightning.sweeps import slurm
 
 PARENT = "FER_LIGHTNING_PARENT"
 """Environment variable: the process with whose death this one has to end, too."""

@@ -1,0 +1,1 @@
+"""The jobs of a sweep: their processes, devices and folders, here and on a cluster."""
