@@ -116,7 +116,7 @@ def bare_loop(
     """
     import timm.optim
 
-    from fer_lightning.model import build_schedule, parameter_groups
+    from fer_lightning.optimizer import build_schedule, parameter_groups
 
     datamodule, model = parts(cfg, faces)
     optim, steps = cfg.optim, cfg.trainer.limit_train_batches

@@ -15,7 +15,8 @@ from torch import nn
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.deploy import Deployable, as_faces, as_strings
-from fer_lightning.model import EmotionClassifier, build_head
+from fer_lightning.model import EmotionClassifier
+from fer_lightning.network import build_head
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """An opened file: uint8 images (B, H, W, 3), red, green, blue, to float32 probabilities (B, 7)."""

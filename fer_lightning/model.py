@@ -1,21 +1,15 @@
-"""An EfficientNet with the paper's custom head, and the LightningModule that trains it with any loss."""
+"""The LightningModule: an EfficientNet with the paper's head, trained with any loss."""
 
-import difflib
-import inspect
 import logging
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import timm
-import timm.optim
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.models import EfficientNet
-from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -25,175 +19,11 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.imbalance.losses import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
+from fer_lightning.network import ClassScale, build_network
+from fer_lightning.optimizer import build_optimizer, build_schedule
 from fer_lightning.running_metrics import training_metrics
 
 log = logging.getLogger(__name__)
-
-
-class CosineLinear(nn.Module):
-    """Logits scale * cos(w_c, x), (B, D) -> (B, C): the classifier that LDAM needs (Cao et al. 2019, section 3.2)."""
-
-    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
-
-    def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # a cosine in bfloat16, times 30, is off by 0.1
-            return self.scale * F.linear(F.normalize(features.float()), F.normalize(self.weight.float()))
-
-
-class ClassScale(nn.Module):
-    """Logits times one learnable factor per class, 1 at first: (B, C) -> (B, C) (LWS, Kang et al. 2020, eq. 6)."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(num_classes))
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits * self.scale
-
-
-def build_head(
-    in_features: int,
-    num_classes: int,
-    hidden: Sequence[int],
-    activation: str,
-    batch_norm: bool,
-    dropout: float,
-    cosine_scale: float | None = None,
-    class_scale: bool = False,
-) -> nn.Sequential:
-    """The paper's head (section 3.2): Linear, BatchNorm, activation, Dropout per hidden width, then Linear.
-
-    The softmax of the paper is in the loss. With ``cosine_scale`` the last layer is a ``CosineLinear``; with
-    ``class_scale`` a ``ClassScale`` follows it.
-
-    Raises:
-        UserError: when ``activation`` is no class of ``torch.nn``.
-    """
-    activation_class = getattr(nn, activation, None)
-    if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
-        raise UserError(f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU")
-    try:
-        activation_class()
-    except TypeError as error:
-        raise UserError(f"model.head.activation={activation}: is no activation; such as ReLU, SiLU or GELU") from error
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers.append(nn.Linear(in_features, width, bias=not batch_norm))
-        if batch_norm:
-            layers.append(nn.BatchNorm1d(width))
-        layers += [activation_class(), nn.Dropout(dropout)]
-        in_features = width
-    last = CosineLinear(in_features, num_classes, cosine_scale) if cosine_scale else nn.Linear(in_features, num_classes)
-    return nn.Sequential(*layers, last, *([ClassScale(num_classes)] if class_scale else []))
-
-
-def build_network(
-    name: str,
-    weights: str,
-    in_channels: int,
-    stem_stride: int,
-    drop_path: float,
-    head: Mapping[str, Any],
-    num_classes: int = len(EMOTIONS),
-) -> EfficientNet:
-    """A timm EfficientNet whose classifier is the custom head; logits (B, ``num_classes``).
-
-    Args:
-        name: any EfficientNet of timm, with or without a pretrained tag.
-        weights: ``none``, ``imagenet`` (timm's hub) or a file with timm's parameter names.
-        in_channels: with 1, timm sums the stem's weights over RGB.
-        stem_stride: of the first convolution; timm hard-codes 2.
-        drop_path: stochastic depth rate.
-        head: arguments of ``build_head``.
-
-    Raises:
-        UserError: unknown name, weights that cannot be fetched or do not fit.
-    """
-    known = timm.list_models("*efficientnet*") + timm.list_pretrained("*efficientnet*")
-    if name not in known:
-        close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "efficientnet_b0"
-        raise UserError(f"model.name={name}: no EfficientNet of timm {timm.__version__}; close: {close}")
-    arguments: dict[str, Any] = {
-        "num_classes": num_classes,
-        "in_chans": in_channels,
-        "drop_path_rate": drop_path,
-    }
-    if weights not in ("none", "imagenet"):
-        _check_weights_fit(name, Path(weights))
-        arguments["pretrained_cfg_overlay"] = {"file": weights}
-    try:
-        network: Any = timm.create_model(name, pretrained=weights != "none", **arguments)
-    except Exception as error:  # timm's hub raises whatever its HTTP client does
-        if weights == "none":
-            raise
-        if weights != "imagenet":
-            mismatch = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"model.weights={weights}: does not fit {name} ({mismatch})") from error
-        raise UserError(
-            f"model.weights=imagenet: could not get timm's weights of {name} ({_first_line(error)}); "
-            "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
-        ) from error
-    network.conv_stem.stride = (stem_stride, stem_stride)
-    network.classifier = build_head(network.num_features, num_classes, **head)
-    return network
-
-
-def _check_weights_fit(name: str, path: Path) -> None:
-    """timm loads with ``strict=False`` once the classifier differs, so a wrong file would pass in silence."""
-    try:
-        found = read_weights(str(path), weights_only=True)
-    except Exception as error:
-        raise UserError(f"model.weights={path}: cannot be read as weights ({type(error).__name__})") from error
-    wanted = {key for key in timm.create_model(name).state_dict() if not key.startswith("classifier.")}
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(
-            f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def parameter_groups(
-    network: EfficientNet, lr: float, weight_decay: float, layer_decay: float | None, backbone_lr_scale: float
-) -> list[dict[str, Any]]:
-    """Optimizer groups: timm's layer-wise decay, no weight decay on vectors, the backbone's rate scaled.
-
-    Groups that end up with the same rate and weight decay are merged: fewer groups, faster fused steps.
-    """
-    head = {id(parameter) for parameter in network.classifier.parameters()}
-    merged: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for group in timm.optim.param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay or 1.0):
-        for parameter in group["params"]:
-            scale = group["lr_scale"] * (1.0 if id(parameter) in head else backbone_lr_scale)
-            merged.setdefault((lr * scale, group["weight_decay"]), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in merged.items()]
-
-
-def schedule_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
-    """Learning-rate factor: linear warm-up to 1, then constant or cosine decay to 0 (Loshchilov & Hutter 2017)."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if schedule == "constant":
-        return 1.0
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _fused(name: str) -> dict[str, Any]:
-    """The argument that makes a step one kernel, where an optimizer has it: torch's own."""
-    has = "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
-    return {"fused": True} if has else {}
 
 
 def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
@@ -210,37 +40,6 @@ def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
     """
     stage = 3 if epoch >= epochs - 1 else 4 * epoch // epochs
     return last if first is None or stage == 3 else first + (last - first) * stage // 3 // 8 * 8
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer,
-    schedule: str,
-    total_steps: int,
-    warmup_fraction: float,
-    first_stage_steps: int | None = None,
-    second_stage_scale: float = 1.0,
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate of every step; each group's own rate is its largest.
-
-    ``cosine`` and ``constant``: see ``schedule_factor``. ``one_cycle``: up and down again over the share
-    ``warmup_fraction`` and the rest of the run, momentum the other way (Smith & Topin 2018, "Super-Convergence").
-    After ``first_stage_steps`` a second stage begins with a schedule of its own, ``second_stage_scale`` as high.
-    """
-    if schedule == "one_cycle":
-        cycled = any(key in optimizer.defaults for key in ("momentum", "betas"))
-        rates = [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, rates, total_steps, pct_start=warmup_fraction, cycle_momentum=cycled
-        )
-    border = total_steps if first_stage_steps is None else first_stage_steps
-
-    def factor(step: int) -> float:
-        if step < border or first_stage_steps is None:
-            return schedule_factor(step, border, round(warmup_fraction * border), schedule)
-        rest = total_steps - border
-        return second_stage_scale * schedule_factor(step - border, rest, round(warmup_fraction * rest), schedule)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -431,26 +230,14 @@ class EmotionClassifier(L.LightningModule):
         return {id(parameter) for scale in scales for parameter in scale.parameters()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optim = self.optim
-        groups = parameter_groups(
-            self.network, optim["lr"], optim["weight_decay"], optim["layer_decay"], optim["backbone_lr_scale"]
-        )
-        momentum = {} if optim["momentum"] is None else {"momentum": optim["momentum"]}
-        try:
-            optimizer = timm.optim.create_optimizer_v2(
-                groups, opt=optim["name"], lr=optim["lr"], **momentum, **_fused(optim["name"])
-            )
-        except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({_first_line(error)})") from error
-        # A fused step could unscale float16 gradients itself; here they are unscaled before, to be clipped.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer = build_optimizer(self.network, self.optim)
         total = int(self.trainer.estimated_stepping_batches)
         limit = self.hparams["config"].get("trainer", {}).get("max_steps", -1)  # which the Trainer is not told
         total = min(total, limit) if limit >= 0 else total
         stage = self.second_stage
         first = None if stage is None else total * stage.first_epoch // stage.epochs
         scale = 1.0 if stage is None else stage.lr_scale
-        schedule = build_schedule(optimizer, optim["schedule"], total, optim["warmup_fraction"], first, scale)
+        schedule = build_schedule(optimizer, self.optim["schedule"], total, self.optim["warmup_fraction"], first, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @classmethod

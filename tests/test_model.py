@@ -28,15 +28,9 @@ from fer_lightning.data.splits import official
 from fer_lightning.data.strengths import Strengths
 from fer_lightning.data.synthetic import draw
 from fer_lightning.errors import UserError
-from fer_lightning.model import (
-    EmotionClassifier,
-    build_head,
-    build_network,
-    input_size,
-    parameter_groups,
-    read_checkpoint,
-    schedule_factor,
-)
+from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
+from fer_lightning.network import build_head, build_network
+from fer_lightning.optimizer import parameter_groups, schedule_factor
 from fer_lightning.tracking import build_loggers
 from fer_lightning.train import build_trainer
 

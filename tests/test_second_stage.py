@@ -14,7 +14,8 @@ from torch import nn
 from fer_lightning.callbacks import LastCheckpoint
 from fer_lightning.errors import UserError
 from fer_lightning.imbalance.second_stage import SecondStage, reinitialize
-from fer_lightning.model import build_head, build_schedule
+from fer_lightning.network import build_head
+from fer_lightning.optimizer import build_schedule
 
 STAGED = (*TINY, "augment=light", "data.source.images=300", "model.head.dropout=0.5", "trainer.max_epochs=4")
 HALF = "imbalance.second_stage.share=0.5"
