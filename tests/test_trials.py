@@ -39,7 +39,7 @@ def test_one_setting_is_a_table_of_one_row():
 
 
 def test_an_override_that_only_some_runs_have():
-    table = rank([(["seed=0"], metrics(0.5)), (["seed=0", "+model.drop_path=0.1"], metrics(0.6))])
+    table = rank([(["~callbacks.ema"], metrics(0.5)), (["seed=0", "+model.drop_path=0.1"], metrics(0.6))])
     assert table["model.drop_path"].tolist() == ["0.1", ""]
 
 

@@ -35,7 +35,7 @@ def rank(trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> pd.DataFr
         A row per setting: the overrides that are not the same in all runs, ``seeds``, the mean of each of ``SCORES``,
         ``sd`` (of the monitored score over seeds, missing with one), and ``seconds`` of training.
     """
-    given = [dict(override.lstrip("+~").split("=", 1) for override in overrides) for overrides, _ in trials]
+    given = [dict(override.lstrip("+").partition("=")[::2] for override in overrides) for overrides, _ in trials]
     keys = dict.fromkeys(key for each in given for key in each if key not in NO_SETTING)
     varied = [key for key in keys if len({each.get(key) for each in given}) > 1]
     monitor = trials[0][1]["monitor"]
