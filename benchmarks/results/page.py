@@ -132,7 +132,7 @@ def methods(part: Packed) -> str:
 
 def trials(part: Packed) -> str:
     """The ten best settings on validation."""
-    table = pd.read_csv(part.folder / "trials.csv")
+    table = pd.read_csv(part.folder / "trials.csv", keep_default_na=False)  # null is a setting's value
     part.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(part.out / "trials.csv", index=False)
     rows = [[str(cell) if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in table.head(10).values]
