@@ -29,8 +29,8 @@ def main() -> None:
     import torch
 
     from fer_lightning import export_formats
+    from fer_lightning.checkpoint_data import load_split
     from fer_lightning.deploy import Deployable, as_colour, describe
-    from fer_lightning.evaluate import load_split
     from fer_lightning.export import calibration_images
     from fer_lightning.export_int8 import quantize
     from fer_lightning.model import EmotionClassifier

@@ -4,7 +4,6 @@ Finds identical images, nearly identical ones, identical images with different l
 found and writes ``audit.csv`` and a sheet of examples, ``audit.png``.
 """
 
-import argparse
 import io
 import json
 import logging
@@ -24,9 +23,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from fer_lightning import config as schema
+from fer_lightning.checkpoint_data import load_faces
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
-from fer_lightning.errors import UserError
-from fer_lightning.evaluate import load_faces
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.figures import head, styled
 from fer_lightning.run_folder import replace_file
 
@@ -393,7 +392,7 @@ def write(faces: Faces, result: Audit, source: str, out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Look for duplicates, conflicting labels and blank images in a set of faces."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.audit", description=main.__doc__)
+    parser = Parser(prog="python -m fer_lightning.audit", description=main.__doc__)
     parser.add_argument("overrides", nargs="*", help="data.path=FILE, or other key=value as for a run")
     parser.add_argument("--out", type=Path, default=Path("outputs/audit"), help="folder for audit.csv and audit.png")
     parser.add_argument(

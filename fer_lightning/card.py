@@ -1,6 +1,5 @@
 """The model card of a run, in Hugging Face's format: ``python -m fer_lightning.card RUN``."""
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 
 from fer_lightning.config import run_tool
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.run_folder import read_json, read_status, replace_file
 
 if TYPE_CHECKING:
@@ -144,7 +143,10 @@ def metadata(trained: Trained) -> "ModelCardData":
         license_name=None if free else "terms-of-fer-2013-and-imagenet",
         library_name="pytorch-lightning",
         pipeline_tag="image-classification",
-        tags=["facial-expression-recognition", "emotion-recognition", "fer2013", "class-imbalance", "timm"],
+        tags=[
+            *("facial-expression-recognition", "emotion-recognition", "class-imbalance", "timm"),
+            *(["fer2013"] if trained.real else []),
+        ],
         datasets=["fer2013"] if trained.real else None,
         metrics=["accuracy", "recall", "f1"],
         model_name=_title(trained),
@@ -366,7 +368,7 @@ def _one_line(error: BaseException) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the model card of a finished run, in Hugging Face's format."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.card", description=main.__doc__)
+    parser = Parser(prog="python -m fer_lightning.card", description=main.__doc__)
     parser.add_argument("run", type=Path, help="a run's folder; or a checkpoint, whose card is printed")
     parser.add_argument("--out", type=Path, help="the card's file; default: README.md in the run's folder")
     parser.add_argument("--force", action="store_true", help="overwrite a file that this tool did not write")

@@ -4,7 +4,6 @@ It reads run folders and nothing else, so it loads no models and needs no torch.
 data, labels, split and test images; rows are methods, repeats are seeds (or folds), and methods are paired by them.
 """
 
-import argparse
 import logging
 import os
 import shlex
@@ -36,7 +35,7 @@ from fer_lightning.comparison.comparable import (
 from fer_lightning.comparison.runs import Run, find_runs, read_runs
 from fer_lightning.config import run_tool
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.metrics import CALIBRATION_BINS, calibration_error, confusion_matrix, precision_recall_f1
 from fer_lightning.statistics import Estimate
 
@@ -450,7 +449,7 @@ def log_to_wandb(comparison: Comparison, out: Path, project: str, entity: str | 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fer_lightning.compare",
         description="Which method wins, by how much, and is it real: tables, tests, pictures and a page in report/.",
     )

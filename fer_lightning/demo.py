@@ -3,7 +3,6 @@
 The page is served to this machine alone, loads nothing from elsewhere, and forgets every photo when it ends.
 """
 
-import argparse
 import logging
 import os
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from fer_lightning import config as schema
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ POLICY = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Try a model on photos or the camera, on a page of this machine; Ctrl-C ends it."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.demo", description=main.__doc__)
+    parser = Parser(prog="python -m fer_lightning.demo", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
     parser.add_argument("--port", type=int, default=7860, help="of the page; 0 takes any free one; default: 7860")
     parsed = parser.parse_args(arguments)
@@ -76,8 +75,8 @@ def serve(checkpoint: Path, listener: socket.socket) -> None:
     from fer_lightning import demo_page
     from fer_lightning.data.containers import MAX_PIECE
     from fer_lightning.detect import check_detector
-    from fer_lightning.evaluate import pick_device
     from fer_lightning.model import EmotionClassifier
+    from fer_lightning.scoring import pick_device
 
     model = EmotionClassifier.load(checkpoint)
     check_detector()

@@ -16,11 +16,10 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.images import as_face, decode
 from fer_lightning.detect import Box, crop_face, find_faces
 from fer_lightning.errors import UserError
-from fer_lightning.evaluate import predict
 from fer_lightning.model import EmotionClassifier
 from fer_lightning.saliency_figures import overlay
 from fer_lightning.scorecard import describe
-from fer_lightning.statistics import scale
+from fer_lightning.scoring import classify
 
 LARGEST = 1280
 """Pixels of the longer side of the photo that is shown."""
@@ -63,15 +62,14 @@ def answer(model: EmotionClassifier, photo: np.ndarray, device: torch.device) ->
     Returns:
         An answer for each face, and whether any was found: if not, there is one, for the middle square.
     """
-    found = sorted(find_faces(photo))  # from left to right
+    found = find_faces(photo)
     boxes, crops = found, [crop_face(photo, box) for box in found]
     if not found:
         height, width = photo.shape[:2]
         side = min(height, width)
         boxes, crops = [Box((width - side) // 2, (height - side) // 2, side, side)], [photo]
     faces = np.stack([as_face(crop) for crop in crops])
-    temperature = (model.hparams["scorecard"] or {}).get("temperature")
-    probabilities = scale(predict(model, faces, device), temperature or 1.0)
+    probabilities = classify(model, faces, device)
     maps = saliency.saliency_maps(model, faces, probabilities.argmax(axis=1), device)
     return [Answer(*each) for each in zip(boxes, faces, probabilities, maps, strict=True)], bool(found)
 

@@ -53,7 +53,7 @@ def find_faces(image: np.ndarray, detector: Path | None = None) -> list[Box]:
         detector: a file with YuNet (``face_detection_yunet_*.onnx`` of the OpenCV model zoo); None for Haar.
 
     Returns:
-        The faces, largest first; empty when there is none.
+        The faces, from left to right; empty when there is none.
 
     Raises:
         UserError: this OpenCV has no such detector, or the file is not YuNet.
@@ -61,7 +61,7 @@ def find_faces(image: np.ndarray, detector: Path | None = None) -> list[Box]:
     with _LOCK:  # OpenCV's detectors keep the picture inside themselves while they search
         boxes = _haar_boxes(image) if detector is None else _yunet_boxes(image, detector)
     inside = [_clip(box, image.shape) for box in boxes]
-    return sorted((box for box in inside if min(box[2:]) > 0), key=lambda box: (-box.width * box.height, box))
+    return sorted(box for box in inside if min(box[2:]) > 0)
 
 
 def check_detector(detector: Path | None = None) -> None:

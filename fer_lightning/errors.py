@@ -1,5 +1,8 @@
 """Mistakes that the user can mend, and stops that the user asked for."""
 
+import argparse
+from typing import NoReturn
+
 
 class UserError(Exception):
     """A mistake of the user's, told in one line without a traceback.
@@ -13,6 +16,13 @@ class Interrupted(BaseException):
 
     No ``Exception``, so that nothing that mends errors on the way takes it for one.
     """
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are mistakes like all others, told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows what there is")
 
 
 def require(condition: bool, key: str, value: object, accepted: str) -> None:

@@ -10,9 +10,11 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -21,11 +23,16 @@ from rich.table import Column, Table
 
 from fer_lightning import config as schema
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.run_folder import replace_file
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where it is used: --help and mistakes need not wait for torch
+    import torch
     from matplotlib.figure import Figure
+
+    from fer_lightning.model import EmotionClassifier
+    from fer_lightning.pictures import Source
+    from fer_lightning.predict import Found
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +42,19 @@ CHUNK = 64
 
 def main(arguments: list[str] | None = None) -> None:
     """Show where a model looks, in single faces or in the mean over its test images."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.explain", description=main.__doc__)
+    parser = Parser(prog="python -m fer_lightning.explain", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
     parser.add_argument(
         "inputs",
         nargs="*",
         metavar="PATH",
-        help="images of one face each, or folders of them; with --test-set key=value of the run's configuration, such "
-        "as data.path=fer2013.zip",
+        help="images, or folders of them to any depth; with --test-set key=value of the run's configuration, such as "
+        "data.path=fer2013.zip",
     )
     parser.add_argument("--test-set", action="store_true", help="mean maps of the model's own test images")
+    parser.add_argument("--faces", action="store_true", help="find the faces; without it an image is a cropped face")
+    yunet = "find them with YuNet from this file, instead of OpenCV's Haar cascade"
+    parser.add_argument("--detector", type=Path, metavar="FILE.onnx", help=yunet)
     parser.add_argument("--emotion", choices=EMOTIONS, help="what to explain; default: the model's answer")
     parser.add_argument(
         "--out", type=Path, default=Path("explained"), help="folder for the pictures; default: explained"
@@ -52,100 +62,107 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if parsed.test_set:
-        if parsed.emotion:
-            raise UserError(f"--emotion {parsed.emotion}: --test-set explains every emotion; leave it out")
+        for option in ("emotion", "faces", "detector"):
+            if given := getattr(parsed, option):
+                told = f"--{option}" if given is True else f"--{option} {given}"
+                raise UserError(f"{told}: --test-set explains every emotion of the test faces; leave it out")
         _explain_test_set(parsed.checkpoint, parsed.inputs, parsed.out)
     elif parsed.inputs:
-        _explain_files(
-            parsed.checkpoint, find_images([Path(text) for text in parsed.inputs]), parsed.emotion, parsed.out
-        )
+        _explain_files(parsed)
     else:
         raise UserError("no image given: name images or folders, or give --test-set for the model's test images")
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The image files that are given, or are anywhere in the folders given, each once.
-
-    Raises:
-        UserError: a path that does not exist, or a folder without images.
-    """
-    from fer_lightning.data.images import IMAGE_SUFFIXES
-
-    def is_image(file: Path, folder: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        return file.suffix.lower() in IMAGE_SUFFIXES and not hidden and file.is_file()
-
-    found: dict[Path, None] = {}
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: does not exist; give images or folders of images")
-        files = sorted(file for file in path.rglob("*") if is_image(file, path)) if path.is_dir() else [path]
-        if not files:
-            raise UserError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def _explain_files(checkpoint: Path, files: list[Path], emotion: str | None, out: Path) -> None:
-    """Write a picture for each file, and print a table of them; what cannot be read is told there."""
-    from fer_lightning import saliency, saliency_figures
-    from fer_lightning.evaluate import pick_device, predict
+def _explain_files(parsed: argparse.Namespace) -> None:
+    """Write a picture for each face, and print a table of them; what cannot be read is told there."""
+    from fer_lightning import detect, pictures, predict
     from fer_lightning.model import EmotionClassifier
     from fer_lightning.scorecard import describe
-    from fer_lightning.statistics import scale
+    from fer_lightning.scoring import pick_device
 
-    model = EmotionClassifier.load(checkpoint)
-    card = model.hparams["scorecard"] or {}
-    temperature, device = card.get("temperature"), pick_device("auto")
-    said = "calibrated on validation" if temperature else "not calibrated"
-    _make(out)
-    table = Table(*(Column(name, overflow="fold") for name in ("image", "answer", "probability", "picture")))
+    sources = [_still(source) for source in pictures.list_sources(parsed.inputs)]
+    cut: predict.Cut = predict.whole_with_a_note()
+    searches = parsed.faces or parsed.detector is not None
+    if searches:
+        detect.check_detector(parsed.detector)
+        cut = partial(predict.cut_faces, detector=parsed.detector)
+    model = EmotionClassifier.load(parsed.checkpoint)
+    _make(parsed.out)
+    device = pick_device("auto")
+    columns = ("image", *(["face"] if searches else []), "answer", "probability", "picture")
+    table = Table(*(Column(name, overflow="fold") for name in columns))
     answered: set[str] = set()
     taken: set[str] = set()
     failed = 0
-    for start in range(0, len(files), CHUNK):
-        chunk = files[start : start + CHUNK]
-        faces, reasons = _read_faces(chunk)
-        failed += len(reasons)
-        rows = {file: ("-", "-", reason) for file, reason in reasons.items()}
-        if faces:
-            images = np.stack(list(faces.values()))
-            probabilities = scale(predict(model, images, device), temperature or 1.0)
-            answers = probabilities.argmax(axis=1)
-            explained = np.full(len(images), EMOTIONS.index(emotion)) if emotion else answers
-            maps = saliency.saliency_maps(model, images, explained, device)
-            for number, file in enumerate(faces):
-                answer, confidence = EMOTIONS[answers[number]], f"{100 * probabilities[number].max():.0f} %"
-                figure = saliency_figures.explained_face(
-                    images[number],
-                    maps[number],
-                    probabilities[number],
-                    int(explained[number]),
-                    f"{answer} {confidence}",
-                    f"{_shorten(file.name)} · probabilities {said} · {describe(card)}",
-                )
-                picture = out / _free_name(file.stem, taken)
-                _save(figure, picture)
-                rows[file] = (answer, confidence, str(picture))
-                answered.add(answer)
-        for file in chunk:
-            table.add_row(*map(escape, (str(file), *rows[file])))
+    found = predict.find(sources, cut)
+    while chunk := list(itertools.islice(found, CHUNK)):
+        failed += sum(not item.faces for item in chunk)
+        for path, face, answer, *more in _explain(model, chunk, parsed.emotion, parsed.out, taken, device):
+            table.add_row(*map(escape, (path, *([face] if searches else []), answer, *more)))
+            answered |= {answer} & set(EMOTIONS)
+    card = model.hparams["scorecard"]
     console = Console()
     console.print(table)
-    console.print(
-        f"this model: {describe(card, answered.pop() if len(answered) == 1 else None)}; probabilities {said}",
-        highlight=False,
-    )
-    if failed:
-        schema.fail(f"{failed} of {len(files)} images could not be read", code=1)
+    only = answered.pop() if len(answered) == 1 else None
+    console.print(f"this model: {describe(card, only)}; probabilities {_calibration(card)}", highlight=False)
+    predict.end(failed, len(sources))
+
+
+def _still(source: "Source") -> "Source":
+    """The same input, or for one that moves the reason why it is not explained."""
+    if not source.moves:
+        return source
+    return replace(source, kind="none", problem=f"is a {source.kind}: give pictures of it, or take predict")
+
+
+def _explain(
+    model: "EmotionClassifier",
+    found: list["Found"],
+    emotion: str | None,
+    out: Path,
+    taken: set[str],
+    device: "torch.device",
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Draw every face of some pictures; yields the rows of the table."""
+    from fer_lightning import saliency, saliency_figures
+    from fer_lightning.answers import NO_FACE
+    from fer_lightning.scorecard import describe
+    from fer_lightning.scoring import classify
+
+    card = model.hparams["scorecard"]
+    images = [face for item in found for _, face in item.faces]
+    probabilities = classify(model, np.stack(images), device) if images else np.empty((0, len(EMOTIONS)))
+    answers = probabilities.argmax(axis=1)
+    explained = np.full(len(images), EMOTIONS.index(emotion)) if emotion else answers
+    maps: Any = saliency.saliency_maps(model, np.stack(images), explained, device) if images else ()
+    faces = iter(zip(images, maps, probabilities, explained, answers, strict=True))
+    for item in found:
+        path = str(item.source.path)
+        if not item.faces:
+            yield path, "", "-", "-", item.picture.problem or NO_FACE
+        for number, ((box, _), each) in enumerate(zip(item.faces, faces, strict=False), start=1):
+            image, heat, chances, shown, best = each
+            answer, confidence = EMOTIONS[best], f"{100 * chances[best]:.0f} %"
+            caption = f"{_shorten(item.source.path.name)} · probabilities {_calibration(card)} · {describe(card)}"
+            figure = saliency_figures.explained_face(
+                image, heat, chances, int(shown), f"{answer} {confidence}", caption
+            )
+            picture = out / _free_name(item.source.path.stem, taken)
+            _save(figure, picture)
+            yield path, "" if box is None else str(number), answer, confidence, str(picture)
+
+
+def _calibration(card: Mapping[str, Any] | None) -> str:
+    return "calibrated on validation" if (card or {}).get("temperature") else "not calibrated"
 
 
 def _explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
     """Write ``saliency.png`` and ``saliency.npz``, and print how far the maps show what the model uses."""
     from fer_lightning import saliency, saliency_figures
-    from fer_lightning.evaluate import load_split, pick_device, what_was_scored
+    from fer_lightning.checkpoint_data import load_split, what_was_scored
     from fer_lightning.figures import caption
     from fer_lightning.model import EmotionClassifier
+    from fer_lightning.scoring import pick_device
 
     model = EmotionClassifier.load(checkpoint)
     cfg, faces, split = load_split(model, overrides)
@@ -173,30 +190,6 @@ def _explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None
         areas,
     )
     print(json.dumps({"checkpoint": str(checkpoint), "faces": found.checked, "deletion_auc": found.deletion}))
-
-
-def _read_faces(files: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
-    """The faces in image files, uint8 (48, 48), and for those that cannot be read, why."""
-    from fer_lightning.data.images import as_face, decode, may_be_a_crop
-
-    faces, reasons = {}, {}
-    photographs = 0
-    for file in files:
-        try:
-            image = decode(file.read_bytes(), "it")
-            photographs += not may_be_a_crop(image)
-            faces[file] = as_face(image)
-        except UserError as error:
-            reasons[file] = str(error)
-        except OSError as error:
-            reasons[file] = f"it cannot be read ({error.strerror})"
-    if photographs:
-        log.info(
-            "note: %d of the pictures look like photographs; of each the middle square is taken as one face, "
-            "predict --faces finds the faces in them",
-            photographs,
-        )
-    return faces, reasons
 
 
 def _make(folder: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fer_lightning import config as schema
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.run_folder import replace_file
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def compare(expected: np.ndarray, found: np.ndarray) -> Parity:
 
 def main(arguments: list[str] | None = None) -> None:
     """Export a checkpoint with preprocessing, calibrated softmax and metadata, and check it against PyTorch."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.export", description=main.__doc__)
+    parser = Parser(prog="python -m fer_lightning.export", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
     parser.add_argument(
         "overrides",
@@ -139,7 +139,7 @@ def _beside(checkpoint: Path) -> Path:
 
 
 def _own(model: "EmotionClassifier", overrides: list[str]) -> "tuple[Faces, Split]":
-    from fer_lightning.evaluate import load_split
+    from fer_lightning.checkpoint_data import load_split
 
     try:
         _, faces, split = load_split(model, overrides)
@@ -180,8 +180,8 @@ def export(
     """
     from fer_lightning.data.images import as_face
     from fer_lightning.deploy import as_colour, describe
-    from fer_lightning.evaluate import pick_device, predict
     from fer_lightning.export_formats import open_again, write
+    from fer_lightning.scoring import pick_device, predict
     from fer_lightning.statistics import scale
 
     if int8 and not len(split.val):

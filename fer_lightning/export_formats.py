@@ -24,6 +24,9 @@ Answer = Callable[[np.ndarray], np.ndarray]
 DESCRIPTION = "description.json"
 """The extra file that holds the description, in formats that are archives."""
 
+WEIGHTS_INPUT = "float32 (batch, in_channels, image_size, image_size): (gray / 255 - mean) / std of a resized face"
+WEIGHTS_OUTPUT = "weights alone; the network they belong to gives logits (batch, 7), softmax of logits / temperature"
+
 _EXAMPLE = (2, 60, 52, 3)
 """A shape none of whose dynamic sizes is 1, equal to another, or 48: exporters specialise on such coincidences."""
 
@@ -40,7 +43,7 @@ def write(model: EmotionClassifier, temperature: float, description: dict[str, A
     """
     if name == "safetensors":
         weights = {key: value.contiguous() for key, value in model.network.state_dict().items()}
-        save_file(weights, path, metadata=as_strings(description))
+        save_file(weights, path, metadata=as_strings({**description, "input": WEIGHTS_INPUT, "output": WEIGHTS_OUTPUT}))
         return
     deployable = Deployable(model, temperature).eval()
     example = torch.zeros(_EXAMPLE, dtype=torch.uint8)

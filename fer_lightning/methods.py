@@ -4,7 +4,6 @@ Everything is read from ``conf/imbalance``: the first three comment lines of a m
 formula and its source; the comment behind a knob says what it accepts.
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fer_lightning.config import run_tool
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.hydra_errors import did_you_mean
 from fer_lightning.safety import CONF_DIR
 
@@ -135,7 +134,7 @@ def show_one(method: Method, console: Console) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m fer_lightning.methods", description="The methods against imbalance.")
+    parser = Parser("python -m fer_lightning.methods", description="The methods against imbalance.")
     parser.add_argument("name", nargs="?", help="show this method in full")
     name = parser.parse_args().name
     methods = read_methods()

@@ -18,11 +18,11 @@ from torch import nn
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.errors import UserError
-from fer_lightning.evaluate import BATCH_SIZE
 from fer_lightning.imbalance.adjust import choose_tau
 from fer_lightning.imbalance.rules import refuse_double_corrections
 from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.run_folder import replace_file
+from fer_lightning.scoring import BATCH_SIZE
 from fer_lightning.sweeps.sweep_folder import flat
 
 log = logging.getLogger(__name__)

@@ -24,13 +24,11 @@ from fer_lightning.answers import NO_FACE, OK, Row
 from fer_lightning.config import run_tool
 from fer_lightning.data.images import as_face, may_be_a_crop
 from fer_lightning.detect import Box
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.pictures import Picture, Source
 
 if TYPE_CHECKING:  # imported where it is used: --help and mistakes need not wait for torch
     import torch
-
-    from fer_lightning.model import EmotionClassifier
 
 BATCH = 256
 """Faces that are classified at once; a picture without any counts as one."""
@@ -59,7 +57,7 @@ def whole(image: np.ndarray) -> list[tuple[Box | None, np.ndarray]]:
 
 
 def cut_faces(image: np.ndarray, detector: Path | None = None) -> list[tuple[Box | None, np.ndarray]]:
-    """The faces in a photograph, the largest first."""
+    """The faces in a photograph, from left to right."""
     return [(box, as_face(detect.crop_face(image, box))) for box in detect.find_faces(image, detector)]
 
 
@@ -76,25 +74,6 @@ def find(sources: Iterable[Source], cut: Cut, every: int = 1, keep: bool = False
         for picture in pictures.read(source, every):
             faces = [] if picture.image is None else cut(picture.image)
             yield Found(source, picture if keep else replace(picture, image=None), faces)
-
-
-def classify(model: "EmotionClassifier", faces: np.ndarray, device: "torch.device") -> np.ndarray:
-    """Class probabilities, calibrated by the temperature in the model's scorecard where it has one.
-
-    Args:
-        model: as loaded from a checkpoint.
-        faces: uint8, (n, 48, 48).
-        device: where to compute.
-
-    Returns:
-        float64, (n, 7).
-    """
-    from fer_lightning.evaluate import predict
-    from fer_lightning.statistics import scale
-
-    probabilities = predict(model, faces, device)
-    temperature = (model.hparams["scorecard"] or {}).get("temperature")
-    return probabilities if temperature is None else scale(probabilities, temperature)
 
 
 def answer(
@@ -142,13 +121,18 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the rows has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    end(failed, total)
+
+
+def end(failed: int, total: int) -> None:
+    """End the program where inputs failed, saying how many."""
     if failed:
         print(f"{failed} of {total} inputs failed", file=sys.stderr)
         raise SystemExit(min(FAILED + failed, MOST_FAILED))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fer_lightning.predict",
         description=main.__doc__,
         epilog="Exit code: 0 when every input was answered, 100 + the number of inputs that were not (at most 125), "
@@ -201,6 +185,7 @@ def _run(parsed: argparse.Namespace, stack: ExitStack) -> tuple[int, int]:
     if parsed.faces:
         detect.check_detector(parsed.detector)
     from fer_lightning.model import EmotionClassifier
+    from fer_lightning.scoring import classify
 
     device = _pick_device(parsed.device)
     model = EmotionClassifier.load(parsed.checkpoint)
@@ -214,7 +199,7 @@ def _run(parsed: argparse.Namespace, stack: ExitStack) -> tuple[int, int]:
         drawings = Drawings(parsed.draw, parsed.every)
         stack.push(lambda kind, error, trace: drawings.close(keep=error is None))
 
-    cut: Cut = (lambda image: cut_faces(image, parsed.detector)) if parsed.faces else _whole_with_a_note()
+    cut: Cut = (lambda image: cut_faces(image, parsed.detector)) if parsed.faces else whole_with_a_note()
     answered: set[int] = set()
     broken: set[int] = set()  # a video that ends too early is among both
     about = None
@@ -249,7 +234,8 @@ def _tell(card: Mapping[str, Any] | None, emotion: str | None, stream: IO[str]) 
     print("\n".join(lines), file=stream, flush=True)
 
 
-def _whole_with_a_note() -> Cut:
+def whole_with_a_note() -> Cut:
+    """``whole``, which says once what it does to a photograph."""
     told = False
 
     def cut(image: np.ndarray) -> list[tuple[Box | None, np.ndarray]]:
@@ -269,7 +255,7 @@ def _whole_with_a_note() -> Cut:
 
 
 def _pick_device(name: str) -> "torch.device":
-    from fer_lightning.evaluate import pick_device
+    from fer_lightning.scoring import pick_device
 
     try:
         return pick_device(name)

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE
 from fer_lightning.errors import UserError
-from fer_lightning.evaluate import predict
 from fer_lightning.model import EmotionClassifier
+from fer_lightning.scoring import predict
 
 try:
     from captum.attr import LayerGradientXActivation

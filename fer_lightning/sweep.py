@@ -9,7 +9,6 @@ here one after another, in worker processes (joblib), or in the tasks of a SLURM
 ``python -m fer_lightning.sweep status DIR`` shows how a sweep stands, ``... resume DIR`` goes on with it.
 """
 
-import argparse
 import atexit
 import json
 import logging
@@ -31,7 +30,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config import explain, fail, run_tool, validate
-from fer_lightning.errors import UserError
+from fer_lightning.errors import Parser, UserError
 from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status, write_json, write_status
 from fer_lightning.safety import check_recorded
 from fer_lightning.sweeps import devices, job, slurm
@@ -279,7 +278,7 @@ def resume(folder: Path, anyway: bool) -> None:
 
 def main() -> None:
     """``python -m fer_lightning.sweep``."""
-    parser = argparse.ArgumentParser(prog="python -m fer_lightning.sweep", description="Look after a sweep.")
+    parser = Parser(prog="python -m fer_lightning.sweep", description="Look after a sweep.")
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("status", help="print how its jobs stand")
     go_on = commands.add_parser("resume", help="run the jobs that are missing, failed or unfinished")
@@ -287,7 +286,10 @@ def main() -> None:
         command.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder")
     go_on.add_argument("--anyway", action="store_true", help="also when the code or the configuration changed")
     given = parser.parse_args()
-    run_tool(lambda: show(given.folder) if given.command == "status" else resume(given.folder, given.anyway))
+    if given.command == "status":
+        show(given.folder)
+    else:
+        resume(given.folder, given.anyway)
 
 
 def _check_number_of_jobs(number: int) -> None:
@@ -373,4 +375,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -33,17 +33,18 @@ from fer_lightning.callbacks import (
     StopOnNonFinite,
     TrainClock,
 )
+from fer_lightning.checkpoint_data import load_faces, split_faces
 from fer_lightning.config import device_count, is_first_process
 from fer_lightning.data.batched import BatchedAugmentation
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import EMOTIONS, count_classes
 from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import Interrupted, UserError
-from fer_lightning.evaluate import Evaluation, evaluate, headline, load_faces, print_table, reported, split_faces
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
 from fer_lightning.resume import resume_from, saved_step
 from fer_lightning.run_folder import claim, write_json, write_status
+from fer_lightning.scoring import Evaluation, evaluate, headline, print_table, reported
 from fer_lightning.sweeps import slurm
 
 log = logging.getLogger(__name__)

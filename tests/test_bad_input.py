@@ -358,20 +358,20 @@ class TestCheckpoints:
         return trap
 
     def test_unsafe_one_is_refused_by_evaluate(self, tmp_path, trap):
-        with pytest.raises(UserError, match=r"trap\.ckpt: no checkpoint that loads safely"):
+        with pytest.raises(UserError, match=r"trap\.ckpt: would run code when it is loaded, and is refused"):
             evaluate.main([str(trap)])
         assert not (tmp_path / "sprung").exists()
 
     def test_unsafe_one_is_refused_by_resume(self, cli, tmp_path, trap):
         outcome = cli(*TINY, f"resume={trap}")
-        assert_refused(outcome, tmp_path, "trap.ckpt: no checkpoint that loads safely")
+        assert_refused(outcome, tmp_path, "trap.ckpt: would run code when it is loaded, and is refused")
         assert not (tmp_path / "sprung").exists()
 
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"", "no checkpoint that loads safely"),
-            (b"hello", "no checkpoint that loads safely"),
+            (b"", "no checkpoint, or a damaged one"),
+            (b"hello", "no checkpoint, or a damaged one"),
             (None, "no such checkpoint"),
         ],
         ids=["empty", "text", "folder without one"],

@@ -136,7 +136,7 @@ class TestFile:
             (empty, "empty: no run (it has no status.json)"),
             (run, "run: this run is failed; only a finished one has a card"),
             (untested, "untested.ckpt: was never tested, so it has no scorecard"),
-            (trained / "metrics.json", "metrics.json: no checkpoint that loads safely"),
+            (trained / "metrics.json", "metrics.json: no checkpoint, or a damaged one"),
         ):
             with pytest.raises(UserError) as caught:
                 card.main([str(path)])

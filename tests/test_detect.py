@@ -28,12 +28,12 @@ class TestHaar:
         image = portrait()
         assert find_faces(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)) == find_faces(image)
 
-    def test_largest_first(self):
+    def test_from_left_to_right(self):
         small, large = 256, 512
         boxes = find_faces(group(small, large))
         assert len(boxes) == 2
-        assert boxes[0].width > boxes[1].width
-        assert boxes[0].x > small > boxes[1].x + boxes[1].width
+        assert boxes[0].width < boxes[1].width
+        assert boxes[0].x + boxes[0].width < small < boxes[1].x
 
     @pytest.mark.parametrize(
         "image",

@@ -12,7 +12,7 @@ import torch
 from archives import image_files, tiny_faces, write_zip
 from conftest import TINY
 
-from fer_lightning import evaluate
+from fer_lightning import evaluate, scoring
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.splits import official, paper
@@ -146,11 +146,11 @@ def test_real_process_ends_in_one_line_and_code_2(process):
 
 class TestDevice:
     def test_cpu_is_the_cpu(self):
-        assert evaluate.pick_device("cpu") == torch.device("cpu")
+        assert scoring.pick_device("cpu") == torch.device("cpu")
 
     def test_auto_is_what_there_is(self):
         there = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        assert evaluate.pick_device("auto") == torch.device(there)
+        assert scoring.pick_device("auto") == torch.device(there)
 
     @pytest.mark.parametrize("name", ["gpu", "cuda"])
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -217,9 +217,9 @@ class TestPrediction:
         return EmotionClassifier({**arguments, **more}, {}, [1] * 7, {}, {})
 
     def test_probabilities_of_every_image_whatever_the_batches(self, model):
-        images = np.random.default_rng(0).integers(0, 256, (evaluate.BATCH_SIZE + 3, 48, 48), dtype=np.uint8)
-        probabilities = evaluate.predict(model.train(), images, torch.device("cpu"))
-        assert (probabilities.shape, probabilities.dtype) == ((evaluate.BATCH_SIZE + 3, 7), np.float64)
+        images = np.random.default_rng(0).integers(0, 256, (scoring.BATCH_SIZE + 3, 48, 48), dtype=np.uint8)
+        probabilities = scoring.predict(model.train(), images, torch.device("cpu"))
+        assert (probabilities.shape, probabilities.dtype) == ((scoring.BATCH_SIZE + 3, 7), np.float64)
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-12)
         with torch.inference_mode():
             last = model.eval()(torch.from_numpy(images[-3:])).double().softmax(dim=1).numpy()
@@ -229,18 +229,18 @@ class TestPrediction:
         with torch.no_grad():
             model.network.conv_stem.weight.mul_(float("nan"))
         with pytest.raises(UserError, match="the model answers NaN"):
-            evaluate.predict(model, np.zeros((2, 48, 48), np.uint8), torch.device("cpu"))
+            scoring.predict(model, np.zeros((2, 48, 48), np.uint8), torch.device("cpu"))
 
     def test_every_set_is_scored_on_its_own_images(self, model):
         faces = draw(400)
         split = paper(faces, 0, val_fraction=0.2)
-        evaluation = evaluate.evaluate(model, faces, split, torch.device("cpu"))
+        evaluation = scoring.evaluate(model, faces, split, torch.device("cpu"))
         sets = {**split.tests, "val": split.val}
         arms = {f"test_{arm}{dedup}" for arm in ("large", "balanced") for dedup in ("", "_dedup")}
         assert set(sets) == {"test", "test_dedup", "val"} | arms
         for name, indices in sets.items():
             alone = classification_metrics(
-                evaluate.predict(model, faces.images[indices], torch.device("cpu")), faces.labels[indices], f"{name}/"
+                scoring.predict(model, faces.images[indices], torch.device("cpu")), faces.labels[indices], f"{name}/"
             )
             for key, value in alone.items():
                 assert evaluation.metrics[key] == pytest.approx(value, abs=1e-6), key
@@ -251,7 +251,7 @@ class TestPrediction:
         training, private = (np.flatnonzero(faces.usage == USAGES.index(name)) for name in ("Training", "PrivateTest"))
         images[private[0]] = images[training[0]]  # a twin in training
         faces = Faces.from_arrays(images, faces.labels, faces.usage, faces.ids, "tiny")
-        rows = evaluate.evaluate(model, faces, official(faces, 0), torch.device("cpu")).predictions
+        rows = scoring.evaluate(model, faces, official(faces, 0), torch.device("cpu")).predictions
         assert rows["id"].tolist() == faces.ids[private].tolist()
         assert rows["label"].tolist() == [EMOTIONS[label] for label in faces.labels[private]]
         assert set(rows["usage"]) == {"PrivateTest"}

@@ -13,7 +13,7 @@ import torch
 from archives import encode, write_folder, write_tar, write_zip
 from conftest import TINY
 
-from fer_lightning import evaluate
+from fer_lightning import evaluate, scoring
 from fer_lightning.__main__ import main
 from fer_lightning.data import folder
 from fer_lightning.data.faces import EMOTIONS, USAGES
@@ -107,13 +107,27 @@ class TestLoad:
         ]
         assert "Ignored 1 images of the folders that data.classes leaves out" in caplog.text
 
+    @pytest.mark.parametrize("form", ["zip", "tar.gz", "folder"])
+    def test_one_tree_of_several(self, tmp_path, form):
+        face = encode(DRAWN.images[0])
+        files = {"set/train/sad/a.png": face, "set/train/happy/b.png": face, "set/test/happy/c.png": face}
+        write = {"zip": write_zip, "tar.gz": write_tar, "folder": write_folder}[form]
+        given = write(files, tmp_path / f"faces.{form}")
+        with pytest.raises(UserError) as several:
+            folder.load(str(given))
+        assert f"such as data.path={given}/set/train" in str(several.value)
+        faces = folder.load(f"{given}/set/train")
+        assert [EMOTIONS[label] for label in faces.labels] == ["happy", "sad"]
+        with pytest.raises(UserError, match=r"set/valid"):
+            folder.load(f"{given}/set/valid")
+
     @pytest.mark.parametrize(
         ("files", "message"),
         [
             ({"anger/a.png": b""}, "unknown emotion folder 'anger' (of anger/a.png); accepted are angry, disgust"),
             ({"sad/a.png": b"GIF"}, "sad/a.png is not an image that can be read: replace or remove it"),
             ({"sad/a.png": b""}, "sad/a.png is empty: replace or remove it"),
-            ({"train/sad/a.png": b"", "test/sad/a.png": b""}, "several trees of emotions (in test, train): give one"),
+            ({"train/sad/a.png": b"", "test/sad/a.png": b""}, "(in test, train): give one of them, such as data.path="),
             ({"a.png": b"", "b.png": b""}, "no image to score: 2 images lie in no folder; give a folder, .zip"),
             ({"sad/notes.txt": b""}, "no image to score: give a folder, .zip"),
         ],
@@ -153,7 +167,7 @@ class TestFolder:
         assert metrics["data"] == "folder tree"
         assert "whether any of these images trained the model is not known" in caplog.text
         model = EmotionClassifier.load(trained / "checkpoints" / "best.ckpt")
-        expected = classification_metrics(evaluate.predict(model, DRAWN.images, torch.device("cpu")), DRAWN.labels)
+        expected = classification_metrics(scoring.predict(model, DRAWN.images, torch.device("cpu")), DRAWN.labels)
         for key, value in expected.items():
             assert metrics[key] == pytest.approx(value, abs=1e-6), key
         for name in ("confusion_matrix", "mistakes", "class_distribution"):
@@ -215,12 +229,26 @@ class TestFolder:
 class TestBesideTheTest:
     def test_augmented_scores_stand_beside_the_plain_ones(self, trained, score):
         run = read_json(trained / "metrics.json")
-        metrics = score("--tta", "flip", "ten_crop")
+        metrics = score("--tta", "flip,ten_crop", "seed=0")
         for name in ("test", "test_dedup", "val"):
             assert metrics[f"{name}/nll"] == run[f"{name}/nll"]
         nll = {metrics[f"{name}/nll"] for name in ("test", "test_flip", "test_ten_crop")}
         assert len(nll) == 3
         assert metrics["test_flip/n"] == metrics["test_dedup_ten_crop/n"] == metrics["test/n"]
+
+    def test_augmented_predictions_have_files_of_their_own(self, trained, tmp_path):
+        out = tmp_path / "scores"
+        evaluate.main([str(trained / "checkpoints" / "best.ckpt"), "--tta", "flip", "--out", str(out)])
+        plain, flipped = (pd.read_csv(out / f"predictions{suffix}.csv") for suffix in ("", "_flip"))
+        assert (list(plain), list(plain["id"])) == (list(flipped), list(flipped["id"]))
+        assert not np.allclose(plain["p_happy"], flipped["p_happy"])
+        right = (flipped["prediction"] == flipped["label"])[flipped["test"] == 1].mean()
+        assert right == pytest.approx(read_json(out / "metrics.json")["test_flip/accuracy"])
+        assert (out / "confusion_matrix_flip.png").exists()
+
+    def test_an_unknown_augmentation_is_refused(self, trained):
+        with pytest.raises(UserError, match="--tta=flop: must be flip or ten_crop, or both: flip,ten_crop"):
+            evaluate.main([str(trained / "checkpoints" / "best.ckpt"), "--tta", "flip,flop"])
 
     def test_calibrated_scores_use_the_stored_temperature(self, trained, score, tmp_path):
         run = read_json(trained / "metrics.json")

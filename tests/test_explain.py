@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import TINY, Outcome
+from photographs import group, landscape
 
 from fer_lightning import config, explain, saliency_figures
 from fer_lightning.__main__ import main
@@ -85,8 +86,8 @@ class TestFiles:
     def test_a_broken_image_is_told_and_the_others_are_explained(self, tool, images, tmp_path):
         (images / "broken[red].png").write_bytes(PNG + b"nothing")
         done = tool("images")
-        assert done.code == 1
-        assert done.error == "error: 1 of 4 images could not be read"
+        assert done.code == 101
+        assert "1 of 4 inputs failed" in done.err
         assert "is not an image that can be read" in " ".join(done.out.replace("│", " ").split())
         assert "broken[red].png" in done.out.replace("\n", "")
         assert len(list((tmp_path / "explained").iterdir())) == 3
@@ -94,22 +95,39 @@ class TestFiles:
     def test_nothing_but_broken_images(self, tool, tmp_path):
         (tmp_path / "a.png").write_bytes(b"")
         done = tool("a.png")
-        assert done.code == 1
-        assert done.error == "error: 1 of 1 images could not be read"
+        assert done.code == 101
+        assert "1 of 1 inputs failed" in done.err
 
-    def test_what_is_given_twice_is_explained_once(self, images):
-        (images / ".hidden.png").write_bytes((images / "one.png").read_bytes())
-        found = explain.find_images([images / "two.jpg", images])
-        assert [path.relative_to(images).as_posix() for path in found] == ["two.jpg", "below/one.png", "one.png"]
+    def test_what_is_missing_moves_or_has_no_face_is_a_row(self, tool, images, tmp_path):
+        (tmp_path / "clip.mp4").write_bytes(b"")
+        done = tool("gone.png", "images/one.png", "clip.mp4")
+        assert done.code == 102
+        assert "2 of 3 inputs failed" in done.err
+        said = " ".join(done.out.replace("│", " ").split())
+        assert "gone.png - - does not exist" in said
+        assert "clip.mp4 - - is a video: give pictures of it, or take predict" in said
+        assert [path.name for path in (tmp_path / "explained").iterdir()] == ["one.png"]
+
+    def test_each_face_of_a_photograph_is_explained(self, tool, tmp_path):
+        cv2.imwrite(str(tmp_path / "two.png"), group(256, 512))
+        cv2.imwrite(str(tmp_path / "none.png"), landscape())
+        done = tool("two.png", "none.png", "--faces")
+        assert done.code == 101, done.err
+        assert "no face" in done.out
+        assert sorted(path.name for path in (tmp_path / "explained").iterdir()) == ["two-2.png", "two.png"]
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
             ([], "no image given"),
-            (["gone.png"], "gone.png: does not exist; give images or folders of images"),
-            (["empty"], "empty: holds no images (.jpg,"),
+            (["gone.png"], "gone.png: does not exist; give images, folders"),
             (["images", "--out", "images/one.png"], "--out images/one.png: cannot be made"),
             (["--test-set", "--emotion", "happy"], "--emotion happy: --test-set explains every emotion"),
+            (["--test-set", "--faces"], "--faces: --test-set explains every emotion"),
+            (
+                ["--emotions", "happy", "a.png"],
+                "unrecognized arguments: --emotions; python -m",
+            ),
             (["--test-set", "data.source.imagess=4"], "imagess"),
         ],
     )

@@ -27,10 +27,10 @@ from fer_lightning.data.images import as_face
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
 from fer_lightning.errors import UserError
-from fer_lightning.evaluate import predict
 from fer_lightning.metrics import classification_metrics
 from fer_lightning.model import EmotionClassifier
 from fer_lightning.run_folder import read_json
+from fer_lightning.scoring import predict
 from fer_lightning.statistics import scale
 
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
 """What is shipped: the wheel with its configuration, the constraints, the documentation's claims."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from packaging.requirements import Requirement
+
+from fer_lightning import config
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,3 +84,25 @@ def test_readme_names_only_what_exists():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
     for module in re.findall(r"python -m (fer_lightning\.[a-z_]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+COMMANDS = ("audit", "card", "compare", "demo", "evaluate", "explain", "export", "methods", "predict", "sweep")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistyped_option_is_told_in_one_line(name, monkeypatch, capsys):
+    """Not after argparse's many lines of usage."""
+    monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        config.run_tool(importlib.import_module(f"fer_lightning.{name}").main)
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(" --help shows what there is")
+
+
+def test_the_commands_are_all_there():
+    found = {path.stem for path in (ROOT / "fer_lightning").glob("*.py") if "run_tool(" in path.read_text()}
+    assert found - {"config", "__main__"} == set(COMMANDS)

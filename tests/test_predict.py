@@ -18,7 +18,7 @@ from archives import encode
 from conftest import TINY, Outcome
 from photographs import EYES, PORTRAIT, group, landscape, portrait
 
-from fer_lightning import config, evaluate, pictures, predict
+from fer_lightning import config, pictures, predict, scoring
 from fer_lightning.__main__ import main as train
 from fer_lightning.answers import COLUMNS, OK
 from fer_lightning.data.faces import EMOTIONS
@@ -116,7 +116,7 @@ class TestRows:
 
         model = EmotionClassifier.load(checkpoint)
         card = model.hparams["scorecard"]
-        raw = evaluate.predict(model, FACES, torch.device("cpu"))
+        raw = scoring.predict(model, FACES, torch.device("cpu"))
         expected = scale(raw, card["temperature"])
         assert not np.allclose(expected, raw, atol=1e-3), "a temperature of 1 would prove nothing"
         given = np.array([[row[f"p_{emotion}"] for emotion in EMOTIONS] for row in rows])
@@ -226,7 +226,7 @@ class TestForPeople:
         assert "never tested" in out
         assert "probabilities: not calibrated" in out
         (row,) = objects_of(tool("face.png", "--format", "jsonl", model=tmp_path / "untested.ckpt").out)
-        raw = evaluate.predict(EmotionClassifier.load(checkpoint), FACES[:1], torch.device("cpu"))
+        raw = scoring.predict(EmotionClassifier.load(checkpoint), FACES[:1], torch.device("cpu"))
         assert row["confidence"] == pytest.approx(raw.max(), abs=1e-6)
         assert row["model_recall"] is None
 
@@ -392,9 +392,9 @@ class TestVideo:
     def test_pictures_waiting_to_be_drawn_on_are_bounded(self, tool, clip, monkeypatch, tmp_path):
         monkeypatch.setattr(predict, "PENDING", portrait().nbytes)
         sizes = []
-        classify = predict.classify
+        classify = scoring.classify
         monkeypatch.setattr(
-            predict, "classify", lambda model, faces, d: sizes.append(len(faces)) or classify(model, faces, d)
+            scoring, "classify", lambda model, faces, d: sizes.append(len(faces)) or classify(model, faces, d)
         )
         assert tool("clip.mp4", "--draw", "drawn").code == 0
         assert sizes == [1] * 6
@@ -439,7 +439,7 @@ class TestCamera:
         film(tmp_path / "camera.mp4", [portrait()] * 30)
         monkeypatch.setattr(pictures, "_open", lambda number: cv2.VideoCapture(str(tmp_path / "camera.mp4")))
         seen = []
-        classify = predict.classify
+        classify = scoring.classify
 
         def interrupted(*arguments):
             seen.append(1)
@@ -447,7 +447,7 @@ class TestCamera:
                 os.kill(os.getpid(), signal.SIGINT)
             return classify(*arguments)
 
-        monkeypatch.setattr(predict, "classify", interrupted)
+        monkeypatch.setattr(scoring, "classify", interrupted)
         before = signal.getsignal(signal.SIGINT)
         outcome = tool("0", "--faces", "--out", "rows.csv", "--draw", "drawn")
         assert outcome.code == 0

@@ -12,8 +12,8 @@ from fer_lightning import saliency
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.data.synthetic import draw
-from fer_lightning.evaluate import predict
 from fer_lightning.model import EmotionClassifier
+from fer_lightning.scoring import predict
 
 CPU = torch.device("cpu")
 SURPRISE = EMOTIONS.index("surprise")

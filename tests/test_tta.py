@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_lightning import evaluate, tta
+from fer_lightning import scoring, tta
 
 IMAGES = torch.arange(2 * 48 * 48, dtype=torch.float32).reshape(2, 48, 48)
 
@@ -40,13 +40,13 @@ class Peek(torch.nn.Module):
 
 @pytest.fixture
 def images() -> np.ndarray:
-    lit = np.zeros((evaluate.BATCH_SIZE + 3, 48, 48), np.uint8)
+    lit = np.zeros((scoring.BATCH_SIZE + 3, 48, 48), np.uint8)
     lit[:, :, :24] = 200
     return lit
 
 
 def test_probabilities_are_averaged_not_logits(images):
-    found = evaluate.predict(Peek(), images, torch.device("cpu"), tta.VIEWS["flip"])
+    found = scoring.predict(Peek(), images, torch.device("cpu"), tta.VIEWS["flip"])
     one, other = (torch.tensor([a, b, 0, 0, 0, 0, 0]).double().softmax(0) for a, b in ((4.0, 0.0), (0.0, 4.0)))
     expected = ((one + other) / 2).numpy()
     np.testing.assert_allclose(found, np.tile(expected, (len(images), 1)), atol=1e-6)
@@ -54,5 +54,5 @@ def test_probabilities_are_averaged_not_logits(images):
 
 def test_batches_stay_as_small_as_without(images):
     model = Peek()
-    evaluate.predict(model, images, torch.device("cpu"), tta.VIEWS["ten_crop"])
-    assert model.largest == evaluate.BATCH_SIZE
+    scoring.predict(model, images, torch.device("cpu"), tta.VIEWS["ten_crop"])
+    assert model.largest == scoring.BATCH_SIZE

@@ -238,7 +238,7 @@ def _augment_test(run: Path, data: Path) -> None:
     if (run / "tta" / "metrics.json").exists() or not (run / "checkpoints" / "best.ckpt").exists():
         return
     command = [sys.executable, "-m", "fer_lightning.evaluate", run / "checkpoints" / "best.ckpt"]
-    command += [f"data.path={data.absolute()}", "--out", run / "tta", "--tta", "flip", "ten_crop"]
+    command += [f"data.path={data.absolute()}", "--out", run / "tta", "--tta", "flip,ten_crop"]
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
 
 

@@ -14,7 +14,7 @@ from fer_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
-ACCEPTED = "a folder, .zip or .tar.gz of <emotion>/<image>"
+ACCEPTED = "a folder, .zip or .tar.gz of <emotion>/<image>, or a folder inside of one (images.zip/test)"
 NOTHING = ("", "null", "~")
 """How a mapping file says that a folder is left out."""
 
@@ -26,7 +26,7 @@ def load(path: str | None, classes: str | None = None) -> Faces:
     and the same folder may stand above all of them. Emotions without images are logged.
 
     Args:
-        path: the folder, zip or tar.
+        path: the folder, zip or tar; or a folder inside of one, such as ``images.zip/test``.
         classes: the mapping file, see ``read_mapping``.
 
     Returns:
@@ -37,12 +37,12 @@ def load(path: str | None, classes: str | None = None) -> Faces:
     """
     if path is None or not path.strip():
         raise UserError(f"data=folder: which? give data.path=DIR, {ACCEPTED}")
-    source = Path(path).expanduser()
+    source, inside = _archive_and_folder(Path(path).expanduser())
     if not source.exists():
         raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
     mapping = read_mapping(Path(classes).expanduser()) if classes else {}
     with damage_told(source):
-        faces = _read(_container(source), mapping)
+        faces = _read(_container(source), mapping, inside)
     counts = dict(zip(EMOTIONS, count_classes(faces.labels), strict=True))
     log.info("Found %d images: %s", len(faces), ", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
     missing = [name for name, n in counts.items() if not n]
@@ -85,6 +85,14 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     return mapping
 
 
+def _archive_and_folder(path: Path) -> tuple[Path, str]:
+    """``images.zip/test`` as the archive and the folder in it; any other path as it is, with an empty folder."""
+    for parent in path.parents:
+        if parent.is_file():
+            return parent, path.relative_to(parent).as_posix()
+    return path, ""
+
+
 def _container(source: Path) -> Container:
     if source.is_dir():
         return Folder(source)
@@ -97,8 +105,8 @@ def _container(source: Path) -> Container:
     raise UserError(f"data.path={source} is no folder and no archive: give {ACCEPTED}")
 
 
-def _read(container: Container, mapping: Mapping[str, str | None]) -> Faces:
-    places = _locate(container, mapping)
+def _read(container: Container, mapping: Mapping[str, str | None], inside: str) -> Faces:
+    places = _locate(container, mapping, inside)
     images = np.empty((len(places), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     converted = 0
     for number, name in enumerate(places):  # in the container's own order: a packed tar can only be read forwards
@@ -115,14 +123,14 @@ def _read(container: Container, mapping: Mapping[str, str | None]) -> Faces:
     return Faces.from_arrays(images[order], labels[order], usage, ids[order], kind=f"labelled {container.form}")
 
 
-def _locate(container: Container, mapping: Mapping[str, str | None]) -> dict[str, int]:
-    """Path of every image that counts -> its label, in the container's order."""
+def _locate(container: Container, mapping: Mapping[str, str | None], inside: str) -> dict[str, int]:
+    """Path of every image below the folder ``inside`` that counts -> its label, in the container's order."""
     labels = {emotion: label for label, emotion in enumerate(EMOTIONS)}
     places: dict[str, int] = {}
     tops: dict[str, str] = {}
     loose, left_out = 0, 0
     for name in container.names():
-        if not name.lower().endswith(IMAGE_SUFFIXES):
+        if not name.lower().endswith(IMAGE_SUFFIXES) or not name.startswith(inside and f"{inside}/"):
             continue
         *above, folder, _ = ("", *name.split("/"))
         if not folder:
@@ -140,12 +148,15 @@ def _locate(container: Container, mapping: Mapping[str, str | None]) -> dict[str
         places[name] = labels[emotion]
         tops.setdefault("/".join(above[1:]) or ".", name)
     if len(tops) > 1:
-        found = ", ".join(sorted(tops)[:4])
-        advice = "give one of them" if container.form == "folder" else "unpack it and give one of them"
-        raise UserError(f"{container.path} holds several trees of emotions (in {found}): {advice}")
+        found = sorted(tops)
+        named = ", ".join(found[:4])
+        raise UserError(
+            f"{container.path} holds several trees of emotions (in {named}): give one of them, such as "
+            f"data.path={container.path / found[-1]}"
+        )
     if not places:
         hint = f"{loose} images lie in no folder; " if loose else ""
-        raise UserError(f"{container.path}: no image to score: {hint}give {ACCEPTED}")
+        raise UserError(f"{container.path / inside}: no image to score: {hint}give {ACCEPTED}")
     for count, what in ((loose, "that lie in no folder"), (left_out, "of the folders that data.classes leaves out")):
         if count:
             log.info("Ignored %d images %s", count, what)
