@@ -28,11 +28,11 @@ def main() -> None:
 
     import torch
 
-    from fer_lightning import export_formats
     from fer_lightning.checkpoint_data import load_split
-    from fer_lightning.deploy import Deployable, as_colour, describe
     from fer_lightning.export import calibration_images
-    from fer_lightning.export_int8 import quantize
+    from fer_lightning.inference import export_formats
+    from fer_lightning.inference.deploy import Deployable, as_colour, describe
+    from fer_lightning.inference.export_int8 import quantize
     from fer_lightning.model import EmotionClassifier
 
     torch.set_num_threads(arguments.threads)

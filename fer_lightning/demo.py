@@ -72,9 +72,9 @@ def serve(checkpoint: Path, listener: socket.socket) -> None:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError:
         raise UserError("the page needs Gradio: pip install 'fer_lightning[demo]'") from None
-    from fer_lightning import demo_page
     from fer_lightning.data.containers import MAX_PIECE
-    from fer_lightning.detect import check_detector
+    from fer_lightning.inference import demo_page
+    from fer_lightning.inference.detect import check_detector
     from fer_lightning.model import EmotionClassifier
     from fer_lightning.scoring import pick_device
 
@@ -100,7 +100,7 @@ def serve(checkpoint: Path, listener: socket.socket) -> None:
         max_file_size=MAX_PIECE,
         ssr_mode=False,
         theme=demo_page.theme(),
-        css_paths=Path(__file__).with_name("demo.css"),
+        css_paths=Path(__file__).parent / "inference" / "demo.css",
     )
     log.info("open http://%s:%d in a browser; Ctrl-C ends it", HOST, listener.getsockname()[1])
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)

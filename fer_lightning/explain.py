@@ -2,7 +2,7 @@
 
 One picture for each face: the face, what in it speaks for the answer, and the probabilities of the seven emotions. With
 ``--test-set`` the mean map of each emotion over the model's own test images, and a check that the maps show what the
-model uses. How the maps are made, and why so: ``saliency.py``.
+model uses. How the maps are made, and why so: ``inference/saliency.py``.
 """
 
 import argparse
@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # imported where it is used: --help and mistakes need not wai
     import torch
     from matplotlib.figure import Figure
 
+    from fer_lightning.inference.pictures import Source
     from fer_lightning.model import EmotionClassifier
-    from fer_lightning.pictures import Source
     from fer_lightning.predict import Found
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _explain_files(parsed: argparse.Namespace) -> None:
     """Write a picture for each face, and print a table of them; what cannot be read is told there."""
-    from fer_lightning import detect, pictures, predict
+    from fer_lightning import predict
+    from fer_lightning.inference import detect, pictures
     from fer_lightning.model import EmotionClassifier
     from fer_lightning.scorecard import describe
     from fer_lightning.scoring import pick_device
@@ -124,8 +125,8 @@ def _explain(
     device: "torch.device",
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """Draw every face of some pictures; yields the rows of the table."""
-    from fer_lightning import saliency, saliency_figures
-    from fer_lightning.answers import NO_FACE
+    from fer_lightning.inference import saliency, saliency_figures
+    from fer_lightning.inference.answers import NO_FACE
     from fer_lightning.scorecard import describe
     from fer_lightning.scoring import classify
 
@@ -158,9 +159,9 @@ def _calibration(card: Mapping[str, Any] | None) -> str:
 
 def _explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
     """Write ``saliency.png`` and ``saliency.npz``, and print how far the maps show what the model uses."""
-    from fer_lightning import saliency, saliency_figures
     from fer_lightning.checkpoint_data import load_split, what_was_scored
     from fer_lightning.figures import caption
+    from fer_lightning.inference import saliency, saliency_figures
     from fer_lightning.model import EmotionClassifier
     from fer_lightning.scoring import pick_device
 

@@ -1,6 +1,6 @@
 """A trained model for other programs: ``python -m fer_lightning.export CHECKPOINT --format onnx``.
 
-The file takes pictures and answers calibrated probabilities: preprocessing and softmax are inside (``deploy.py``).
+The file takes pictures and answers calibrated probabilities: preprocessing and softmax are inside (``inference/deploy.py``).
 It is opened again and must answer every test image as PyTorch does; otherwise nothing is written.
 """
 
@@ -24,7 +24,7 @@ from fer_lightning.run_folder import replace_file
 if TYPE_CHECKING:
     from fer_lightning.data.faces import Faces
     from fer_lightning.data.splits import Split
-    from fer_lightning.export_formats import Answer
+    from fer_lightning.inference.export_formats import Answer
     from fer_lightning.model import EmotionClassifier
 
 log = logging.getLogger(__name__)
@@ -179,8 +179,8 @@ def export(
         UserError: the file answers otherwise than PyTorch does, or there are no images to calibrate int8 on.
     """
     from fer_lightning.data.images import as_face
-    from fer_lightning.deploy import as_colour, describe
-    from fer_lightning.export_formats import open_again, write
+    from fer_lightning.inference.deploy import as_colour, describe
+    from fer_lightning.inference.export_formats import open_again, write
     from fer_lightning.scoring import pick_device, predict
     from fer_lightning.statistics import scale
 
@@ -220,7 +220,7 @@ def export(
 
 def calibration_images(faces: "Faces", split: "Split") -> np.ndarray:
     """Some validation images, always the same: uint8, (n, 48, 48)."""
-    from fer_lightning.export_int8 import CALIBRATION_IMAGES
+    from fer_lightning.inference.export_int8 import CALIBRATION_IMAGES
 
     return faces.images[np.sort(np.random.default_rng(0).permutation(split.val)[:CALIBRATION_IMAGES])]
 
@@ -234,9 +234,9 @@ def _quantize(
         ``calibration_images``; ``parity`` with the float32 file on the test images; ``scores``: accuracy and macro F1
         on ``test`` and ``test_dedup``, of ``float32`` and of ``int8``. It also goes into the file's metadata.
     """
-    from fer_lightning.deploy import as_colour
-    from fer_lightning.export_formats import open_onnx, set_description
-    from fer_lightning.export_int8 import quantize
+    from fer_lightning.inference.deploy import as_colour
+    from fer_lightning.inference.export_formats import open_onnx, set_description
+    from fer_lightning.inference.export_int8 import quantize
     from fer_lightning.metrics import classification_metrics
 
     calibration = calibration_images(faces, split)

@@ -18,14 +18,14 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from fer_lightning import answers, detect, pictures
-from fer_lightning.annotate import Drawings
-from fer_lightning.answers import NO_FACE, OK, Row
 from fer_lightning.config import run_tool
 from fer_lightning.data.images import as_face, may_be_a_crop
-from fer_lightning.detect import Box
 from fer_lightning.errors import Parser, UserError
-from fer_lightning.pictures import Picture, Source
+from fer_lightning.inference import answers, detect, pictures
+from fer_lightning.inference.annotate import Drawings
+from fer_lightning.inference.answers import NO_FACE, OK, Row
+from fer_lightning.inference.detect import Box
+from fer_lightning.inference.pictures import Picture, Source
 
 if TYPE_CHECKING:  # imported where it is used: --help and mistakes need not wait for torch
     import torch

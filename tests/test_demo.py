@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwrig
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
-from fer_lightning.detect import find_faces
+from fer_lightning.inference.detect import find_faces
 
 QUIET = [
     "--no-sandbox",

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from photographs import EYES, group, landscape, portrait
 
-from fer_lightning import detect
 from fer_lightning.data.images import as_face
-from fer_lightning.detect import Box, crop_face, find_faces
 from fer_lightning.errors import UserError
+from fer_lightning.inference import detect
+from fer_lightning.inference.detect import Box, crop_face, find_faces
 
 
 def holds(box: Box, point: tuple[float, float]) -> bool:

@@ -11,10 +11,11 @@ import pytest
 from conftest import TINY, Outcome
 from photographs import group, landscape
 
-from fer_lightning import config, explain, saliency_figures
+from fer_lightning import config, explain
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
+from fer_lightning.inference import saliency_figures
 
 PNG = b"\x89PNG"
 

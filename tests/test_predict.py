@@ -18,11 +18,12 @@ from archives import encode
 from conftest import TINY, Outcome
 from photographs import EYES, PORTRAIT, group, landscape, portrait
 
-from fer_lightning import config, pictures, predict, scoring
+from fer_lightning import config, predict, scoring
 from fer_lightning.__main__ import main as train
-from fer_lightning.answers import COLUMNS, OK
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
+from fer_lightning.inference import pictures
+from fer_lightning.inference.answers import COLUMNS, OK
 from fer_lightning.model import EmotionClassifier
 from fer_lightning.statistics import scale
 

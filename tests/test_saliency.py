@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from fer_lightning import saliency
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.data.synthetic import draw
+from fer_lightning.inference import saliency
 from fer_lightning.model import EmotionClassifier
 from fer_lightning.scoring import predict
 

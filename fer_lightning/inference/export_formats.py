@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.deploy import Deployable, as_faces, as_strings
+from fer_lightning.inference.deploy import Deployable, as_faces, as_strings
 from fer_lightning.model import EmotionClassifier
 from fer_lightning.network import build_head
 

@@ -9,9 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fer_lightning.detect import Box
 from fer_lightning.errors import UserError
-from fer_lightning.pictures import Picture, Source
+from fer_lightning.inference.detect import Box
+from fer_lightning.inference.pictures import Picture, Source
 from fer_lightning.run_folder import replace_file
 
 LEAST_SIDE = 320

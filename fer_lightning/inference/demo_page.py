@@ -11,13 +11,13 @@ import gradio
 import numpy as np
 import torch
 
-from fer_lightning import saliency
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.images import as_face, decode
-from fer_lightning.detect import Box, crop_face, find_faces
 from fer_lightning.errors import UserError
+from fer_lightning.inference import saliency
+from fer_lightning.inference.detect import Box, crop_face, find_faces
+from fer_lightning.inference.saliency_figures import overlay
 from fer_lightning.model import EmotionClassifier
-from fer_lightning.saliency_figures import overlay
 from fer_lightning.scorecard import describe
 from fer_lightning.scoring import classify
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from fer_lightning.deploy import as_colour
+from fer_lightning.inference.deploy import as_colour
 
 CALIBRATION_IMAGES = 512
 BATCH = 64

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.detect import Box
+from fer_lightning.inference.detect import Box
 
 OK, NO_FACE = "ok", "no face"
 
