@@ -467,8 +467,10 @@ class TestMethodFiles:
         sampler = instantiate(method.sampler, _partial_=True)(labels=labels, seed=0)
         assert len(list(sampler)) == len(sampler) == len(labels)
         if "mix" in method:
-            partner = instantiate(method.mix, _partial_=True)(labels=labels).partner(10, np.random.default_rng(1))
-            assert partner is None or 0 <= partner < len(labels)
+            numbers = np.random.default_rng(1).random((20, 5), dtype=np.float32)
+            partners = instantiate(method.mix, _partial_=True)(labels=labels).draw(10, numbers).partner
+            assert ((partners >= -1) & (partners < len(labels))).all()
+            assert (partners >= 0).any()
         if "adjust" in method:
             weight, bias = instantiate(method.adjust, _partial_=True)(class_counts=COUNTS)(
                 torch.eye(7), torch.zeros(7), 1.0
