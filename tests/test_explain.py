@@ -127,7 +127,7 @@ class TestFiles:
             (["--test-set", "--faces"], "--faces: --test-set explains every emotion"),
             (
                 ["--emotions", "happy", "a.png"],
-                "unrecognized arguments: --emotions; python -m",
+                "unrecognized arguments: --emotions happy a.png; python -m",
             ),
             (["--test-set", "data.source.imagess=4"], "imagess"),
         ],
