@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _explain_files(parsed: argparse.Namespace) -> None:
     """Write a picture for each face, and print a table of them; what cannot be read is told there."""
     from fer_lightning import predict
-    from fer_lightning.inference import detect, pictures, saliency  # noqa: F401: without captum nothing is written
+    from fer_lightning.inference import detect, pictures, saliency  # noqa: F401  it tells when captum is missing
     from fer_lightning.model import EmotionClassifier
     from fer_lightning.scorecard import describe
     from fer_lightning.scoring import pick_device

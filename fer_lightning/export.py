@@ -1,6 +1,7 @@
 """A trained model for other programs: ``python -m fer_lightning.export CHECKPOINT --format onnx``.
 
-The file takes pictures and answers calibrated probabilities: preprocessing and softmax are inside (``inference/deploy.py``).
+The file takes pictures and answers calibrated probabilities: preprocessing and softmax are inside
+(``inference/deploy.py``).
 It is opened again and must answer every test image as PyTorch does; otherwise nothing is written.
 """
 

@@ -256,7 +256,7 @@ class TestFaces:
         for x, y in EYES:
             assert found["x"] < x < found["x"] + found["width"]
             assert found["y"] < y < found["y"] + found["height"]
-        assert rows[0]["width"] > rows[1]["width"]
+        assert rows[0]["x"] < rows[1]["x"], "from left to right"
         assert outcome.code == 101
         assert outcome.err.splitlines()[-1] == "1 of 3 inputs failed"
 
