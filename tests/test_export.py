@@ -136,7 +136,7 @@ class TestEveryFormat:
 
 
 class TestMetadata:
-    def check(self, found: dict[str, Any], trained: Path) -> None:
+    def check(self, found: dict[str, Any], trained: Path, given: str = "uint8 (batch, height, width, 3)") -> None:
         metrics = read_json(trained / "metrics.json")
         assert found["class_names"] == list(EMOTIONS)
         assert found["temperature"] == TEMPERATURE
@@ -145,7 +145,7 @@ class TestMetadata:
         assert found["provenance"]["versions"] == metrics["versions"]
         assert (found["run"]["imbalance"], found["run"]["seed"]) == ("weighted", 0)
         assert found["model"]["name"] == "test_efficientnet"
-        assert "uint8 (batch, height, width, 3)" in found["input"]
+        assert given in found["input"]
 
     @staticmethod
     def decode(text: dict[str, str]) -> dict[str, Any]:
@@ -173,7 +173,9 @@ class TestMetadata:
         from safetensors import safe_open
 
         with safe_open(exported["safetensors"]["file"], "pt") as file:
-            self.check(self.decode(file.metadata()), trained)
+            found = self.decode(file.metadata())
+        self.check(found, trained, "float32 (batch, in_channels, image_size, image_size)")
+        assert "logits (batch, 7)" in found["output"]
 
     @pytest.mark.parametrize("name", export.SUFFIXES)
     def test_no_path_of_this_machine_is_inside(self, exported, name):
