@@ -23,7 +23,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from fer_lightning import config as schema
-from fer_lightning.checkpoint_data import load_faces
+from fer_lightning.data.configured import load_faces
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
 from fer_lightning.errors import Parser, UserError
 from fer_lightning.figures import head, styled

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning import config as schema
 from fer_lightning import safety
-from fer_lightning.data import ferplus
+from fer_lightning.data.configured import load_faces, split_faces
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split, whole
 from fer_lightning.errors import UserError
@@ -23,24 +22,6 @@ log = logging.getLogger(__name__)
 
 FOLDER = "folder"
 """The choice of ``data`` whose images have no split: all are tested on."""
-
-
-def load_faces(cfg: DictConfig) -> Faces:
-    """The images that a configuration describes."""
-    # Partial and called here, as below: Hydra's own call hides the text of errors and wraps arguments in config nodes.
-    faces: Faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
-    labels = cfg.get("labels")  # absent from the checkpoints of earlier versions
-    if labels is None or labels.votes is None:
-        return faces
-    return ferplus.relabel(faces, labels.votes, labels.targets)
-
-
-def split_faces(cfg: DictConfig, faces: Faces) -> Split:
-    """The split of ``faces`` that a configuration describes."""
-    arguments = {key: value for key, value in cfg.split.items() if key != "name"}
-    if cfg.data.get("drop_duplicates") is not None:
-        arguments["drop_duplicates"] = cfg.data.drop_duplicates
-    return instantiate(arguments, _partial_=True, _recursive_=False)(faces=faces, seed=cfg.seed)
 
 
 def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConfig, Faces, Split]:

@@ -33,9 +33,9 @@ from fer_lightning.callbacks import (
     StopOnNonFinite,
     TrainClock,
 )
-from fer_lightning.checkpoint_data import load_faces, split_faces
 from fer_lightning.config import device_count, is_first_process
 from fer_lightning.data.batched import BatchedAugmentation
+from fer_lightning.data.configured import load_faces, split_faces
 from fer_lightning.data.datamodule import FERDataModule
 from fer_lightning.data.faces import EMOTIONS, count_classes
 from fer_lightning.data.strengths import Strengths
