@@ -1,4 +1,4 @@
-"""The dashboards of a run, Weights & Biases or TensorBoard, as asked; and the stamp of the code.
+"""The dashboards of a run, Weights & Biases or TensorBoard, as asked.
 
 A dashboard is a copy: whatever happens to it, the run folder is complete, and the run only warns. Only the first
 process of a distributed run has any.
@@ -7,20 +7,16 @@ process of a distributed run has any.
 import logging
 import netrc
 import os
-import platform
 import secrets
 import shlex
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
-import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -29,23 +25,12 @@ from fer_lightning.config import is_first_process
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import PROBABILITY_COLUMNS, confident_mistakes
+from fer_lightning.provenance import environment, git_commit
 
 if TYPE_CHECKING:
     from fer_lightning.compare import Comparison
 
 log = logging.getLogger(__name__)
-
-PACKAGES = (
-    "fer_lightning",
-    "torch",
-    "lightning",
-    "timm",
-    "hydra-core",
-    "torchmetrics",
-    "albumentations",
-    "numpy",
-)
-"""Distributions whose versions are recorded with every run."""
 
 FIGURES = ("confusion_matrix", "class_distribution", "curves", "mistakes")
 """Pictures of the run folder that the dashboards show, where they exist."""
@@ -55,48 +40,6 @@ WANDB_START_SECONDS = 30
 
 WANDB_FINISH_SECONDS = 15
 """How long to wait at the end of a run until W&B has it all: well within the 30 s that a stopped run has."""
-
-
-def git_commit(folder: Path = Path(__file__).parent) -> str | None:
-    """The commit that ``folder`` is checked out from, with ``-dirty`` when tracked files were changed.
-
-    None when the code is not under version control, as for an installed wheel.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-    try:
-        if not git("ls-files", "."):  # a virtual environment inside somebody's repository
-            return None
-        commit = git("rev-parse", "HEAD")
-        return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def environment() -> dict[str, str]:
-    """Versions of Python and the main libraries, and the names of platform, CPU and GPU."""
-    stamp = {"python": platform.python_version(), "platform": platform.platform(), "cpu": _cpu_model()}
-    for package in PACKAGES:
-        try:
-            stamp[package] = version(package)
-        except PackageNotFoundError:
-            stamp[package] = "not installed"
-    if torch.cuda.is_available():
-        stamp["cuda"] = str(torch.version.cuda)
-        stamp["gpu"] = torch.cuda.get_device_name()
-    return stamp
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:

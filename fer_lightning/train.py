@@ -42,6 +42,7 @@ from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import Interrupted, UserError
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
+from fer_lightning.provenance import environment, git_commit
 from fer_lightning.resume import resume_from, saved_step
 from fer_lightning.run_folder import claim, write_json, write_status
 from fer_lightning.scoring import Evaluation, evaluate, headline, print_table, reported
@@ -143,8 +144,8 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     class_counts = datamodule.class_counts
     provenance = {
         "data_hash": faces.data_hash,
-        "git_commit": tracking.git_commit(),
-        "versions": tracking.environment(),
+        "git_commit": git_commit(),
+        "versions": environment(),
     }
     drawn = datamodule.drawn_counts
     loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=class_counts)

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wandb_file import read_offline_run, read_offline_runs
 from wandb_server import KEY, WandbServer
 
-from fer_lightning import figures, tracking
+from fer_lightning import figures, provenance, tracking
 from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.errors import UserError
 from fer_lightning.metrics import classification_metrics, confident_mistakes, confusion_matrix
@@ -163,8 +163,8 @@ def test_everything_is_on_the_dashboard(
     assert {key: run.config[key] for key in CFG} == CFG
     assert run.config["class_counts"] == metrics["train/class_counts"]
     assert run.config["data_hash"] == metrics["data_hash"]
-    assert run.config["git_commit"] == tracking.git_commit()
-    assert run.config["environment"] == tracking.environment()
+    assert run.config["git_commit"] == provenance.git_commit()
+    assert run.config["environment"] == provenance.environment()
 
     frame = pd.read_csv(folder / "metrics.csv")
     for key in ("train/loss", "val/loss", "val/accuracy", "val/f1_macro"):
@@ -486,23 +486,23 @@ def test_git_commit_of_a_checkout(tmp_path: Path) -> None:
         command = ["git", *identity, "-C", str(tmp_path), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert tracking.git_commit(tmp_path) is None
+    assert provenance.git_commit(tmp_path) is None
     git("init", "-q")
     (tmp_path / "installed").mkdir()
     (tmp_path / "file.py").write_text("a = 1\n")
-    assert tracking.git_commit(tmp_path) is None, "nothing is tracked yet"
+    assert provenance.git_commit(tmp_path) is None, "nothing is tracked yet"
     git("add", "file.py")
     git("commit", "-qm", "first")
     commit = git("rev-parse", "HEAD")
     (tmp_path / "installed" / "other.py").write_text("")
-    assert tracking.git_commit(tmp_path) == commit
-    assert tracking.git_commit(tmp_path / "installed") is None, "code that the repository does not track"
+    assert provenance.git_commit(tmp_path) == commit
+    assert provenance.git_commit(tmp_path / "installed") is None, "code that the repository does not track"
     (tmp_path / "file.py").write_text("a = 2\n")
-    assert tracking.git_commit(tmp_path) == f"{commit}-dirty"
+    assert provenance.git_commit(tmp_path) == f"{commit}-dirty"
 
 
 def test_environment_names_versions_and_machine() -> None:
-    stamp = tracking.environment()
+    stamp = provenance.environment()
     assert stamp["torch"] == importlib.metadata.version("torch")
     assert stamp["hydra-core"] == importlib.metadata.version("hydra-core")
     assert stamp["python"] == ".".join(map(str, sys.version_info[:3]))

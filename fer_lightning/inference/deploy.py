@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fer_lightning import tracking
+from fer_lightning import provenance
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE
 from fer_lightning.model import EmotionClassifier
 
@@ -106,7 +106,7 @@ def describe(model: EmotionClassifier) -> dict[str, Any]:
         },
         "provenance": model.hparams["provenance"],
         "scorecard": card or None,
-        "exported_with": {"git_commit": tracking.git_commit(), "versions": tracking.environment()},
+        "exported_with": {"git_commit": provenance.git_commit(), "versions": provenance.environment()},
     }
 
 

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import re
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fer_lightning.config import CONF_DIR, validate
 from fer_lightning.errors import UserError
+from fer_lightning.provenance import git_commit
 from fer_lightning.run_folder import occupy, read_json, read_status, write_json
 
 MAY_DIFFER = (
@@ -141,7 +141,7 @@ def describe(jobs: Mapping[Job, DictConfig], folder: Path, argv: list[str]) -> d
         "cwd": str(Path.cwd()),
         "jobs": [{"folder": str(job.folder.relative_to(folder)), "overrides": list(job.overrides)} for job in jobs],
         "code": code_hash(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "started": time.time(),
     }
 
@@ -295,17 +295,3 @@ def _settings(overrides: list[str]) -> list[str]:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key that puts ``2-focal`` before ``10-focal``."""
     return [(int(part or -1), text) for part, text in re.findall(r"(\d*)(\D*)", str(path))]
-
-
-def _git_commit() -> str | None:
-    """The commit that this code is checked out from, for people; None for code that is not under version control."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # not a virtual environment inside somebody's repository
-        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None
