@@ -2,7 +2,6 @@
 
 import logging
 import math
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -56,9 +55,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             if torn := archive.testzip():  # torch does not look at the checksums
                 raise zipfile.BadZipFile(f"{torn} has the wrong checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
-    except Exception as error:  # zipfile and torch each have their own
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        if type(error).__name__ == "UnpicklingError":
+            raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
         raise UserError(f"{path}: no checkpoint, or a damaged one; give a run's checkpoints/best.ckpt") from error
     hyper = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     wanted = {"model", "optim", "class_counts", "config", "provenance"}

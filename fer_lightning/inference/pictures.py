@@ -26,6 +26,8 @@ MISSING = "does not exist"
 _SHARE_LEFT = 0.1
 _SECONDS_LEFT = 1.0
 
+_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
+
 
 @dataclass(frozen=True)
 class Source:
@@ -204,11 +206,12 @@ def _read_video(path: Path, every: int) -> Iterator[Picture]:
 def _open(what: str | int) -> Any:
     # What OpenCV and FFmpeg print about a damaged file is said in one line by whoever opened it.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    levels: Any = getattr(cv2.utils, "logging", cv2)  # moved there after OpenCV 4.12
+    before = levels.getLogLevel()
+    levels.setLogLevel(_SILENT)
     try:
         return cv2.VideoCapture(what) if isinstance(what, int) else cv2.VideoCapture(what, cv2.CAP_FFMPEG)
     except cv2.error:
         return cv2.VideoCapture()
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        levels.setLogLevel(before)
