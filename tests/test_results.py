@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 def script(name: str, *arguments: object, code: int = 0) -> str:
     command = [sys.executable, SCRIPTS / name, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=220)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stderr if code else done.stdout
 
@@ -29,6 +29,7 @@ def test_every_method_is_in_the_results(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_from_the_sweep_to_the_page(tmp_path):
     data = write_zip(image_files(tiny_faces(60, 8, 8)), tmp_path / "fer2013.zip")
     common = ("--data", data, "--model", "test_efficientnet", "--rehearse", "--out", tmp_path / "packed")

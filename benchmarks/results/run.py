@@ -86,7 +86,7 @@ PARTS = {
             *("experiment=official", "test=false", "seed=0,1", "model.image_size=64", "trainer.max_epochs=12"),
             *("data.batch_size=256", "optim.lr=0.0005,0.001,0.002", "augment=light,strong"),
         ),
-        ("experiment=official", "test=false", "seed=0,1", "optim.lr=0.001,0.002", *SMALL),
+        ("experiment=official", "test=false", "optim.lr=0.001,0.002", *SMALL),
     ),
     "methods": Part(
         "every method, five seeds, equal steps, one recipe",
