@@ -16,7 +16,7 @@ from fer_lightning.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
-SECONDS_TO_END = 10.0
+SECONDS_TO_END = 5.0
 """How long the first process of a stopped run waits for the others."""
 
 _signal: int | None = None
