@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -37,10 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
         # Read by Gradio when it is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": photos}
         signal.signal(signal.SIGTERM, _stop)
-        try:
+        with suppress(KeyboardInterrupt):  # which Uvicorn passes on, or not
             serve(parsed.checkpoint, listener)
-        except KeyboardInterrupt:
-            log.info("stopped")
+        log.info("stopped")
 
 
 def listen(port: int) -> socket.socket:

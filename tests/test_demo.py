@@ -243,7 +243,7 @@ def test_camera(playwright: Playwright, server: Server, photo: np.ndarray, tmp_p
     page.get_by_label("capture photo").click()
     expect(page.locator("#answers .face").first).to_be_visible()
     assert headings(page)
-    assert page.locator("#boxes img").is_visible()
+    expect(page.locator("#boxes img")).to_be_visible()
     browser.close()
     assert opened.troubles == []
 
