@@ -34,6 +34,7 @@ def prove(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_ends_with_the_same_bits():
     rows = prove("--trials", "3", "--samplers", "oversample", "--workers", "2", "--seed", "3")
     assert [(row["identical"], row["wrong"]) for row in rows] == [(3, [])]
@@ -230,7 +231,7 @@ class TestLongValidation:
                 marks=pytest.mark.slow,
             ),
             pytest.param(["trainer.accumulate_grad_batches=4"], 2, 9, marks=pytest.mark.slow),
-            (["trainer.accumulate_grad_batches=3"], 1, 5),
+            pytest.param(["trainer.accumulate_grad_batches=3"], 1, 5, marks=pytest.mark.slow),
             pytest.param(["trainer.limit_train_batches=7"], 1, 6, marks=pytest.mark.slow),
             pytest.param(["trainer.limit_train_batches=1"], 2, 1, marks=pytest.mark.slow),
             pytest.param(["trainer.check_val_every_n_epoch=2"], 1, 35, marks=pytest.mark.slow),
@@ -250,6 +251,7 @@ class TestLongValidation:
         assert kill_and_resume.run_forked(parts, [*run, "resume=auto"]) == 0
         assert same(parts, whole) == []
 
+    @pytest.mark.slow
     def test_again_in_the_resumed_one(self, tmp_path):
         whole, parts = tmp_path / "whole", tmp_path / "parts"
         assert kill_and_resume.run_forked(whole, [*RUN]) == 0
@@ -260,6 +262,7 @@ class TestLongValidation:
         assert kill_and_resume.run_forked(parts, run) == 0
         assert same(parts, whole) == []
 
+    @pytest.mark.slow
     def test_a_short_one_costs_nothing_after_the_first(self, cli, monkeypatch):
         saved = []
         monkeypatch.setattr(LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step))

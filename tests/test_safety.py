@@ -431,7 +431,7 @@ class TestWandbKey:
     @pytest.mark.parametrize(
         ("words", "environment"),
         [
-            (["logger=csv"], {}),
+            pytest.param(["logger=csv"], {}, marks=pytest.mark.slow),
             pytest.param(["-m", "seed=0,1", "logger=wandb"], {"WANDB_MODE": "offline"}, marks=pytest.mark.slow),
             pytest.param(["logger=wandb"], {"WANDB_BASE_URL": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
         ],

@@ -17,6 +17,7 @@ def metrics_of(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_one_and_two_devices_and_a_failing_job_stay_apart(process, tmp_path):
     """The sweep that goes silently wrong when jobs share a process: 1 device, then 2, with a failure between."""
     sizes = [knob for knob in TINY if "images" not in knob] + ["data.source.images=400,1"]
@@ -120,6 +121,7 @@ def test_an_unknown_choice_refuses_the_sweep_in_one_line(process, tmp_path):
     assert not list(tmp_path.rglob("status.json"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
     folder = tmp_path / "sweep"
     with sweep(tmp_path, *TINY, "trainer.devices=2", ENDLESS, "seed=0,1", "hydra.sweep.dir=sweep") as running:

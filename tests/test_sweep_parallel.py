@@ -276,6 +276,7 @@ def test_a_terminal_belongs_to_the_view(tmp_path):
     assert b"[sweep] job 1" not in shown
 
 
+@pytest.mark.slow
 def test_jobs_run_side_by_side_each_with_its_own_output(process, tmp_path):
     """Loader workers included, which joblib's own processes could not start (hydra #964); a failing job stops none."""
     outcome = process(

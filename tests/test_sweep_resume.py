@@ -122,6 +122,7 @@ def test_jobs_that_would_share_a_folder_are_refused(cli, tmp_path):
     assert "two jobs would share sweep/seed0" in refused.error
 
 
+@pytest.mark.slow
 def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
     line = [sys.executable, "-m", "fer_lightning", "-m", *TINY, "hydra.sweep.dir=sweep"]
     both = [

@@ -368,7 +368,8 @@ def test_a_resumed_run_goes_on_online(
     assert not files_with(KEY, tmp_path)
 
 
-@pytest.mark.parametrize("fate", ["gone", pytest.param("silent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fate", ["gone", "silent"])
 def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
     process: Callable[..., Outcome],
     cli: Callable[..., Outcome],

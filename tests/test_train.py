@@ -126,7 +126,7 @@ def test_resume_goes_on_from_the_last_epoch(cli, tmp_path):
     assert curves["val/loss"].notna().sum() == 3
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
     """Order and augmentation of the resumed epoch are its own; workers prefetch before Lightning names the epoch."""
     same = [*TINY, "augment=light", "optim.schedule=constant", "optim.warmup_fraction=0", "model.head.dropout=0"]
