@@ -1,9 +1,9 @@
-# make demo | test | test-slow | test-slurm | lint: each makes .venv when missing.
+# make demo | test | test-slow | test-slurm | lint: each makes .venv when missing; test-lowest: .venv-lowest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-slurm lint install clean
+.PHONY: demo test test-slow test-slurm test-lowest lint install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fer_lightning -m experiment=demo imbalance=none,undersample,weighted,focal
@@ -16,6 +16,13 @@ test-slow: $(VENV)/.installed
 
 test-slurm: $(VENV)/.installed
 	.ci/slurm $(BIN)/python -m pytest -m slurm
+
+# With the oldest versions that pyproject.toml allows, which constraints.txt knows nothing of.
+test-lowest:
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install -q --resolution lowest-direct -e '.[dev]'
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -30,4 +37,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-lowest build dist
