@@ -174,6 +174,7 @@ def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_pat
     assert read_status(tmp_path / "run") == {"status": "interrupted", "reason": "stopped by SIGTERM", "step": 0}
 
 
+@pytest.mark.slow
 def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
     run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
     wait_for(run, "epoch 1/500")

@@ -188,6 +188,7 @@ def finished_once(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_give_an_exact_test_and_the_same_draw(process, tmp_path):
     outcome = process(*TINY, "trainer.devices=2", "hydra.run.dir=two", "callbacks=ema")
     assert outcome.code == 0, outcome.err
