@@ -33,6 +33,7 @@ import torch
 from safetensors.torch import save_file
 
 from fer_lightning.model import EmotionClassifier, read_checkpoint
+from fer_lightning.provenance import git_commit
 from measure import machine
 
 MAX_BYTES = 12 * 2**20
@@ -261,7 +262,6 @@ def _pack_weights(run: Path, out: Path) -> list[Path]:
 def _note_call(
     folder: Path, words: Sequence[str], code: int, seconds: float, done: int, options: argparse.Namespace
 ) -> None:
-    stamp = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
     places = {str(options.data.absolute()): "fer2013.zip", str(folder): f"outputs/results/{folder.name}"}
     if options.weights:
         places[str(options.weights.absolute())] = "tf_efficientnetv2_b0.safetensors"
@@ -270,7 +270,7 @@ def _note_call(
         line = line.replace(place, name)
     call = {
         "command": f"python -m fer_lightning {line}",
-        "commit": options.commit or stamp.stdout.strip() or None,
+        "commit": options.commit or git_commit(),
         "machine": machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "seconds": round(seconds),
@@ -304,7 +304,7 @@ def _measure_speed(options: argparse.Namespace) -> None:
         print(done.stdout, done.stderr, flush=True)
         if done.returncode == 0:
             line = json.loads(done.stdout.strip().splitlines()[-1])
-            lines.append(json.dumps({**line, "commit": options.commit, "rehearsal": options.rehearse}))
+            lines.append(json.dumps({**line, "commit": options.commit or git_commit(), "rehearsal": options.rehearse}))
     (options.out / "speed.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
