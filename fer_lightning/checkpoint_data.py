@@ -17,6 +17,7 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split, whole
 from fer_lightning.errors import UserError
 from fer_lightning.model import EmotionClassifier
+from fer_lightning.rules import label_rules, split_rules
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,9 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     safety.check(given)
     schema.check_knobs(given["data"], stored["data"], "data")
     schema.check_knobs(given["split"], stored["split"], "split")
-    schema.split_rules(cfg.split)
+    split_rules(cfg.split)
     if "labels" in cfg:
-        schema.label_rules(cfg.labels)
+        label_rules(cfg.labels)
     if given["data"].get("drop_duplicates") != stored["data"].get("drop_duplicates"):
         raise UserError("data.drop_duplicates: stays as trained; it says which images the model has seen")
     return cfg

@@ -22,18 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fer_lightning import figures, posthoc, scorecard, stop, tracking
-from fer_lightning.callbacks import (
-    AtomicCheckpoints,
-    CountsOnHost,
-    Curves,
-    EpochLine,
-    ExactResume,
-    LastCheckpoint,
-    MovableCheckpoint,
-    StopOnNonFinite,
-    TrainClock,
-)
-from fer_lightning.config import device_count, is_first_process
+from fer_lightning.callbacks import CountsOnHost, Curves, EpochLine, StopOnNonFinite, TrainClock
+from fer_lightning.checkpoints import AtomicCheckpoints, ExactResume, LastCheckpoint, MovableCheckpoint
+from fer_lightning.config import is_first_process
 from fer_lightning.data.batched import BatchedAugmentation
 from fer_lightning.data.configured import load_faces, split_faces
 from fer_lightning.data.datamodule import FERDataModule
@@ -44,6 +35,7 @@ from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
 from fer_lightning.provenance import environment, git_commit
 from fer_lightning.resume import resume_from, saved_step
+from fer_lightning.rules import device_count
 from fer_lightning.run_folder import claim, write_json, write_status
 from fer_lightning.scoring import Evaluation, evaluate, headline, print_table, reported
 from fer_lightning.sweeps import slurm

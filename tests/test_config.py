@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 from omegaconf import OmegaConf
 
-from fer_lightning import config
+from fer_lightning import config, rules
 
 MISTAKES = [
     (["imbalance=focul"], "imbalance=focul: no such choice (did you mean focal?)"),
@@ -148,7 +148,18 @@ def test_trainer_knobs_are_lightnings_own():
 
 def test_light_modules_import_nothing_heavy():
     package = Path(config.__file__).parent
-    for name in ("__init__", "__main__", "config", "errors", "hydra_errors", "run_folder", "safety", "stop", "sweep"):
+    for name in (
+        "__init__",
+        "__main__",
+        "config",
+        "errors",
+        "hydra_errors",
+        "rules",
+        "run_folder",
+        "safety",
+        "stop",
+        "sweep",
+    ):
         tree = ast.parse((package / f"{name}.py").read_text())
         top = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         top |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
@@ -167,7 +178,7 @@ def test_light_modules_import_nothing_heavy():
 @pytest.mark.parametrize(("masked", "expected"), [("", 0), ("-1", 0)])
 def test_masked_gpus_are_not_counted(monkeypatch, masked, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", masked)
-    assert config.visible_gpus() == expected
+    assert rules.visible_gpus() == expected
 
 
 @pytest.mark.parametrize(

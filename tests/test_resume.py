@@ -19,7 +19,7 @@ from conftest import TINY, processes_in
 from lightning.pytorch.plugins import MixedPrecision
 
 from fer_lightning import train
-from fer_lightning.callbacks import LastCheckpoint
+from fer_lightning.checkpoints import LastCheckpoint
 from fer_lightning.model import read_checkpoint
 from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status
 

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from fer_lightning.callbacks import LastCheckpoint
+from fer_lightning.checkpoints import LastCheckpoint
 from fer_lightning.errors import UserError
 from fer_lightning.imbalance.second_stage import SecondStage, reinitialize
 from fer_lightning.network import build_head

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_lightning.config import VOTES
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.errors import UserError
+from fer_lightning.rules import VOTES
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What goes together in a method, told before anything is imported; ``config.validate`` calls it."""
+"""What goes together in a method, told before anything is imported; ``rules.check_rules`` calls it."""
 
 from pathlib import Path
 
