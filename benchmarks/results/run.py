@@ -163,13 +163,20 @@ def main() -> None:
 def sweep_words(part: Part, options: argparse.Namespace, folder: Path) -> list[str]:
     """The command line of a part's sweep, from ``fer_lightning`` on, as a user would type it."""
     weights = [f"model.weights={options.weights.absolute()}"] if options.weights else []
+    given = {knob(word) for word in options.overrides}
+    planned = [word for word in (part.cut if options.rehearse else part.overrides) if knob(word) not in given]
     return [
         *("-m", "hydra/launcher=parallel", f"jobs_per_device={options.at_once}", "logger=csv"),
         *(f"model={options.model}", *weights, f"data.path={options.data.absolute()}"),
-        *(part.cut if options.rehearse else part.overrides),
+        *planned,
         *options.overrides,
         f"hydra.sweep.dir={folder}",
     ]
+
+
+def knob(override: str) -> str:
+    """What an override sets."""
+    return override.partition("=")[0].lstrip("+~")
 
 
 def run_within(words: Sequence[str], seconds: float) -> int:
