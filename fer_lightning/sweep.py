@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,20 +216,8 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
     stands = standings(folder, live=False)
     failed = [stand for stand in stands if stand.status == "failed"]
     unfinished = [stand for stand in stands if stand.status not in ("done", "failed")]
-    report = None
     done = [stand.job.folder for stand in stands if stand.status == "done"]
-    scores = {run: read_json(run / "metrics.json") for run in done if (run / "metrics.json").exists()}
-    tested = [run for run in scores if "test/accuracy" in scores[run]]
-    untested = {run: found for run, found in scores.items() if run not in tested}
-    if tested and stopped_by is None:
-        from fer_lightning.compare import compare_sweep
-
-        report = compare_sweep(tested, folder / "report")
-    trials = None
-    if untested:
-        from fer_lightning.sweeps.trials import report as rank_trials
-
-        trials = rank_trials(untested, folder)
+    pages = _pages_about(done, folder, compares=stopped_by is None)
     for stand in [*failed, *unfinished]:
         if stand.status != "waiting":
             _say(f"[sweep] {stand.status}: {stand.job.folder.name}: {stand.reason} ({stand.job.folder})")
@@ -242,13 +231,30 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
         "jobs": len(stands),
         "failed": [stand.job.folder.name for stand in failed],
         "unfinished": [stand.job.folder.name for stand in unfinished],
-        "report": report and str(report),
-        **({"trials": str(trials)} if trials else {}),
+        "report": None,
+        **pages,
     }
     _say(json.dumps(line))
     if unfinished and stopped_by is not None:
         return RESUMABLE if stopped_by == signal.SIGTERM else 130
     return 1 if failed else RESUMABLE if unfinished else 0
+
+
+def _pages_about(runs: Sequence[Path], folder: Path, compares: bool) -> dict[str, str]:
+    """Compare the runs that were tested, unless the sweep was stopped, and rank those that were only validated."""
+    scores = {run: read_json(run / "metrics.json") for run in runs if (run / "metrics.json").exists()}
+    untested = {run: found for run, found in scores.items() if "test/accuracy" not in found}
+    pages = {}
+    if compares and (tested := [run for run in scores if run not in untested]):
+        from fer_lightning.compare import compare_sweep
+
+        if report := compare_sweep(tested, folder / "report"):
+            pages["report"] = str(report)
+    if untested:
+        from fer_lightning.sweeps.trials import report as rank_trials
+
+        pages["trials"] = str(rank_trials(untested, folder))
+    return pages
 
 
 def resume(folder: Path, anyway: bool) -> None:

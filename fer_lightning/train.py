@@ -28,13 +28,14 @@ from fer_lightning.config import is_first_process
 from fer_lightning.data.batched import BatchedAugmentation
 from fer_lightning.data.configured import load_faces, split_faces
 from fer_lightning.data.datamodule import FERDataModule
-from fer_lightning.data.faces import EMOTIONS, count_classes
+from fer_lightning.data.faces import EMOTIONS, Faces, count_classes
+from fer_lightning.data.splits import Split
 from fer_lightning.data.strengths import Strengths
 from fer_lightning.errors import Interrupted, UserError
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import EmotionClassifier, input_size, read_checkpoint
 from fer_lightning.provenance import environment, git_commit
-from fer_lightning.resume import resume_from, saved_step
+from fer_lightning.resume import Resume, resume_from, saved_step
 from fer_lightning.rules import device_count
 from fer_lightning.run_folder import claim, write_json, write_status
 from fer_lightning.scoring import Evaluation, evaluate, headline, print_table, reported
@@ -121,44 +122,21 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     split = split_faces(cfg, faces)
     if faces.synthetic:
         log.info("NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013")
-    datamodule = FERDataModule(
-        faces,
-        split,
-        instantiate(cfg.imbalance.sampler, _partial_=True),
-        _augmentation(cfg.augment),
-        cfg.data.batch_size,
-        cfg.data.num_workers,
-        cfg.seed,
-        instantiate(cfg.imbalance.mix, _partial_=True) if cfg.imbalance.get("mix") else None,
-        cfg.data.device,
-        partial(input_size, epochs=cfg.trainer.max_epochs, first=cfg.model.first_image_size, last=cfg.model.image_size),
-    )
-    class_counts = datamodule.class_counts
+    datamodule = _datamodule(cfg, faces, split)
+    drawn = datamodule.drawn_counts  # of the first epoch, and of all processes: asked before training
     provenance = {
         "data_hash": faces.data_hash,
         "git_commit": git_commit(),
         "versions": environment(),
     }
-    drawn = datamodule.drawn_counts
-    loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=class_counts)
+    loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=datamodule.class_counts)
     loggers += tracking.build_loggers(_plain(cfg), folder)
     clock = TrainClock()
     stage = _second_stage(cfg)
     stages = [stage] if stage is not None else []
     trainer = build_trainer(cfg, folder, loggers, [*stages, clock], has_validation=len(split.val) > 0)
     start = resume_from(cfg, folder, faces.data_hash, trainer.world_size)
-    first_stage = cfg.imbalance.get("first_stage")
-    # The checkpoint has the weights; the file or the hub that they began with may be gone.
-    architecture = _plain(cfg.model) | ({"weights": "none"} if start or first_stage else {})
-    model = EmotionClassifier(
-        architecture, _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss, stage
-    ).to(memory_format=torch.channels_last)
-    if first_stage and start is None:
-        posthoc.load_first_stage(model, cfg, faces.data_hash)
-    if cfg.model.compile:
-        mode = None if cfg.model.compile is True else cfg.model.compile
-        # In place: torch.compile(module) would rename the checkpoint's keys.
-        model.network.compile(mode=mode, dynamic=False)
+    model = _model(cfg, datamodule.class_counts, provenance, loss, stage, goes_on=start is not None)
     log.info(
         "train %d  val %d  test %d images; %s",
         len(split.train),
@@ -166,23 +144,8 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         len(split.tests["test"]),
         folder,
     )
-
-    threads = torch.get_num_threads()
-    if start is not None:
-        log.info("going on from %s: epoch %d, batch %d", start.path, start.epoch + 1, start.batches + 1)
-        datamodule.go_on(start.epoch, start.batches)
-    adjusts = cfg.imbalance.get("adjust") is not None
-    if not (adjusts and first_stage):  # then everything is trained already
-        try:
-            trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
-        except Interrupted:
-            _await_other_processes(trainer)
-            raise
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # The test counts every image once and must equal `evaluate`: the first process alone does it.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        torch.set_num_threads(threads)
+    adjusts, first_stage = cfg.imbalance.get("adjust") is not None, cfg.imbalance.get("first_stage")
+    _fit(trainer, model, datamodule, start, trained=bool(adjusts and first_stage))
     if cfg.trainer.fast_dev_run:
         log.info("trainer.fast_dev_run: a rehearsal, nothing was saved and nothing tested")
     if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
@@ -195,7 +158,6 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     tested = EmotionClassifier.load(best)
     scored = split if cfg.test else replace(split, tests={"val": split.val})
     evaluation = evaluate(tested, faces, scored, device)
-    epoch = int(read_checkpoint(best)["epoch"])
     images = trainer.global_step * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
     metrics = {
         **evaluation.metrics,
@@ -203,8 +165,8 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
         "train/images_per_second": images / clock.seconds if clock.seconds else None,
         "train/steps": trainer.global_step,
         **_first_stage(first_stage),
-        "train/class_counts": dict(zip(EMOTIONS, class_counts, strict=True)),
-        "epoch": epoch,
+        "train/class_counts": dict(zip(EMOTIONS, datamodule.class_counts, strict=True)),
+        "epoch": int(read_checkpoint(best)["epoch"]),
         "seed": cfg.seed,
         "imbalance": cfg.imbalance.name,
         "model": cfg.model.name,
@@ -222,12 +184,71 @@ def _run(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Run | None:
     }
     scorecard.store(best, scorecard.make_scorecard(metrics))
     name = _reported_set(cfg)
-    images = faces.images[scored.tests[name]]
+    shown = faces.images[scored.tests[name]]
     sets = {"train": split.train, "val": split.val, name: scored.tests[name]}
     labels = {key: faces.labels[rows] for key, rows in sets.items()}
-    _write_artefacts(folder, metrics, evaluation, images, labels, drawn, name)
-    tracking.log_results(loggers, metrics, reported(evaluation.predictions, name), images, folder, name)
+    _write_artefacts(folder, metrics, evaluation, shown, labels, drawn, name)
+    tracking.log_results(loggers, metrics, reported(evaluation.predictions, name), shown, folder, name)
     return Run(metrics, trainer, tested, datamodule)
+
+
+def _datamodule(cfg: DictConfig, faces: Faces, split: Split) -> FERDataModule:
+    return FERDataModule(
+        faces,
+        split,
+        instantiate(cfg.imbalance.sampler, _partial_=True),
+        _augmentation(cfg.augment),
+        cfg.data.batch_size,
+        cfg.data.num_workers,
+        cfg.seed,
+        instantiate(cfg.imbalance.mix, _partial_=True) if cfg.imbalance.get("mix") else None,
+        cfg.data.device,
+        partial(input_size, epochs=cfg.trainer.max_epochs, first=cfg.model.first_image_size, last=cfg.model.image_size),
+    )
+
+
+def _model(
+    cfg: DictConfig,
+    class_counts: list[int],
+    provenance: dict[str, Any],
+    loss: Any,
+    stage: SecondStage | None,
+    goes_on: bool,
+) -> EmotionClassifier:
+    first_stage = cfg.imbalance.get("first_stage")
+    # The checkpoint has the weights; the file or the hub that they began with may be gone.
+    architecture = _plain(cfg.model) | ({"weights": "none"} if goes_on or first_stage else {})
+    model = EmotionClassifier(
+        architecture, _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss, stage
+    ).to(memory_format=torch.channels_last)
+    if first_stage and not goes_on:
+        posthoc.load_first_stage(model, cfg, provenance["data_hash"])
+    if cfg.model.compile:
+        mode = None if cfg.model.compile is True else cfg.model.compile
+        # In place: torch.compile(module) would rename the checkpoint's keys.
+        model.network.compile(mode=mode, dynamic=False)
+    return model
+
+
+def _fit(
+    trainer: L.Trainer, model: EmotionClassifier, datamodule: FERDataModule, start: Resume | None, trained: bool
+) -> None:
+    """Train from ``start``, unless there is nothing left to train; afterwards every process is on its own again."""
+    threads = torch.get_num_threads()
+    if start is not None:
+        log.info("going on from %s: epoch %d, batch %d", start.path, start.epoch + 1, start.batches + 1)
+        datamodule.go_on(start.epoch, start.batches)
+    if not trained:
+        try:
+            trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
+        except Interrupted:
+            _await_other_processes(trainer)
+            raise
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # The test counts every image once and must equal `evaluate`: the first process alone does it.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        torch.set_num_threads(threads)
 
 
 def _augmentation(cfg: DictConfig) -> Any:
