@@ -54,10 +54,11 @@ class Packed:
     Args:
         folder: its sweep's folder.
         out: where its report goes.
+        votes: of FER+'s raters, for the report; None leaves them out.
     """
 
-    def __init__(self, folder: Path, out: Path) -> None:
-        self.folder, self.out = folder, out
+    def __init__(self, folder: Path, out: Path, votes: Path | None) -> None:
+        self.folder, self.out, self.votes = folder, out, votes
         self.calls: list[dict[str, Any]] = [
             json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()
         ]
@@ -68,11 +69,10 @@ class Packed:
     def report(self) -> pd.DataFrame:
         """Write the comparison to ``out``; returns its ``summary.csv``."""
         with tempfile.TemporaryDirectory() as made:
-            compare(find_runs([self.folder]), Path(made))
+            compare(find_runs([self.folder]), Path(made), votes=self.votes)
             self.out.mkdir(parents=True, exist_ok=True)
-            for name in ("report.html", "summary.csv", "differences.csv"):
-                if (Path(made) / name).exists():
-                    shutil.copy(Path(made) / name, self.out / name)
+            for file in Path(made).iterdir():
+                shutil.copy(file, self.out / file.name)
             self.words = _findings((Path(made) / "report.md").read_text())
         return pd.read_csv(self.out / "summary.csv")
 
@@ -209,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packed", type=Path, nargs="*", help="archives, and speed.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md and results/")
+    parser.add_argument("--ferplus-votes", type=Path, metavar="FILE", help="for the raters' agreement in the reports")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as unpacked:
         for file in options.packed:
@@ -216,7 +217,7 @@ def main() -> None:
                 with tarfile.open(file) as archive:
                     archive.extractall(unpacked, filter="data")
         parts = {
-            name: Packed(Path(unpacked) / name, options.out / "results" / name)
+            name: Packed(Path(unpacked) / name, options.out / "results" / name, options.ferplus_votes)
             for name in PARTS
             if (Path(unpacked) / name / "calls.jsonl").exists()
         }
@@ -234,8 +235,9 @@ def main() -> None:
         sections, planned = {}, []
         for name, part in parts.items():
             body = SECTIONS[name](part)
-            page = part.out / "report.html"
-            link = f"\nThe whole comparison: [report.html](results/{name}/report.html)\n" if page.exists() else ""
+            report, page = (f"[report.{kind}](results/{name}/report.{kind})" for kind in ("md", "html"))
+            compared = (part.out / "report.html").exists()
+            link = f"\nThe whole comparison: {report}, or {page} to download and open.\n" if compared else ""
             cut = "" if part.on_gpu else "**On a CPU, and cut to what it can do.** "
             changed = " ".join(part.changes(name))
             told = f"{PARTS[name].purpose.capitalize()}. {cut}" + (f"Changed: `{changed}`." if changed else "")
