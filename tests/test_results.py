@@ -64,6 +64,6 @@ def test_from_the_sweep_to_the_page(tmp_path):
     assert "**A rehearsal: these numbers mean nothing.**" in page
     assert "- Bar: accuracy without test-time augmentation at least 71.0 %. **Missed**" in page
     assert "| test_ten_crop | accuracy |" in page
-    assert "2 settings, the ten best" in page
+    assert "2 settings; all in [trials.csv]" in page
     assert str(tmp_path) not in page
     assert (tmp_path / "docs" / "results" / "tune" / "trials.csv").exists()

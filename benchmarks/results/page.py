@@ -1,4 +1,4 @@
-"""``docs/results.md`` and ``docs/results/`` from what ``run.py`` packed: every number is read, none is typed.
+"""``docs/results.md`` and ``docs/results/`` from what ``run.py`` packed: a table's numbers are read, none typed.
 
     python benchmarks/results/page.py packed/*.tar.xz packed/speed.jsonl
 
@@ -34,6 +34,7 @@ page is written by `benchmarks/results/page.py` from what it packed.
 """
 
 TITLES = {
+    "paper_tune": "The paper's open learning rate",
     "paper": "The paper's table",
     "paper_full": "The paper's split with a full training budget",
     "tune": "The recipe that the methods share",
@@ -46,6 +47,10 @@ TITLES = {
 
 PLACES = {"hydra/launcher", "jobs_per_device", "logger", "model", "model.weights", "data.path", "hydra.sweep.dir"}
 """Overrides that every part's sweep is given."""
+
+
+WHY = Path(__file__).parent / "missed.md"
+"""Written by hand: what no table can say."""
 
 
 class Packed:
@@ -150,8 +155,9 @@ def trials(part: Packed) -> str:
     part.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(part.out / "trials.csv", index=False)
     rows = [[str(cell) if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in table.head(10).values]
+    best = "" if len(table) <= 10 else ", the ten best"
     return (
-        f"{len(table)} settings, the ten best; all in [trials.csv](results/{part.folder.name}/trials.csv)\n\n"
+        f"{len(table)} settings{best}; all in [trials.csv](results/{part.folder.name}/trials.csv)\n\n"
         + _table(list(table.columns), rows)
     )
 
@@ -182,6 +188,7 @@ SHOWN = {
     "worst_recall": "worst recall",
 }
 SECTIONS: dict[str, Callable[[Packed], str]] = {
+    "paper_tune": trials,
     "paper": paper,
     "paper_full": paper,
     "tune": trials,
@@ -248,6 +255,8 @@ def main() -> None:
             planned.append("speed")
     pages = [HEAD, *(["**A rehearsal: these numbers mean nothing.**\n"] if rehearsed else [])]
     pages += [f"## {title}\n\n{sections[name]}" for name, title in TITLES.items() if name in sections]
+    if not rehearsed:
+        pages.append(f"## What was missed, and why\n\n{WHY.read_text()}")
     if missing := [name for name in TITLES if name not in planned]:
         pages.append(f"## Not run on a GPU yet\n\n{_missing(missing)}")
     options.out.mkdir(parents=True, exist_ok=True)

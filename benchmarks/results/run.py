@@ -2,11 +2,11 @@
 
     python benchmarks/results/run.py paper --data fer2013.zip --weights tf_efficientnetv2_b0.safetensors --out packed
 
-Parts: ``paper``, ``paper_full``, ``tune``, ``methods``, ``search``, ``strongest`` and ``speed``; ``PARTS`` says what
-each is for. Words at the end are further overrides, such as the recipe that ``tune`` found. At the limit the running
-jobs save and stop, and the finished ones are packed; the same command goes on with what is missing, in the same
-checkout or, with ``--packed`` naming what was packed before, in another. ``page.py`` makes the page of the packed
-parts.
+Parts: ``paper_tune``, ``paper``, ``paper_full``, ``tune``, ``methods``, ``search``, ``strongest`` and ``speed``;
+``PARTS`` says what each is for. Words at the end are further overrides, such as the recipe that ``tune`` found. At the
+limit the running jobs save and stop, and the finished ones are packed; the same command goes on with what is missing,
+in the same checkout or, with ``--packed`` naming what was packed before, in another. ``page.py`` makes the page of the
+packed parts.
 
 ``--rehearse`` runs a cut of a few hundred images and one epoch, on any machine: it shows that the scripts work and
 nothing else.
@@ -68,6 +68,17 @@ class Part:
 
 SMALL = ("split.train_size=300", "trainer.max_epochs=1", "model.image_size=48", "trainer.accelerator=cpu")
 PARTS = {
+    "paper_tune": Part(
+        "the backbone's learning rate, which the paper leaves open, chosen on images cut from its training set",
+        (
+            *("experiment=paper,paper_undersample", "test=false", "split.val_fraction=0.15", "seed=100,101"),
+            "optim.backbone_lr_scale=0.1,0.3,1.0",
+        ),
+        (
+            *("experiment=paper,paper_undersample", "test=false", "split.val_fraction=0.15", "seed=100"),
+            *("optim.backbone_lr_scale=0.1,0.3", *SMALL),
+        ),
+    ),
     "paper": Part(
         "the paper's protocol, two epochs, ten seeds, both test sets",
         (ARMS, "seed=range(10)"),
