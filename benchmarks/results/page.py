@@ -156,9 +156,8 @@ def trials(part: Packed) -> str:
     table.to_csv(part.out / "trials.csv", index=False)
     rows = [[str(cell) if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in table.head(10).values]
     best = "" if len(table) <= 10 else ", the ten best"
-    return (
-        f"{len(table)} settings{best}; all in [trials.csv](results/{part.folder.name}/trials.csv)\n\n"
-        + _table(list(table.columns), rows)
+    return f"{len(table)} settings{best}; all in [trials.csv](results/{part.folder.name}/trials.csv)\n\n" + _table(
+        list(table.columns), rows
     )
 
 
