@@ -404,7 +404,10 @@ def compare(
     comparison = analyse(runs, baseline, votes)
     options = {"--out": out, "--baseline": baseline, "--ferplus-votes": votes}
     given = [str(word) for key, value in options.items() if value is not None for word in (key, value)]
-    shown = [os.path.commonpath(run_dirs)] if len(run_dirs) > 3 else run_dirs  # a sweep hands over its jobs
+    places = [os.path.commonpath(run_dirs)] if len(run_dirs) > 3 else run_dirs  # a sweep hands over its jobs
+    shown = [
+        place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place for place in map(Path, places)
+    ]
     command = shlex.join([*map(str, shown), *given])
     comparison.protocol["command"] = f"python -m fer_lightning.compare {command}"
     comparison.notes.extend(f"Left out: {folder}: {reason}." for folder, reason in skipped.items())

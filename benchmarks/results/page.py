@@ -6,6 +6,7 @@ Parts that were not run are listed with their commands. A rehearsal is refused, 
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -49,6 +50,9 @@ PLACES = {"hydra/launcher", "jobs_per_device", "logger", "model", "model.weights
 """Overrides that every part's sweep is given."""
 
 
+RUNS = "outputs/results"
+"""Where ``run.py`` keeps the sweeps."""
+
 WHY = Path(__file__).parent / "missed.md"
 """Written by hand: what no table can say."""
 
@@ -73,12 +77,10 @@ class Packed:
 
     def report(self) -> pd.DataFrame:
         """Write the comparison to ``out``; returns its ``summary.csv``."""
-        with tempfile.TemporaryDirectory() as made:
-            compare(find_runs([self.folder]), Path(made), votes=self.votes)
-            self.out.mkdir(parents=True, exist_ok=True)
-            for file in Path(made).iterdir():
-                shutil.copy(file, self.out / file.name)
-            self.words = _findings((Path(made) / "report.md").read_text())
+        made = Path("docs", "results", self.folder.name)
+        compare(find_runs([self.folder]), made, votes=self.votes)
+        self.words = _findings((made / "report.md").read_text())
+        shutil.copytree(made, self.out, dirs_exist_ok=True)
         return pd.read_csv(self.out / "summary.csv")
 
     @property
@@ -217,21 +219,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md and results/")
     parser.add_argument("--ferplus-votes", type=Path, metavar="FILE", help="for the raters' agreement in the reports")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as unpacked:
-        for file in options.packed:
+    options.out = options.out.absolute()
+    files = [file.absolute() for file in options.packed]
+    votes = options.ferplus_votes
+    # The reports name the files they are made of: as they lie in a checkout, wherever this one is.
+    with tempfile.TemporaryDirectory() as checkout, contextlib.ExitStack() as inside:
+        if votes:
+            shutil.copy(votes, Path(checkout) / votes.name)
+        inside.enter_context(contextlib.chdir(checkout))
+        for file in files:
             if file.suffix != ".jsonl":
                 with tarfile.open(file) as archive:
-                    archive.extractall(unpacked, filter="data")
+                    archive.extractall(RUNS, filter="data")
         parts = {
-            name: Packed(Path(unpacked) / name, options.out / "results" / name, options.ferplus_votes)
+            name: Packed(Path(RUNS, name), options.out / "results" / name, votes and Path(votes.name))
             for name in PARTS
-            if (Path(unpacked) / name / "calls.jsonl").exists()
+            if Path(RUNS, name, "calls.jsonl").exists()
         }
         lines = [
-            json.loads(line)
-            for file in options.packed
-            if file.suffix == ".jsonl"
-            for line in file.read_text().splitlines()
+            json.loads(line) for file in files if file.suffix == ".jsonl" for line in file.read_text().splitlines()
         ]
         rehearsed = any(call["rehearsal"] for part in parts.values() for call in part.calls) or any(
             line["rehearsal"] for line in lines
