@@ -575,6 +575,15 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert message in error
 
 
+def test_the_report_tells_places_as_from_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sweep(tmp_path / "outputs" / "sweep")
+    monkeypatch.chdir(tmp_path)
+    compare(find_runs([Path("outputs/sweep")]), Path("report"), quiet())
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "`python -m fer_lightning.compare outputs/sweep --out report`" in text
+    assert str(tmp_path) not in text
+
+
 def test_nothing_to_compare(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run folder in"):
