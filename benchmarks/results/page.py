@@ -68,9 +68,7 @@ class Packed:
 
     def __init__(self, folder: Path, out: Path, votes: Path | None) -> None:
         self.folder, self.out, self.votes = folder, out, votes
-        self.calls: list[dict[str, Any]] = [
-            json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()
-        ]
+        self.calls: list[dict[str, Any]] = [json.loads(line) for line in _lines(folder / "calls.jsonl")]
         self.metrics = {
             file.parent: json.loads(file.read_text()) for file in sorted(folder.glob("*/metrics.json"), key=_number)
         }
@@ -219,54 +217,51 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md and results/")
     parser.add_argument("--ferplus-votes", type=Path, metavar="FILE", help="for the raters' agreement in the reports")
     options = parser.parse_args()
-    options.out = options.out.absolute()
-    files = [file.absolute() for file in options.packed]
-    votes = options.ferplus_votes
+    out, votes = options.out.absolute(), options.ferplus_votes
+    archives = [file.absolute() for file in options.packed if file.suffix != ".jsonl"]
+    lines = [json.loads(line) for file in options.packed if file.suffix == ".jsonl" for line in _lines(file)]
     # The reports name the files they are made of: as they lie in a checkout, wherever this one is.
     with tempfile.TemporaryDirectory() as checkout, contextlib.ExitStack() as inside:
         if votes:
             shutil.copy(votes, Path(checkout) / votes.name)
         inside.enter_context(contextlib.chdir(checkout))
-        for file in files:
-            if file.suffix != ".jsonl":
-                with tarfile.open(file) as archive:
-                    archive.extractall(RUNS, filter="data")
-        parts = {
-            name: Packed(Path(RUNS, name), options.out / "results" / name, votes and Path(votes.name))
-            for name in PARTS
-            if Path(RUNS, name, "calls.jsonl").exists()
-        }
-        lines = [
-            json.loads(line) for file in files if file.suffix == ".jsonl" for line in file.read_text().splitlines()
-        ]
-        rehearsed = any(call["rehearsal"] for part in parts.values() for call in part.calls) or any(
-            line["rehearsal"] for line in lines
-        )
-        if rehearsed and options.out == ROOT / "docs":
+        for file in archives:
+            with tarfile.open(file) as archive:
+                archive.extractall(RUNS, filter="data")
+        found = [name for name in PARTS if Path(RUNS, name, "calls.jsonl").exists()]
+        parts = {name: Packed(Path(RUNS, name), out / "results" / name, votes and Path(votes.name)) for name in found}
+        calls = [*(call for part in parts.values() for call in part.calls), *lines]
+        rehearsed = any(call["rehearsal"] for call in calls)
+        if rehearsed and out == ROOT / "docs":
             raise SystemExit("error: these are rehearsals, whose numbers mean nothing; give --out another folder")
-        sections, planned = {}, []
-        for name, part in parts.items():
-            body = SECTIONS[name](part)
-            report, page = (f"[report.{kind}](results/{name}/report.{kind})" for kind in ("md", "html"))
-            compared = (part.out / "report.html").exists()
-            link = f"\nThe whole comparison: {report}, or {page} to download and open.\n" if compared else ""
-            cut = "" if part.on_gpu else "**On a CPU, and cut to what it can do.** "
-            changed = " ".join(part.changes(name))
-            told = f"{PARTS[name].purpose.capitalize()}. {cut}" + (f"Changed: `{changed}`." if changed else "")
-            sections[name] = f"{told.rstrip()}\n\n{part.provenance()}\n{body}{link}"
-            planned += [name] if part.on_gpu else []
-        if lines:
-            sections["speed"] = speed(lines)
-            planned.append("speed")
+        sections = {name: section(name, part) for name, part in parts.items()}
+    if lines:
+        sections["speed"] = speed(lines)
+    on_gpu = [*(name for name, part in parts.items() if part.on_gpu), *(["speed"] if lines else [])]
     pages = [HEAD, *(["**A rehearsal: these numbers mean nothing.**\n"] if rehearsed else [])]
     pages += [f"## {title}\n\n{sections[name]}" for name, title in TITLES.items() if name in sections]
     if not rehearsed:
         pages.append(f"## What was missed, and why\n\n{WHY.read_text()}")
-    if missing := [name for name in TITLES if name not in planned]:
+    if missing := [name for name in TITLES if name not in on_gpu]:
         pages.append(f"## Not run on a GPU yet\n\n{_missing(missing)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.md").write_text("\n".join(page.rstrip() + "\n" for page in pages))
-    print(options.out / "results.md")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.md").write_text("\n".join(page.rstrip() + "\n" for page in pages))
+    print(out / "results.md")
+
+
+def section(name: str, part: Packed) -> str:
+    """What a part is for, how it was run, and what came of it."""
+    body = SECTIONS[name](part)
+    report, page = (f"[report.{kind}](results/{name}/report.{kind})" for kind in ("md", "html"))
+    compared = (part.out / "report.html").exists()
+    link = f"\nThe whole comparison: {report}, or {page} to download and open.\n" if compared else ""
+    changed = " ".join(part.changes(name))
+    told = [
+        f"{PARTS[name].purpose.capitalize()}.",
+        "" if part.on_gpu else "**On a CPU, and cut to what it can do.**",
+        f"Changed: `{changed}`." if changed else "",
+    ]
+    return f"{' '.join(filter(None, told))}\n\n{part.provenance()}\n{body}{link}"
 
 
 def _missing(names: Sequence[str]) -> str:
@@ -285,6 +280,10 @@ def _findings(report: str) -> str:
 def _paper_sets(accuracy: pd.DataFrame) -> list[str]:
     known = ["test_large", "test_large_dedup", "test_balanced", "test_balanced_dedup"]
     return [name for name in known if name in accuracy.index.get_level_values(0)]
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
 
 
 def _number(file: Path) -> int:
