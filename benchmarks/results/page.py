@@ -121,7 +121,8 @@ def paper(part: Packed) -> str:
     bar = 0.70 if part.folder.name == "paper_full" else 0.66
     table = _table(["arm", "the paper", "7,365 images", "without twins", "1,050 images", "without twins"], rows)
     arms = "every arm is above the paper's" if not missed else f"not above the paper's: {', '.join(missed)}"
-    return f"{table}\n{_bar('every arm above the paper', not missed, arms)}{_at_least('best arm, 7,365', best, bar)}"
+    bars = f"{_bar('every arm above the paper', not missed, arms)}{_at_least('best arm, 7,365', best, bar)}"
+    return f"{table}\n{part.words}\n{bars}"
 
 
 def methods(part: Packed) -> str:
