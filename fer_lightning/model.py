@@ -111,7 +111,7 @@ class EmotionClassifier(L.LightningModule):
             model["stem_stride"],
             model["drop_path"],
             model["head"],
-        )
+        ).to(memory_format=torch.channels_last)
         self.in_channels = model["in_channels"]
         self.image_size = model["image_size"]
         self.first_image_size = model.get("first_image_size")

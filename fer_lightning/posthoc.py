@@ -22,7 +22,7 @@ from fer_lightning.imbalance.adjust import choose_tau
 from fer_lightning.imbalance.rules import refuse_double_corrections
 from fer_lightning.model import EmotionClassifier, read_checkpoint
 from fer_lightning.run_folder import replace_file
-from fer_lightning.scoring import BATCH_SIZE
+from fer_lightning.scoring import batch_size
 from fer_lightning.sweeps.sweep_folder import flat
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ def architecture(model: dict[str, Any]) -> dict[str, Any]:
 def features(model: EmotionClassifier, images: np.ndarray, device: torch.device) -> torch.Tensor:
     """Input of the head's last layer, float32 (n, D) on the CPU, for uint8 images (n, 48, 48)."""
     model = model.to(device).eval()
-    starts = range(0, len(images), BATCH_SIZE)
-    batches = (torch.from_numpy(np.array(images[start : start + BATCH_SIZE])) for start in starts)
+    step = batch_size(model.image_size, device)
+    batches = (torch.from_numpy(np.array(images[start : start + step])) for start in range(0, len(images), step))
     return torch.cat([model.features(batch.to(device)).float().cpu() for batch in batches])
 
 

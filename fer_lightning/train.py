@@ -220,7 +220,7 @@ def _model(
     architecture = _plain(cfg.model) | ({"weights": "none"} if goes_on or first_stage else {})
     model = EmotionClassifier(
         architecture, _plain(cfg.optim), class_counts, _plain(cfg, resolve=False), provenance, loss, stage
-    ).to(memory_format=torch.channels_last)
+    )
     if first_stage and not goes_on:
         posthoc.load_first_stage(model, cfg, provenance["data_hash"])
     if cfg.model.compile:

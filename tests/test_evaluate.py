@@ -225,6 +225,19 @@ class TestPrediction:
             last = model.eval()(torch.from_numpy(images[-3:])).double().softmax(dim=1).numpy()
         np.testing.assert_allclose(probabilities[-3:], last, atol=1e-6)
 
+    def test_batches_of_large_images_are_small_on_a_cpu(self):
+        cpu, gpu = torch.device("cpu"), torch.device("cuda")
+        assert [scoring.batch_size(size, cpu) for size in (48, 96, 224, 480)] == [256, 64, 16, 16]
+        assert scoring.batch_size(224, gpu) == scoring.BATCH_SIZE
+
+    def test_scored_channels_last(self, model):
+        """As in training: half as fast otherwise."""
+        assert all(
+            weight.is_contiguous(memory_format=torch.channels_last)
+            for weight in model.network.parameters()
+            if weight.ndim == 4
+        )
+
     def test_broken_weights_are_told(self, model):
         with torch.no_grad():
             model.network.conv_stem.weight.mul_(float("nan"))

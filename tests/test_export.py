@@ -221,7 +221,8 @@ print(json.dumps([names, probabilities.tolist()]))
             in_chans=1,
             num_classes=0,
             pretrained_cfg_overlay={"file": exported["safetensors"]["file"], "input_size": (1, 48, 48)},
-        ).eval()
+        )
+        backbone.eval().to(memory_format=torch.channels_last)  # as the model is: other kernels round differently
         backbone.conv_stem.stride = (1, 1)
         pixels = model.prepare(torch.from_numpy(np.array(faces.images[:5])), 48)
         with torch.inference_mode():

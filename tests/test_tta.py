@@ -29,6 +29,7 @@ def test_ten_crop_is_corners_and_centre_and_their_mirrors():
 class Peek(torch.nn.Module):
     """Logits that depend on the side of an image that is lit, and the largest batch seen."""
 
+    image_size = 48
     largest = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
