@@ -231,7 +231,7 @@ class TestPrediction:
         assert scoring.batch_size(224, gpu) == scoring.BATCH_SIZE
 
     def test_scored_channels_last(self, model):
-        """As in training: half as fast otherwise."""
+        """As in training: slower otherwise."""
         assert all(
             weight.is_contiguous(memory_format=torch.channels_last)
             for weight in model.network.parameters()
