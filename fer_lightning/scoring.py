@@ -28,7 +28,7 @@ BATCH_SIZE = 256
 
 def batch_size(image_size: int, device: torch.device) -> int:
     """Images at once: on a CPU fewer large ones, so that what a layer gives stays close to the caches."""
-    return BATCH_SIZE if device.type != "cpu" else max(16, BATCH_SIZE * 48**2 // image_size**2)
+    return BATCH_SIZE if device.type != "cpu" else min(BATCH_SIZE, max(16, BATCH_SIZE * 48**2 // image_size**2))
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ class TestPrediction:
 
     def test_batches_of_large_images_are_small_on_a_cpu(self):
         cpu, gpu = torch.device("cpu"), torch.device("cuda")
-        assert [scoring.batch_size(size, cpu) for size in (48, 96, 224, 480)] == [256, 64, 16, 16]
+        assert [scoring.batch_size(size, cpu) for size in (32, 48, 96, 224, 480)] == [256, 256, 64, 16, 16]
         assert scoring.batch_size(224, gpu) == scoring.BATCH_SIZE
 
     def test_scored_channels_last(self, model):

@@ -57,3 +57,10 @@ def test_batches_stay_as_small_as_without(images):
     model = Peek()
     scoring.predict(model, images, torch.device("cpu"), tta.VIEWS["ten_crop"])
     assert model.largest == scoring.BATCH_SIZE
+
+
+def test_large_images_come_in_smaller_batches(images):
+    model = Peek()
+    model.image_size = 96
+    assert len(scoring.predict(model, images, torch.device("cpu"))) == len(images)
+    assert model.largest == scoring.BATCH_SIZE // 4

@@ -2,11 +2,11 @@
 
     python benchmarks/results/run.py paper --data fer2013.zip --weights tf_efficientnetv2_b0.safetensors --out packed
 
-Parts: ``paper_tune``, ``paper``, ``paper_full``, ``tune``, ``methods``, ``search``, ``strongest`` and ``speed``;
-``PARTS`` says what each is for. Words at the end are further overrides, such as the recipe that ``tune`` found. At the
-limit the running jobs save and stop, and the finished ones are packed; the same command goes on with what is missing,
-in the same checkout or, with ``--packed`` naming what was packed before, in another. ``page.py`` makes the page of the
-packed parts.
+Parts: ``paper_tune``, ``paper``, ``paper_full``, ``tune``, ``methods``, ``search``, ``strongest``, ``speed`` and
+``speed_sweep``; ``PARTS`` says what each is for. Words at the end are further overrides, such as the recipe that
+``tune`` found. At the limit the running jobs save and stop, and the finished ones are packed; the same command goes on
+with what is missing, in the same checkout or, with ``--packed`` naming what was packed before, in another. ``page.py``
+makes the page of the packed parts.
 
 ``--rehearse`` runs a cut of a few hundred images and one epoch, on any machine: it shows that the scripts work and
 nothing else.
@@ -15,7 +15,10 @@ nothing else.
 import argparse
 import json
 import lzma
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -122,6 +125,11 @@ PARTS = {
         ("experiment=strong", "seed=0,1", *SMALL),
         strongest=True,
     ),
+    "speed_sweep": Part(
+        "the wall time of four methods and five seeds",
+        ("experiment=official", "imbalance=none,undersample,weighted,focal", "seed=range(5)", "data.batch_size=256"),
+        ("experiment=official", "imbalance=none,focal", "seed=0", *SMALL),
+    ),
 }
 
 KEPT = ("metrics.json", "metrics.csv", "status.json", "train.log")
@@ -156,8 +164,10 @@ def main() -> None:
             content.extractall(folder.parent, filter="data")
     began = time.monotonic()
     words = sweep_words(part, options, folder)
-    print(" ".join(words), flush=True)
+    print(shlex.join(words), flush=True)
     code = run_within(words, 60 * options.minutes)
+    if not folder.exists():
+        raise SystemExit(code)  # refused, and why was said
     done = finished(folder)
     if part.strongest:
         for run in done:
@@ -301,29 +311,33 @@ def _note_call(
 
 
 def _measure_speed(options: argparse.Namespace) -> None:
-    """The GPU's benchmarks, one after another, alone on the machine; the JSON line of each is kept."""
-    script = str(ROOT / "benchmarks" / "gpu.py")
+    """The GPU's benchmarks, alone on the machine; the JSON line of each is kept, and what has one is not run again."""
     weights = [f"model.weights={options.weights.absolute()}"] if options.weights else []
     recipe = ["experiment=official", "data.batch_size=256", "logger=csv", *weights, *options.overrides]
-    lines = []
+    file = options.out / "speed.jsonl"
+    measured = [json.loads(line)["part"] for line in file.read_text().splitlines()] if file.exists() else []
     until = time.monotonic() + 60 * options.minutes
     for part, arguments in {
         "throughput": ["--models", "efficientnet_b0", "--sizes", "96", "112", "224", "--batches", "512", "1024"],
-        "sweep": ["--run", *recipe, f"jobs_per_device={options.at_once}"],
         "accuracy": ["--seeds", "1", "--run", *recipe],
     }.items():
-        command = [sys.executable, script, part, "--data", str(options.data), *arguments]
-        command += ["--rehearse"] if options.rehearse else []
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(1, until - time.monotonic()))
-        except subprocess.TimeoutExpired as late:
-            print(f"{part}: out of time\n{(late.stdout or b'').decode()}", flush=True)
+        if part in measured:
             continue
-        print(done.stdout, done.stderr, flush=True)
-        if done.returncode == 0:
-            line = json.loads(done.stdout.strip().splitlines()[-1])
-            lines.append(json.dumps({**line, "commit": options.commit or git_commit(), "rehearsal": options.rehearse}))
-    (options.out / "speed.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        command = [sys.executable, ROOT / "benchmarks" / "gpu.py", part, "--data", options.data, *arguments]
+        command += ["--rehearse"] if options.rehearse else []
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            said, _ = process.communicate(timeout=max(1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the training that it started, too
+            said, _ = process.communicate()
+            print(f"{said}\n{part}: out of time", flush=True)
+            continue
+        print(said, flush=True)
+        if process.returncode == 0 and (line := said.strip().splitlines()[-1]).startswith("{"):
+            about = {"part": part, "commit": options.commit or git_commit(), "rehearsal": options.rehearse}
+            with file.open("a") as lines:
+                lines.write(json.dumps({**json.loads(line), **about}) + "\n")
 
 
 if __name__ == "__main__":
