@@ -157,7 +157,10 @@ def _train(overrides: list[str], out: Path) -> float:
     out.mkdir(parents=True, exist_ok=True)
     before = time.perf_counter()
     with (out / "output.log").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parent.parent)
+        root = Path(__file__).parent.parent
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=root).returncode
+    if code:
+        raise SystemExit(f"error: a run failed with {code}: {out / 'output.log'} says why")
     return time.perf_counter() - before
 
 
@@ -205,7 +208,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[3, 6, 12, 30])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--run", nargs="*", default=["experiment=official"], help="overrides of the runs")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/gpu"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/benchmarks/gpu", time.strftime("%Y-%m-%d_%H-%M-%S")),
+        help="new folder",
+    )
     parser.add_argument("--rehearse", action="store_true", help="a tiny cut on the CPU")
     arguments = parser.parse_args()
     arguments.out = arguments.out.absolute()

@@ -28,6 +28,26 @@ def test_every_method_is_in_the_results(monkeypatch):
     assert set(run.ALL.split(",")) == set(read_methods())
 
 
+def test_a_mistake_stays_one_line(tmp_path):
+    where = ("--data", tmp_path / "fer2013.zip", "--work", tmp_path, "--out", tmp_path / "packed")
+    said = script("run.py", "tune", *where, "--rehearse", "model.image_sise=96", code=2)
+    assert said.startswith("error: model.image_sise: no such key")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_speed_is_measured_once(tmp_path):
+    data = write_zip(image_files(tiny_faces(60, 8, 8)), tmp_path / "fer2013.zip")
+    command = ("run.py", "speed", "--data", data, "--rehearse", "--out", tmp_path)
+    script(*command)
+    lines = (tmp_path / "speed.jsonl").read_text()
+    assert [json.loads(line)["part"] for line in lines.splitlines()] == ["throughput", "accuracy"]
+    script(*command)
+    assert (tmp_path / "speed.jsonl").read_text() == lines
+    script("page.py", tmp_path / "speed.jsonl", "--out", tmp_path / "docs")
+    assert "time to accuracy" in (tmp_path / "docs" / "results.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_from_the_sweep_to_the_page(tmp_path):
