@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 from archives import image_files, tiny_faces, write_zip
 
 from fer_lightning.methods import read_methods
@@ -33,6 +34,12 @@ def test_a_mistake_stays_one_line(tmp_path):
     said = script("run.py", "tune", *where, "--rehearse", "model.image_sise=96", code=2)
     assert said.startswith("error: model.image_sise: no such key")
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would be measured")
+def test_what_was_not_measured_is_an_error(tmp_path):
+    said = script("run.py", "speed", "--data", tmp_path / "fer2013.zip", "--out", tmp_path, code=1)
+    assert said.splitlines()[-1] == "error: not measured: throughput, accuracy"
 
 
 @pytest.mark.slow

@@ -317,6 +317,7 @@ def _measure_speed(options: argparse.Namespace) -> None:
     file = options.out / "speed.jsonl"
     measured = [json.loads(line)["part"] for line in file.read_text().splitlines()] if file.exists() else []
     until = time.monotonic() + 60 * options.minutes
+    missing = []
     for part, arguments in {
         "throughput": ["--models", "efficientnet_b0", "--sizes", "96", "112", "224", "--batches", "512", "1024"],
         "accuracy": ["--seeds", "1", "--run", *recipe],
@@ -331,13 +332,18 @@ def _measure_speed(options: argparse.Namespace) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the training that it started, too
             said, _ = process.communicate()
-            print(f"{said}\n{part}: out of time", flush=True)
+            print(said, flush=True)
+            missing.append(f"{part} (out of time)")
             continue
         print(said, flush=True)
         if process.returncode == 0 and (line := said.strip().splitlines()[-1]).startswith("{"):
             about = {"part": part, "commit": options.commit or git_commit(), "rehearsal": options.rehearse}
             with file.open("a") as lines:
                 lines.write(json.dumps({**json.loads(line), **about}) + "\n")
+        else:
+            missing.append(part)
+    if missing:
+        raise SystemExit(f"error: not measured: {', '.join(missing)}")
 
 
 if __name__ == "__main__":
