@@ -1,6 +1,7 @@
 """Pictures of runs and of comparisons: what they say, and that every word of them can be read."""
 
 import io
+import math
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
@@ -326,3 +327,17 @@ def test_drawing_leaves_the_users_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
     figures.confusion_matrix(matrix(), "T")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("step", "needed"), [(0.1, False), (0.0, True)])
+def test_a_method_without_room_for_its_name_is_in_a_legend(step, needed):
+    names = ["none", "focal", "weighted", "crt", "mixup", "remix", "cmo", "lws"]
+    rows = [
+        {"method": name, "metric": metric, "mean": 0.1 + step * place, "low": math.nan, "high": math.nan}
+        for place, name in enumerate(names)
+        for metric in ("accuracy", "f1_macro")
+    ]
+    figure = report_figures.trade_off(pd.DataFrame(rows), {name: place for place, name in enumerate(names)}, "T")
+    legend = figure.axes[0].get_legend()
+    assert (legend is not None) == needed
+    assert not needed or [word.get_text() for word in legend.get_texts()] == names

@@ -256,7 +256,8 @@ def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, sub
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
     if len(points) > 8:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, frameon=False, labelspacing=0.35)
-    _name_points(figure, axes, points, crosses)
+    if not _name_points(figure, axes, points, crosses) and len(points) <= 8:
+        axes.legend(loc="best", fontsize=8.5)
     return figure
 
 
@@ -265,8 +266,12 @@ def _name_points(
     axes: Axes,
     points: Sequence[tuple[str, float, float]],
     crosses: Sequence[tuple[tuple[float, float], tuple[float, float]]],
-) -> None:
-    """Write each point's name beside it, in the first of eight places where it covers nothing; else not at all."""
+) -> bool:
+    """Write each point's name beside it, in the first of eight places where it covers nothing; else not at all.
+
+    Returns:
+        Whether every point has its name.
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # sizes are known only now
     figure.set_layout_engine("none")
@@ -294,6 +299,7 @@ def _name_points(
                 taken.append(box)
                 break
             words.remove()
+    return len(axes.texts) == len(points)
 
 
 @styled
