@@ -84,13 +84,13 @@ def timm_loader(folder: Path, size: int) -> Iterable[Any]:
 
 def our_loader(faces: Any, rows: np.ndarray, size: int, backend: str) -> Iterable[Any]:
     """The data module's batches, and the part of the model that normalises them."""
-    from fer_lightning.data.augment import Augmentation
-    from fer_lightning.data.batched import BatchedAugmentation
-    from fer_lightning.data.datamodule import FERDataModule
+    from fer_lightning.config.augment import Strengths
     from fer_lightning.data.splits import Split
-    from fer_lightning.data.strengths import Strengths
     from fer_lightning.imbalance.samplers import InstanceSampler
-    from fer_lightning.model import EmotionClassifier
+    from fer_lightning.loading.augment_batches import BatchedAugmentation
+    from fer_lightning.loading.augment_images import Augmentation
+    from fer_lightning.loading.datamodule import FERDataModule
+    from fer_lightning.model.classifier import EmotionClassifier
 
     strengths = Strengths(hflip=0.5, rotate=10.0, translate=0.05, scale=0.1)
     augmentation = BatchedAugmentation(strengths) if backend == "batched" else Augmentation(strengths)

@@ -28,12 +28,12 @@ def main() -> None:
 
     import torch
 
-    from fer_lightning.checkpoint_data import load_split
+    from fer_lightning.deploy import formats
+    from fer_lightning.deploy.graph import Deployable, as_colour, describe
+    from fer_lightning.deploy.int8 import quantize
+    from fer_lightning.evaluation.checkpoint_split import load_split
     from fer_lightning.export import calibration_images
-    from fer_lightning.inference import export_formats
-    from fer_lightning.inference.deploy import Deployable, as_colour, describe
-    from fer_lightning.inference.export_int8 import quantize
-    from fer_lightning.model import EmotionClassifier
+    from fer_lightning.model.classifier import EmotionClassifier
 
     torch.set_num_threads(arguments.threads)
     model = EmotionClassifier.load(arguments.checkpoint)
@@ -43,17 +43,17 @@ def main() -> None:
     pictures = as_colour(faces.images[split.tests["test"][:64]])
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("float.onnx", "int8.onnx")]
-        export_formats.write(model, temperature, description, "onnx", files[0])
+        formats.write(model, temperature, description, "onnx", files[0])
         quantize(files[0], files[1], calibration_images(faces, split))
         sizes = [arguments.checkpoint.stat().st_size, *(file.stat().st_size for file in files)]
         answers = [
-            export_formats.torch_answer(Deployable(model, temperature).eval().to(memory_format=torch.channels_last)),
-            *(export_formats.open_onnx(file, arguments.threads) for file in files),
+            formats.torch_answer(Deployable(model, temperature).eval().to(memory_format=torch.channels_last)),
+            *(formats.open_onnx(file, arguments.threads) for file in files),
         ]
     seconds = {}
     for batch, rounds in ((1, arguments.rounds), (64, arguments.rounds // 5)):
 
-        def call(answer: export_formats.Answer, batch: int = batch) -> float:
+        def call(answer: formats.Answer, batch: int = batch) -> float:
             before = time.perf_counter()
             answer(pictures[:batch])
             return time.perf_counter() - before

@@ -44,7 +44,7 @@ class Step:
         import timm.optim
         from step_overhead import compose, parts
 
-        from fer_lightning.optimizer import parameter_groups
+        from fer_lightning.model.optimizer import parameter_groups
 
         accelerator = [] if device.type == "cuda" else ["trainer.accelerator=cpu"]
         cfg = compose(name, size, batch, 1, ["augment=light", *accelerator])

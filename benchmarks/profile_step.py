@@ -28,7 +28,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     from fer_lightning.data import synthetic
-    from fer_lightning.running_metrics import training_metrics
+    from fer_lightning.model.step_metrics import training_metrics
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":

@@ -36,7 +36,7 @@ def compose(name: str, size: int, batch: int, steps: int, more: list[str]) -> An
     """The configuration of a run."""
     from hydra import compose, initialize_config_dir
 
-    from fer_lightning.config import CONF_DIR
+    from fer_lightning.config.schema import CONF_DIR
 
     overrides = [
         *("data=synthetic", "data.source.images=6000", f"data.batch_size={batch}", "logger=csv", "augment=none"),
@@ -52,11 +52,11 @@ def parts(cfg: Any, faces: Any) -> tuple[Any, Any]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from fer_lightning.data.batched import BatchedAugmentation
-    from fer_lightning.data.datamodule import FERDataModule
+    from fer_lightning.config.augment import Strengths
     from fer_lightning.data.splits import official
-    from fer_lightning.data.strengths import Strengths
-    from fer_lightning.model import EmotionClassifier
+    from fer_lightning.loading.augment_batches import BatchedAugmentation
+    from fer_lightning.loading.datamodule import FERDataModule
+    from fer_lightning.model.classifier import EmotionClassifier
 
     L.seed_everything(0, verbose=False)
     knobs: Any = {key: value for key, value in cfg.augment.items() if key not in ("name", "backend")}
@@ -92,7 +92,7 @@ class Clock(L.Callback):
 
 def run_times(cfg: Any, faces: Any) -> list[float]:
     """When each step of a run ended."""
-    from fer_lightning.train import build_trainer
+    from fer_lightning.training.run import build_trainer
 
     datamodule, model = parts(cfg, faces)
     clock = Clock()
@@ -116,7 +116,7 @@ def bare_loop(
     """
     import timm.optim
 
-    from fer_lightning.optimizer import build_schedule, parameter_groups
+    from fer_lightning.model.optimizer import build_schedule, parameter_groups
 
     datamodule, model = parts(cfg, faces)
     optim, steps = cfg.optim, cfg.trainer.limit_train_batches

@@ -12,34 +12,36 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fer_lightning import config, stop, sweep
-from fer_lightning.errors import Interrupted, UserError
-from fer_lightning.run_folder import RESUMABLE, read_status
+from fer_lightning import sweep
+from fer_lightning.config import command_line, schema
+from fer_lightning.runtime import processes, signals
+from fer_lightning.runtime.errors import Interrupted, UserError
+from fer_lightning.runtime.run_folder import RESUMABLE, read_status
 
 
-@hydra.main(version_base="1.3", config_path=str(config.CONF_DIR), config_name="config")
+@hydra.main(version_base="1.3", config_path=str(schema.CONF_DIR), config_name="config")
 def app(cfg: DictConfig) -> float | None:
     """Run one composed configuration, or hand a sweep's job to a process of its own."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweep.run_job(cfg)
-    first = config.is_first_process()
+    first = processes.is_first_process()
     if not first:
         logging.getLogger().setLevel(logging.WARNING)
-        stop.end_with_parent()
-    stop.listen()
+        signals.end_with_parent()
+    signals.listen()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        from fer_lightning.train import run
+        from fer_lightning.training.run import run
 
         result = run(cfg, folder)
     except UserError as error:
-        config.fail(error)  # Hydra would print "Error executing job" and all overrides first
+        command_line.fail(error)  # Hydra would print "Error executing job" and all overrides first
     except Interrupted as stopped:
         if not first:  # Lightning would kill the first process for any other code
             raise SystemExit(0) from None
-        config.fail(f"{stopped}; {_how_to_go_on(folder)}", code=RESUMABLE)
+        command_line.fail(f"{stopped}; {_how_to_go_on(folder)}", code=RESUMABLE)
     except KeyboardInterrupt:
-        config.fail(f"interrupted; {_how_to_go_on(folder)}", code=130)
+        command_line.fail(f"interrupted; {_how_to_go_on(folder)}", code=130)
     return result.metrics.get(cfg.monitor) if result else None
 
 
@@ -70,7 +72,7 @@ def main() -> None:
     # Hydra then raises instead of printing its own many-line message.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _read_options_anywhere()
-    config.run_tool(app)
+    command_line.run_tool(app)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ from rich.table import Table
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fer_lightning import config as schema
-from fer_lightning.data.configured import load_faces
+from fer_lightning.config import command_line
+from fer_lightning.config import schema as schema
+from fer_lightning.config.command_line import Parser
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
-from fer_lightning.errors import Parser, UserError
-from fer_lightning.figures import head, styled
-from fer_lightning.run_folder import replace_file
+from fer_lightning.data.from_config import load_faces
+from fer_lightning.presentation.plotting import head, styled
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -426,4 +428,4 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 
 if __name__ == "__main__":
-    schema.run_tool(main)
+    command_line.run_tool(main)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
-from fer_lightning.config import run_tool
+from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import Parser, UserError
-from fer_lightning.run_folder import read_json, read_status, replace_file
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json, replace_file
+from fer_lightning.runtime.run_folder import read_status
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -67,7 +68,7 @@ def read_trained(path: Path) -> Trained:
     """
     if path.is_dir():
         return _read_run(path)
-    from fer_lightning.model import read_checkpoint
+    from fer_lightning.model.checkpoint import read_checkpoint
 
     if not path.exists():
         raise UserError(f"{path}: no such run or checkpoint; give a run's folder, or its checkpoints/best.ckpt")
@@ -105,7 +106,7 @@ def make_card(trained: Trained, picture: str | None, repo_id: str | None = None)
     """
     from huggingface_hub import ModelCard
 
-    from fer_lightning.scorecard import describe
+    from fer_lightning.evaluation.scorecard import describe
 
     metrics, config = trained.metrics, trained.config
     temperature = metrics.get("temperature")

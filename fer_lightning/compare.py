@@ -18,9 +18,8 @@ import pandas as pd
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fer_lightning import statistics
-from fer_lightning.comparison import findings, html_report, report
-from fer_lightning.comparison.comparable import (
+from fer_lightning.comparison import statistics
+from fer_lightning.comparison.rows import (
     BASELINE,
     Rows,
     common_test_sets,
@@ -33,11 +32,14 @@ from fer_lightning.comparison.comparable import (
     share_images,
 )
 from fer_lightning.comparison.runs import Run, find_runs, read_runs
-from fer_lightning.config import run_tool
+from fer_lightning.comparison.statistics import Estimate
+from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import Parser, UserError
-from fer_lightning.metrics import CALIBRATION_BINS, calibration_error, confusion_matrix, precision_recall_f1
-from fer_lightning.statistics import Estimate
+from fer_lightning.metrics import calibration
+from fer_lightning.metrics.calibration import CALIBRATION_BINS, calibration_error
+from fer_lightning.metrics.classification import confusion_matrix, precision_recall_f1
+from fer_lightning.report import page, sentences, terminal, to_wandb
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -151,22 +153,22 @@ def analyse(runs: Sequence[Run], baseline: str | None = None, votes: str | Path 
     }
     common = [len(paired(rows[one], rows[other])) for one, other in all_pairs]
     fewest = min([*seeds, *(count for count in common if count)])
-    sentences = [
-        findings.winner({str(name): float(mean) for name, mean in means.items()}, all_pairs, fewest, PRIMARY),
-        *findings.against_baseline(differences, baselines, test_set),
+    statements = [
+        sentences.winner({str(name): float(mean) for name, mean in means.items()}, all_pairs, fewest, PRIMARY),
+        *sentences.against_baseline(differences, baselines, test_set),
     ]
     paper = None
     if test_set == "test_large":
-        paper = findings.paper(
+        paper = sentences.paper(
             {name: members[0].metrics["imbalance"] for name, members in rows.items()}, summary, sizes
         )
-        sentences.append(findings.honest_sentence(rows, paper, summary, sizes, max(seeds)))
-    sentences += findings.limits(differences, per_class, test_set, seeds, synthetic)
+        statements.append(sentences.honest_sentence(rows, paper, summary, sizes, max(seeds)))
+    statements += sentences.limits(differences, per_class, test_set, seeds, synthetic)
     ranks = _ranks(rows, scored[test_set])
     first_base = next((name for name in rows if name in bases), None)
     return Comparison(
-        key=findings.key(runs, test_set, sizes[test_set]),
-        protocol=findings.protocol(rows, test_set, sizes, shared, first_base),
+        key=sentences.key(runs, test_set, sizes[test_set]),
+        protocol=sentences.protocol(rows, test_set, sizes, shared, first_base),
         baseline=first_base,
         test_set=test_set,
         synthetic=synthetic,
@@ -184,8 +186,8 @@ def analyse(runs: Sequence[Run], baseline: str | None = None, votes: str | Path 
         cost=_cost(rows),
         ceiling=None if votes is None else _ceiling(runs, test_set, votes),
         paper=paper,
-        sentences=sentences,
-        notes=[*notes, *findings.notes(rows, baselines, test_set, shared, ranks)],
+        sentences=statements,
+        notes=[*notes, *sentences.notes(rows, baselines, test_set, shared, ranks)],
     )
 
 
@@ -309,15 +311,15 @@ def _answers(run: Run, test_set: str, scaled: bool) -> tuple[np.ndarray, np.ndar
     probabilities = run.probabilities[member]
     if scaled:
         temperature = _number(run.metrics.get("temperature"))
-        probabilities = statistics.scale(probabilities, temperature)
+        probabilities = calibration.apply_temperature(probabilities, temperature)
     return probabilities, run.labels[member]
 
 
 def _calibration(rows: Rows, test_set: str) -> pd.DataFrame:
     errors: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "nll": statistics.nll,
+        "nll": calibration.nll,
         "ece": calibration_error,
-        "classwise_ece": statistics.classwise_calibration_error,
+        "classwise_ece": calibration.classwise_calibration_error,
     }
     records = []
     for name, members in rows.items():
@@ -340,7 +342,7 @@ def _reliability(rows: Rows, test_set: str) -> pd.DataFrame:
         for scaled in (False, True) if known else (False,):
             answers = [_answers(run, test_set, scaled) for run in members]
             probabilities, labels = (np.concatenate(part) for part in zip(*answers, strict=True))
-            confidence, accuracy, count = statistics.reliability(probabilities, labels)
+            confidence, accuracy, count = calibration.reliability(probabilities, labels)
             columns = {"bin_low": edges[:-1], "bin_high": edges[1:], "confidence": confidence, "accuracy": accuracy}
             frames.append(pd.DataFrame({"method": name, "scaled": scaled, **columns, "count": count}))
     return pd.concat(frames, ignore_index=True)
@@ -395,7 +397,7 @@ def compare(
     Raises:
         UserError: no run folders, none of them finished, or as ``analyse``.
     """
-    console = console or report.default_console()
+    console = console or terminal.default_console()
     folders = find_runs(run_dirs)
     runs, skipped = read_runs(folders)
     if not runs:
@@ -411,14 +413,14 @@ def compare(
     command = shlex.join([*map(str, shown), *given])
     comparison.protocol["command"] = f"python -m fer_lightning.compare {command}"
     comparison.notes.extend(f"Left out: {folder}: {reason}." for folder, reason in skipped.items())
-    report.print_comparison(comparison, console)
+    terminal.print_comparison(comparison, console)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     comparison.summary.to_csv(out / "summary.csv", index=False)
     comparison.differences.to_csv(out / "differences.csv", index=False)
-    pictures = report.draw(comparison, out)
-    (out / "report.md").write_text(report.markdown(comparison, pictures), encoding="utf-8")
-    (out / "report.html").write_text(html_report.render(comparison), encoding="utf-8")
+    pictures = terminal.draw(comparison, out)
+    (out / "report.md").write_text(terminal.markdown(comparison, pictures), encoding="utf-8")
+    (out / "report.html").write_text(page.render(comparison), encoding="utf-8")
     console.print(f"Report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return comparison
 
@@ -445,9 +447,8 @@ def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
 def log_to_wandb(comparison: Comparison, out: Path, project: str, entity: str | None = None) -> None:
     """Log the report to W&B; whatever happens there is a warning."""
     # Imports torch, which comparing does not need.
-    from fer_lightning import tracking
 
-    tracking.log_report(comparison, out, project, entity)
+    to_wandb.log_report(comparison, out, project, entity)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from fer_lightning import config as schema
-from fer_lightning.errors import Parser, UserError
+from fer_lightning.config import command_line
+from fer_lightning.config import schema as schema
+from fer_lightning.config.command_line import Parser
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +74,11 @@ def serve(checkpoint: Path, listener: socket.socket) -> None:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError:
         raise UserError("the page needs Gradio: pip install 'fer_lightning[demo]'") from None
-    from fer_lightning.data.containers import MAX_PIECE
+    from fer_lightning.data.archives import MAX_PIECE
+    from fer_lightning.evaluation.probabilities import pick_device
     from fer_lightning.inference import demo_page
     from fer_lightning.inference.detect import check_detector
-    from fer_lightning.model import EmotionClassifier
-    from fer_lightning.scoring import pick_device
+    from fer_lightning.model.classifier import EmotionClassifier
 
     model = EmotionClassifier.load(checkpoint)
     check_detector()
@@ -112,4 +114,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    schema.run_tool(main)
+    command_line.run_tool(main)

@@ -5,14 +5,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_lightning.config import run_tool
-from fer_lightning.errors import Parser, UserError, require
-from fer_lightning.run_folder import write_json
+from fer_lightning.config.command_line import Parser, run_tool
+from fer_lightning.presentation import words
+from fer_lightning.runtime.errors import UserError, require
+from fer_lightning.runtime.files import write_json
 
 if TYPE_CHECKING:  # imported where it is used: --help and mistakes need not wait for torch
     from fer_lightning.data.faces import Faces
     from fer_lightning.data.splits import Split
-    from fer_lightning.scoring import Evaluation
+    from fer_lightning.evaluation.score import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
     if parsed.out is not None:
         _check_out(parsed.out)
 
-    from fer_lightning.checkpoint_data import load_split, what_was_scored
-    from fer_lightning.model import EmotionClassifier
-    from fer_lightning.scoring import evaluate, headline, pick_device, print_table
-    from fer_lightning.tta import VIEWS
+    from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
+    from fer_lightning.evaluation.probabilities import pick_device
+    from fer_lightning.evaluation.score import evaluate, headline, print_table
+    from fer_lightning.evaluation.tta import VIEWS
+    from fer_lightning.model.classifier import EmotionClassifier
 
     augmentations = list(dict.fromkeys(name for name in parsed.tta.split(",") if name))
     for name in augmentations:
@@ -74,12 +76,12 @@ def _check_out(folder: Path) -> None:
 
 
 def _write(folder: Path, metrics: dict[str, Any], evaluation: "Evaluation", faces: "Faces", split: "Split") -> None:
-    from fer_lightning import figures
     from fer_lightning.data.faces import count_classes
-    from fer_lightning.scoring import reported
+    from fer_lightning.evaluation import figures
+    from fer_lightning.metrics.predictions import reported
 
     test = split.tests["test"]
-    subtitle = figures.caption(metrics)
+    subtitle = words.caption(metrics)
     pictures = figures.of_test(reported(evaluation.predictions), faces.images[test], "Confusion matrix", subtitle)
     counts = {"test": count_classes(faces.labels[test])}
     pictures["class_distribution"] = figures.class_distribution(counts, "Images per class", subtitle)

@@ -21,17 +21,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from fer_lightning import config as schema
+from fer_lightning.config import command_line
+from fer_lightning.config import schema as schema
+from fer_lightning.config.command_line import Parser
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import Parser, UserError
-from fer_lightning.run_folder import replace_file
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import replace_file
 
 if TYPE_CHECKING:  # imported where it is used: --help and mistakes need not wait for torch
     import torch
     from matplotlib.figure import Figure
 
     from fer_lightning.inference.pictures import Source
-    from fer_lightning.model import EmotionClassifier
+    from fer_lightning.model.classifier import EmotionClassifier
     from fer_lightning.predict import Found
 
 log = logging.getLogger(__name__)
@@ -76,10 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _explain_files(parsed: argparse.Namespace) -> None:
     """Write a picture for each face, and print a table of them; what cannot be read is told there."""
     from fer_lightning import predict
+    from fer_lightning.evaluation.probabilities import pick_device
+    from fer_lightning.evaluation.scorecard import describe
     from fer_lightning.inference import detect, pictures, saliency  # noqa: F401  it tells when captum is missing
-    from fer_lightning.model import EmotionClassifier
-    from fer_lightning.scorecard import describe
-    from fer_lightning.scoring import pick_device
+    from fer_lightning.model.classifier import EmotionClassifier
 
     sources = [_still(source) for source in pictures.list_sources(parsed.inputs)]
     cut: predict.Cut = predict.whole_with_a_note()
@@ -125,10 +127,10 @@ def _explain(
     device: "torch.device",
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """Draw every face of some pictures; yields the rows of the table."""
+    from fer_lightning.evaluation.probabilities import classify
+    from fer_lightning.evaluation.scorecard import describe
     from fer_lightning.inference import saliency, saliency_figures
     from fer_lightning.inference.answers import NO_FACE
-    from fer_lightning.scorecard import describe
-    from fer_lightning.scoring import classify
 
     card = model.hparams["scorecard"]
     images = [face for item in found for _, face in item.faces]
@@ -159,11 +161,11 @@ def _calibration(card: Mapping[str, Any] | None) -> str:
 
 def _explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
     """Write ``saliency.png`` and ``saliency.npz``, and print how far the maps show what the model uses."""
-    from fer_lightning.checkpoint_data import load_split, what_was_scored
-    from fer_lightning.figures import caption
+    from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
+    from fer_lightning.evaluation.probabilities import pick_device
     from fer_lightning.inference import saliency, saliency_figures
-    from fer_lightning.model import EmotionClassifier
-    from fer_lightning.scoring import pick_device
+    from fer_lightning.model.classifier import EmotionClassifier
+    from fer_lightning.presentation.words import caption
 
     model = EmotionClassifier.load(checkpoint)
     cfg, faces, split = load_split(model, overrides)
@@ -219,4 +221,4 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 if __name__ == "__main__":
-    schema.run_tool(main)
+    command_line.run_tool(main)

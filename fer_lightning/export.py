@@ -18,15 +18,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fer_lightning import config as schema
-from fer_lightning.errors import Parser, UserError
-from fer_lightning.run_folder import replace_file
+from fer_lightning.config import command_line
+from fer_lightning.config import schema as schema
+from fer_lightning.config.command_line import Parser
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import replace_file
 
 if TYPE_CHECKING:
     from fer_lightning.data.faces import Faces
     from fer_lightning.data.splits import Split
-    from fer_lightning.inference.export_formats import Answer
-    from fer_lightning.model import EmotionClassifier
+    from fer_lightning.deploy.formats import Answer
+    from fer_lightning.model.classifier import EmotionClassifier
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     suffix = INT8_SUFFIX if parsed.int8 else SUFFIXES[parsed.format]
     _check(parsed, suffix)
 
-    from fer_lightning.model import EmotionClassifier
+    from fer_lightning.model.classifier import EmotionClassifier
 
     model = EmotionClassifier.load(parsed.checkpoint)
     out = parsed.out or _beside(parsed.checkpoint) / f"{model.hparams['model']['name']}{suffix}"
@@ -140,7 +142,7 @@ def _beside(checkpoint: Path) -> Path:
 
 
 def _own(model: "EmotionClassifier", overrides: list[str]) -> "tuple[Faces, Split]":
-    from fer_lightning.checkpoint_data import load_split
+    from fer_lightning.evaluation.checkpoint_split import load_split
 
     try:
         _, faces, split = load_split(model, overrides)
@@ -180,10 +182,10 @@ def export(
         UserError: the file answers otherwise than PyTorch does, or there are no images to calibrate int8 on.
     """
     from fer_lightning.data.images import as_face
-    from fer_lightning.inference.deploy import as_colour, describe
-    from fer_lightning.inference.export_formats import open_again, write
-    from fer_lightning.scoring import pick_device, predict
-    from fer_lightning.statistics import scale
+    from fer_lightning.deploy.formats import open_again, write
+    from fer_lightning.deploy.graph import as_colour, describe
+    from fer_lightning.evaluation.probabilities import pick_device, predict
+    from fer_lightning.metrics.calibration import apply_temperature
 
     if int8 and not len(split.val):
         raise UserError("--int8: this run has no validation images to calibrate on; give split.val_fraction=0.1")
@@ -203,7 +205,7 @@ def export(
         "parity_photos": (np.stack([as_face(photo[..., ::-1]) for photo in photos]), _answers(answer, photos)),
     }
     parities = {
-        key: compare(scale(predict(model, images, pick_device("cpu")), temperature), answered)
+        key: compare(apply_temperature(predict(model, images, pick_device("cpu")), temperature), answered)
         for key, (images, answered) in pairs.items()
     }
     _print_parity(parities, "drawn" if faces.synthetic else "test")
@@ -221,7 +223,7 @@ def export(
 
 def calibration_images(faces: "Faces", split: "Split") -> np.ndarray:
     """Some validation images, always the same: uint8, (n, 48, 48)."""
-    from fer_lightning.inference.export_int8 import CALIBRATION_IMAGES
+    from fer_lightning.deploy.int8 import CALIBRATION_IMAGES
 
     return faces.images[np.sort(np.random.default_rng(0).permutation(split.val)[:CALIBRATION_IMAGES])]
 
@@ -235,10 +237,10 @@ def _quantize(
         ``calibration_images``; ``parity`` with the float32 file on the test images; ``scores``: accuracy and macro F1
         on ``test`` and ``test_dedup``, of ``float32`` and of ``int8``. It also goes into the file's metadata.
     """
-    from fer_lightning.inference.deploy import as_colour
-    from fer_lightning.inference.export_formats import open_onnx, set_description
-    from fer_lightning.inference.export_int8 import quantize
-    from fer_lightning.metrics import classification_metrics
+    from fer_lightning.deploy.formats import open_onnx, set_description
+    from fer_lightning.deploy.graph import as_colour
+    from fer_lightning.deploy.int8 import quantize
+    from fer_lightning.metrics.classification import classification_metrics
 
     calibration = calibration_images(faces, split)
     quantize(source, target, calibration)
@@ -304,4 +306,4 @@ def _print_cost(cost: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    schema.run_tool(main)
+    command_line.run_tool(main)

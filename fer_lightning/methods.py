@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fer_lightning.config import run_tool
-from fer_lightning.errors import Parser, UserError
-from fer_lightning.hydra_errors import did_you_mean
-from fer_lightning.safety import CONF_DIR
+from fer_lightning.config.command_line import Parser, run_tool
+from fer_lightning.config.messages import did_you_mean
+from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.runtime.errors import UserError
 
 FOLDER = CONF_DIR / "imbalance"
 NOT_KNOBS = ("_target_", "name", "defaults")

@@ -18,14 +18,14 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from fer_lightning.config import run_tool
+from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.data.images import as_face, may_be_a_crop
-from fer_lightning.errors import Parser, UserError
 from fer_lightning.inference import answers, detect, pictures
 from fer_lightning.inference.annotate import Drawings
 from fer_lightning.inference.answers import NO_FACE, OK, Row
 from fer_lightning.inference.detect import Box
 from fer_lightning.inference.pictures import Picture, Source
+from fer_lightning.runtime.errors import UserError
 
 if TYPE_CHECKING:  # imported where it is used: --help and mistakes need not wait for torch
     import torch
@@ -184,8 +184,8 @@ def _run(parsed: argparse.Namespace, stack: ExitStack) -> tuple[int, int]:
     sources = pictures.list_sources(parsed.paths)
     if parsed.faces:
         detect.check_detector(parsed.detector)
-    from fer_lightning.model import EmotionClassifier
-    from fer_lightning.scoring import classify
+    from fer_lightning.evaluation.probabilities import classify
+    from fer_lightning.model.classifier import EmotionClassifier
 
     device = _pick_device(parsed.device)
     model = EmotionClassifier.load(parsed.checkpoint)
@@ -224,7 +224,7 @@ def _run(parsed: argparse.Namespace, stack: ExitStack) -> tuple[int, int]:
 
 def _tell(card: Mapping[str, Any] | None, emotion: str | None, stream: IO[str]) -> None:
     """How good the model is, and what its probabilities are."""
-    from fer_lightning.scorecard import describe
+    from fer_lightning.evaluation.scorecard import describe
 
     temperature = (card or {}).get("temperature")
     calibration = "not calibrated" if temperature is None else f"calibrated (temperature {temperature:.2f})"
@@ -255,7 +255,7 @@ def whole_with_a_note() -> Cut:
 
 
 def _pick_device(name: str) -> "torch.device":
-    from fer_lightning.scoring import pick_device
+    from fer_lightning.evaluation.probabilities import pick_device
 
     try:
         return pick_device(name)

@@ -30,23 +30,26 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.config import explain, fail, run_tool, validate
-from fer_lightning.errors import Parser, UserError
-from fer_lightning.run_folder import RESUMABLE, occupy, read_json, read_status, write_json, write_status
-from fer_lightning.safety import check_recorded
+from fer_lightning.config.command_line import Parser, fail, run_tool
+from fer_lightning.config.safety import check_recorded
+from fer_lightning.config.schema import explain, validate
+from fer_lightning.runtime import slurm_task
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder, read_status, write_status
 from fer_lightning.sweeps import devices, job, slurm
-from fer_lightning.sweeps.progress import Progress, in_terminal, show
-from fer_lightning.sweeps.sweep_folder import (
+from fer_lightning.sweeps.folder import (
     Job,
-    describe,
+    describe_changes,
     in_use,
-    mixing,
     plan,
     refuse_shared_mistake,
     request_stop,
     standings,
     stop_deadline,
+    sweep_record,
 )
+from fer_lightning.sweeps.progress import Progress, in_terminal, show
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ def run_job(cfg: DictConfig) -> float:
     """
     hydra = HydraConfig.get()
     folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir).absolute()
-    leads = not slurm.inside() or slurm.first_task()
+    leads = not slurm_task.inside() or slurm_task.first_task()
     _leave_signals_to_the_sweep()
     if read_status(folder)["status"] != "done" and not _must_stop(sweep) and (not leads or _is_free(folder, sweep)):
         try:
@@ -97,11 +100,11 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, leads: bool) ->
             None if _is_serial(hydra.runtime.choices) else folder / "output.log",
             list(places.values()),
         )
-        signals = job.forward_signals(process) if slurm.inside() else []
+        signals = job.forward_signals(process) if slurm_task.inside() else []
         asked = job.wait(process, lambda: _deadline(sweep))
     finally:
         devices.release(places)
-    if slurm.inside():
+    if slurm_task.inside():
         slurm.settle(folder, process.returncode, signals)
     if leads:
         job.record_end(folder, process.returncode, asked)
@@ -150,11 +153,11 @@ class Summary(Callback):
             raise SystemExit(1) from error
 
     def _start(self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig]) -> None:
-        self.lock = occupy(folder)
-        sweep = describe(jobs, folder, sys.argv[1:])
+        self.lock = lock_folder(folder)
+        sweep = sweep_record(jobs, folder, sys.argv[1:])
         if not (folder / "sweep.json").exists():
             write_json(folder / "sweep.json", sweep)
-        elif (difference := mixing(folder, sweep, jobs)) and not self.anyway:
+        elif (difference := describe_changes(folder, sweep, jobs)) and not self.anyway:
             as_started = _without_folder(sys.argv[1:]) == _without_folder(read_json(folder / "sweep.json")["argv"])
             hint = "with --anyway it goes on all the same:" if as_started else "this goes on with it as it was started:"
             raise UserError(
@@ -352,7 +355,7 @@ def _is_free(folder: Path, sweep: Path) -> bool:
 
 def _leave_signals_to_the_sweep() -> None:
     """In a worker process, which a terminal's Ctrl-C and a group-wide SIGTERM reach as well."""
-    if os.environ.get(job.PARENT) != str(os.getpid()) and not slurm.inside():
+    if os.environ.get(job.PARENT) != str(os.getpid()) and not slurm_task.inside():
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, lambda signum, frame: None)
 
@@ -363,7 +366,7 @@ def _must_stop(sweep: Path) -> bool:
 
 def _deadline(sweep: Path) -> float | None:
     """When the job must have ended; in a worker whose sweep is gone, end at once: the job notices and saves."""
-    if os.environ.get(job.PARENT) not in (str(os.getpid()), str(os.getppid())) and not slurm.inside():
+    if os.environ.get(job.PARENT) not in (str(os.getpid()), str(os.getppid())) and not slurm_task.inside():
         os._exit(1)
     return stop_deadline(sweep)
 

@@ -9,47 +9,13 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fer_lightning_tests_matplotlib"))
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-TINY = (
-    "data=synthetic",
-    "data.source.images=400",
-    "data.batch_size=32",
-    "model=test_efficientnet",
-    "augment=none",
-    "logger=csv",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=1",
-)
-"""A whole run in about three seconds."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line that a user sees; fails when there is more or less than one."""
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert "Traceback" not in self.err + self.out, self.err
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The last printed line."""
-        return json.loads(self.out.strip().splitlines()[-1])
+from command_line import Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -100,13 +66,6 @@ def process(tmp_path: Path) -> Callable[..., Outcome]:
     return call
 
 
-def only_run(folder: Path) -> Path:
-    """The run folder below ``folder``, of which there must be exactly one."""
-    found = [path.parent for path in folder.rglob("status.json")]
-    assert len(found) == 1, found
-    return found[0]
-
-
 @pytest.fixture
 def real_archive() -> Path:
     path = os.environ.get("FER2013_PATH")
@@ -121,19 +80,3 @@ def real_weights() -> Path:
     if not path:
         pytest.skip("FER_WEIGHTS is not set: give a file of tf_efficientnetv2_b0's ImageNet weights")
     return Path(path)
-
-
-def processes_in(folder: Path) -> list[int]:
-    """Processes of this package whose working directory is ``folder``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if (
-                entry.name.isdigit()
-                and os.readlink(entry / "cwd") == str(folder)
-                and b"fer_lightning" in (entry / "cmdline").read_bytes()
-            ):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found

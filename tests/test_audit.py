@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from archives import image_files, tiny_faces, write_zip
-from conftest import Outcome
+from command_line import Outcome
 
 from fer_lightning import audit
-from fer_lightning.config import run_tool
+from fer_lightning.config.command_line import run_tool
 from fer_lightning.data import synthetic
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from command_line import TINY
 from hub_server import hub_server
 from huggingface_hub import ModelCard, constants
 
 from fer_lightning import card
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import UserError
-from fer_lightning.run_folder import read_json, write_json, write_status
-from fer_lightning.scorecard import store
+from fer_lightning.evaluation.scorecard import store
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.run_folder import write_status
 
 
 @pytest.fixture(scope="module")

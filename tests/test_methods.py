@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from command_line import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fer_lightning import methods
-from fer_lightning.config import CONF_DIR, validate
+from fer_lightning.config.schema import CONF_DIR, validate
 
 FILES = sorted((CONF_DIR / "imbalance").glob("*.yaml"))
 NAMES = {

@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from command_line import TINY
 from packaging.requirements import Requirement
 
-from fer_lightning import config
+from fer_lightning.config import command_line
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +40,7 @@ def test_an_installed_wheel_trains(wheel, tmp_path):
     subprocess.run(pip, check=True, capture_output=True)
     work = tmp_path / "work"
     work.mkdir()
-    where = "import fer_lightning.config as c; print(c.CONF_DIR)"
+    where = "import fer_lightning.config.safety as c; print(c.CONF_DIR)"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     found = subprocess.run([sys.executable, "-c", where], env=environment, cwd=work, capture_output=True, text=True)
     assert found.stdout.strip() == str(site / "fer_lightning" / "conf")
@@ -94,7 +94,7 @@ def test_a_mistyped_option_is_told_in_one_line(name, monkeypatch, capsys):
     """Not after argparse's many lines of usage."""
     monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
     with pytest.raises(SystemExit) as ended:
-        config.run_tool(importlib.import_module(f"fer_lightning.{name}").main)
+        command_line.run_tool(importlib.import_module(f"fer_lightning.{name}").main)
     said = capsys.readouterr()
     assert ended.value.code == 2
     assert said.out == ""
@@ -105,4 +105,4 @@ def test_a_mistyped_option_is_told_in_one_line(name, monkeypatch, capsys):
 
 def test_the_commands_are_all_there():
     found = {path.stem for path in (ROOT / "fer_lightning").glob("*.py") if "run_tool(" in path.read_text()}
-    assert found - {"config", "__main__"} == set(COMMANDS)
+    assert found - {"__main__"} == set(COMMANDS)

@@ -23,8 +23,8 @@ from run import PARTS, ROOT, knob
 sys.path.insert(0, str(ROOT))
 
 from fer_lightning.compare import compare
-from fer_lightning.comparison.findings import PAPER
 from fer_lightning.comparison.runs import find_runs
+from fer_lightning.report.sentences import PAPER
 
 HEAD = """\
 # Results on FER-2013

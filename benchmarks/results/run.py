@@ -35,8 +35,9 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from fer_lightning.model import EmotionClassifier, read_checkpoint
-from fer_lightning.provenance import git_commit
+from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.runtime.provenance import git_commit
 from measure import machine
 
 MAX_BYTES = 12 * 2**20

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fer_lightning.errors import UserError
-from fer_lightning.metrics import PROBABILITY_COLUMNS, emotion_indices
-from fer_lightning.sweeps.sweep_folder import MAY_DIFFER
+from fer_lightning.config.settings import MAY_DIFFER
+from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, emotion_indices
+from fer_lightning.runtime.errors import UserError
 
 NEEDED = ("imbalance", "model", "split", "seed", "data", "data_hash", "test/n", "test/accuracy", "test/f1_macro")
 """What ``metrics.json`` must hold for a run to be compared."""

@@ -13,7 +13,7 @@ import filelock
 import numpy as np
 import platformdirs
 
-from fer_lightning.data.containers import Folder
+from fer_lightning.data.archives import Folder
 from fer_lightning.data.faces import Faces
 
 log = logging.getLogger(__name__)

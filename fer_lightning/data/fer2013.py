@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from fer_lightning.data.archives import MAX_FILE, Container, Folder, Limited, Tar, Zip, damage_told, is_tar
 from fer_lightning.data.cache import cached, content_key, default_cache_dir
-from fer_lightning.data.containers import MAX_FILE, Container, Folder, Limited, Tar, Zip, damage_told, is_tar
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
 from fer_lightning.data.image_tree import has_image_tree, read_image_tree
 from fer_lightning.data.pixel_csv import read_pixel_csv
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

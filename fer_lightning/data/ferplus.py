@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fer_lightning.config.rules import VOTES
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
-from fer_lightning.errors import UserError
-from fer_lightning.rules import VOTES
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from fer_lightning.data.containers import MAX_PIECE, Container, Folder, Tar, Zip, damage_told, is_tar
+from fer_lightning.data.archives import MAX_PIECE, Container, Folder, Tar, Zip, damage_told, is_tar
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
 from fer_lightning.data.images import IMAGE_SUFFIXES, as_face, decode
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fer_lightning.data.containers import MAX_PIECE, Container
+from fer_lightning.data.archives import MAX_PIECE, Container
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, as_face, decode
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

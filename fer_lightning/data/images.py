@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fer_lightning.data import containers
+from fer_lightning.data import archives
 from fer_lightning.data.faces import IMAGE_SIZE
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -37,7 +37,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     # OpenCV fills the rest of a truncated JPEG with gray without a word; only its end marker tells.
     truncated = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data
     pixels, mode = _header(data)
-    if len(data) > containers.MAX_PIECE or pixels > MAX_PIXELS:
+    if len(data) > archives.MAX_PIECE or pixels > MAX_PIXELS:
         raise UserError(f"{where} is too large for an image of a face: replace or remove it")
     flags = cv2.IMREAD_GRAYSCALE if mode in ("L", "1", "LA", "I", "I;16", "F") else cv2.IMREAD_COLOR
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if pixels and not truncated else None

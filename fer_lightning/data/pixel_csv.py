@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 PIXELS = IMAGE_SIZE * IMAGE_SIZE
 COLUMNS = ("emotion", "pixels", "usage")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

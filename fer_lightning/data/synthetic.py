@@ -7,7 +7,7 @@ import numpy as np
 
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces
 from fer_lightning.data.splits import apportion
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 CLASS_WEIGHTS = (4953, 547, 5121, 8989, 6077, 4002, 6198)
 """FER-2013's images per emotion, whose ratios the drawn set has."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fer_lightning.errors import UserError
 from fer_lightning.imbalance.losses import at_least_float32
 from fer_lightning.imbalance.weights import log_prior
-from fer_lightning.metrics import confusion_matrix, macro_f1, precision_recall_f1
+from fer_lightning.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
+from fer_lightning.runtime.errors import UserError
 
 TAUS = tuple(round(0.1 * step, 1) for step in range(21))
 """0 to 2 in steps of 0.1: what Kang et al. 2020 choose from."""

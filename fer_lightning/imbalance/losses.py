@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer_lightning.errors import UserError
 from fer_lightning.imbalance.weights import class_weights, log_prior
+from fer_lightning.runtime.errors import UserError
 
 READINGS = ("sample", "column", "softmax")
 """Readings of the paper's weighted binary cross-entropy."""

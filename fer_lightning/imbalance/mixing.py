@@ -14,7 +14,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 COLUMNS = 5
 """Random numbers in [0, 1) that a mixer needs for each image."""

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 BUDGETS = ("steps", "epochs")
 """What an epoch of a smaller set is as long as: the whole training set, or one pass."""

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from timm.models import EfficientNet
 from torch import nn
 
-from fer_lightning.errors import UserError
 from fer_lightning.imbalance.samplers import first_stage_epochs
+from fer_lightning.runtime.errors import UserError
 
 TRAINED = ("head", "scale")
 """What a second stage may train."""

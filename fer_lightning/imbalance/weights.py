@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 SCHEMES = ("none", "inverse", "inverse_sqrt", "effective")
 """How a class's weight falls with its number of images."""

@@ -9,10 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fer_lightning.errors import UserError
 from fer_lightning.inference.detect import Box
 from fer_lightning.inference.pictures import Picture, Source
-from fer_lightning.run_folder import replace_file
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import replace_file
 
 LEAST_SIDE = 320
 """Pixels of a picture's shorter side below which it is enlarged, so that words fit into it."""

@@ -13,13 +13,13 @@ import torch
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.images import as_face, decode
-from fer_lightning.errors import UserError
+from fer_lightning.evaluation.probabilities import classify
+from fer_lightning.evaluation.scorecard import describe
 from fer_lightning.inference import saliency
 from fer_lightning.inference.detect import Box, crop_face, find_faces
 from fer_lightning.inference.saliency_figures import overlay
-from fer_lightning.model import EmotionClassifier
-from fer_lightning.scorecard import describe
-from fer_lightning.scoring import classify
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.runtime.errors import UserError
 
 LARGEST = 1280
 """Pixels of the longer side of the photo that is shown."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
 SCALE_STEP = 1.1

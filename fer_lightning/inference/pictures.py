@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fer_lightning.data.containers import MAX_PIECE
+from fer_lightning.data.archives import MAX_PIECE
 from fer_lightning.data.images import IMAGE_SUFFIXES, decode
-from fer_lightning.errors import UserError
+from fer_lightning.runtime.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".gif")
 

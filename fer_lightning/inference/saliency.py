@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE
-from fer_lightning.errors import UserError
-from fer_lightning.model import EmotionClassifier
-from fer_lightning.scoring import predict
+from fer_lightning.evaluation.probabilities import predict
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.runtime.errors import UserError
 
 try:
     from captum.attr import LayerGradientXActivation

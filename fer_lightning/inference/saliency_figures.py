@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.figures import BLUE, FAINT, GREY, INK, head, styled
+from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, head, styled
 
 HEAT = matplotlib.colormaps["YlOrRd"]
 STRENGTH = 0.75

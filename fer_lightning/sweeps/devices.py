@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 from omegaconf import OmegaConf
 
-from fer_lightning.errors import UserError
-from fer_lightning.rules import device_count, visible_gpus
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.processes import device_count, visible_gpus
 
 POLL_SECONDS = 0.5
 

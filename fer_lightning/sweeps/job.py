@@ -11,9 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fer_lightning import config
-from fer_lightning.run_folder import RESUMABLE, read_status, write_status
-from fer_lightning.sweeps import slurm
+from fer_lightning.config import schema
+from fer_lightning.runtime import slurm_task
+from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
 
 PARENT = "FER_LIGHTNING_PARENT"
 """Environment variable: the process with whose death this one has to end, too."""
@@ -59,12 +59,12 @@ def command(hydra: Any, folder: Path, resume: bool) -> list[str]:
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
             line += ["--config-dir", source.path]
-        elif source.provider == "main" and Path(source.path) != config.CONF_DIR:
+        elif source.provider == "main" and Path(source.path) != schema.CONF_DIR:
             line += ["--config-path", source.path]
     line += list(hydra.overrides.task)
     line += [override for override in hydra.overrides.hydra if not override.lstrip("+~").startswith(SWEEP_ONLY)]
     line += ["resume=auto"] if resume else []
-    if slurm.inside() and not slurm.first_task():
+    if slurm_task.inside() and not slurm_task.first_task():
         line.append("hydra.output_subdir=null")  # one of the tasks writes it
     return [*line, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"]
 
@@ -83,7 +83,7 @@ def environment(sweep: Path, gpus: Sequence[str], threads: int | None) -> dict[s
         threads: for each of its processes; as found when None.
     """
     kept = dict(os.environ)
-    if not slurm.inside():  # the SLURM job has set its own; elsewhere Lightning would believe in tasks of srun
+    if not slurm_task.inside():  # the SLURM job has set its own; elsewhere Lightning would believe in tasks of srun
         foreign = [key for key in kept if key in DISTRIBUTED_VARIABLES or key.startswith("SLURM_")]
         for key in foreign:
             del kept[key]

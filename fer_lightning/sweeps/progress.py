@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fer_lightning.sweeps.sweep_folder import Standing, in_use, standings, stop_deadline
+from fer_lightning.sweeps.folder import Standing, in_use, standings, stop_deadline
 
 POLL_SECONDS = 1.0
 ORDER = ("done", "running", "failed", "interrupted", "waiting")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from fer_lightning.comparison import tables
+from fer_lightning.report import tables
 
 SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
 SCORES = tuple(f"val/{name}" for name in SHOWN)

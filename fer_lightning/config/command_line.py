@@ -1,0 +1,47 @@
+"""The frame of every command: parser, errors in one line, exit codes."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fer_lightning.config import safety
+from fer_lightning.config.messages import explain
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.processes import is_first_process
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are mistakes like all others, told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows what there is")
+
+
+def fail(error: Exception | str, code: int = 2) -> None:
+    """Print one line to stderr and exit: the end of every user mistake."""
+    if is_first_process():  # the other processes of a run meet the same mistake
+        print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a command-line tool, guarded: user mistakes end in one line and code 2, bugs keep their traceback."""
+    safety.guard_hydra()
+    try:
+        main()
+    except UserError as error:
+        fail(error)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        fail(explain(error))
+    except KeyboardInterrupt:
+        fail("interrupted", code=130)
+    except OSError as error:
+        if not any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        fail(f"{error.filename}: cannot be made ({error.strerror}); choose another folder with hydra.run.dir=FOLDER")

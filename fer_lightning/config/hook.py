@@ -1,0 +1,33 @@
+"""The Hydra callback that validates a run before its folder exists."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lightning.config.command_line import fail
+from fer_lightning.config.schema import validate
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.processes import is_first_process
+from fer_lightning.runtime.run_folder import lock_for_run
+
+
+class Validate(Callback):
+    """Hydra callback that validates before the run folder is made, so that a typo leaves nothing behind."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        run = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        try:
+            if config.hydra.job.chdir:
+                raise UserError("hydra.job.chdir=true: paths are relative to where you start; leave it false")
+            validate(run, config.hydra.runtime.choices)
+            folder = Path(config.hydra.run.dir)
+            if is_first_process() and folder.is_dir():
+                lock_for_run(folder, run.resume).release()  # before Hydra writes into it
+        except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
+            fail(error)
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(1) from error

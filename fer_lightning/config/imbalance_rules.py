@@ -1,0 +1,167 @@
+"""What goes together in a method, told before anything is imported; ``rules.check_rules`` calls it."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fer_lightning.runtime.errors import UserError, require
+
+
+def imbalance_rules(cfg: DictConfig) -> None:
+    """Refuse knobs out of range, two corrections at once, and what a method cannot do in this run.
+
+    Args:
+        cfg: the composed run.
+
+    Raises:
+        UserError: with the key, the value given and what is accepted.
+    """
+    method = cfg.imbalance
+    loss, sampler = method.loss, method.sampler
+    for key in ("per_class", "num_samples"):  # null in the files, which tells nothing of their kind
+        count = sampler.get(key)
+        is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+        require(count is None or is_count, f"imbalance.sampler.{key}", count, "must be a number of images, or null")
+    gamma = loss.get("gamma", 0)
+    require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
+    smoothing = loss.get("label_smoothing", 0)
+    require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
+    refuse_double_corrections(method)
+    _epoch_rules(cfg)
+    _head_rules(cfg)
+    if method.get("second_stage"):
+        _second_stage_rules(cfg)
+    if method.get("adjust"):
+        _adjust_rules(cfg)
+
+
+def refuse_double_corrections(method: DictConfig) -> None:
+    """Each of these alone aims at balanced classes; two of them overshoot, and favour the rare ones.
+
+    Args:
+        method: the ``imbalance`` group.
+
+    Raises:
+        UserError: naming two that meet.
+    """
+    name, loss, sampler = method.name, _loss_correction(method.loss), _sampler_correction(method.sampler)
+    mix, adjust = method.get("mix"), method.get("adjust")
+    pasted = adjusted = None
+    if mix and mix.get("weighted_alpha", 0) > 0:
+        pasted = ("rectangles from rare classes", "imbalance.mix.weighted_alpha=0")
+    if adjust and adjust.tau != 0:
+        adjusted = ("an adjustment after training", "imbalance=none with the same loss and sampler")
+    pairs = ((sampler, loss), (sampler, pasted), (loss, adjusted), (sampler, adjusted), (pasted, adjusted))
+    for one, other in pairs:
+        if one and other:
+            raise UserError(
+                f"imbalance={name}: {one[0]} and {other[0]} correct twice; keep one, with {one[1]} or {other[1]}"
+            )
+
+
+def _loss_correction(loss: DictConfig) -> tuple[str, str] | None:
+    """What in the loss favours rare classes, and the way without it."""
+    kind = loss._target_.rpartition(".")[2]
+    for key in ("weighting", "alpha"):
+        if loss.get(key, "none") != "none":
+            return "class weights in the loss", f"imbalance.loss.{key}=none"
+    if kind == "WeightedBCE":
+        return "class weights in the loss", "another loss, such as imbalance=focal"
+    if kind == "ClassBalancedFocal" and loss.beta != 0:
+        return "class weights in the loss", "imbalance.loss.beta=0"
+    if kind == "LDAM" and loss.deferred_share > 0 and loss.beta != 0:
+        return "deferred class weights in the loss", "imbalance.loss.deferred_share=0"
+    if kind == "LogitAdjusted" and loss.tau != 0:
+        return "class sizes in the loss", "imbalance.loss.tau=0"
+    return None
+
+
+def _sampler_correction(sampler: DictConfig) -> tuple[str, str] | None:
+    """Whether the sampler shows rare classes more often than they are, and the way without it."""
+    kinds = ("UnderSampler", "ClassWeightedSampler", "ProgressiveSampler", "TwoStageSampler")
+    if not sampler._target_.endswith(kinds) or sampler.get("power", 0) == 1:
+        return None
+    in_two_stages = sampler._target_.endswith("TwoStageSampler")
+    return "a rebalancing sampler", "a method of one stage" if in_two_stages else "imbalance/sampler=instance"
+
+
+def _epoch_rules(cfg: DictConfig) -> None:
+    """What changes with the epochs needs to know how many there are."""
+    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
+    parts = [part for part in ("loss", "sampler", "mix", "second_stage") if "epochs" in (method.get(part) or {})]
+    trainer = cfg.trainer
+    cuts = [(f"trainer.max_steps={trainer.max_steps}", trainer.max_steps != -1)]
+    cuts += [(f"trainer.max_time={trainer.max_time}", trainer.max_time is not None)]
+    cuts += [("callbacks=early_stopping", "early_stopping" in cfg.callbacks)]
+    for given, cut in cuts:
+        if parts and cut:
+            raise UserError(
+                f"{given}: imbalance.{parts[0]} goes by trainer.max_epochs, which this would cut short; "
+                "give trainer.max_epochs alone"
+            )
+    off, most = (method.get("mix") or {}).get("off_epochs"), (epochs - 1) // 2
+    if off is not None and epochs >= 1:
+        span = f"0 to {most}" if most else "0"
+        accepted = f"must be {span} with trainer.max_epochs={epochs}, to leave an epoch to mix in; or train longer"
+        require(0 <= off <= most, "imbalance.mix.off_epochs", off, accepted)
+
+
+def _head_rules(cfg: DictConfig) -> None:
+    loss, scale = cfg.imbalance.loss, cfg.model.head.cosine_scale
+    if loss._target_.endswith("LDAM"):
+        accepted = f"the margins of LDAM are cosines; it must be imbalance.loss.scale={loss.scale}"
+        require(scale == loss.scale, "imbalance.cosine_scale", scale, accepted)
+
+
+def _second_stage_rules(cfg: DictConfig) -> None:
+    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
+    second, first = method.second_stage, method.first_stage
+    name = f"imbalance={method.name}"
+    require(0 < second.share < 1, "imbalance.second_stage.share", second.share, "must lie between 0 and 1")
+    if first is None and epochs == 1:
+        raise UserError(
+            f"trainer.max_epochs={epochs}: {name} has two stages and needs 2 or more; "
+            "or give the first one with imbalance.first_stage=CHECKPOINT"
+        )
+    _check_first_stage(method)
+    if second.trains == "scale" and not cfg.model.head.class_scale:
+        raise UserError("imbalance.second_stage.trains=scale: there are no factors; set imbalance.class_scale=true")
+    if cfg.optim.schedule == "one_cycle":
+        raise UserError(f"optim.schedule=one_cycle: {name} has a schedule per stage; use cosine or constant")
+    if cfg.model.freeze_epochs != 0:
+        raise UserError(
+            f"model.freeze_epochs={cfg.model.freeze_epochs}: {name} freezes the backbone itself, in its second stage; "
+            "use model.freeze_epochs=0"
+        )
+    if cfg.trainer.strategy == "ddp":
+        raise UserError(f"trainer.strategy=ddp: waits for gradients of the backbone, which {name} freezes; use auto")
+    if "ema" in cfg.callbacks:
+        raise UserError(f"callbacks=ema: would average weights of both stages of {name}; use callbacks=none")
+    if cfg.trainer.check_val_every_n_epoch != 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={cfg.trainer.check_val_every_n_epoch}: {name} chooses among the epochs "
+            "of its second stage and validates each; use 1"
+        )
+
+
+def _adjust_rules(cfg: DictConfig) -> None:
+    method, tau = cfg.imbalance, cfg.imbalance.adjust.tau
+    is_number = isinstance(tau, int | float) and not isinstance(tau, bool) and tau >= 0
+    require(tau is None or is_number, "imbalance.adjust.tau", tau, "must be 0 or more, or null to choose one")
+    _check_first_stage(method)
+    if tau is None and cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:
+        raise UserError(
+            f"imbalance={method.name}: split=paper has no validation images to choose tau on; "
+            "set split.val_fraction=0.1, or a number, such as imbalance.adjust.tau=1"
+        )
+    if cfg.model.head.cosine_scale is not None:
+        raise UserError(
+            f"model.head.cosine_scale={cfg.model.head.cosine_scale}: imbalance={method.name} changes weights and bias "
+            "of a linear layer, which a cosine head has not; use null"
+        )
+
+
+def _check_first_stage(method: DictConfig) -> None:
+    first = method.first_stage
+    exists = first is None or (isinstance(first, str) and Path(first).exists())
+    require(exists, "imbalance.first_stage", first, "no such checkpoint; give a run's checkpoints/best.ckpt, or null")

@@ -1,0 +1,92 @@
+"""The errors of Hydra, OmegaConf and YAML, told in one line: what was given, what is accepted."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fer_lightning.config.safety import CONF_DIR
+
+ELSEWHERE = {
+    "imbalance/sampler": "this method brings a sampler of its own",
+    "imbalance/mix": "this method brings mixing of its own",
+    "imbalance.mix": "nothing is mixed here; choose imbalance/mix=mixup, remix or cmo first",
+    "imbalance.first_stage": "only crt, lws, tau_norm and posthoc_logit_adjusted can begin from a checkpoint",
+    "imbalance.second_stage": "only crt and lws have a second stage",
+    "imbalance.adjust": "only tau_norm and posthoc_logit_adjusted adjust a trained model",
+}
+"""Keys that only some methods have, and why the chosen one has not."""
+
+
+def explain(error: Exception) -> str:
+    """Errors of Hydra, OmegaConf and YAML in one line: what was given, what is accepted."""
+    if isinstance(error, YAMLError):
+        return " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        hint = did_you_mean(choice, list(error.options))
+        return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        quoted = "give special characters in quotes of their own, such as 'data.path=\"a (1).csv\"'"
+        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); {quoted}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: is missing and has no default"
+    if "Ambiguous value for argument" in str(error):
+        return f"{_first_line(error)}: to run them all add -m, for one list give [a,b]"
+    merging = re.search(r"Error merging override (.+)", _first_line(error))
+    if merging and error.__cause__:
+        return f"{merging.group(1)}: {_first_line(error.__cause__)}"
+    unknown = re.search(r"Could not override '(.+?)'", str(error))
+    if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(unknown.group(1) if unknown else str(error.full_key))  # type: ignore[attr-defined]
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'configuration'}: {_first_line(error)}"
+    return _first_line(error)
+
+
+def did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
+    """`` (did you mean X?)`` where a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {prefix}{close[0]}?)" if close and not word.startswith(f"{close[0]}.") else ""
+
+
+def _unknown_key(key: str) -> str:
+    """Say what would have been accepted in place of an unknown key, given the groups chosen on the command line."""
+    groups = "|".join(path.name for path in CONF_DIR.iterdir() if path.is_dir())
+    chosen = [re.sub(",.*", "", word) for word in sys.argv[1:] if re.fullmatch(rf"({groups})(/\w+)?=[\w,]+", word)]
+    chosen = [word for word in chosen if not word.startswith(f"{key}=")]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            cfg = compose("config", overrides=chosen)
+    except HydraException:  # those choices are the user's own files
+        return f"{key}: no such key; --cfg job lists all"
+    known = list(_leaves(cfg))
+    for part, why in ELSEWHERE.items():
+        if (key == part or key.startswith(f"{part}.")) and part not in known:
+            return f"{key}: {why}"
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
+    listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
+    return f"{key}: no such key{did_you_mean(key, known)}{listed or '; --cfg job lists all'}"
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, node):
+        yield f"{prefix}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _leaves(child, f"{prefix}{key}.")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first, *rest = lines or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first

@@ -1,0 +1,207 @@
+"""The rules of a run that types cannot tell: ranges, and what goes together; those of ``imbalance`` are beside it."""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lightning.config.augment import Strengths
+from fer_lightning.config.imbalance_rules import imbalance_rules
+from fer_lightning.runtime.errors import UserError, require
+from fer_lightning.runtime.processes import device_count, visible_gpus
+
+MONITORS = ("val/f1_macro", "val/balanced_accuracy", "val/accuracy")
+VOTES = "fer2013new.csv of https://github.com/microsoft/FERPlus, or a csv with the columns path and the ten votes"
+PRECISIONS = (
+    "auto",
+    "32-true",
+    "16-mixed",
+    "bf16-mixed",
+    "16-true",
+    "bf16-true",
+    "64-true",
+    "32",
+    "16",
+    "bf16",
+    "64",
+)
+
+
+def check_rules(cfg: DictConfig) -> None:
+    """Refuse values out of range, and contradictions.
+
+    Args:
+        cfg: a composed run whose keys and types are right.
+
+    Raises:
+        UserError: with the key, the value given and what is accepted.
+    """
+    for rule in (_data_rules, _augment_rules, _model_rules, _optim_rules, imbalance_rules, _trainer_rules):
+        rule(cfg)
+
+
+def _data_rules(cfg: DictConfig) -> None:
+    data = cfg.data
+    require(data.batch_size >= 1, "data.batch_size", data.batch_size, "must be at least 1")
+    require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
+    if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
+        raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
+    require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
+    accepted = f"must be one of {', '.join(MONITORS)}"
+    require(cfg.monitor in MONITORS, "monitor", cfg.monitor, accepted)
+    require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
+    require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
+    if "path" not in data.source and data.path is not None:
+        raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
+    if data.name == "folder":
+        raise UserError(
+            "data=folder: is for scoring (python -m fer_lightning.evaluate CHECKPOINT data=folder data.path=DIR); to "
+            "train on folders of your own, sort them into train/<emotion>/ and test/<emotion>/ and use data=fer2013"
+        )
+    if data.classes is not None:
+        raise UserError(f"data.classes={data.classes}: data={data.name} has its own class names; leave it out")
+    require(data.device in ("auto", "cpu"), "data.device", data.device, "must be auto (where the model is) or cpu")
+    kept = "must be train (remove training images that have an exact twin in a test set), or null"
+    require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, kept)
+    label_rules(cfg.labels)
+    votes = cfg.labels.votes
+    exists = votes is None or Path(votes).expanduser().is_file()
+    require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
+    split_rules(cfg.split)
+    if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:
+        wanting = "callbacks=early_stopping" if "early_stopping" in cfg.callbacks else "test=false"
+        if "early_stopping" in cfg.callbacks or not cfg.test:
+            raise UserError(f"{wanting}: split=paper has no validation set; set split.val_fraction=0.1")
+
+
+def _augment_rules(cfg: DictConfig) -> None:
+    backend = cfg.augment.backend
+    accepted = "must be batched (whole batches, on the trainer's device) or albumentations (one by one, in workers)"
+    require(backend in ("batched", "albumentations"), "augment.backend", backend, accepted)
+    Strengths(**{str(key): value for key, value in cfg.augment.items() if key not in ("name", "backend")})
+
+
+def label_rules(labels: DictConfig) -> None:
+    """Check that votes are there where they are needed, and only there.
+
+    Raises:
+        UserError: ``votes`` is missing or not wanted, or ``targets`` is unknown.
+    """
+    votes, targets = labels.votes, labels.targets
+    if labels.name == "fer":
+        for key, value in (("votes", votes), ("targets", targets)):
+            require(value is None, f"labels.{key}", value, "labels=fer has no votes; use labels=ferplus")
+        return
+    require(votes is not None, "labels.votes", votes, f"labels={labels.name} needs the votes; give {VOTES}")
+    require(targets in ("majority", "soft"), "labels.targets", targets, "must be majority or soft")
+
+
+def split_rules(split: DictConfig) -> None:
+    """Check the optional knobs of a split, whose files say ``null`` and so tell nothing of their kind.
+
+    Raises:
+        UserError: ``val_fraction`` is no fraction, or ``train_size`` no positive whole number.
+    """
+    fraction, size = split.get("val_fraction"), split.get("train_size")
+    is_fraction = isinstance(fraction, int | float) and 0 < fraction < 1
+    require(fraction is None or is_fraction, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
+    is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
+
+
+def _model_rules(cfg: DictConfig) -> None:
+    model = cfg.model
+    require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "must be 1 or 3")
+    require(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2")
+    require(model.image_size >= 32, "model.image_size", model.image_size, "must be at least 32 pixels")
+    first = model.first_image_size
+    grows = first is None or 32 <= first <= model.image_size
+    require(grows, "model.first_image_size", first, "must be from 32 to model.image_size pixels, or null")
+    modes = (False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    named = f"must be false, true or a mode of torch.compile: {', '.join(map(str, modes[2:]))}"
+    require(model.compile in modes, "model.compile", model.compile, named)
+    require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "must be in [0, 1)")
+    require(0 <= model.head.dropout < 1, "model.head.dropout", model.head.dropout, "must be in [0, 1)")
+    require(
+        all(width >= 1 for width in model.head.hidden),
+        "model.head.hidden",
+        model.head.hidden,
+        "widths must be positive",
+    )
+    require(
+        model.freeze_epochs >= -1,
+        "model.freeze_epochs",
+        model.freeze_epochs,
+        "must be -1 (always), 0 (never) or more",
+    )
+    if model.weights not in ("none", "imagenet") and not Path(model.weights).is_file():
+        raise UserError(f"model.weights={model.weights}: no such file; give none, imagenet or a weights file")
+
+
+def _optim_rules(cfg: DictConfig) -> None:
+    optim = cfg.optim
+    require(optim.lr > 0, "optim.lr", optim.lr, "must be positive")
+    require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
+    require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
+    require(
+        optim.schedule in ("cosine", "constant", "one_cycle"),
+        "optim.schedule",
+        optim.schedule,
+        "must be cosine, constant or one_cycle",
+    )
+    require(optim.backbone_lr_scale >= 0, "optim.backbone_lr_scale", optim.backbone_lr_scale, "must be 0 or more")
+    rho = optim.sam_rho
+    require(rho is None or rho > 0, "optim.sam_rho", rho, "must be positive, usually 0.05, or null for no SAM")
+    one_batch = rho is None or cfg.trainer.accumulate_grad_batches == 1
+    why = "SAM makes two passes over each batch; use trainer.accumulate_grad_batches=1"
+    require(one_batch, "optim.sam_rho", rho, why)
+    decay = optim.layer_decay
+    require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
+
+
+def _trainer_rules(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
+    require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1")
+    require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "must be at least 1")
+    accelerators = ("auto", "cpu", "gpu", "cuda", "mps")
+    require(
+        trainer.accelerator in accelerators,
+        "trainer.accelerator",
+        trainer.accelerator,
+        f"must be one of {', '.join(accelerators)}",
+    )
+    precision = str(trainer.precision)
+    require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
+    gpus = visible_gpus()
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and gpus == 0)
+    if trainer.accelerator in ("gpu", "cuda") and gpus == 0:
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator}: this machine shows no GPU; use trainer.accelerator=cpu"
+        )
+    if on_cpu and precision.startswith("16"):
+        raise UserError(
+            f"trainer.precision={precision}: 16-bit floats need a GPU; use trainer.precision=32-true or auto"
+        )
+    strategies = ("auto", "ddp", "ddp_find_unused_parameters_true")
+    accepted = f"must be one of {', '.join(strategies)}"
+    require(trainer.strategy in strategies, "trainer.strategy", trainer.strategy, accepted)
+    wanted = device_count(trainer.devices)
+    if on_cpu and (OmegaConf.is_list(trainer.devices) or str(trainer.devices) == "-1"):
+        raise UserError(f"trainer.devices={trainer.devices}: chooses among GPUs; on a CPU give a number of processes")
+    existing = max(2, os.cpu_count() or 1) if on_cpu else gpus
+    if wanted is not None:
+        what = "CPU processes fit" if on_cpu else "GPUs exist"
+        fits = existing is None or wanted <= existing
+        require(
+            wanted >= 1 and fits,
+            "trainer.devices",
+            trainer.devices,
+            f"must be at least 1, and {existing} {what} here",
+        )
+        ranks = wanted * trainer.num_nodes
+        if cfg.data.batch_size % ranks:
+            raise UserError(
+                f"data.batch_size={cfg.data.batch_size}: is the global batch and must divide by the {ranks} devices; "
+                f"use {max(1, round(cfg.data.batch_size / ranks)) * ranks}"
+            )

@@ -1,0 +1,244 @@
+"""The schema of a run and the rules between its parts; imports nothing heavy, so mistakes are told at once.
+
+The files in ``conf/`` say which knobs exist; the dataclasses here say their types. Nodes that Hydra instantiates
+(``data.source``, ``split``, ``imbalance``, ``callbacks``) have no dataclass: for them the
+chosen file itself is the schema, so that a new method is one new file and nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fer_lightning.config import safety
+from fer_lightning.config.messages import did_you_mean, explain
+from fer_lightning.config.rules import check_rules
+from fer_lightning.runtime.errors import UserError
+
+CONF_DIR = safety.CONF_DIR
+
+
+@dataclass
+class Data:
+    name: str
+    path: str | None
+    cache_dir: str | None
+    drop_duplicates: str | None
+    batch_size: int
+    num_workers: int
+    device: str
+    source: dict[str, Any]
+    classes: str | None = None
+
+
+@dataclass
+class Labels:
+    name: str
+    votes: str | None
+    targets: str | None
+
+
+@dataclass
+class Head:
+    hidden: list[int]
+    activation: str
+    batch_norm: bool
+    dropout: float
+    cosine_scale: float | None
+    class_scale: bool
+
+
+@dataclass
+class Model:
+    name: str
+    weights: str
+    in_channels: int
+    image_size: int
+    first_image_size: int | None
+    stem_stride: int
+    drop_path: float
+    head: Head
+    freeze_epochs: int
+    compile: Any
+
+
+@dataclass
+class Augment:
+    name: str
+    backend: str
+    hflip: float
+    rotate: float
+    translate: float
+    scale: float
+    brightness: float
+    contrast: float
+    erase: float
+    erase_area: list[float]
+
+
+@dataclass
+class Optim:
+    name: str
+    lr: float
+    weight_decay: float
+    momentum: float | None
+    layer_decay: float | None
+    backbone_lr_scale: float
+    schedule: str
+    warmup_fraction: float
+    sam_rho: float | None
+
+
+@dataclass
+class Trainer:
+    accelerator: str
+    devices: Any
+    num_nodes: int
+    strategy: str
+    precision: Any
+    max_epochs: int
+    max_steps: int
+    max_time: Any
+    limit_train_batches: Any
+    limit_val_batches: Any
+    check_val_every_n_epoch: int
+    accumulate_grad_batches: int
+    gradient_clip_val: float | None
+    gradient_clip_algorithm: str | None
+    log_every_n_steps: int
+    num_sanity_val_steps: int
+    deterministic: Any
+    benchmark: bool | None
+    detect_anomaly: bool
+    profiler: str | None
+    fast_dev_run: Any
+    sync_batchnorm: bool
+    enable_progress_bar: bool
+
+
+@dataclass
+class Logger:
+    name: str
+    project: str
+    entity: str | None
+
+
+@dataclass
+class Config:
+    """A composed run; field for field what ``--cfg job`` prints."""
+
+    data: Data
+    labels: Labels
+    split: dict[str, Any]
+    imbalance: dict[str, Any]
+    model: Model
+    augment: Augment
+    optim: Optim
+    trainer: Trainer
+    logger: Logger
+    name: str
+    seed: int
+    budget: str
+    resume: str | None
+    jobs_per_device: int
+    monitor: str
+    test: bool
+    save_every_n_steps: int | None
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+
+
+FREE_FORM = ("data.source", "split", "imbalance", "callbacks")
+
+
+def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Refuse unknown keys, wrong types and contradictions.
+
+    Args:
+        cfg: the composed run (without the ``hydra`` node).
+        choices: Hydra's ``hydra.runtime.choices``, group to chosen file.
+
+    Raises:
+        UserError: with the key, the value given and what is accepted.
+    """
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+    assert isinstance(typed, DictConfig)
+    reference = _reference(choices)
+    for path in FREE_FORM:
+        check_knobs(_container(typed, path, resolve=True), _container(reference, path, resolve=False), path)
+    check_rules(typed)
+
+
+def _reference(choices: Mapping[str, Any]) -> DictConfig:
+    """The chosen files composed with no other override: the keys and kinds that free-form nodes may have.
+
+    Raises:
+        UserError: a file of callbacks, chosen or not, that cannot be composed or may not be.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    groups = ("data", "split", "imbalance", "imbalance/sampler", "imbalance/mix")
+    overrides = [f"{group}={choices[group]}" for group in groups if choices.get(group)]
+
+    def compose(*callbacks: str) -> DictConfig:
+        chosen = [*overrides, f"callbacks=[{','.join(callbacks)}]"]
+        return loader.load_configuration(config_name="config", overrides=chosen, run_mode=RunMode.RUN)
+
+    # Several callbacks can be chosen at once, which Hydra does not record among the choices: allow what any file has.
+    files = loader.get_group_options("callbacks")
+    mistakes = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+    try:
+        return compose(*files)
+    except mistakes:
+        for name in files:
+            try:
+                compose(name)
+            except mistakes as error:
+                raise UserError(f"callbacks/{name}.yaml: {explain(error)}") from None
+        raise
+
+
+def _container(cfg: DictConfig, path: str, resolve: bool) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=resolve)  # type: ignore[return-value]
+
+
+def check_knobs(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:
+    """Refuse keys that ``expected`` lacks and values of another kind than its own.
+
+    Raises:
+        UserError: naming the key below ``path``, and what is accepted.
+    """
+    for key, value in given.items():
+        name = f"{path}.{key}"
+        if key not in expected:
+            hint = did_you_mean(key, list(expected), prefix=f"{path}.")
+            knobs = ", ".join(other for other in expected if not other.startswith("_"))
+            raise UserError(f"{name}={value}: no such key{hint}; {path} has: {knobs or 'nothing to set'}")
+        if isinstance(value, dict) and isinstance(expected[key], dict):
+            check_knobs(value, expected[key], name)
+        elif not _same_kind(value, expected[key]):
+            raise UserError(f"{name}={value}: expected {_kind(expected[key])}, such as {expected[key]}")
+
+
+def _same_kind(value: Any, expected: Any) -> bool:
+    if expected is None or (isinstance(expected, str) and expected.startswith("${")):
+        return True
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return isinstance(expected, bool) and isinstance(value, bool)
+    if isinstance(expected, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(expected))
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list"}
+    return kinds.get(type(value), type(value).__name__)

@@ -1,0 +1,37 @@
+"""Settings as flat keys, and which of them cannot change a result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+MAY_DIFFER = (
+    "hydra",
+    "name",
+    "tags",
+    "resume",
+    "logger",
+    "jobs_per_device",
+    "save_every_n_steps",
+    "data.path",
+    "data.source.path",
+    "data.cache_dir",
+    "data.source.cache_dir",
+    "data.num_workers",
+    "trainer.enable_progress_bar",
+)
+"""Configuration that cannot change a result: names, places, display, and when to save."""
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration, or of its part ``prefix``, by their full keys (``optim.lr``)."""
+    content = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(content, Mapping):
+        return {prefix: content}
+    parts = ((f"{prefix}.{key!s}" if prefix else str(key), value) for key, value in content.items())
+    return {key: value for name, part in parts for key, value in flatten(part, name).items()}
+
+
+def may_change_results(key: str) -> bool:
+    """Whether a setting is not one of ``MAY_DIFFER``, nor below one."""
+    return not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)

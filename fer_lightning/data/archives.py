@@ -1,0 +1,251 @@
+"""The files of a folder, a zip or a tar behind one small interface.
+
+Archives come from anywhere. Nothing is ever unpacked to disk; members that point elsewhere are refused all the same,
+and so is what would unpack to far more than FER-2013 has, by what its headers claim and again by what comes out.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar, cast
+
+from fer_lightning.runtime.errors import UserError
+
+MAX_DEPTH = 4
+"""Folders are searched this deep: a wrongly given home folder must not be walked to its end."""
+
+MAX_FILE = 2**30
+"""Bytes of one unpacked file; ``fer2013.csv`` has 3e8."""
+
+MAX_ARCHIVE = 2**32
+"""Bytes of all that an archive unpacks to; the competition's largest has 8e8."""
+
+MAX_MEMBERS = 1_000_000
+"""Members of an archive; Kaggle's has 35,887."""
+
+MAX_PIECE = 2**25
+"""Bytes that are ever read at once: more than any image file here has."""
+
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+_PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+
+T = TypeVar("T")
+
+
+class Container(Protocol):
+    """Named files that can be opened one at a time."""
+
+    path: Path
+    form: str
+
+    def names(self) -> list[str]:
+        """Paths of all files, relative, with forward slashes, in the order that reads fastest."""
+        ...
+
+    def open(self, name: str) -> IO[bytes]:
+        """The bytes of one of ``names()``."""
+        ...
+
+
+class Folder:
+    """The files below a folder."""
+
+    form = "folder"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        """Paths of the visible files, sorted."""
+        found = []
+        for folder, folders, files in os.walk(self.path, followlinks=True):
+            below = Path(folder).relative_to(self.path)
+            deep_enough = len(below.parts) + 1 >= MAX_DEPTH
+            folders[:] = [] if deep_enough else [name for name in folders if not _is_litter(name)]
+            found += [(below / name).as_posix() for name in files if not _is_litter(name)]
+        return sorted(found)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file below the folder."""
+        return open(self.path / name, "rb")
+
+
+class Zip:
+    """The files of a zip archive."""
+
+    form = "zip"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = zipfile.ZipFile(path)
+        self._members = _safe_members(path, self._list())
+
+    def _list(self) -> Iterator[tuple[str, int, bool, zipfile.ZipInfo]]:
+        for info in self._zip.infolist():
+            if info.flag_bits & 1 and not info.is_dir():
+                raise UserError(f"{self.path} is protected by a password: unpack it and give the folder")
+            kind = stat.S_IFMT(info.external_attr >> 16)  # none where a system without file modes packed it
+            yield info.filename, info.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR), info
+
+    def names(self) -> list[str]:
+        """Paths of the visible members, in the archive's order."""
+        return list(self._members)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a member."""
+        return self._zip.open(self._members[name])
+
+
+class Tar:
+    """The files of a tar archive, compressed or not."""
+
+    form = "tar"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # "r:" because tarfile would look through further layers of packing on its own, without a limit.
+        self._tar = tarfile.open(fileobj=cast(IO[bytes], unpacked(path, MAX_ARCHIVE)), mode="r:")  # noqa: SIM115
+        self._members = _safe_members(path, self._list())
+
+    def _list(self) -> Iterator[tuple[str, int, bool, tarfile.TarInfo]]:
+        for member in self._tar:
+            name = f"{member.name}/" if member.isdir() else member.name
+            yield name, member.size, member.isfile() or member.isdir(), member
+
+    def names(self) -> list[str]:
+        """Paths of the visible members, in the archive's order."""
+        return list(self._members)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a member."""
+        return cast(IO[bytes], self._tar.extractfile(self._members[name]))
+
+
+def unpacked(path: Path, limit: int) -> "Limited":
+    """The bytes of a file, without the gzip, bzip2 or xz around it."""
+    with path.open("rb") as stream:
+        start = stream.read(6)
+    opener = next((opener for magic, opener in _PACKERS.items() if start.startswith(magic)), open)
+    return Limited(opener(path, "rb"), path, limit)
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar, packed or not."""
+    with unpacked(path, MAX_PIECE) as stream:
+        try:
+            return stream.read(512)[257:262] == b"ustar"
+        except (OSError, EOFError, zlib.error, lzma.LZMAError):  # whoever reads it as something else will say
+            return False
+
+
+class Limited(io.RawIOBase):
+    """A stream that does not go on beyond ``limit`` bytes, whatever the headers in it say.
+
+    Reading on, or more than ``MAX_PIECE`` bytes at once, raises ``UserError``.
+    """
+
+    def __init__(self, stream: IO[bytes], path: Path, limit: int) -> None:
+        self._stream, self._path, self._limit = stream, path, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_PIECE:  # of a header, which is believed before it is read
+            raise UserError(f"{self._path} is damaged or made to fill the memory: one part claims {size} bytes")
+        return super().read(size) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        if self.tell() > self._limit:
+            raise UserError(f"{self._path} unpacks to more than {_bytes(self._limit)}: FER-2013 is far smaller")
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict[str, T]:
+    """The visible files among (name, bytes, whether file or folder, member), by name with forward slashes.
+
+    Raises:
+        UserError: naming the first member that points elsewhere, is a link or device, or is too large.
+    """
+    members, total = {}, 0
+    for number, (raw, size, plain, member) in enumerate(found):
+        name = raw.replace("\\", "/").removeprefix("./")
+        parts = name.split("/")
+        total += size
+        if ".." in parts or name.startswith("/") or re.match("[A-Za-z]:", name):
+            reason = "points out of the archive"
+        elif not plain:
+            reason = "is a link or a device"
+        elif not 0 <= size <= MAX_FILE:
+            reason = f"claims {_bytes(size)} and no file of FER-2013 has more than {_bytes(MAX_FILE)}"
+        elif total > MAX_ARCHIVE or number >= MAX_MEMBERS:
+            reason = f"is one too many: {number + 1:,} members so far claim {_bytes(total)}"
+        else:
+            reason = ""
+        if reason:
+            raise UserError(f"{path}: member {raw[:200]!r} {reason}; nothing was unpacked, get the data elsewhere")
+        if not name.endswith("/") and not any(_is_litter(part) for part in parts):
+            members[name] = member
+    return members
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Turn what the archive readers raise on a damaged or unreadable file into one clear line.
+
+    Raises:
+        UserError: the file is damaged, cut short or may not be read.
+    """
+    try:
+        yield
+    except (
+        zipfile.BadZipFile,
+        gzip.BadGzipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+    ) as error:
+        raise UserError(f"{path} is damaged or cut short ({_one_line(error)}): download it again") from error
+    except (struct.error, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged or packed in an unknown way ({_one_line(error)})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or _one_line(error)}") from error
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

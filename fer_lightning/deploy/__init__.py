@@ -1,0 +1,1 @@
+"""A trained model for other programs: graph, formats, int8, parity."""

@@ -1,0 +1,1 @@
+"""Scores of one trained model: probabilities, metrics, figures, scorecard."""

@@ -1,0 +1,123 @@
+"""The data that a checkpoint was trained with, or others put in their place, and whether it has seen them."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fer_lightning.config import safety
+from fer_lightning.config import schema as schema
+from fer_lightning.config.rules import label_rules, split_rules
+from fer_lightning.data.faces import Faces
+from fer_lightning.data.from_config import load_faces, split_faces
+from fer_lightning.data.splits import Split, whole
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "folder"
+"""The choice of ``data`` whose images have no split: all are tested on."""
+
+
+def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConfig, Faces, Split]:
+    """A checkpoint's configuration, with overrides, and the faces and split that it describes.
+
+    Raises:
+        UserError: see ``_trained_config``; and when test images trained or selected the model.
+    """
+    cfg = _trained_config(model, overrides)
+    faces = load_faces(cfg)
+    split = whole(faces) if cfg.data.name == FOLDER else split_faces(cfg, faces)
+    _check_unseen(model, cfg, faces, split)
+    return cfg, faces, split
+
+
+def what_was_scored(checkpoint: Path, cfg: DictConfig, faces: Faces) -> dict[str, Any]:
+    """What the scores are of, for ``metrics.json`` and the captions."""
+    is_folder = cfg.data.name == FOLDER
+    return {
+        "checkpoint": str(checkpoint),
+        "data": f"{FOLDER} {Path(cfg.data.path).name}" if is_folder else cfg.data.name,
+        "split": "whole" if is_folder else cfg.split.name,
+        "labels": faces.label_source,
+        "imbalance": cfg.imbalance.name,
+        "model": cfg.model.name,
+        "seed": cfg.seed,
+        "synthetic": faces.synthetic,
+        "data_hash": faces.data_hash,
+    }
+
+
+def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfig:
+    """The configuration stored in a checkpoint, with ``data=NAME`` and ``key=value`` of existing keys applied.
+
+    Raises:
+        UserError: for an unknown key, and for a checkpoint that names other code than ``conf/`` does: a checkpoint is
+            data, and must not choose what is executed.
+    """
+    cfg = OmegaConf.create(model.hparams["config"])
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        for override in parsed:
+            if override.key_or_group == "data":
+                _swap_data(cfg, override.value())
+        stored: Any = OmegaConf.to_container(cfg)
+        OmegaConf.set_struct(cfg, True)
+        for override in parsed:
+            if override.key_or_group == "data":
+                continue
+            if OmegaConf.is_dict(OmegaConf.select(cfg, override.key_or_group)):
+                raise UserError(f"{override.input_line}: a whole group stays as trained; give one of its keys")
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(schema.explain(error)) from None
+    given = OmegaConf.to_container(cfg)
+    assert isinstance(given, dict)
+    safety.check(given)
+    schema.check_knobs(given["data"], stored["data"], "data")
+    schema.check_knobs(given["split"], stored["split"], "split")
+    split_rules(cfg.split)
+    if "labels" in cfg:
+        label_rules(cfg.labels)
+    if given["data"].get("drop_duplicates") != stored["data"].get("drop_duplicates"):
+        raise UserError("data.drop_duplicates: stays as trained; it says which images the model has seen")
+    return cfg
+
+
+def _swap_data(cfg: DictConfig, name: Any) -> None:
+    """Put another choice of ``conf/data`` in the place of the trained one; a folder has its own labels."""
+    files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
+    if not isinstance(name, str) or name not in files:
+        raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
+    trained = cfg.data
+    cfg.data = OmegaConf.load(files[name])
+    cfg.data.drop_duplicates = trained.get("drop_duplicates")
+    if name == FOLDER:
+        cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
+
+
+def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split) -> None:
+    """Say what is known of whether the test images trained or selected the model.
+
+    Raises:
+        UserError: some did.
+    """
+    if cfg.data.name == FOLDER:
+        log.info("whether any of these images trained the model is not known: its checkpoint does not hold them")
+        return
+    if faces.data_hash != model.hparams["provenance"]["data_hash"]:
+        log.info("these are not the images the model was trained with")
+        return
+    trained = split_faces(_trained_config(model, []), faces)
+    seen = np.intersect1d(split.tests["test"], np.union1d(trained.train, trained.val))
+    if len(seen):
+        raise UserError(
+            f"{len(seen)} of the {len(split.tests['test'])} test images trained or selected this model; "
+            "leave seed and split as they were"
+        )

@@ -1,0 +1,140 @@
+"""Exact scores of a model: predictions, then metrics, on one device.
+
+Always one process and float32, whatever the run was trained with: every image counts once, and the same checkpoint
+gives the same numbers again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.splits import Split
+from fer_lightning.evaluation import tta
+from fer_lightning.evaluation.probabilities import predict
+from fer_lightning.metrics.calibration import apply_temperature, calibration_error, fit_temperature, nll
+from fer_lightning.metrics.classification import classification_metrics
+from fer_lightning.model.classifier import EmotionClassifier
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on one split.
+
+    Attributes:
+        metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``; ``temperature`` (None without one), and
+            ``nll_calibrated`` and ``ece_calibrated`` of the test sets with it; ``<test set>_<augmentation>/<metric>``.
+        predictions: one row per image of any test set: id, usage, label, prediction, ``p_<emotion>``, twin_group, and
+            a column of 0 and 1 per test set that says whether the image belongs to it. Not calibrated.
+        augmented: the same table for each test-time augmentation.
+    """
+
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+    augmented: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+def evaluate(
+    model: EmotionClassifier,
+    faces: Faces,
+    split: Split,
+    device: torch.device,
+    temperature: float | None = None,
+    augmentations: Sequence[str] = (),
+) -> Evaluation:
+    """Score every test set of a split, and its validation set when it has one.
+
+    Args:
+        model: what is scored.
+        faces: the data.
+        split: which of them are validation and test images.
+        device: where to compute.
+        temperature: that calibrates the model's probabilities; None fits it on the validation images.
+        augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
+    """
+    sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
+    union = np.unique(np.concatenate(list(sets.values())))
+    probabilities = predict(model, faces.images[union], device)
+    metrics: dict[str, Any] = {}
+    for name, indices in sets.items():
+        rows = np.searchsorted(union, indices)
+        metrics |= classification_metrics(probabilities[rows], faces.labels[indices], prefix=f"{name}/")
+    if temperature is None and len(split.val):
+        temperature = fit_temperature(probabilities[np.searchsorted(union, split.val)], faces.labels[split.val])
+    metrics["temperature"] = temperature
+    if temperature is not None:
+        for name, indices in split.tests.items():
+            calibrated, labels = (
+                apply_temperature(probabilities[np.searchsorted(union, indices)], temperature),
+                faces.labels[indices],
+            )
+            metrics[f"{name}/nll_calibrated"] = nll(calibrated, labels) if len(labels) else None
+            metrics[f"{name}/ece_calibrated"] = calibration_error(calibrated, labels) if len(labels) else None
+    test = np.unique(np.concatenate(list(split.tests.values())))
+    augmented = {}
+    for augmentation in augmentations:
+        averaged = predict(model, faces.images[test], device, tta.VIEWS[augmentation])
+        augmented[augmentation] = _table(faces, split, test, averaged)
+        for name, indices in split.tests.items():
+            rows = np.searchsorted(test, indices)
+            metrics |= classification_metrics(averaged[rows], faces.labels[indices], f"{name}_{augmentation}/")
+    predictions = _table(faces, split, test, probabilities[np.searchsorted(union, test)])
+    return Evaluation(metrics, predictions, augmented)
+
+
+def _table(faces: Faces, split: Split, test: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    names = np.array(EMOTIONS)
+    return pd.DataFrame(
+        {
+            "id": faces.ids[test],
+            "usage": np.array(USAGES)[faces.usage[test]],
+            "label": names[faces.labels[test]],
+            "prediction": names[probabilities.argmax(axis=1)],
+            **{f"p_{emotion}": probabilities[:, k] for k, emotion in enumerate(EMOTIONS)},
+            "twin_group": faces.twins[test],
+            **{name: np.isin(test, indices).astype(int) for name, indices in split.tests.items()},
+        }
+    )
+
+
+def headline(metrics: Mapping[str, Any], name: str = "test") -> dict[str, Any]:
+    """The few numbers that a run is known by."""
+    wanted = ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
+    return {f"{name}/{key}": metrics[f"{name}/{key}"] for key in wanted}
+
+
+def print_table(metrics: Mapping[str, Any], name: str = "test") -> None:
+    """Scores by set, then recall, precision and F1 by emotion in the set ``name``."""
+    title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
+    sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
+    table = Table(
+        Column("set", no_wrap=True), "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title
+    )
+    for row in sets:
+        values = (metrics[f"{row}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall"))
+        table.add_row(row, str(metrics[f"{row}/n"]), *(_percent(value) for value in values))
+    classes = Table("emotion", "recall", "precision", "F1")
+    for emotion in EMOTIONS:
+        classes.add_row(
+            emotion, *(_percent(metrics[f"{name}/{key}/{emotion}"]) for key in ("recall", "precision", "f1"))
+        )
+    console = Console()
+    console.print(table)
+    console.print(classes)
+    if metrics.get(f"{name}/nll_calibrated") is not None:
+        console.print(
+            f"temperature {metrics['temperature']:.2f}: NLL {metrics[f'{name}/nll']:.3f} -> "
+            f"{metrics[f'{name}/nll_calibrated']:.3f}, calibration error {_percent(metrics[f'{name}/ece'])} -> "
+            f"{_percent(metrics[f'{name}/ece_calibrated'])}",
+            highlight=False,
+        )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

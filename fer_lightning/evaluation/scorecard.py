@@ -1,0 +1,55 @@
+"""How good a model is, carried in its own checkpoint: what every tool says beside the model's answers."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.runtime.files import replace_file
+
+SCORES = (
+    *("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall"),
+    *("nll", "ece", "nll_calibrated", "ece_calibrated"),
+)
+PER_CLASS = tuple(f"{score}/{emotion}" for score in ("recall", "precision", "f1") for emotion in EMOTIONS)
+FACTS = ("temperature", "data", "split", "labels", "synthetic", "imbalance", "model", "seed", "data_hash", "git_commit")
+
+
+def make_scorecard(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's ``metrics.json`` that its checkpoint carries.
+
+    Returns:
+        ``test/<score>`` and ``test_dedup/<score>`` with everything in ``SCORES`` and ``PER_CLASS``, and ``FACTS``.
+        ``temperature`` calibrates the probabilities (None without validation images). Plain Python.
+    """
+    keys = [f"{name}/{key}" for name in ("test", "test_dedup") for key in (*SCORES, *PER_CLASS)]
+    return {key: metrics[key] for key in (*keys, *FACTS) if key in metrics}
+
+
+def store(checkpoint: Path, card: Mapping[str, Any]) -> None:
+    """Write a scorecard into a checkpoint, atomically."""
+    content = read_checkpoint(checkpoint)
+    content["hyper_parameters"]["scorecard"] = dict(card)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    replace_file(checkpoint, buffer.getbuffer())
+
+
+def describe(card: Mapping[str, Any] | None, emotion: str | None = None) -> str:
+    """One line that says how often a model is right, and how many faces of one emotion it finds.
+
+    For example: ``test accuracy 66.1 %, macro F1 63.0 % (fer2013, 3,589 images); finds 41 % of disgust``.
+    """
+    if not card or card.get("test/accuracy") is None:
+        return "how good this model is was never tested: its checkpoint has no scorecard"
+    source = "drawn faces" if card.get("synthetic") else str(card.get("data"))
+    line = (
+        f"test accuracy {100 * card['test/accuracy']:.1f} %, macro F1 {100 * card['test/f1_macro']:.1f} % "
+        f"({source}, {card['test/n']:,} images)"
+    )
+    recall = card.get(f"test/recall/{emotion}") if emotion else None
+    return line if recall is None else f"{line}; finds {100 * recall:.0f} % of {emotion}"

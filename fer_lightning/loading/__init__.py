@@ -1,0 +1,1 @@
+"""From arrays to batches: the LightningDataModule, augmentation, and its random numbers."""

@@ -1,0 +1,112 @@
+"""Random changes of whole batches, where the images live: ``augment.backend=batched``.
+
+The same operations and strengths as ``augment.Augmentation``, each image with its own draw. What is done to an image
+follows from its seed alone, so neither the batch that it is in nor the device changes it. The warp samples straight
+at the network's input size: one interpolation where a warp and a resize would be two.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fer_lightning.config.augment import ERASE_ASPECT, Strengths
+from fer_lightning.data.faces import IMAGE_SIZE
+from fer_lightning.loading.randomness import uniforms
+
+_MOVE = slice(0, 6)
+_FLIP, _FACTOR, _SHIFT, _TOP, _BOTTOM, _LEFT, _RIGHT, _GRAY = range(6, 14)
+
+
+class BatchedAugmentation:
+    """Flip, move, relight and partly hide images; see ``Strengths``.
+
+    Args:
+        strengths: what is done, and how strongly.
+    """
+
+    def __init__(self, strengths: Strengths) -> None:
+        self.strengths = strengths
+
+    def draw(self, seeds: np.ndarray) -> Tensor:
+        """Decide what is done to each of n images.
+
+        Args:
+            seeds: uint64, (n,), as from ``draw_seed``.
+
+        Returns:
+            float32, (n, 14): an affine map of sampling points (6, row by row, in coordinates from -1 to 1), whether
+            it flips, factor and shift of the gray levels, the rectangle to hide (top, bottom, left, right in pixels
+            of 48; empty for none) and its gray.
+        """
+        s = self.strengths
+        u = uniforms(seeds, 13).T.astype(np.float64)
+        signed = 2 * u - 1
+        flip = np.where(u[0] < s.hflip, -1.0, 1.0)
+        angle = np.radians(s.rotate * signed[1])
+        # Whole pixels, as albumentations shifts.
+        right, down = np.trunc(s.translate * signed[2:4] * IMAGE_SIZE) * 2 / IMAGE_SIZE
+        cos, sin = (part / (1 + s.scale * signed[4]) for part in (np.cos(angle), np.sin(angle)))
+        move = (
+            *(flip * part for part in (cos, sin, -cos * right - sin * down)),
+            *(-sin, cos, sin * right - cos * down),
+        )
+        area = IMAGE_SIZE**2 * (s.erase_area[0] + (s.erase_area[1] - s.erase_area[0]) * u[8])
+        aspect = ERASE_ASPECT[0] + (ERASE_ASPECT[1] - ERASE_ASPECT[0]) * u[9]
+        hidden = u[7] < s.erase
+        height, width = (np.where(hidden, np.rint(np.sqrt(part)), 0) for part in (area / aspect, area * aspect))
+        top, left = (np.floor(u[column] * (IMAGE_SIZE + 1 - side)) for column, side in ((10, height), (11, width)))
+        changes = (
+            *move,
+            flip,
+            1 + s.contrast * signed[5],
+            255 * s.brightness * signed[6],
+            *(top, top + height, left, left + width),
+            np.floor(256 * u[12]),
+        )
+        return torch.from_numpy(np.stack(changes, axis=1).astype(np.float32))
+
+    def __call__(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
+        """Return changed images.
+
+        Args:
+            images: uint8, (B, 48, 48); not written to.
+            changes: (B, 14), as from ``draw``, on the same device.
+            size: side of the network's input in pixels.
+
+        Returns:
+            float32 from 0 to 255, (B, size, size) where images are moved, else (B, 48, 48); ``images`` itself where
+            there is nothing to do.
+        """
+        s = self.strengths
+        if not (s.hflip or s.moves or s.relights or s.erase):
+            return images
+        pixels = images.float()
+        if s.moves:
+            grid = _sampling_points(changes[:, _MOVE], size)
+            pixels = F.grid_sample(pixels.unsqueeze(1), grid, "bilinear", "reflection", align_corners=False).squeeze(1)
+        elif s.hflip:
+            pixels = torch.where(changes[:, _FLIP, None, None] < 0, pixels.flip(-1), pixels)
+        if s.relights:
+            factor, shift = changes[:, _FACTOR, None, None], changes[:, _SHIFT, None, None]
+            pixels = torch.addcmul(shift, pixels, factor).clamp_(0, 255)
+        if s.erase:
+            hidden = _inside(changes, _TOP, _BOTTOM, pixels.shape[1])[:, :, None]
+            hidden = hidden & _inside(changes, _LEFT, _RIGHT, pixels.shape[2])[:, None, :]
+            pixels = torch.where(hidden, changes[:, _GRAY, None, None], pixels)
+        return pixels
+
+
+def _sampling_points(moves: Tensor, size: int) -> Tensor:
+    """(B, 6) affine maps as (B, size, size, 2) points, x first; faster than ``affine_grid``'s matrix product."""
+    middles = (torch.arange(size, device=moves.device, dtype=moves.dtype) + 0.5) * (2 / size) - 1
+    maps = moves.view(-1, 2, 3)
+    along_x, along_y, constant = (maps[:, :, part, None] for part in range(3))
+    columns, rows = along_x * middles, torch.addcmul(constant, along_y, middles)  # (B, 2, size)
+    return columns.mT[:, None] + rows.mT[:, :, None]
+
+
+def _inside(changes: Tensor, first: int, last: int, size: int) -> Tensor:
+    """Which of ``size`` pixels along one side lie in the rectangle, (B, size)."""
+    places = torch.arange(size, device=changes.device) * IMAGE_SIZE // size
+    return (places >= changes[:, first, None]) & (places < changes[:, last, None])

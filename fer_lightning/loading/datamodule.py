@@ -1,0 +1,244 @@
+"""The LightningDataModule: arrays, split, sampler and augmentation become loaders."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, Faces, count_classes
+from fer_lightning.data.splits import Split
+from fer_lightning.imbalance import mixing
+from fer_lightning.imbalance.samplers import Draw, EpochSampler, EvalShard
+from fer_lightning.loading.augment_batches import BatchedAugmentation
+from fer_lightning.loading.batches import Batch, EpochBatches, EvalBatches, KeptImages, Places, TrainingBatches
+from fer_lightning.loading.randomness import draw_seed, uniforms
+from fer_lightning.runtime import signals
+from fer_lightning.runtime.errors import UserError
+
+Item = tuple[torch.Tensor, int | torch.Tensor]
+
+GPU_EVAL_BATCH = 1024
+"""Images of a validation batch on a GPU at the least: nothing is kept for a backward pass, so more of them fit."""
+
+
+class TrainingFaces(Dataset[Item]):
+    """Training images augmented one by one, in the loader's workers; indexed by a sampler's ``Draw``.
+
+    As ``TrainingBatches``, a pure function of (seed, epoch, position in the epoch).
+
+    Args:
+        images: uint8, (N, 48, 48), the whole set.
+        rows: (n,), those of the training subset.
+        labels: int64, (n,).
+        augmentation: called with an image and a seed.
+        seed: of augmentation and mixing.
+        soft: float32, (n, 7), targets in place of the labels.
+        mix: one of ``imbalance.mixing``: joins an image with a partner. Targets are (7,) then, not a number.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        augmentation: Callable[[np.ndarray, int], np.ndarray],
+        seed: int,
+        soft: np.ndarray | None = None,
+        mix: Any = None,
+    ):
+        self.images = images
+        self.rows = rows
+        self.labels = labels
+        self.augmentation = augmentation
+        self.seed = seed
+        self.soft = soft
+        self.mix = mix
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, draw: Draw) -> Item:
+        seed = draw_seed(self.seed, draw.epoch, draw.position)
+        image = self._image(draw.index, seed)
+        if self.soft is None and self.mix is None:
+            return image, int(self.labels[draw.index])
+        target = self._target(draw.index)
+        if self.mix is not None:
+            numbers = uniforms(np.array([draw_seed(seed, 0, 0)], dtype=np.uint64), mixing.COLUMNS)
+            mixes = self.mix.draw(draw.epoch, numbers)
+            partner = int(mixes.partner)
+            if partner >= 0:
+                other, other_target = self._image(partner, draw_seed(seed, 0, 1)), self._target(partner)
+                pair = (part[None] for part in (image, target, other, other_target))
+                image, target = (part[0] for part in self.mix(*pair, mixes))
+        return image, target
+
+    def _image(self, index: int, seed: int) -> torch.Tensor:
+        image = np.asarray(self.images[self.rows[index]])
+        changed = self.augmentation(image, seed)
+        return torch.from_numpy(changed.copy() if changed is image else changed)
+
+    def _target(self, index: int) -> torch.Tensor:
+        if self.soft is not None:
+            return torch.from_numpy(self.soft[index])
+        return torch.from_numpy(np.eye(len(EMOTIONS), dtype=np.float32)[self.labels[index]])
+
+
+class FERDataModule(L.LightningDataModule):
+    """Training and validation loaders over one split.
+
+    Batches, as the model gets them, are gray images (B, H, W), uint8 or float32 from 0 to 255, and int64 labels (B,);
+    training targets are float32 (B, 7) instead where images are mixed or the faces bring soft labels.
+
+    Args:
+        faces: the whole set.
+        split: which of its images train and validate.
+        build_sampler: called with ``labels`` (of the training images) and ``seed``.
+        augmentation: applied to training images: a ``BatchedAugmentation`` on the trainer's device, anything else
+            image by image in the loader.
+        batch_size: global; each of the trainer's processes gets its equal share.
+        num_workers: per process; for augmentation image by image.
+        seed: of order and augmentation.
+        build_mix: called with ``labels`` (of the training images); None for images as they are.
+        device: ``auto`` keeps the images on the trainer's device, ``cpu`` in the machine's memory.
+        size: gives the side of the network's input in an epoch, which batched augmentation samples at.
+
+    Raises:
+        UserError: when the training images are fewer than one batch, or a class has none.
+    """
+
+    def __init__(
+        self,
+        faces: Faces,
+        split: Split,
+        build_sampler: Callable[..., EpochSampler],
+        augmentation: BatchedAugmentation | Callable[[np.ndarray, int], np.ndarray],
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        build_mix: Callable[..., Any] | None = None,
+        device: str = "auto",
+        size: Callable[[int], int] = lambda epoch: IMAGE_SIZE,
+    ):
+        super().__init__()
+        self.faces = faces
+        self.split = split
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.device = device
+        self.size = size
+        self.labels = faces.labels[split.train]
+        self.soft = None if faces.soft is None else faces.soft[split.train]
+        self.mix = None if build_mix is None else build_mix(labels=self.labels)
+        self.sampler = build_sampler(labels=self.labels, seed=seed)
+        # Archives are sorted by emotion: in their order, trainer.limit_val_batches would validate on one class.
+        self.val_rows = np.random.default_rng(0).permutation(split.val)
+        self.kept: dict[str, Any] = {}
+        drawn = len(self.sampler)
+        if drawn < batch_size:
+            raise UserError(
+                f"data.batch_size={batch_size}: only {drawn} images are drawn per epoch; use a smaller batch"
+            )
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images per emotion in the training set actually used."""
+        return count_classes(self.labels)
+
+    @property
+    def drawn_counts(self) -> list[int]:
+        """Images per emotion that the first epoch shows."""
+        return count_classes(self.labels[self.sampler.mine()[0].numpy()])
+
+    @property
+    def per_device_batch_size(self) -> int:
+        ranks = self.trainer.world_size if self.trainer else 1
+        if self.batch_size % ranks:
+            raise UserError(
+                f"data.batch_size={self.batch_size}: is the global batch and must divide by the {ranks} devices"
+            )
+        return self.batch_size // ranks
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where this process computes."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def go_on(self, epoch: int, batches: int) -> None:
+        """Begin the training with ``epoch`` (from 0), behind the ``batches`` of it that are done already."""
+        self.sampler.set_epoch(epoch)  # workers fetch ahead of Lightning's word which epoch it is
+        self.sampler.leave_out(epoch, batches * self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        if isinstance(self.augmentation, BatchedAugmentation):
+            return _loader(Places(), EpochBatches(self.sampler, self.per_device_batch_size))
+        one_by_one = TrainingFaces(
+            self.faces.images, self.split.train, self.labels, self.augmentation, self.seed, self.soft, self.mix
+        )
+        return _loader(
+            one_by_one,
+            self.sampler,
+            batch_size=self.per_device_batch_size,
+            num_workers=self.num_workers,
+            drop_last=True,  # as EpochBatches does
+            pin_memory=self.root_device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        size = 4 * self.per_device_batch_size
+        size = max(size, GPU_EVAL_BATCH) if self.root_device.type == "cuda" else size
+        return _loader(Places(), EvalBatches(EvalShard(len(self.val_rows)), size))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Put images and targets in the place of a ``Batch``."""
+        if not isinstance(batch, Batch):
+            return batch
+        if batch.draws.epoch >= 0:
+            return self._kept("train", self._training_batches)(batch)
+        images, labels = self._kept("val", self._validation)
+        rows = batch.draws.indices[batch.start : batch.stop].to(images.rows.device, non_blocking=True)
+        return images.at(rows, self.root_device), labels[rows.to(labels.device, non_blocking=True)]
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
+
+    def _training_batches(self) -> TrainingBatches:
+        assert isinstance(self.augmentation, BatchedAugmentation)
+        images = KeptImages(self.faces.images, self.split.train, self._home)
+        return TrainingBatches(
+            images, self.labels, self.augmentation, self.seed, self.size, self.root_device, self.soft, self.mix
+        )
+
+    def _validation(self) -> tuple[KeptImages, torch.Tensor]:
+        labels = torch.from_numpy(self.faces.labels[self.val_rows]).to(self.root_device)
+        return KeptImages(self.faces.images, self.val_rows, self._home), labels
+
+    @property
+    def _home(self) -> torch.device:
+        return self.root_device if self.device == "auto" else torch.device("cpu")
+
+
+def _loader(dataset: Dataset[Any], sampler: Any, batch_size: int | None = None, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        # Its own generator: otherwise every new iterator shifts the global random state by one draw.
+        generator=torch.Generator(),
+        worker_init_fn=_begin_worker,
+        **options,
+    )
+
+
+def _begin_worker(worker: int) -> None:
+    signals.ignore()
+    # A collection would write to every object that was there before, and so copy the pages shared with the parent.
+    gc.freeze()

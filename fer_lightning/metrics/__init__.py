@@ -1,0 +1,1 @@
+"""Scores of a classifier: per class, macro-averaged, and calibration; numpy only."""

@@ -1,0 +1,45 @@
+"""The table of predictions (``predictions.csv``): columns, classes, mistakes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fer_lightning.data.faces import EMOTIONS
+
+PROBABILITY_COLUMNS = tuple(f"p_{emotion}" for emotion in EMOTIONS)
+"""Columns of ``predictions.csv`` that hold the probabilities, in class order."""
+
+
+def emotion_indices(names: Sequence[str]) -> np.ndarray:
+    """Turn emotion names, as in ``predictions.csv``, into class indices; int64.
+
+    Raises:
+        ValueError: a name that is no emotion.
+    """
+    indices = pd.Index(EMOTIONS).get_indexer(pd.Index(names))
+    if (indices < 0).any():
+        raise ValueError(f"'{names[int(np.argmin(indices))]}' is not one of {', '.join(EMOTIONS)}")
+    return indices.astype(np.int64)
+
+
+def confident_mistakes(predictions: pd.DataFrame, limit: int = 24) -> pd.DataFrame:
+    """Pick the wrong predictions that the model was surest of, surest first.
+
+    Args:
+        predictions: the rows of ``predictions.csv``.
+        limit: how many at most.
+
+    Returns:
+        ``predictions``' rows with a column ``confidence`` added; the index still counts rows of
+        ``predictions``, so it finds the pictures.
+    """
+    rows = predictions.reset_index(drop=True)
+    rows["confidence"] = rows[list(PROBABILITY_COLUMNS)].max(axis=1)
+    wrong = rows[rows["label"] != rows["prediction"]]
+    return wrong.sort_values("confidence", ascending=False, kind="stable").head(limit)
+
+
+def reported(predictions: pd.DataFrame, name: str = "test") -> pd.DataFrame:
+    """The rows of the reported set; a protocol may test on further images."""
+    return predictions[predictions[name] == 1].reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""The LightningModule: network, optimizer, training metrics, checkpoint."""

@@ -1,0 +1,235 @@
+"""The LightningModule: an EfficientNet with the paper's head, trained with any loss."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.imbalance.losses import expected_loss
+from fer_lightning.imbalance.second_stage import SecondStage
+from fer_lightning.model import sam
+from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.model.network import ClassScale, build_network
+from fer_lightning.model.optimizer import build_optimizer, build_schedule
+from fer_lightning.model.step_metrics import training_metrics
+
+log = logging.getLogger(__name__)
+
+
+def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
+    """Side of the network's input in an epoch, in pixels.
+
+    ``last`` throughout, or progressive resizing: four stages of equal length, whose sizes grow evenly from ``first`` to
+    ``last`` in multiples of 8 (Tan & Le 2021, "EfficientNetV2: Smaller Models and Faster Training", section 4.2).
+
+    Args:
+        epoch: from 0.
+        epochs: length of the run.
+        first: size of the first stage; None for no stages.
+        last: size of the last stage.
+    """
+    stage = 3 if epoch >= epochs - 1 else 4 * epoch // epochs
+    return last if first is None or stage == 3 else first + (last - first) * stage // 3 // 8 * 8
+
+
+class EmotionClassifier(L.LightningModule):
+    """EfficientNet + custom head + a swappable loss.
+
+    ``forward`` takes gray images, uint8 or 0..255 float, (B, H, W), and returns logits (B, 7): resizing to the model's
+    input, gray normalisation and the three-channel repeat happen inside, on the device, so that training, evaluation
+    and export cannot differ.
+
+    Args:
+        model: the ``model`` group of the configuration.
+        optim: its ``optim`` group.
+        class_counts: training images per class, kept for methods that need the prior after training.
+        config: the whole composed run, kept in the checkpoint.
+        provenance: ``data_hash``, ``git_commit`` and versions, kept in the checkpoint.
+        loss: module called with (logits (B, 7), labels (B,)), which returns the loss of each image (B,); only training
+            needs it. Not stored in checkpoints.
+        second_stage: the callback that a decoupled method trains its head with. Not stored either.
+        adjusted: what was changed in the last layer after training (method, ``tau``), kept in the checkpoint.
+        scorecard: the test scores and the temperature of a tested model (``scorecard.py``), kept in the checkpoint.
+
+    The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
+    """
+
+    loss: nn.Module | None
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        optim: dict[str, Any],
+        class_counts: list[int],
+        config: dict[str, Any],
+        provenance: dict[str, Any],
+        loss: nn.Module | None = None,
+        second_stage: SecondStage | None = None,
+        adjusted: dict[str, Any] | None = None,
+        scorecard: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters(ignore=["loss", "second_stage"], logger=False)
+        self.network = build_network(
+            model["name"],
+            model["weights"],
+            model["in_channels"],
+            model["stem_stride"],
+            model["drop_path"],
+            model["head"],
+        ).to(memory_format=torch.channels_last)
+        self.in_channels = model["in_channels"]
+        self.image_size = model["image_size"]
+        self.first_image_size = model.get("first_image_size")
+        self.perturbed = False
+        self.logged = False
+        self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
+        self.optim = optim
+        # Neither the loss is a submodule nor the normalisation a buffer: weight averaging would average their
+        # constants too, which rounds them a little further in every step.
+        self.__dict__["loss"] = loss
+        self.second_stage = second_stage
+        # One gray mean and deviation: with summed stem weights, per-channel ones would shift the input.
+        pretrained_cfg: Any = self.network.pretrained_cfg
+        self.mean, self.std = (sum(pretrained_cfg[key]) / len(pretrained_cfg[key]) for key in ("mean", "std"))
+        metrics = training_metrics(len(EMOTIONS))
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.train_loss = MeanMetric(nan_strategy="disable")  # so that a checkpoint can hold its sums
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.prepare(images, self.image_size))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head's last layer gets, (B, D)."""
+        prepared = self.prepare(images, self.image_size)
+        pooled = self.network.forward_head(self.network.forward_features(prepared), pre_logits=True)
+        return self.network.classifier[:-1](pooled)
+
+    def prepare(self, images: Tensor, size: int) -> Tensor:
+        """Gray images (B, H, W) as the network's input (B, ``in_channels``, ``size``, ``size``)."""
+        pixels = images.unsqueeze(1).float() / 255
+        if pixels.shape[-2:] != (size, size):
+            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
+        pixels = ((pixels - self.mean) / self.std).expand(-1, self.in_channels, -1, -1)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, targets = batch
+        epochs: int = self.trainer.max_epochs or 1
+        size = input_size(self.current_epoch, epochs, self.first_image_size, self.image_size)
+        logits = self.network(self.prepare(images, size))
+        assert self.loss is not None, "training needs a loss"
+        soft = targets.ndim == 2  # (B, 7) where images are mixed, or labels are votes
+        loss = (expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)).mean()
+        if self.perturbed:
+            return loss
+        labels = targets.argmax(dim=1) if soft else targets
+        self.train_metrics.update(logits.detach(), labels)
+        self.train_loss.update(loss.detach())  # batches are of equal size
+        if not self.logged:  # once an epoch tells Lightning what to compute at its end; a call a step costs 2 ms
+            self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+            self.log("train/loss", self.train_loss, prog_bar=True, on_step=False, on_epoch=True)
+            self.logged = True
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.val_metrics.update(logits, labels)
+        self.log_dict(self.val_metrics, on_step=False, on_epoch=True)
+        assert self.loss is not None, "validation during training needs a loss"
+        loss = self.loss(logits, labels).mean()
+        # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
+        self.log("val/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        rho = self.optim.get("sam_rho")
+        assert optimizer_closure is not None
+        closure = optimizer_closure if not rho else lambda: self._sharpness_aware(optimizer_closure, rho)
+        optimizer.step(closure=closure)
+
+    def _sharpness_aware(self, closure: Callable[[], Any], rho: float) -> Any:
+        passes = iter((False, True))
+
+        def one_pass() -> Any:
+            self.perturbed = next(passes)  # whose scores are not the model's
+            return closure()
+
+        try:
+            return sam.two_passes(one_pass, self.network, rho)
+        finally:
+            self.perturbed = False
+
+    def on_fit_start(self) -> None:
+        if self.loss is not None:
+            self.loss.to(self.device)
+
+    def on_train_start(self) -> None:
+        self.on_train_epoch_start()  # which Lightning leaves out for an epoch that is resumed in its middle
+
+    def on_train_epoch_start(self) -> None:
+        self.logged = False
+        set_epoch = getattr(self.loss, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(self.current_epoch)
+        learning = self._learning()
+        if self.freeze_epochs or self.second_stage is not None:
+            # Toggled after DDP has wrapped the model: its hooks are made for parameters that require gradients then.
+            mine = {id(parameter) for parameter in learning.parameters()}
+            if learning is self.network:
+                mine -= self._waiting()
+            for parameter in self.network.parameters():
+                parameter.requires_grad = id(parameter) in mine
+        self.network.eval()
+        learning.train()
+
+    def _learning(self) -> nn.Module:
+        """The part of the network that learns in this epoch; the rest keeps its batch statistics too."""
+        if self.second_stage is not None and self.current_epoch >= self.second_stage.first_epoch:
+            return self.second_stage.learning(self.network)
+        return self.network.classifier if self.current_epoch < self.freeze_epochs else self.network
+
+    def _waiting(self) -> set[int]:
+        """The factors per class, which only the second stage moves."""
+        scales = (module for module in self.network.classifier.modules() if isinstance(module, ClassScale))
+        return {id(parameter) for scale in scales for parameter in scale.parameters()}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build_optimizer(self.network, self.optim)
+        total = int(self.trainer.estimated_stepping_batches)
+        limit = self.hparams["config"].get("trainer", {}).get("max_steps", -1)  # which the Trainer is not told
+        total = min(total, limit) if limit >= 0 else total
+        stage = self.second_stage
+        first = None if stage is None else total * stage.first_epoch // stage.epochs
+        scale = 1.0 if stage is None else stage.lr_scale
+        schedule = build_schedule(optimizer, self.optim["schedule"], total, self.optim["warmup_fraction"], first, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @classmethod
+    def load(cls, path: Path) -> "EmotionClassifier":
+        """Read a checkpoint for inference, on the CPU and in ``eval`` mode.
+
+        Nothing is fetched (the weights are in the file) and nothing in the file is executed.
+
+        Raises:
+            UserError: see ``read_checkpoint``.
+        """
+        checkpoint = read_checkpoint(path)
+        hyper = checkpoint["hyper_parameters"]
+        keys = ("optim", "class_counts", "config", "provenance")
+        kept = {key: hyper[key] for key in keys} | {key: hyper.get(key) for key in ("adjusted", "scorecard")}
+        model = cls({**hyper["model"], "weights": "none"}, **kept)
+        model.load_state_dict(checkpoint["state_dict"])
+        return model.eval()

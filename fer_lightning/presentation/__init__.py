@@ -1,0 +1,1 @@
+"""How numbers are shown: the style of plots, and words."""

@@ -1,0 +1,109 @@
+"""The style of every figure: colours, titles, heat maps."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+P = ParamSpec("P")
+
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#B8BEC4"
+
+INK, FAINT = "#22272B", "#5F6A72"
+
+SCALE = matplotlib.colormaps["Blues"]
+
+CHANGE = matplotlib.colormaps["RdBu"]
+"""Red is less, blue is more."""
+
+STYLE: Any = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8A949B",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.edgecolor": "white",
+    "legend.framealpha": 0.9,
+    "figure.dpi": 150,
+}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the style of the house."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def head(figure: Figure, title: str, subtitle: str) -> None:
+    """Put a bold title and a smaller second line above everything, flush left."""
+    width, height = figure.get_size_inches()
+    top = 0.62 if subtitle else 0.4
+    margin = 0.08
+    room = (margin / width, margin / height, 1 - 2 * margin / width, 1 - (top + margin) / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=room))
+    figure.text(0.12 / width, 1 - 0.1 / height, title, va="top", ha="left", fontsize=13, fontweight="bold")
+    figure.text(0.12 / width, 1 - 0.38 / height, subtitle, va="top", ha="left", fontsize=9.5, color=FAINT)
+
+
+def ink_on(value: float) -> str:
+    """Text colour that reads on ``SCALE`` at this value."""
+    return "white" if value > 0.55 else INK
+
+
+def heatmap(
+    axes: Axes,
+    shares: np.ndarray,
+    text: Callable[[int, int], str],
+    fontsize: float,
+    bold: np.ndarray | None = None,
+    limit: float | None = None,
+) -> None:
+    """Draw shares in 0..1 as coloured cells with text; NaN cells stay empty.
+
+    With ``limit`` they are changes in -limit..limit.
+    """
+    if limit is None:
+        axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1, aspect="auto")
+    else:
+        axes.imshow(shares, cmap=CHANGE, vmin=-limit, vmax=limit, aspect="auto")
+    for row, column in np.ndindex(*shares.shape):
+        share = float(shares[row, column])
+        axes.text(
+            column,
+            row,
+            "-" if np.isnan(share) else text(row, column),
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            linespacing=1.15,
+            color=ink_on(share if limit is None else abs(share) / limit * 0.8),
+            fontweight="bold" if bold is not None and bold[row, column] else "normal",
+        )
+    rows, columns = shares.shape
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def row_shares(matrix: np.ndarray) -> np.ndarray:
+    """Divide each row by its sum; NaN in a row without images."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(matrix / matrix.sum(axis=1, keepdims=True))

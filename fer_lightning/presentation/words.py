@@ -1,0 +1,63 @@
+"""Numbers in words: percent, points, intervals, p-values, lists."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def data_name(metrics: Mapping[str, Any]) -> str:
+    """Name the data of a run's ``metrics.json`` for a caption; drawn faces are called so in capitals."""
+    if metrics.get("synthetic"):
+        return "SYNTHETIC (drawn) faces"
+    return "FER-2013" if metrics["data"] == "fer2013" else str(metrics["data"])
+
+
+def caption(metrics: Mapping[str, Any]) -> str:
+    """One line that says which run a picture shows, from its ``metrics.json``."""
+    return " · ".join(
+        (
+            data_name(metrics),
+            f"split {metrics['split']}",
+            f"imbalance {metrics['imbalance']}",
+            str(metrics["model"]),
+            f"seed {metrics['seed']}",
+        )
+    )
+
+
+def percent(value: float) -> str:
+    """``0.123`` -> ``12.3 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def points(value: float) -> str:
+    """``0.123`` -> ``12.3 points``."""
+    return f"{100 * value:.1f} points"
+
+
+def signed(value: float) -> str:
+    """``0.123`` -> ``+12.3``."""
+    return f"{100 * value:+z.1f}"
+
+
+def interval(low: float, high: float) -> str:
+    """A 95 % confidence interval in percentage points."""
+    return "no interval" if np.isnan(low) else f"95 % CI {100 * low:z.1f} to {100 * high:z.1f}"
+
+
+def p_value(value: float, kind: str = "") -> str:
+    """A p-value, with the ``kind`` of its correction before it."""
+    if np.isnan(value):
+        return "no p-value"
+    return f"{kind}p < 0.001" if value < 0.001 else f"{kind}p = {value:.3f}"
+
+
+def count(n: float) -> str:
+    """``1234`` -> ``1,234``."""
+    return f"{n:,.0f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,427 @@
+"""Pictures of a comparison: pure functions from numbers to a matplotlib ``Figure``, in the style of ``figures``.
+
+Every method has one colour and one mark in all pictures and on the web page (``COLOURS``, ``MARKS``).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, VERMILION, head, heatmap, row_shares, styled
+from fer_lightning.report.tables import SCORES, Score
+
+COLOURS = ("#5F666E", "#294FC1", "#761F0D", "#32A587", "#6E1461", "#1495DD", "#907002")
+"""Of the methods, the baseline's first, on white: found by search so that any two differ by 0.12 in OKLab for normal,
+deuteranope and protanope eyes (Machado et al. 2009), with a contrast of 3 to the ground."""
+
+MARKS = ("o", "s", "^", "D")
+
+
+def colour(number: int) -> int:
+    """The place in ``COLOURS`` of method ``number``, counted from the baseline, whose grey no other method has."""
+    return 1 + (number - 1) % (len(COLOURS) - 1) if number else 0
+
+
+def mark(number: int) -> int:
+    """The place in ``MARKS`` of method ``number``: with the colour, unique for a baseline and 24 methods."""
+    return (number + (number - 1) // 12) % len(MARKS) if number else 0
+
+
+def cut(name: str, letters: int) -> str:
+    """A name that fits, its end cut off."""
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
+def short(name: str, letters: int = 32) -> str:
+    """The same for matplotlib, to which ``$`` is no mathematics."""
+    return cut(name, letters).replace("$", r"\$")
+
+
+def _compare_height(methods: int) -> float:
+    return 1.5 + 0.42 * methods
+
+
+@styled
+def method_bars(
+    means: pd.DataFrame, deviations: pd.DataFrame, title: str, subtitle: str = "", chance: float | None = None
+) -> Figure:
+    """Show each score of each method in percent as a bar, the best of each score dark.
+
+    Args:
+        means: one row per method, one column per score, both named as they shall be shown; values in 0..1.
+        deviations: the same shape: standard deviation over seeds, NaN for a single seed.
+        title: the bold first line.
+        subtitle: the second line.
+        chance: where to draw the line of guessing, if at all.
+    """
+    figure = Figure(figsize=(2.75 * means.shape[1] + 1.6, _compare_height(len(means))))
+    head(figure, title, subtitle)
+    panels = figure.subplots(1, means.shape[1], sharey=True, squeeze=False)[0]
+    places = np.arange(len(means))
+    for axes, score in zip(panels, means.columns, strict=True):
+        values, spread = means[score].to_numpy(float), deviations[score].to_numpy(float)
+        longest = np.nanmax(values + np.nan_to_num(spread)) or 1.0
+        best = values == np.nanmax(values)
+        axes.barh(places, values, color=np.where(best, BLUE, GREY), height=0.7)
+        seen = ~np.isnan(spread)
+        axes.errorbar(values[seen], places[seen], xerr=spread[seen], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+        for place, value, deviation, is_best in zip(places, values, spread, best, strict=True):
+            end = value + (0 if np.isnan(deviation) else deviation)
+            axes.text(
+                end + 0.015 * longest,
+                place,
+                f"{value * 100:.1f}" + ("" if np.isnan(deviation) else f" ± {deviation * 100:.1f}"),
+                va="center",
+                fontsize=9,
+                fontweight="bold" if is_best else "normal",
+            )
+        if chance is not None:
+            axes.axvline(chance, color=VERMILION, linewidth=1.2, linestyle=":")
+        axes.set_title(score)
+        axes.set_xlim(0, longest * (1.5 if seen.any() else 1.25))
+        axes.set_yticks(places, [short(str(name)) for name in means.index])
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].invert_yaxis()
+    return figure
+
+
+@styled
+def confusion_matrices(matrices: Mapping[str, np.ndarray], title: str, subtitle: str = "") -> Figure:
+    """Show several confusion matrices side by side as percentages of each true class.
+
+    Args:
+        matrices: method -> counts, shape (7, 7); summed over seeds where there are several.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    return _matrices({name: row_shares(matrix) for name, matrix in matrices.items()}, title, subtitle)
+
+
+def _matrices(shares: Mapping[str, np.ndarray], title: str, subtitle: str, limit: float | None = None) -> Figure:
+    columns = len(shares) if len(shares) <= 3 else math.ceil(math.sqrt(len(shares)))
+    lines = math.ceil(len(shares) / columns)
+    size = (max(4.3 * columns, 6.0) + 0.4, 4.1 * lines + 0.6)
+    figure = Figure(figsize=size, dpi=150 if columns <= 4 else 100)
+    head(figure, title, subtitle)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[len(shares) :]:
+        axes.set_axis_off()
+    for place, (axes, (name, matrix)) in enumerate(zip(grid.flat, shares.items(), strict=False)):
+        percent = np.nan_to_num(matrix) * 100
+        sign = "" if limit is None else "+"
+
+        def words(i: int, j: int, percent: np.ndarray = percent, sign: str = sign) -> str:
+            text = f"{percent[i, j]:{sign}.0f}"
+            return "0" if text in ("+0", "-0") else text
+
+        heatmap(axes, matrix, words, fontsize=9, bold=np.eye(7) > 0, limit=limit)
+        axes.set_title(short(name))
+        axes.set_xticks(range(len(EMOTIONS)), EMOTIONS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
+        axes.set_yticks(range(len(EMOTIONS)), EMOTIONS, fontsize=9)
+        if place % columns == 0:
+            axes.set_ylabel("true class")
+        if place + columns >= len(shares):
+            axes.set_xlabel("predicted class")
+    return figure
+
+
+@styled
+def recall_by_class(
+    recalls: pd.DataFrame, train_counts: Mapping[str, int] | None, title: str, subtitle: str = ""
+) -> Figure:
+    """Show every method's recall of every class, rarest class first, the best of each class bold.
+
+    Args:
+        recalls: one row per method, one column per emotion; values in 0..1, NaN where undefined.
+        train_counts: training images per emotion: orders and labels the columns. None keeps the given order.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    order = list(recalls.columns)
+    if train_counts is not None:
+        order.sort(key=train_counts.__getitem__)
+    shares = recalls[order].to_numpy(float)
+    best = shares == np.nanmax(np.where(np.isnan(shares), -1, shares), axis=0)
+    figure = Figure(figsize=(8.6, _compare_height(len(recalls)) + 0.35))
+    head(figure, title, subtitle)
+    axes = figure.add_subplot()
+    heatmap(
+        axes,
+        shares,
+        lambda i, j: f"{shares[i, j]:.0%}",
+        fontsize=10.5,
+        bold=best if len(recalls) > 1 else None,
+    )
+    names = order if train_counts is None else [f"{e}\n{train_counts[e]:,}" for e in order]
+    axes.set_xticks(range(len(order)), names)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(recalls)), [short(str(name)) for name in recalls.index])
+    if train_counts is not None:
+        axes.set_xlabel("training images under each class; rarest class left", fontsize=9, color=FAINT)
+        axes.xaxis.set_label_position("bottom")
+    return figure
+
+
+@styled
+def differences(rows: pd.DataFrame, numbers: Mapping[str, int], title: str, subtitle: str = "") -> Figure:
+    """Show differences to the baseline with their intervals, one panel per metric, in the order of the first's.
+
+    Args:
+        rows: columns ``method``, ``metric``, ``difference``, ``low``, ``high`` and ``p_holm``; one test set.
+        numbers: method -> its number, for colour and mark.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    metrics = sorted(dict.fromkeys(rows["metric"]), key=lambda metric: metric != "f1_macro")
+    by_metric = {
+        metric: {row["method"]: row for row in rows[rows["metric"] == metric].to_dict("records")} for metric in metrics
+    }
+    methods = list(dict.fromkeys(rows.sort_values("difference", ascending=False)["method"]))
+    first = by_metric[metrics[0]]
+    methods.sort(key=lambda name: -np.nan_to_num(first[name]["difference"], nan=-np.inf) if name in first else np.inf)
+    figure = Figure(figsize=(3.3 * len(metrics) + 2.2, 1.6 + 0.34 * len(methods)))
+    head(figure, title, f"{subtitle} · points with 95 % interval · filled: Holm p < 0.05")
+    panels = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (metric, found) in zip(panels, by_metric.items(), strict=True):
+        axes.axvline(0, color=FAINT, linewidth=1)
+        for place, name in enumerate(methods):
+            if name not in found or math.isnan(found[name]["difference"]):
+                continue
+            value, low, high = (float(found[name][key]) * 100 for key in ("difference", "low", "high"))
+            hue = COLOURS[colour(numbers[name])]
+            if not math.isnan(low + high):
+                axes.plot([low, high], [place, place], color=hue, linewidth=2, solid_capstyle="butt")
+            face = hue if found[name]["p_holm"] < 0.05 else "white"
+            axes.plot([value], [place], MARKS[mark(numbers[name])], color=hue, mfc=face, mew=1.6, ms=7)
+        axes.set_title(SCORES.get(metric, Score(metric)).heading)
+        axes.set_yticks(range(len(methods)), [short(name) for name in methods])
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.grid(axis="x", color="#E3E7EA")
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10), prune="both"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+        axes.set_xlabel("worse  ·  points  ·  better", fontsize=9, color=FAINT)
+    return figure
+
+
+@styled
+def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, subtitle: str = "") -> Figure:
+    """Show accuracy against macro F1, a mark with its 95 % intervals per method, named where there is room.
+
+    Args:
+        summary: columns ``method``, ``metric``, ``mean``, ``low`` and ``high``; one test set.
+        numbers: method -> its number, for colour and mark.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    table = {(row["method"], row["metric"]): row for row in summary.to_dict("records")}
+    figure = Figure(figsize=(8.6, 6.2))
+    crossed = bool(summary["low"].notna().any())
+    head(figure, title, subtitle + " · crosses: 95 % intervals over seeds" * crossed)
+    axes = figure.add_subplot()
+    axes.grid(color="#E3E7EA")
+    axes.set_axisbelow(True)
+    points: list[tuple[str, float, float]] = []
+    crosses: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    for name, number in numbers.items():
+        both = [table.get((name, metric)) for metric in ("accuracy", "f1_macro")]
+        (x, x_low, x_high), (y, y_low, y_high) = (
+            (float(row["mean"]), float(row["low"]), float(row["high"])) if row else (math.nan,) * 3 for row in both
+        )
+        if math.isnan(x + y):
+            continue
+        hue = COLOURS[colour(number)]
+        axes.plot([x_low, x_high], [y, y], color=hue, linewidth=1.3, alpha=0.55)
+        axes.plot([x, x], [y_low, y_high], color=hue, linewidth=1.3, alpha=0.55)
+        axes.plot([x], [y], MARKS[mark(number)], color=hue, ms=8, mec="white", mew=0.8, label=short(name, 24), zorder=3)
+        points.append((short(name), x, y))
+        crosses += [((x_low, y), (x_high, y)), ((x, y_low), (x, y_high))]
+    axes.set_xlabel("accuracy")
+    axes.set_ylabel("macro F1")
+    axes.margins(0.1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
+    if len(points) > 8:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, frameon=False, labelspacing=0.35)
+    if not _name_points(figure, axes, points, crosses) and len(points) <= 8:
+        axes.legend(loc="best", fontsize=8.5)
+    return figure
+
+
+def _name_points(
+    figure: Figure,
+    axes: Axes,
+    points: Sequence[tuple[str, float, float]],
+    crosses: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+) -> bool:
+    """Write each point's name beside it, in the first of eight places where it covers nothing; else not at all.
+
+    Returns:
+        Whether every point has its name.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # sizes are known only now
+    figure.set_layout_engine("none")
+    frame = axes.get_window_extent()
+    taken = [Bbox(axes.transData.transform(ends)).padded(2) for ends in crosses if np.isfinite(ends).all()]
+    taken += [Bbox([axes.transData.transform((x, y))] * 2).padded(9) for _, x, y in points]
+    for name, x, y in points:
+        for dx, dy in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
+            words = axes.annotate(
+                name,
+                (x, y),
+                (dx * 6 if dy else dx * 8, dy * 5 if dx else dy * 8),
+                textcoords="offset points",
+                ha=("center", "left", "right")[dx],
+                va=("center", "bottom", "top")[dy],
+                fontsize=9,
+            )
+            box = words.get_window_extent(canvas.get_renderer())
+            if (
+                frame.containsx(box.x0)
+                and frame.containsx(box.x1)
+                and frame.containsy(box.y0)
+                and (frame.containsy(box.y1) and not box.count_overlaps(taken))
+            ):
+                taken.append(box)
+                break
+            words.remove()
+    return len(axes.texts) == len(points)
+
+
+@styled
+def critical_difference(
+    ranks: pd.Series, critical: float, numbers: Mapping[str, int], title: str, subtitle: str = ""
+) -> Figure:
+    """Show mean ranks on a line; bars join methods that are not told apart (Demsar 2006).
+
+    Args:
+        ranks: method -> mean rank, 1 is best.
+        critical: the critical difference.
+        numbers: method -> its number, for colour and mark.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    ranks = ranks.astype(float).sort_values(kind="stable")
+    values, names = ranks.to_numpy(), [short(str(name), 28) for name in ranks.index]
+    k = len(values)
+    cliques = indistinguishable(values, critical)
+    half = (k + 1) // 2
+    top, step = 0.55 + 0.22 * len(cliques), 0.36
+    depth = top + step * half
+    figure = Figure(figsize=(9.5, 1.5 + 0.62 * depth))
+    head(figure, title, f"{subtitle} · critical difference {critical:.2f} · bars join what is not told apart")
+    axes = figure.add_subplot()
+    low, high = math.floor(values.min()), math.ceil(values.max())
+    high = max(high, low + 1, math.ceil(low + critical))
+    width = high - low
+    axes.set_xlim(low - 0.42 * width, high + 0.42 * width)
+    axes.set_ylim(depth, -1.05)
+    axes.set_axis_off()
+    axes.plot([low, high], [0, 0], color=INK, linewidth=1.4)
+    for tick in range(low, high + 1, max(1, width // 10)):
+        axes.plot([tick, tick], [0, -0.12], color=INK, linewidth=1.2)
+        axes.text(tick, -0.18, str(tick), ha="center", va="bottom", fontsize=9)
+    axes.plot([low, low + critical], [-0.72, -0.72], color=VERMILION, linewidth=2.5, solid_capstyle="butt")
+    axes.text(low + critical, -0.72, f"  CD = {critical:.2f}", va="center", fontsize=9, color=VERMILION)
+    for number, (value, name) in enumerate(zip(values, names, strict=True)):
+        left = number < half
+        line = top + step * (number if left else k - 1 - number)
+        end = low - 0.03 * width if left else high + 0.03 * width
+        axes.plot([value, value, end], [0, line, line], color=FAINT, linewidth=0.9)
+        number_of = numbers[str(ranks.index[number])]
+        axes.plot([value], [0], MARKS[mark(number_of)], color=COLOURS[colour(number_of)], ms=6, mec="white", mew=0.6)
+        words = f"{name}  {value:.2f}" if left else f"{value:.2f}  {name}"
+        axes.text(
+            end - 0.01 * width if left else end + 0.01 * width,
+            line,
+            words,
+            ha="right" if left else "left",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if number == 0 else "normal",
+        )
+    for row, (first, last) in enumerate(cliques):
+        line = 0.28 + 0.22 * row
+        pad = 0.006 * width
+        axes.plot(
+            [values[first] - pad, values[last] + pad], [line, line], color=BLUE, linewidth=4, solid_capstyle="butt"
+        )
+    return figure
+
+
+def indistinguishable(ranks: Sequence[float] | np.ndarray, critical: float) -> list[tuple[int, int]]:
+    """Find the longest stretches of ascending ``ranks`` within ``critical``, as (first, last) places of two or more."""
+    reach = [int(np.searchsorted(ranks, rank + critical, side="right")) - 1 for rank in ranks]
+    return [
+        (first, last) for first, last in enumerate(reach) if last > first and (first == 0 or last > reach[first - 1])
+    ]
+
+
+@styled
+def reliability(
+    bins: pd.DataFrame, methods: Sequence[str], numbers: Mapping[str, int], title: str, subtitle: str = ""
+) -> Figure:
+    """Show accuracy against confidence before and after temperature scaling, a panel per method.
+
+    Args:
+        bins: columns ``method``, ``scaled``, ``confidence``, ``accuracy`` and ``count``; empty bins are left out.
+        methods: which, in which order.
+        numbers: method -> its number, for its colour.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    columns = min(len(methods), 4 if len(methods) <= 8 else 6)
+    lines = math.ceil(len(methods) / columns)
+    figure = Figure(figsize=(max(2.35 * columns, 6.0) + 0.5, 2.6 * lines + 1.0))
+    head(figure, title, f"{subtitle} · hollow, dashed: before")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(methods) :]:
+        axes.set_axis_off()
+    for place, (axes, name) in enumerate(zip(grid.flat, methods, strict=False)):
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+        for scaled in (False, True):
+            rows = bins[(bins["method"] == name) & (bins["scaled"] == scaled) & (bins["count"] > 0)]
+            hue = COLOURS[colour(numbers[name])] if scaled else FAINT
+            face, line = (hue, "-") if scaled else ("white", "--")
+            axes.plot(rows["confidence"], rows["accuracy"], line, color=hue, marker="o", ms=4, mfc=face, linewidth=1.4)
+        axes.set_title(short(name, 26), fontsize=9.5)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=8.5)
+        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=8.5)
+        if place % columns == 0:
+            axes.set_ylabel("accuracy", fontsize=9)
+        if place + columns >= len(methods):
+            axes.set_xlabel("confidence", fontsize=9)
+            axes.tick_params(labelbottom=True)
+    return figure
+
+
+@styled
+def confusion_differences(changes: Mapping[str, np.ndarray], title: str, subtitle: str = "") -> Figure:
+    """Show how each method's shares of a confusion matrix differ from the baseline's.
+
+    Args:
+        changes: method -> difference of shares, shape (7, 7); positive where the method calls it more often.
+        title: the bold first line.
+        subtitle: the second line.
+    """
+    limit = max(
+        [float(np.nanmax(np.abs(change))) for change in changes.values() if not np.isnan(change).all()], default=0
+    )
+    return _matrices(changes, title, f"{subtitle} · blue more, red less", max(limit, 0.01))

@@ -1,0 +1,222 @@
+"""The charts of the web page, as HTML and SVG.
+
+Places are in percent, so that a chart fits any width; colours are the page's own, so that it follows light and dark.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.presentation.plotting import row_shares
+from fer_lightning.report import tables
+from fer_lightning.report.figures import colour, cut, mark
+from fer_lightning.report.tables import SCORES
+
+if TYPE_CHECKING:
+    from fer_lightning.compare import Comparison
+
+DARK_COLOURS = ("#AEACA2", "#3995FF", "#C66A2D", "#8AFCA0", "#B565A8", "#80E2FE", "#E6AA1F")
+"""``report_figures.COLOURS`` on a dark ground, found in the same way."""
+
+SHAPES = (
+    "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z",
+    "M-4.5-4.5H4.5V4.5H-4.5Z",
+    "M0-5.6L5.4 4.2H-5.4Z",
+    "M0-6L6 0L0 6L-6 0Z",
+)
+"""``report_figures.MARKS`` as SVG paths."""
+
+Numbers = dict[str, int]
+"""Method -> its number, counted from the baseline: what its colour, mark and highlighting go by."""
+
+
+def mark_of(number: int, hollow: bool = False) -> str:
+    """A method's mark, 16 pixels wide."""
+    style = " hollow" if hollow else ""
+    return (
+        f'<svg class="mark c{colour(number)}{style}" viewBox="-8 -8 16 16" width="16" height="16" aria-hidden="true">'
+        f'<path d="{SHAPES[mark(number)]}"/></svg>'
+    )
+
+
+def method_button(name: str, numbers: Numbers, tag: str = "") -> str:
+    """A method's mark and name, as a button that follows it through the page."""
+    number = numbers[name]
+    return (
+        f'<button type="button" class="method" data-pick="{number}" aria-pressed="false">'
+        f"{mark_of(number)}<span>{escape(name).replace('_', '_<wbr>')}</span>{tag}</button>"
+    )
+
+
+def switched(name: str, views: Sequence[tuple[str, str]]) -> str:
+    """Several views, of which one is seen at a time (all of them on paper and without scripts)."""
+    if len(views) == 1:
+        return views[0][1]
+    choices = "".join(
+        f'<label><input type="radio" name="{name}" value="{number}"{" checked" * (not number)}>'
+        f"<span>{escape(label)}</span></label>"
+        for number, (label, _) in enumerate(views)
+    )
+    shown = "".join(
+        f'<div class="view" data-view="{number}"><p class="view-name">{escape(label)}</p>{view}</div>'
+        for number, (label, view) in enumerate(views)
+    )
+    return f'<div class="views"><fieldset class="switch"><legend>show</legend>{choices}</fieldset>{shown}</div>'
+
+
+def axis_range(values: Iterable[float], zero: bool = False) -> tuple[float, float]:
+    """The range of an axis, with some room at both ends."""
+    finite = [value for value in values if math.isfinite(value)] + [0.0] * zero
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    room = 0.06 * (high - low) or 0.01
+    return low - room, high + room
+
+
+def place_on(value: float, scale: tuple[float, float]) -> float:
+    """Where a value is on an axis, in percent."""
+    return round(100 * (value - scale[0]) / (scale[1] - scale[0]), 2)
+
+
+def ticks_on(scale: tuple[float, float], count: int) -> list[float]:
+    """Round values on an axis, about ``count``."""
+    ticks = MaxNLocator(count, steps=(1, 2, 5, 10)).tick_values(*scale)
+    return [float(tick) for tick in ticks if scale[0] <= tick <= scale[1]]
+
+
+def _tick(value: float, sign: str = "") -> str:
+    return f"{round(value * 100, 6):{sign if value else ''}g}"
+
+
+def trade_off(c: "Comparison", metric: str, numbers: Numbers) -> str:
+    """Accuracy (x) against another metric (y), a mark with its intervals per method."""
+    rows = c.summary[c.summary["test_set"] == c.test_set].to_dict("records")
+    table = {(row["method"], row["metric"]): row for row in rows}
+    ends = ("mean", "low", "high")
+    both = {
+        name: [[float(table[name, key][end]) for end in ends] for key in ("accuracy", metric)]
+        for name in numbers
+        if (name, "accuracy") in table and (name, metric) in table
+    }
+    both = {name: axes for name, axes in both.items() if math.isfinite(axes[0][0] + axes[1][0])}
+    x_scale = axis_range(value for (x, _) in both.values() for value in x)
+    y_scale = axis_range(value for (_, y) in both.values() for value in y)
+    drawn = []
+    for tick in ticks_on(x_scale, 6):
+        place = place_on(tick, x_scale)
+        drawn.append(f'<line class="grid" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>')
+        drawn.append(f'<text x="{place}%" y="100%" dy="18" text-anchor="middle">{_tick(tick)}</text>')
+    for tick in ticks_on(y_scale, 6):
+        place = 100 - place_on(tick, y_scale)
+        drawn.append(f'<line class="grid" y1="{place:.2f}%" y2="{place:.2f}%" x1="0" x2="100%"/>')
+        drawn.append(f'<text x="0" y="{place:.2f}%" dx="-8" dy=".35em" text-anchor="end">{_tick(tick)}</text>')
+    heading = SCORES[metric].heading
+    for name, ((x, x_low, x_high), (y, y_low, y_high)) in both.items():
+        left, top = place_on(x, x_scale), round(100 - place_on(y, y_scale), 2)
+        number, cross = numbers[name], ""
+        if math.isfinite(x_low + x_high):
+            ends_x = f'x1="{place_on(x_low, x_scale)}%" x2="{place_on(x_high, x_scale)}%"'
+            cross += f'<line {ends_x} y1="{top}%" y2="{top}%"/>'
+        if math.isfinite(y_low + y_high):
+            ends_y = f'y1="{100 - place_on(y_low, y_scale):.2f}%" y2="{100 - place_on(y_high, y_scale):.2f}%"'
+            cross += f'<line {ends_y} x1="{left}%" x2="{left}%"/>'
+        words = [name]
+        for key, value, low, high in (("accuracy", x, x_low, x_high), (metric, y, y_low, y_high)):
+            interval = SCORES[key].interval(low, high)
+            words.append(f"{SCORES[key].heading} {SCORES[key].words(value)}" + (f" ({interval})" if interval else ""))
+        tip = escape("\n".join(words))
+        drawn.append(
+            f'<g class="point c{colour(number)}" data-m="{number}" data-pick="{number}" data-tip="{tip}" tabindex="0" '
+            f'role="img" aria-label="{escape(", ".join(words))}">{cross}'
+            f'<svg x="{left}%" y="{top}%" overflow="visible"><circle class="hit" r="13"/>'
+            f'<path d="{SHAPES[mark(number)]}"/>'
+            f'<text class="name" x="9" y="-7">{escape(cut(name, 24))}</text></svg></g>'
+        )
+    label = f"Accuracy against {heading} in percent, one point per method; the numbers are in the table of scores."
+    return (
+        f'<figure class="scatter"><svg role="group" aria-label="{escape(label)}">{"".join(drawn)}</svg>'
+        f'<figcaption class="x">accuracy, %</figcaption><span class="y" aria-hidden="true">{heading}, %</span></figure>'
+    )
+
+
+def _matrix(shares: np.ndarray, counts: np.ndarray | None, name: str, numbers: Numbers, limit: float | None) -> str:
+    """A confusion matrix as a small coloured table; with ``limit`` it holds differences of shares."""
+    head = "".join(f'<th scope="col"><abbr title="{emotion}">{emotion[:3]}</abbr></th>' for emotion in EMOTIONS)
+    rows = []
+    for i, truth in enumerate(EMOTIONS):
+        cells = []
+        for j, called in enumerate(EMOTIONS):
+            share = float(shares[i, j])
+            if not math.isfinite(share):
+                cells.append("<td>-</td>")
+                continue
+            tip = f"{truth}, called {called}: {share * 100:{'+' if limit else ''}.1f} {'points' if limit else '%'}"
+            if counts is not None:
+                tip += f" ({counts[i, j]:,} of {counts[i].sum():,})"
+            text = f"{share * 100:{'+' if limit else ''}.0f}"
+            text = "0" if text in ("+0", "-0") else text
+            strength = abs(share) / limit if limit else share
+            kind = ("less " if share < 0 else "more ") * bool(limit) + "right" * (i == j)
+            cells.append(
+                f'<td class="shade {kind.strip()}" style="--v:{strength:.3f}" data-tip="{escape(tip)}">{text}</td>'
+            )
+        rows.append(f'<tr><th scope="row"><abbr title="{truth}">{truth[:3]}</abbr></th>{"".join(cells)}</tr>')
+    number = numbers[name]
+    return (
+        f'<div class="panel" data-m="{number}"><table class="matrix"><caption>{method_button(name, numbers)}</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def confusion(c: "Comparison", numbers: Numbers) -> str:
+    """Confusion matrices of all methods, and their differences to the baseline."""
+    shares = {name: row_shares(c.confusion[name]) for name in tables.ordered(c) if name in c.confusion}
+    views = [
+        (
+            "shares",
+            "".join(_matrix(share, c.confusion[name], name, numbers, None) for name, share in shares.items()),
+        )
+    ]
+    changes = {
+        name: share - shares[base]
+        for name, share in shares.items()
+        if (base := tables.baseline_of(c, name)) in shares and base is not None and base != name
+    }
+    if changes:
+        limit = max((float(np.nanmax(np.abs(change), initial=0)) for change in changes.values()), default=0) or 0.01
+        panels = "".join(_matrix(change, None, name, numbers, limit) for name, change in changes.items())
+        views.append(("differences to the baseline", panels))
+    return switched("confusion", [(label, f'<div class="panels">{panels}</div>') for label, panels in views])
+
+
+def reliability(c: "Comparison", numbers: Numbers) -> str:
+    """Accuracy against confidence before and after temperature scaling, a square per method."""
+    panels = []
+    for name in (name for name in tables.ordered(c) if name in set(c.reliability["method"])):
+        drawn = ['<path class="ideal" d="M0 100L100 0"/>']
+        for scaled in (False, True):
+            rows = c.reliability[(c.reliability["method"] == name) & (c.reliability["scaled"] == scaled)]
+            bins = [row for row in rows[rows["count"] > 0].to_dict("records") if not math.isnan(row["accuracy"])]
+            places = [(100 * row["confidence"], 100 - 100 * row["accuracy"]) for row in bins]
+            kind = "after" if scaled else "before"
+            if places:
+                drawn.append(f'<path class="{kind}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}"/>')
+            for row, (x, y) in zip(bins, places, strict=True):
+                words = f"{kind}: says {row['confidence']:.1%}, right in {row['accuracy']:.1%} of {int(row['count']):,}"
+                drawn.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="2" data-tip="{words}"/>')
+        number = numbers[name]
+        label = escape(f"Reliability diagram of {name}; the table below has the errors in numbers.")
+        panels.append(
+            f'<figure class="panel reliability c{colour(number)}" data-m="{number}">{method_button(name, numbers)}'
+            f'<div class="square"><svg viewBox="0 0 100 100" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
+            '<span class="y0">0</span><span class="y1">1</span><span class="x1">1</span></div></figure>'
+        )
+    key = (
+        '<p class="key"><span class="before"></span>before <span class="after"></span>after scaling '
+        "· across: confidence, up: accuracy</p>"
+    )
+    return f'{key}<div class="panels">{"".join(panels)}</div>' if panels else ""

@@ -1,0 +1,65 @@
+"""A comparison as one W&B run."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from fer_lightning.runtime import wandb_run
+from fer_lightning.training.tracking import log
+
+if TYPE_CHECKING:
+    from fer_lightning.compare import Comparison
+
+
+def log_report(comparison: "Comparison", out: Path, project: str, entity: str | None = None) -> None:
+    """Log a comparison as one W&B run of type ``report``: its tables, pictures, page and sentences.
+
+    Args:
+        comparison: the comparison.
+        out: the report folder, already written; an offline run is kept in it.
+        project: W&B project; must exist or be one's own to make.
+        entity: user or team; None is the default of the account.
+    """
+    import wandb
+
+    with wandb_run.only_warn(f"the report is complete in {out} all the same"), wandb_run.files_kept_in(out / "wandb"):
+        run = wandb_run.start(
+            wandb_run.mode(),
+            project=project,
+            entity=entity,
+            group=os.environ.get("WANDB_RUN_GROUP"),
+            job_type="report",
+            name=f"report-{out.absolute().parent.name}",
+            tags=[
+                "report",
+                *dict.fromkeys(run.metrics["imbalance"] for runs in comparison.rows.values() for run in runs),
+            ],
+            config=comparison.protocol,
+            dir=out,
+        )
+        try:
+            frames = {
+                "summary": comparison.summary,
+                "differences": comparison.differences,
+                "mcnemar": comparison.mcnemar,
+                "ranks": comparison.ranks,
+                "per_class": comparison.per_class,
+                "calibration": comparison.calibration,
+                "cost": comparison.cost,
+                "ceiling": comparison.ceiling,
+                "paper": comparison.paper,
+                "findings": pd.DataFrame({"sentence": [*comparison.sentences, *comparison.notes]}),
+            }
+            means = comparison.summary[comparison.summary["test_set"] == comparison.test_set]
+            run.summary.update({f"{row['metric']}/{row['method']}": row["mean"] for row in means.to_dict("records")})
+            run.log({path.stem: wandb.Image(str(path)) for path in sorted(out.glob("*.png"))}, commit=False)
+            run.log({"page": wandb.Html(str(out / "report.html"))}, commit=False)
+            # Last, because tables alone need the server.
+            run.log({name: wandb.Table(dataframe=frame) for name, frame in frames.items() if frame is not None})
+        finally:
+            if run.offline:
+                log.info("W&B runs offline; upload later with: %s", wandb_run.upload_command(run))
+            run.finish()
+            wandb.teardown()  # an offline run's finish() returns before its file is complete

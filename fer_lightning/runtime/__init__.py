@@ -1,0 +1,1 @@
+"""The process and its folder: errors, files, locks, signals, ranks, provenance."""

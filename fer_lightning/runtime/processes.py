@@ -1,0 +1,46 @@
+"""Which process of a run this is, and which devices it may use; imports no torch."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fer_lightning.runtime.errors import UserError
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that speaks and writes, told without torch from what starts processes."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(rank) or 0) for rank in ranks)
+
+
+def device_count(devices: Any) -> int | None:
+    """How many devices per node are asked for; None where only Lightning can tell (``auto``, ``-1``).
+
+    Raises:
+        UserError: for anything that is no count, list of indices or ``auto``.
+    """
+    if isinstance(devices, list) or OmegaConf.is_list(devices):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return None
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    try:
+        return int(str(devices))
+    except ValueError:
+        raise UserError(f"trainer.devices={devices}: must be a number, auto, or a list such as [0,1]") from None
+
+
+def visible_gpus() -> int | None:
+    """Number of CUDA GPUs this process may use, without importing torch; None where that cannot be told cheaply."""
+    masked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if masked is not None and masked.strip() in ("", "-1"):
+        return 0
+    nodes = [node for node in Path("/dev").glob("nvidia*") if node.name.removeprefix("nvidia").isdigit()]
+    if not nodes:
+        other = not sys.platform.startswith("linux") or Path("/dev/dxg").exists() or Path("/dev/kfd").exists()
+        return None if other else 0
+    return min(len(nodes), len(masked.split(","))) if masked else len(nodes)

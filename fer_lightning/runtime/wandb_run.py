@@ -1,0 +1,115 @@
+"""Starting and ending a W&B run so that an outage is a warning."""
+
+import logging
+import netrc
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+log = logging.getLogger(__name__)
+
+
+WANDB_START_SECONDS = 30
+"""How long to wait for the W&B server before a run is kept offline."""
+
+WANDB_FINISH_SECONDS = 15
+"""How long to wait at the end of a run until W&B has it all: well within the 30 s that a stopped run has."""
+
+
+def has_login() -> bool:
+    """Whether W&B finds a key without asking: in the environment, or in the netrc file that ``wandb login`` writes."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    for file in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
+        try:
+            if netrc.netrc(os.path.expanduser(file)).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def mode() -> str:
+    """The mode for ``wandb.init``: the user's ``WANDB_MODE``, but never online without a key, which would ask."""
+    wanted = os.environ.get("WANDB_MODE") or "online"
+    if wanted == "dryrun" or (wanted not in ("offline", "disabled") and not has_login()):
+        return "offline"
+    return wanted
+
+
+def start(mode: str, **arguments: Any) -> Any:
+    """Start a W&B run; offline where the server cannot be reached or refuses."""
+    import wandb
+
+    def start(mode: Any) -> Any:
+        return wandb.init(
+            **arguments,
+            mode=mode,
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                init_timeout=WANDB_START_SECONDS,
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", WANDB_FINISH_SECONDS)),
+                finish_timeout_raises=True,
+            ),
+        )
+
+    # Started here rather than by Lightning, whose offline=True would leave WANDB_MODE set for every later run of
+    # this process, and so that a dead network or a wrong key shows now and not in the middle of training.
+    try:
+        return start(mode)
+    except wandb.Error as error:
+        log.warning("W&B is not available (%s); the run is kept offline", first_line(error))
+        wandb.teardown()  # it has the id in use
+        return start("offline")
+
+
+def upload_command(run: Any) -> str:
+    """The ``wandb sync`` command that uploads what a run has left on disk."""
+    option = "" if run.offline else "--include-online "
+    return f"wandb sync {option}{shlex.quote(str(Path(run.dir).parent))}"
+
+
+@contextmanager
+def only_warn(consequence: str) -> Iterator[None]:
+    """Go on when W&B fails.
+
+    Its errors come as ``wandb.Error``, as OSError (its service process is gone, its disk is full, it timed out), and
+    as those of its service's mailbox and messages. Anything else is a bug, here or there, and not hidden.
+    """
+    import wandb
+    from google.protobuf.message import Error as MessageError  # type: ignore[import-untyped]
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
+    of_the_service = (WandbApiFailedError, HandleAbandonedError, MailboxClosedError, ServerResponseError, MessageError)
+    try:
+        yield
+    except (wandb.Error, OSError, *of_the_service) as error:
+        log.warning("W&B failed (%s); %s", first_line(error), consequence)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def files_kept_in(folder: Path) -> Iterator[None]:
+    """Stage the pictures of tables in the run folder, so that it can be synced later.
+
+    W&B would put them into the user's home, which on a compute node may be read-only or gone.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]

@@ -1,0 +1,269 @@
+"""What a sweep's folder says: ``sweep.json``, written once at the start, and how each of its jobs stands.
+
+Reading never needs the sweep's process: a sweep that was killed, or that SLURM runs, reads like any other.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fer_lightning.config.schema import CONF_DIR, validate
+from fer_lightning.config.settings import flatten, may_change_results
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.provenance import git_commit
+from fer_lightning.runtime.run_folder import lock_folder, read_status
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, as planned.
+
+    Attributes:
+        number: Hydra's ``hydra.job.num``, from 0.
+        folder: its run folder.
+        overrides: its part of the command line.
+    """
+
+    number: int
+    folder: Path
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a job stands.
+
+    Attributes:
+        job: which job.
+        status: ``waiting``, ``running``, ``done``, ``failed`` or ``interrupted``.
+        reason: why it failed or stopped, one line.
+        epochs: finished epochs.
+        of_epochs: ``trainer.max_epochs``; 0 while unknown.
+        changed: when its status last changed, seconds since 1970; 0 for one that waits.
+    """
+
+    job: Job
+    status: str
+    reason: str = ""
+    epochs: int = 0
+    of_epochs: int = 0
+    changed: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """How much of the job is behind it, from 0 to 1."""
+        if self.status in ("done", "failed"):
+            return 1.0
+        return min(1.0, self.epochs / self.of_epochs) if self.of_epochs else 0.0
+
+
+def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
+    """The jobs of Hydra's own sweeper, each with its configuration; none for sweepers that choose as they go.
+
+    Args:
+        master: the composed configuration of the whole multirun.
+        folder: the sweep's folder.
+
+    Raises:
+        HydraException: a job cannot be composed.
+        UserError: two jobs would share a folder.
+    """
+    if not master.hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return {}
+    given = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
+    grid: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides([*given, *master.hydra.overrides.task]):
+        key = override.get_key_element()
+        values = override.sweep_string_iterator() if override.is_sweep_override() else None
+        grid[key] = [f"{key}={value}" for value in values or [override.get_value_element_as_str()]]
+    jobs: dict[Job, DictConfig] = {}
+    for number, overrides in enumerate(itertools.product(*grid.values())):
+        composed = _compose(master, number, overrides)
+        job = Job(number, folder / _subfolder(composed), overrides)
+        if any(job.folder == other.folder for other in jobs):
+            raise UserError(f"hydra.sweep.subdir: two jobs would share {job.folder}; begin it with ${{hydra:job.num}}")
+        jobs[job] = composed
+    return jobs
+
+
+def refuse_shared_mistake(jobs: Mapping[Job, DictConfig]) -> None:
+    """Refuse once what every job would be refused for, as long as one of them is still to be run.
+
+    Raises:
+        UserError: the mistake.
+    """
+    shared = ""
+    for composed in jobs.values():
+        try:
+            run = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            validate(run, composed.hydra.runtime.choices)
+            return
+        except UserError as mistake:
+            if shared not in ("", str(mistake)):
+                return
+            shared = str(mistake)
+    if any(read_status(job.folder)["status"] != "done" for job in jobs):
+        raise UserError(shared)
+
+
+def sweep_record(jobs: Mapping[Job, DictConfig], folder: Path, argv: list[str]) -> dict[str, Any]:
+    """The content of ``sweep.json``."""
+    return {
+        "argv": argv,
+        "cwd": str(Path.cwd()),
+        "jobs": [{"folder": str(job.folder.relative_to(folder)), "overrides": list(job.overrides)} for job in jobs],
+        "code": code_hash(),
+        "git_commit": git_commit(),
+        "started": time.time(),
+    }
+
+
+def code_hash() -> str:
+    """A hash over the package's modules and configuration files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for root, pattern in ((Path(__file__).parent.parent, "*.py"), (CONF_DIR, "*.yaml")):
+        for path in sorted(root.rglob(pattern)):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """The planned jobs of a sweep, in order; what is there, for a sweep that chose as it went.
+
+    Raises:
+        UserError: the folder is no sweep's.
+    """
+    if not (folder / "sweep.json").exists():
+        raise UserError(f"{folder}: no sweep was started here (there is no sweep.json); give a sweep's folder")
+    planned = read_json(folder / "sweep.json")["jobs"]
+    if isinstance(planned, list) and planned:
+        return [Job(number, folder / job["folder"], tuple(job["overrides"])) for number, job in enumerate(planned)]
+    found = [path.parent for path in folder.rglob("status.json")]
+    return [Job(number, path) for number, path in enumerate(sorted(found, key=_natural))]
+
+
+def standings(folder: Path, live: bool) -> list[Standing]:
+    """How each job stands.
+
+    Args:
+        folder: the sweep's folder.
+        live: the sweep's own process is alive; without it, a job that nobody works on was killed.
+    """
+    return [_standing(job, live) for job in read_jobs(folder)]
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a live process works in the folder."""
+    try:
+        lock_folder(folder).release()
+    except UserError:
+        return True
+    return False
+
+
+def describe_changes(folder: Path, now: Mapping[str, Any], jobs: Mapping[Job, DictConfig]) -> str:
+    """What would mix the results of two experiments if this sweep went on in ``folder``; empty when nothing would.
+
+    Args:
+        folder: the sweep's folder, with the ``sweep.json`` of its start.
+        now: what ``describe`` says today.
+        jobs: the jobs as composed today.
+    """
+    then = read_json(folder / "sweep.json")
+    if then.get("code") != now["code"]:
+        return f"the code changed since it was started (commit {then.get('git_commit')}, now {now['git_commit']})"
+    for job, composed in jobs.items():
+        file = job.folder / ".hydra" / "config.yaml"
+        written: Any = OmegaConf.load(file) if file.exists() else {}
+        changes = list(_changes(flatten(written), flatten(composed))) if written else []  # empty: killed while writing
+        if changes:
+            return f"{job.folder.name}: {'; '.join(changes)}"
+    was, would_be = ([_settings(job["overrides"]) for job in record["jobs"]] for record in (then, now))
+    if len(was) != len(would_be):
+        return f"it has {len(was)} jobs, this command line {len(would_be)}"
+    for number, (old, new) in enumerate(zip(was, would_be, strict=True)):
+        if old != new:
+            before, after = (" ".join(line for line in a if line not in b) for a, b in ((old, new), (new, old)))
+            return f"job {number} was '{before}' and is '{after}'"
+    return ""
+
+
+def request_stop(folder: Path, seconds: float, signal_name: str) -> None:
+    """Ask all running jobs of this sweep to save and end within so many seconds; none is started any more."""
+    write_json(folder / ".stop", {"deadline": time.time() + seconds, "signal": signal_name})
+
+
+def stop_deadline(folder: Path) -> float | None:
+    """When the jobs must have ended, seconds since 1970; None while none must."""
+    try:
+        return float(read_json(folder / ".stop")["deadline"])
+    except FileNotFoundError:
+        return None
+
+
+def _compose(master: DictConfig, number: int, overrides: tuple[str, ...]) -> DictConfig:
+    composed: DictConfig = GlobalHydra.instance().config_loader().load_sweep_config(master, list(overrides))
+    with open_dict(composed):
+        composed.hydra.job.num = number
+        composed.hydra.job.id = str(number)
+    return composed
+
+
+def _subfolder(composed: DictConfig) -> str:
+    """Where Hydra will put the job; ``${hydra:...}`` in the pattern reads the global configuration."""
+    hydra = HydraConfig.instance()
+    before, hydra.cfg = hydra.cfg, composed  # type: ignore[assignment]
+    try:
+        return str(composed.hydra.sweep.subdir)
+    finally:
+        hydra.cfg = before
+
+
+def _standing(job: Job, live: bool) -> Standing:
+    status = read_status(job.folder)
+    if status["status"] == "missing":
+        return Standing(job, "waiting")
+    name, reason = status["status"], status.get("reason", "")
+    if name == "running" and not live and not in_use(job.folder):
+        name, reason = "interrupted", "killed"
+    try:
+        epochs = max(0, (job.folder / "metrics.csv").read_bytes().count(b"\n") - 1)
+        planned = re.search(r"^  max_epochs: (\d+)$", (job.folder / ".hydra" / "config.yaml").read_text(), re.MULTILINE)
+    except FileNotFoundError:  # it is only starting
+        epochs, planned = 0, None
+    changed = (job.folder / "status.json").stat().st_mtime
+    return Standing(job, name, reason, epochs, int(planned.group(1)) if planned else 0, changed)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for key in filter(may_change_results, dict.fromkeys([*old, *new])):
+        if key not in new or key not in old:
+            yield f"{key} was {'set' if key in old else 'not set'} and is {'set' if key in new else 'not set'}"
+        elif old[key] != new[key] and not (_is_nan(old[key]) and _is_nan(new[key])):
+            yield f"{key} was {json.dumps(old[key], default=str)} and is {json.dumps(new[key], default=str)}"
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _settings(overrides: list[str]) -> list[str]:
+    return [line for line in overrides if may_change_results(line.lstrip("+~").split("=")[0])]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key that puts ``2-focal`` before ``10-focal``."""
+    return [(int(part or -1), text) for part, text in re.findall(r"(\d*)(\D*)", str(path))]

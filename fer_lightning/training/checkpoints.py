@@ -1,0 +1,241 @@
+"""What a checkpoint holds, when it is written, and how, so that a run resumed from it ends with the same bits."""
+
+import io
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import distributed
+
+from fer_lightning.runtime import signals
+from fer_lightning.runtime.files import replace_file
+
+
+class ExactResume(L.Callback):
+    """What a checkpoint needs beyond Lightning's own content for a resumed run to end with the same bits.
+
+    ``position``: the epoch and the batches of it that are done. ``processes``: of each process, its random states
+    and, in mid-epoch, the sums of its training metrics. Order and augmentation need nothing: they are functions of
+    seed, epoch and position.
+
+    Args:
+        max_steps: optimizer steps after which training ends; -1 for no limit. Told to the Trainer, it would repeat the
+            end of an epoch that a checkpoint was written after.
+    """
+
+    def __init__(self, max_steps: int = -1) -> None:
+        self.max_steps = max_steps
+        self.found: dict[str, Any] | None = None
+        self.group: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            # Small messages between the processes' hosts, which do not wait for their GPUs.
+            self.group = distributed.new_group(backend="gloo")
+
+    def any_process(self, mine: bool) -> bool:
+        """Whether ``mine`` is true in any process; all of them must ask."""
+        if self.group is None:
+            return mine
+        flag = torch.tensor(int(mine))
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.group)
+        return bool(flag)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        in_epoch = epoch.started > epoch.processed
+        mid_epoch = in_epoch and not trainer.is_last_batch
+        checkpoint["position"] = {
+            "epoch": epoch.processed + (in_epoch and not mid_epoch),
+            "batches": trainer.fit_loop.epoch_loop.batch_progress.current.ready if mid_epoch else 0,
+        }
+        mine: dict[str, Any] = {"random": _random_state(pl_module.device)}
+        if mid_epoch:
+            mine["metrics"] = {
+                name: {key: value.cpu() for key, value in metric.metric_state.items()}
+                for name, metric in _training_metrics(pl_module)
+            }
+        states: list[Any] = [mine] * trainer.world_size
+        if self.group is not None:
+            distributed.all_gather_object(states, mine, group=self.group)
+        checkpoint["processes"] = states
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint["processes"]
+        self.found = states[trainer.global_rank] if trainer.global_rank < len(states) else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning forgets on the way through a checkpoint that it had stopped early.
+        stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+        trainer.should_stop = any(stopper.wait_count >= stopper.patience for stopper in stoppers)
+        self._stop_after_max_steps(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._stop_after_max_steps(trainer)
+
+    def _stop_after_max_steps(self, trainer: L.Trainer) -> None:
+        if 0 <= self.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # As late as possible: building loaders and models draws random numbers too.
+        if self.found is None:
+            return
+        _set_random_state(self.found["random"], pl_module.device)
+        for name, metric in _training_metrics(pl_module):
+            for key, value in self.found.get("metrics", {}).get(name, {}).items():
+                setattr(metric, key, value.to(pl_module.device))
+        self.found = None
+
+
+def _training_metrics(module: L.LightningModule) -> list[tuple[str, Any]]:
+    metrics: Any = module.train_metrics
+    return [*metrics.items(keep_base=True), ("loss", module.train_loss)]
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """The global generators' states as tensors and plain Python, which load with ``weights_only=True``."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), *(float(part) for part in rest)),
+        "torch": torch.get_rng_state(),
+    }
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class LastCheckpoint(Checkpoint):
+    """``last.ckpt``: written after every epoch, every so many steps where asked for, and when a signal stops the run.
+
+    Nothing can be saved between an epoch's last step and the end of its validation. So where the validation ahead may
+    take long, the checkpoint is also written before that step: what is repeated is one step, not the epoch.
+
+    Args:
+        path: of the checkpoint.
+        every_n_steps: optimizer steps between saves within an epoch; None for none.
+        exact: what the processes agree through.
+    """
+
+    PATIENCE_SECONDS = 20.0
+    """How long a stopped run goes on validating in the hope of saving the finished epoch."""
+
+    def __init__(self, path: Path, every_n_steps: int | None, exact: ExactResume) -> None:
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self.exact = exact
+        self.validation_seconds = math.inf  # of the last one; the first could take any time
+        self.validating_since = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signals.listen()  # Lightning has just put handlers of its own there, which hang in a collective operation
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        signals.defer(True)
+        if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the end of the epoch saves; gradients that are still being summed up cannot be saved
+        stopped = self.exact.any_process(signals.requested())
+        due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
+        if self._one_step_before_validation(trainer, batch_idx):
+            due |= self.exact.any_process(self.validation_seconds > self.PATIENCE_SECONDS / 2)
+        if stopped or due:
+            self._save(trainer)
+        if stopped:
+            signals.raise_interrupted()
+
+    def _one_step_before_validation(self, trainer: L.Trainer, batch_idx: int) -> bool:
+        every = trainer.check_val_every_n_epoch or 1
+        if not trainer.enable_validation or (trainer.current_epoch + 1) % every:
+            return False
+        steps_of_many = trainer.accumulate_grad_batches
+        last_but_one = (trainer.num_training_batches - 1) // steps_of_many * steps_of_many
+        return batch_idx + 1 == last_but_one or trainer.global_step + 1 == self.exact.max_steps
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validating_since = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validation_seconds = time.monotonic() - self.validating_since
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # The others end with the first process.
+        if trainer.is_global_zero and signals.seconds_since() > self.PATIENCE_SECONDS:
+            signals.raise_interrupted(" in a long validation")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+        if self.exact.any_process(signals.requested()):
+            signals.raise_interrupted()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signals.defer(False)
+        if signals.requested():
+            signals.raise_interrupted()
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Remembers its best checkpoint in a run that goes on in another folder, or in one that was moved.
+
+    Lightning forgets it when the folder's path has changed, and would take the next epoch for the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        if paths["best_model_path"] and not Path(paths["best_model_path"]).exists():
+            return  # only its score came along; the best from here on is better than none
+        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its final place and renames it, so that the previous one is there until then.
+
+    Lightning moves it from the system's temporary folder instead. From another file system that is a copy, and when
+    the disk fills up in the middle of it, both the old and the new checkpoint are lost. The ``last.ckpt`` before is
+    kept as ``previous.ckpt``, should the disk have lied.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # torch.save to a file would raise a RuntimeError on a full disk, without the reason.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        replace_file(final, buffer.getbuffer(), keep=final.with_name("previous.ckpt") if final.stem == "last" else None)

@@ -1,0 +1,165 @@
+"""Going on from a checkpoint: which one, where in the training it stands, and whether it fits the run."""
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lightning.config.settings import flatten
+from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import replace_file
+from fer_lightning.runtime.processes import is_first_process
+
+log = logging.getLogger(__name__)
+
+MUST_AGREE = ("seed", "split", "labels.name", "labels.targets", "data.drop_duplicates", "model", "optim")
+"""Parts of the configuration that a resumed run takes over."""
+
+MUST_AGREE_IN_EPOCH = ("data.batch_size", "imbalance", "trainer.accumulate_grad_batches")
+"""Further ones within an epoch: with another batch or sampler, the images that were seen already are others."""
+
+MUST_AGREE_IN_CYCLE = (
+    *MUST_AGREE_IN_EPOCH,
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.limit_train_batches",
+    "optim.schedule",
+)
+"""Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
+
+MUST_AGREE_IN_STAGES = ("imbalance", "trainer.max_epochs")
+"""Further ones where something goes by the epoch: a second stage may have begun or have to, or the images grow."""
+
+OLDER = {"labels": {"name": "fer", "targets": None}, "data": {"drop_duplicates": None}}
+"""What checkpoints meant that were written before there was a choice."""
+
+MAY_CHANGE = (
+    "model.weights",
+    "model.freeze_epochs",
+    "model.compile",
+    "optim.schedule",
+    "optim.warmup_fraction",
+)
+"""Knobs of theirs that take effect in the rest of a resumed run."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on.
+
+    Attributes:
+        path: the checkpoint.
+        epoch: that comes next, from 0.
+        batches: of that epoch that are done already.
+    """
+
+    path: Path
+    epoch: int
+    batches: int
+
+
+def resume_from(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> Resume | None:
+    """The checkpoint that ``cfg.resume`` means, or None to start anew.
+
+    A checkpoint of a folder that is damaged is told and passed over for the one before. The best checkpoint so far is
+    copied along when another run's folder is resumed, so that it is not forgotten.
+
+    Args:
+        cfg: the composed run; ``resume`` is null, ``auto`` (the last checkpoint of ``folder``, if it has one), a run
+            folder or a checkpoint.
+        folder: the run folder.
+        data_hash: of the images of this run.
+        processes: of this run, on all devices and nodes.
+
+    Raises:
+        UserError: no safe checkpoint of this project; one of another model or optimizer; one trained on other images,
+            whose training set may hold this run's test images; or another run's that has nothing left to train.
+    """
+    if cfg.resume is None:
+        return None
+    given = folder if cfg.resume == "auto" else Path(cfg.resume)
+    path, checkpoint = _read(given)
+    if checkpoint is None:
+        if cfg.resume != "auto":
+            raise UserError(f"resume={cfg.resume}: no such checkpoint {path}")
+        return None
+    if "position" not in checkpoint:
+        raise UserError(f"resume={cfg.resume}: {path} was written by an older version that did not save its position")
+    here = Resume(path, **checkpoint["position"])
+    _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=here.batches > 0)
+    if here.batches and len(checkpoint["processes"]) != processes:
+        raise UserError(
+            f"resume={cfg.resume}: it stopped within an epoch of {len(checkpoint['processes'])} processes; "
+            f"go on with as many devices, not {processes}"
+        )
+    if here.epoch >= cfg.trainer.max_epochs and cfg.resume != "auto":
+        raise UserError(
+            f"resume={cfg.resume}: it has all {here.epoch} epochs; "
+            f"raise trainer.max_epochs={cfg.trainer.max_epochs} to train on"
+        )
+    best, own = path.parent / "best.ckpt", folder / "checkpoints"
+    if best.exists() and best.parent.resolve() != own.resolve() and is_first_process():
+        own.mkdir(parents=True, exist_ok=True)
+        replace_file(own / "best.ckpt", best.read_bytes())
+    return here
+
+
+def saved_step(folder: Path) -> int:
+    """Optimizer steps that are safe in a run folder; 0 when nothing is."""
+    checkpoint = _read(folder)[1]
+    return int(checkpoint["global_step"]) if checkpoint else 0
+
+
+def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The checkpoint at or in ``given`` and its content, None where there is none."""
+    if not given.is_dir():
+        return given, read_checkpoint(given)
+    last, previous = (given / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    if last.exists():
+        try:
+            return last, read_checkpoint(last)
+        except UserError as error:
+            if not previous.exists():
+                raise
+            before = read_checkpoint(previous)
+            log.warning("%s; going on from the one before, %s", error, previous)
+            with suppress(FileNotFoundError):  # out of the way: the next save would keep it as the previous one
+                last.replace(last.with_name("torn.ckpt"))
+            return previous, before
+    return (previous, read_checkpoint(previous)) if previous.exists() else (last, None)
+
+
+def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str, in_epoch: bool) -> None:
+    hyper = checkpoint["hyper_parameters"]
+    stored = {**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]}
+    trained = OmegaConf.merge(OLDER, stored)
+    assert isinstance(trained, DictConfig)
+    keys = (
+        *MUST_AGREE,
+        *(MUST_AGREE_IN_EPOCH if in_epoch else ()),
+        *(MUST_AGREE_IN_CYCLE if cfg.optim.schedule == "one_cycle" else ()),
+        *(MUST_AGREE_IN_STAGES if any(_counts_epochs(each) for each in (cfg, trained)) else ()),
+    )
+    for part in keys:
+        before = _resolved(trained, part)
+        for key, value in _resolved(cfg, part).items():
+            if key not in MAY_CHANGE and before.get(key) != value:
+                raise UserError(f"resume={cfg.resume}: {key} was {before.get(key)} there and cannot become {value}")
+    if hyper["provenance"]["data_hash"] != data_hash:
+        raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
+
+
+def _resolved(cfg: DictConfig, part: str) -> dict[str, Any]:
+    node = OmegaConf.select(cfg, part)
+    return flatten(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node, part)
+
+
+def _counts_epochs(cfg: DictConfig) -> bool:
+    parts = cfg.imbalance.values()
+    return bool(cfg.model.get("first_image_size")) or any(
+        OmegaConf.is_dict(part) and "epochs" in part for part in parts
+    )

@@ -1,0 +1,201 @@
+"""The dashboards of a run, Weights & Biases or TensorBoard, as asked.
+
+A dashboard is a copy: whatever happens to it, the run folder is complete, and the run only warns. Only the first
+process of a distributed run has any.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, confident_mistakes
+from fer_lightning.runtime import wandb_run
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.processes import is_first_process
+from fer_lightning.runtime.provenance import environment, git_commit
+
+log = logging.getLogger(__name__)
+
+FIGURES = ("confusion_matrix", "class_distribution", "curves", "mistakes")
+"""Pictures of the run folder that the dashboards show, where they exist."""
+
+
+def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
+    """Open the dashboards of a run.
+
+    Args:
+        cfg: the whole configuration, plain Python, interpolations resolved. A run that ``cfg["resume"]`` goes on
+            within its own folder goes on in the same W&B run too.
+        run_dir: the run folder.
+
+    Returns:
+        The logger that ``cfg["logger"]["name"]`` asks for: ``wandb`` (offline without a key), ``tensorboard``, or
+        ``auto`` for W&B where the user is logged in; none for ``csv``, and in further processes of a run.
+
+    Raises:
+        UserError: TensorBoard is asked for and not installed.
+    """
+    if not is_first_process():
+        return []
+    kind = cfg["logger"]["name"]
+    if kind == "wandb" or (kind == "auto" and wandb_run.has_login()):
+        return [_wandb_logger(cfg, run_dir)]
+    if kind == "tensorboard":
+        try:
+            return [TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard")]
+        except ModuleNotFoundError:
+            raise UserError(
+                "logger=tensorboard: TensorBoard is not installed; "
+                "pip install 'fer_lightning[tensorboard]', or use logger=csv"
+            ) from None
+    return []
+
+
+def _earlier_wandb_id(resume: str | None, run_dir: Path) -> str | None:
+    """The id of the W&B run that earlier parts of this run left in its folder, if it goes on there."""
+    if resume is None or (resume != "auto" and not Path(resume).resolve().is_relative_to(run_dir.resolve())):
+        return None
+    parts = sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    return parts[-1].stem.removeprefix("run-") if parts else None
+
+
+class _RowPerStep(WandbLogger):
+    """Counts W&B's rows by optimizer step.
+
+    So the rows of a resumed run follow those of its earlier parts, and what these have logged is not logged again.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        run = self.experiment
+        if step is None or step >= run.starting_step:
+            with wandb_run.only_warn("this epoch's numbers are missing there"):
+                run.log({**metrics, "trainer/global_step": step}, step=step)
+
+
+def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
+
+    names = [cfg[group]["name"] for group in ("imbalance", "model", "split", "data")]
+    tags = list(dict.fromkeys(str(tag)[:64] for tag in (*names, *cfg["tags"]) if str(tag)))
+    mode = wandb_run.mode()
+    earlier = _earlier_wandb_id(cfg["resume"], run_dir)
+    # Chosen here, so that the attempt to start online and the offline run that follows it have the same.
+    run_id = earlier or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+
+    run = wandb_run.start(
+        mode,
+        project=cfg["logger"]["project"],
+        entity=cfg["logger"]["entity"],
+        group=os.environ.get("WANDB_RUN_GROUP"),
+        name=f"{cfg['imbalance']['name']}-{cfg['model']['name']}-seed{cfg['seed']}",
+        tags=tags,
+        config={**cfg, "git_commit": git_commit(), "environment": environment()},
+        dir=run_dir,
+        id=run_id,
+        resume="allow" if earlier and mode != "offline" else None,
+    )
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    if run.offline:
+        # Only this part: in a sync of them all, one that was killed before W&B wrote anything stops the others.
+        log.info("W&B runs offline; upload later with: %s", wandb_run.upload_command(run))
+    return _RowPerStep(experiment=run, project=cfg["logger"]["project"], save_dir=run_dir)
+
+
+def log_results(
+    loggers: Sequence[Logger],
+    metrics: Mapping[str, Any],
+    predictions: pd.DataFrame,
+    images: np.ndarray,
+    run_dir: Path,
+    name: str = "test",
+) -> None:
+    """Show a finished run on the dashboards.
+
+    W&B gets ``metrics.json`` as summary, the run folder's pictures, a table with one row per class, and a table
+    of the most confident mistakes with their faces. TensorBoard gets the pictures.
+
+    Args:
+        loggers: from ``build_loggers``. One that fails is warned about.
+        metrics: the content of ``metrics.json``.
+        predictions: the rows of ``predictions.csv`` of the reported set.
+        images: uint8, (n, 48, 48), one per row.
+        run_dir: the run folder with its pictures already written.
+        name: the reported set.
+    """
+    pictures = [name for name in FIGURES if (run_dir / f"{name}.png").exists()]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name in pictures:
+                with Image.open(run_dir / f"{name}.png") as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                logger.experiment.add_image(name, pixels, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            import wandb
+
+            run = logger.experiment
+            with wandb_run.only_warn("tables or results are missing there"), wandb_run.files_kept_in(run_dir / "wandb"):
+                facts = {"class_counts": metrics["train/class_counts"], "data_hash": metrics["data_hash"]}
+                run.config.update(facts, allow_val_change=True)
+                run.summary.update(dict(metrics))
+                run.log({name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures}, commit=False)
+                # Last, because tables alone need the server.
+                mistakes = _mistake_table(predictions, images)
+                per_class = wandb.Table(dataframe=_class_table(metrics, predictions, name))
+                run.log({"per_class": per_class, "confident_mistakes": mistakes})
+
+
+def _class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    images = predictions["label"].value_counts()
+    return pd.DataFrame(
+        {
+            "emotion": list(EMOTIONS),
+            "training images": [metrics["train/class_counts"][emotion] for emotion in EMOTIONS],
+            f"{name} images": [int(images.get(emotion, 0)) for emotion in EMOTIONS],
+            **{
+                score: [metrics[f"{name}/{score}/{emotion}"] for emotion in EMOTIONS]
+                for score in ("recall", "precision", "f1")
+            },
+        }
+    )
+
+
+def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
+    import wandb
+
+    rows = confident_mistakes(predictions)
+    columns = ["id", "label", "prediction", "confidence", *PROBABILITY_COLUMNS]
+    # Three times the size: 48 pixels are hard to see in a table.
+    faces = [wandb.Image(images[place].repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
+    data: list[Any] = [[face, *values] for face, values in zip(faces, rows[columns].to_numpy().tolist(), strict=True)]
+    return wandb.Table(columns=["face", *columns], data=data)
+
+
+def finish(loggers: Sequence[Logger], failed: bool) -> None:
+    """Close the run on every dashboard, as failed when it failed; all is written on return. Safe to call twice.
+
+    Takes at most ``WANDB_FINISH_SECONDS`` (or as long as the environment variable ``WANDB_FINISH_TIMEOUT`` says) and
+    a few more.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            run = logger.experiment
+            with wandb_run.only_warn(f"the run is kept on disk; upload it with: {wandb_run.upload_command(run)}"):
+                try:
+                    run.finish(exit_code=int(failed))
+                finally:
+                    wandb.teardown()  # an offline run's finish() returns before its file is complete
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.close()

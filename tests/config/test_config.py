@@ -1,0 +1,221 @@
+"""Mistakes on the command line: refused in one line, at once, leaving nothing behind."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import lightning as L
+import pytest
+from omegaconf import OmegaConf
+
+from fer_lightning.config import schema
+from fer_lightning.runtime import processes
+
+MISTAKES = [
+    (["imbalance=focul"], "imbalance=focul: no such choice (did you mean focal?)"),
+    (["data=cifar"], "data is one of: fer2013, folder, synthetic"),
+    (["data=folder", "data.path=x"], "data=folder: is for scoring (python -m fer_lightning.evaluate CHECKPOINT"),
+    (["trainr.devices=2"], "trainr.devices: no such key (did you mean trainer.devices?)"),
+    (["+typo=1"], "typo: no such key"),
+    (["+trainer.device=2"], "trainer.device: no such key (did you mean trainer.devices?)"),
+    (["++optim.lrr=1"], "optim.lrr: no such key (did you mean optim.lr?)"),
+    (["imbalance=focal", "imbalance.loss.gama=3"], "did you mean imbalance.loss.gamma?"),
+    (["imbalance=focal", "+imbalance.loss.gama=3"], "did you mean imbalance.loss.gamma?"),
+    (
+        ["+imbalance.sampler.per_klass=3", "imbalance=undersample"],
+        "did you mean imbalance.sampler.per_class?",
+    ),
+    (["split.fold=1"], "split has: name, val_fraction, train_size"),
+    (["+split.fold=1"], "split.fold=1: no such key"),
+    (["callbacks=ema", "+callbacks.ema.dekay=.9"], "did you mean callbacks.ema.decay?"),
+    (["~seed"], "seed: is missing"),
+    (["optim.lr=fast"], "optim.lr"),
+    (["optim.lr=-1"], "optim.lr=-1.0: must be positive"),
+    (["trainer.max_epochs=2.5"], "trainer.max_epochs"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be at least 1"),
+    (["trainer.precision=8"], "trainer.precision=8: must be one of"),
+    (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], "16-bit floats need a GPU"),
+    (["trainer.accelerator=abacus"], "trainer.accelerator=abacus: must be one of"),
+    (["trainer.devices=500", "trainer.accelerator=cpu"], "trainer.devices=500"),
+    (["trainer.devices=[0,1]", "trainer.accelerator=cpu"], "chooses among GPUs"),
+    (["trainer.devices=-1", "trainer.accelerator=cpu"], "chooses among GPUs"),
+    (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: must be one of"),
+    (["imbalance=undersample", "imbalance.sampler.per_class=abc"], "per_class=abc: must be a number of images"),
+    (["imbalance=none,focal"], "add -m"),
+    (["hydra.job.chdir=true"], "paths are relative to where you start"),
+    (["name=a/b"], "name=a/b: is part of folder names"),
+    (["hydra.run.dir=/proc/nope"], "/proc/nope: cannot be made"),
+    (["trainer.devices=0"], "trainer.devices=0: must be at least 1"),
+    (["trainer.devices=many"], "trainer.devices=many: must be a number"),
+    (["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=63"], "use 64"),
+    (["data.batch_size=0"], "data.batch_size=0: must be at least 1"),
+    (["data=synthetic", "data.path=fer2013.zip"], "data=synthetic reads no files"),
+    (["data=synthetic", "data.source.images=few"], "data.source.images=few: expected a whole number"),
+    (["imbalance=focal", "imbalance.loss.gamma=-1"], "imbalance.loss.gamma=-1: must be 0 or more"),
+    (["imbalance=focal", "imbalance.loss.gamma=high"], "imbalance.loss.gamma=high: expected a number"),
+    (["imbalance=oversample", "imbalance.loss.weighting=inverse"], "correct twice"),
+    (["imbalance=undersample", "imbalance.loss.weighting=effective"], "correct twice"),
+    (["split.val_fraction=1.5"], "split.val_fraction=1.5: must lie between 0 and 1"),
+    (["split.val_fraction=high"], "split.val_fraction=high: must lie between 0 and 1"),
+    (["split.train_size=many"], "split.train_size=many: must be a number of images"),
+    (["split=paper", "callbacks=early_stopping"], "no validation set"),
+    (["augment.backend=kornia"], "augment.backend=kornia: must be batched"),
+    (["augment.rotate=999"], "augment.rotate=999.0 is out of range"),
+    (["augment.hflip=2"], "augment.hflip=2.0 is out of range: it must be from 0 to 1"),
+    (["data.device=cuda:1"], "data.device=cuda:1: must be auto"),
+    (["model.first_image_size=200"], "model.first_image_size=200: must be from 32 to model.image_size"),
+    (["model.compile=fast"], "model.compile=fast: must be false, true or a mode of torch.compile"),
+    (["optim.sam_rho=0"], "optim.sam_rho=0.0: must be positive"),
+    (["optim.sam_rho=0.05", "trainer.accumulate_grad_batches=2"], "SAM makes two passes over each batch"),
+    (["model.in_channels=2"], "model.in_channels=2: must be 1 or 3"),
+    (["model.weights=nowhere.pth"], "model.weights=nowhere.pth: no such file"),
+    (["model.head.dropout=1"], "model.head.dropout"),
+    (["resume=nowhere"], "resume=nowhere: no such run folder or checkpoint"),
+    (["data.path=["], "cannot be read as key=value"),
+    (["imbalance"], "cannot be read as key=value"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_mistake_is_one_line_and_leaves_nothing(cli, tmp_path, overrides, message):
+    outcome = cli(*overrides)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_mistakes_are_told_before_anything_heavy_is_imported():
+    code = """
+import sys
+from fer_lightning.__main__ import main
+sys.argv = ["fer_lightning", "imbalance=focal", "imbalance.loss.gamma=-1"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 2
+heavy = ("torch", "lightning", "timm", "wandb", "albumentations", "pandas", "matplotlib")
+print([module for module in heavy if module in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_type_from_an_experiment_file_is_checked_too(cli, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "bad.yaml").write_text("# @package _global_\nimbalance:\n  loss:\n    gamme: 3\n")
+    outcome = cli("--config-dir", str(tmp_path / "mine"), "experiment=bad", "imbalance=focal")
+    assert outcome.code == 2
+    assert "imbalance.loss.gamme=3: no such key" in outcome.error
+
+
+def test_help_lists_every_group_with_its_choices(cli):
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for group in (path for path in schema.CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"):
+        line = next(line for line in outcome.out.splitlines() if line.startswith(f"{group.name}:"))
+        for choice in group.glob("*.yaml"):
+            assert choice.stem in line
+    assert "python -m fer_lightning -m" in outcome.out
+
+
+def test_cfg_job_prints_the_run(cli):
+    outcome = cli("--cfg", "job", "imbalance=focal", "imbalance.loss.gamma=3")
+    cfg = OmegaConf.create(outcome.out)
+    assert cfg.imbalance.loss.gamma == 3
+    assert cfg.imbalance.name == "focal"
+
+
+def test_shell_completion(process, tmp_path):
+    outcome = process("-sc", "query=bash", COMP_LINE="fer-lightning imbalance=un", COMP_POINT="26")
+    assert {"imbalance=undersample", "imbalance=undersample_redraw"} <= set(outcome.out.split())
+
+
+@pytest.mark.parametrize("group", ["data", "split", "imbalance", "model", "augment", "optim", "logger"])
+def test_the_name_of_a_choice_is_its_file_name(group):
+    for path in (schema.CONF_DIR / group).glob("*.yaml"):
+        assert OmegaConf.load(path).name == path.stem
+
+
+def test_trainer_knobs_are_lightnings_own():
+    accepted = set(inspect.signature(L.Trainer).parameters)
+    assert {field.name for field in fields(schema.Trainer)} <= accepted
+
+
+def test_light_modules_import_nothing_heavy():
+    package = Path(schema.__file__).parent.parent
+    for name in (
+        "__init__",
+        "__main__",
+        "config",
+        "errors",
+        "hydra_errors",
+        "rules",
+        "run_folder",
+        "safety",
+        "stop",
+        "sweep",
+    ):
+        tree = ast.parse((package / f"{name}.py").read_text())
+        top = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        top |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert not top & {
+            "torch",
+            "lightning",
+            "timm",
+            "pandas",
+            "numpy",
+            "wandb",
+            "albumentations",
+            "matplotlib",
+        }, name
+
+
+@pytest.mark.parametrize(("masked", "expected"), [("", 0), ("-1", 0)])
+def test_masked_gpus_are_not_counted(monkeypatch, masked, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", masked)
+    assert processes.visible_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0", "RANK": "0", "SLURM_PROCID": "0"}, True),
+        ({"LOCAL_RANK": ""}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "RANK": "2"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_only_the_first_process_speaks(cli, monkeypatch, environment, first):
+    for rank in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(rank, raising=False)
+    for rank, value in environment.items():
+        monkeypatch.setenv(rank, value)
+    assert processes.is_first_process() == first
+    outcome = cli("optim.lr=-1")
+    assert outcome.code == 2
+    assert ("error: optim.lr=-1.0: must be positive" in outcome.err) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "found.yaml"),
+        ("hydra: {job: {env_set: 3}}", "raised while composing config: "),
+        ("imbalance: {loss: {gamma: '${nowhere}'}}", "nowhere"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(cli, tmp_path, text, message):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "found.yaml").write_text(f"# @package _global_\n{text}\n")
+    outcome = cli("--config-dir=mine", "imbalance=focal", "experiment=found")
+    assert outcome.code == 2
+    assert message in outcome.error

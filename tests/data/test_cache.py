@@ -1,0 +1,240 @@
+"""The cache of parsed arrays: whole or absent, shared between processes, rebuilt when damaged."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from archives import image_files, tiny_faces, write_folder, write_zip
+
+from fer_lightning.data import cache, fer2013
+from fer_lightning.data.cache import cached, content_key
+from fer_lightning.data.faces import Faces
+from fer_lightning.runtime.errors import UserError
+
+FACES = tiny_faces()
+
+
+class Builder:
+    """Builds the tiny faces and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> Faces:
+        self.calls += 1
+        return FACES
+
+
+def assert_equal(faces: Faces) -> None:
+    for name in ("images", "labels", "usage", "ids", "twins"):
+        np.testing.assert_array_equal(getattr(faces, name), getattr(FACES, name))
+        assert getattr(faces, name).dtype == getattr(FACES, name).dtype
+    assert (faces.kind, faces.data_hash, faces.synthetic) == (FACES.kind, FACES.data_hash, FACES.synthetic)
+
+
+def test_second_time_reads_what_the_first_stored(tmp_path: Path) -> None:
+    build = Builder()
+    assert_equal(cached("key", build, tmp_path / "new" / "folder"))
+    assert_equal(cached("key", build, tmp_path / "new" / "folder"))
+    assert build.calls == 1
+
+
+def test_images_are_a_read_only_memory_map_from_the_first_time_on(tmp_path: Path) -> None:
+    for _ in range(2):
+        images = cached("key", Builder(), tmp_path).images
+        assert isinstance(images, np.memmap)
+        assert not images.flags.writeable
+
+
+def test_keys_do_not_mix(tmp_path: Path) -> None:
+    other = tiny_faces(seed=1)
+    cached("one", lambda: other, tmp_path)
+    assert_equal(cached("two", Builder(), tmp_path))
+    assert cached("one", Builder(), tmp_path).data_hash == other.data_hash
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda entry: os.truncate(entry / name, (entry / name).stat().st_size // 2)
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def damage(entry: Path) -> None:
+        data = bytearray((entry / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (entry / name).write_bytes(data)
+
+    return damage
+
+
+def older(entry: Path) -> None:
+    meta = json.loads((entry / "meta.json").read_text())
+    (entry / "meta.json").write_text(json.dumps(meta | {"format": cache.FORMAT - 1}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut("images.npy"),
+        cut("index.npz"),
+        cut("meta.json"),
+        flip("images.npy"),
+        flip("index.npz"),
+        lambda entry: (entry / "images.npy").unlink(),
+        lambda entry: (entry / "index.npz").unlink(),
+        lambda entry: (entry / "meta.json").unlink(),
+        lambda entry: (entry / "meta.json").write_text("[]"),
+        lambda entry: (entry / "meta.json").write_text("{}"),
+        older,
+    ],
+)
+def test_damaged_entry_is_rebuilt_and_told(
+    damage: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    build = Builder()
+    cached("key", build, tmp_path)
+    assert not caplog.records
+    damage(tmp_path / "key")
+    assert_equal(cached("key", build, tmp_path))
+    assert build.calls == 2
+    assert [record.getMessage().count("unusable") for record in caplog.records] == [1]
+    assert_equal(cached("key", build, tmp_path))
+    assert build.calls == 2
+
+
+def test_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail() -> Faces:
+        raise UserError("damaged")
+
+    with pytest.raises(UserError, match="damaged"):
+        cached("key", fail, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+    assert_equal(cached("key", Builder(), tmp_path))
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    write_folder({".key-123/images.npy": b"half", ".other-123/images.npy": b"half"}, tmp_path)
+    cached("key", Builder(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".other-123", "key"]
+
+
+def test_unusable_cache_folder_warns_and_builds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    build = Builder()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert_equal(cached("key", build, folder))
+    assert build.calls == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "parsing without it" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to stand for a full disk")
+def test_full_disk_warns_and_returns_the_faces(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = np.save
+
+    def save_on_full_disk(path: Path, array: np.ndarray) -> None:
+        path.symlink_to("/dev/full")
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", save_on_full_disk)
+    assert_equal(cached("key", Builder(), tmp_path))
+    assert "No space left on device" in caplog.text
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_key_of_a_file_is_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "b").write_bytes(b"content")
+    (tmp_path / "c").write_bytes(b"contenT")
+    keys = [content_key(tmp_path / name) for name in "abc"]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_key_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
+    folder = write_folder(image_files(FACES), tmp_path / "images")
+    keys = [content_key(folder)]
+    assert content_key(folder) == keys[0]
+    one = folder / str(FACES.ids[0])
+    os.utime(one, ns=(0, 0))
+    keys.append(content_key(folder))
+    one.rename(one.with_name("PublicTest_9.jpg"))
+    keys.append(content_key(folder))
+    one.with_name("PublicTest_9.jpg").unlink()
+    keys.append(content_key(folder))
+    assert len(set(keys)) == 4
+    (folder / ".DS_Store").write_bytes(b"x")
+    assert content_key(folder) == keys[-1]
+
+
+START = """
+import logging, sys, time
+from fer_lightning.data import fer2013
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+read = fer2013.read
+def slow_read(source):
+    print("parsing", flush=True)
+    time.sleep(0.5)
+    return read(source)
+fer2013.read = slow_read
+print("ready", flush=True)
+sys.stdin.readline()
+print("hash", fer2013.load(sys.argv[1], sys.argv[2]).data_hash)
+"""
+
+
+def start_together(source: Path, cache_dir: Path, count: int = 2) -> list[str]:
+    """Outputs of processes that load the same source at the same moment."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", START, str(source), str(cache_dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(count)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count
+    return outputs
+
+
+def test_two_processes_that_start_together_parse_once(tmp_path: Path) -> None:
+    source = write_zip(image_files(FACES), tmp_path / "archive.zip")
+    outputs = start_together(source, tmp_path / "cache")
+    assert sum("parsing" in output for output in outputs) == 1
+    assert all(f"hash {FACES.data_hash}" in output for output in outputs)
+
+
+def test_two_processes_rebuild_a_damaged_entry_once(tmp_path: Path) -> None:
+    source = write_zip(image_files(FACES), tmp_path / "archive.zip")
+    fer2013.load(str(source), str(tmp_path / "cache"))
+    cut("images.npy")(tmp_path / "cache" / content_key(source))
+    outputs = start_together(source, tmp_path / "cache")
+    assert sum("parsing" in output for output in outputs) == 1
+    assert all(f"hash {FACES.data_hash}" in output for output in outputs)
+
+
+@pytest.mark.skipif(not os.environ.get("FER2013_PATH"), reason="FER2013_PATH does not name the real FER-2013 zip")
+def test_two_processes_share_the_real_archive_and_damage_is_repaired(tmp_path: Path) -> None:
+    source = Path(os.environ["FER2013_PATH"])
+    outputs = start_together(source, tmp_path)
+    assert sum("parsing" in output for output in outputs) == 1
+    assert all("counts equal the official" in output for output in outputs)
+    cut("images.npy")(tmp_path / content_key(source))
+    faces = fer2013.load(str(source), str(tmp_path))
+    assert f"hash {faces.data_hash}" in outputs[0]

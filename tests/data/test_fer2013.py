@@ -1,0 +1,696 @@
+"""Every accepted form of FER-2013, and every way in which a file can be wrong."""
+
+import gzip
+import logging
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from archives import (
+    csv_text,
+    encode,
+    image_files,
+    tiny_faces,
+    write_all_forms,
+    write_folder,
+    write_gzip,
+    write_tar,
+    write_zip,
+)
+
+from fer_lightning.data import archives, fer2013, image_tree
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.runtime.errors import UserError
+
+FACES = tiny_faces()
+FORMS = (
+    "zip",
+    "zip with a top folder",
+    "folder",
+    "folder with a top folder",
+    "images in a tar",
+    "fer2013.csv",
+    "icml_face_data.csv",
+    "csv.gz",
+    "csv in a zip",
+    "csv in a tar",
+    "csv in a folder",
+    "competition zip",
+)
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_all_forms(FACES, tmp_path_factory.mktemp("forms"))
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_images(form: str, forms: dict[str, Path], tmp_path: Path) -> None:
+    faces = fer2013.load(str(forms[form]), str(tmp_path))
+    np.testing.assert_array_equal(faces.images, FACES.images)
+    np.testing.assert_array_equal(faces.labels, FACES.labels)
+    np.testing.assert_array_equal(faces.usage, FACES.usage)
+    assert faces.data_hash == FACES.data_hash
+    assert not faces.synthetic
+    if "csv" in form or form == "competition zip":
+        assert faces.ids.tolist() == [f"row {n}" for n in range(1, len(FACES) + 1)]
+    else:
+        assert faces.ids.tolist() == FACES.ids.tolist()
+
+
+def test_all_forms_are_tested(forms: dict[str, Path]) -> None:
+    assert set(FORMS) == set(forms)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ("zip", "Kaggle archive (zip)"),
+        ("folder", "Kaggle archive (folder)"),
+        ("fer2013.csv", "fer2013.csv"),
+        ("csv.gz", "fer2013.csv (gzip)"),
+        ("csv in a tar", "fer2013.csv (tar)"),
+        ("competition zip", "icml_face_data.csv (zip)"),
+    ],
+)
+def test_it_says_which_form_it_found_and_that_the_counts_differ(
+    form: str, kind: str, forms: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert fer2013.load(str(forms[form]), str(tmp_path)).kind == kind
+    assert f"Found {kind}: 28 Training, 14 PublicTest, 14 PrivateTest" in messages(caplog)
+    assert "differ from the official FER-2013 table (Training: angry 4 instead of 3995" in messages(caplog)
+
+
+def test_order_does_not_depend_on_the_archive(tmp_path: Path) -> None:
+    files = image_files(FACES)
+    backwards = dict(reversed(files.items()))
+    assert fer2013.read(write_zip(backwards, tmp_path / "a.zip")).data_hash == FACES.data_hash
+
+
+def test_folder_copy_without_prefixes_has_test_images_of_unknown_usage(tmp_path: Path) -> None:
+    faces = fer2013.read(write_folder(image_files(FACES, prefixes=False), tmp_path / "copy"))
+    assert fer2013.usage_counts(faces) == {"Training": [4] * 7, "Test": [4] * 7}
+    assert faces.kind == "copy without Training_/PublicTest_/PrivateTest_ file names (folder)"
+    assert faces.ids[0].startswith("test/angry/face")
+
+
+def test_emotion_and_part_folders_are_found_in_any_case(tmp_path: Path) -> None:
+    files = {
+        f"{part.title()}/{emotion.upper()}/{name}": data
+        for (part, emotion, name), data in ((k.split("/"), v) for k, v in image_files(FACES).items())
+    }
+    faces = fer2013.read(write_folder(files, tmp_path / "case"))
+    assert fer2013.usage_counts(faces) == fer2013.usage_counts(FACES)
+
+
+def test_litter_of_operating_systems_is_ignored(tmp_path: Path) -> None:
+    litter = [
+        ".DS_Store",
+        "train/.DS_Store",
+        "train/angry/.DS_Store",
+        "train/angry/Thumbs.db",
+        "test/sad/desktop.ini",
+        "__MACOSX/train/angry/._Training_1.jpg",
+        "train/.hidden/x.jpg",
+        "README.md",
+    ]
+    files = image_files(FACES) | dict.fromkeys(litter, b"litter")
+    assert fer2013.read(write_zip(files, tmp_path / "a.zip")).data_hash == FACES.data_hash
+    assert fer2013.read(write_folder(files, tmp_path / "a")).data_hash == FACES.data_hash
+
+
+def test_csv_with_byte_order_mark_other_case_extra_column_and_blank_lines(tmp_path: Path) -> None:
+    rows = csv_text(FACES).splitlines()[1:]
+    lines = ["EMOTION, Pixels ,usage,note"] + [f"{row},x\r\n" for row in rows]
+    path = tmp_path / "fer.csv"
+    path.write_text("\ufeff" + "\n".join(lines), newline="")
+    assert fer2013.read(path).data_hash == FACES.data_hash
+
+
+def test_a_zip_with_the_wrong_name_is_still_a_zip(forms: dict[str, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copy(forms["csv in a zip"], tmp_path / "fer2013.csv"))
+    assert fer2013.read(path).kind == "fer2013.csv (zip)"
+
+
+def test_other_sizes_and_colours_are_converted_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    files = image_files(FACES)
+    names = sorted(files)
+    flat = np.full((96, 64), 77, np.uint8)
+    files[names[0]] = encode(flat)
+    files[names[1]] = encode(np.dstack([FACES.images[1]] * 3))
+    files[names[2]] = encode(np.full((48, 48), 77 * 257, np.uint16))
+    files[names[3]] = encode(np.dstack([flat] * 3 + [np.full_like(flat, 255)]))
+    faces = fer2013.read(write_zip(files, tmp_path / "a.zip"))
+    assert "Converted 3 images" in messages(caplog)  # and the deep gray one is read as gray
+    assert faces.images.shape == FACES.images.shape
+    np.testing.assert_array_equal(faces.images[1], FACES.images[1])
+    for index in (0, 2, 3):
+        assert np.unique(faces.images[index]).tolist() == [77]
+    np.testing.assert_array_equal(faces.images[4:], FACES.images[4:])
+
+
+def test_jpeg_archive_is_read(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8)
+    files = {name: encode(smooth, ".jpg") for name in image_files(FACES)}
+    faces = fer2013.read(write_zip(files, tmp_path / "a.zip"))
+    assert np.abs(faces.images.astype(int) - smooth).max() < 12
+    assert len(np.unique(faces.twins)) == 1
+
+
+def test_file_name_decides_when_the_folder_disagrees(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    files = image_files(FACES)
+    moved = next(name for name in files if "PublicTest" in name)
+    files[moved.replace("test/", "train/")] = files.pop(moved)
+    faces = fer2013.read(write_zip(files, tmp_path / "a.zip"))
+    assert fer2013.usage_counts(faces) == fer2013.usage_counts(FACES)
+    assert "1 images lie in another folder" in messages(caplog)
+
+
+def changed_csv(change: Callable[[list[list[str]]], object]) -> Callable[[Path], Path]:
+    """A csv in which ``change`` altered the fields of the data rows."""
+
+    def write(folder: Path) -> Path:
+        header, *lines = csv_text(FACES).splitlines()
+        rows = [line.split(",") for line in lines]
+        change(rows)
+        path = folder / "fer2013.csv"
+        path.write_text("\n".join([header, *(",".join(row) for row in rows)]))
+        return path
+
+    return write
+
+
+def changed_images(change: Callable[[dict[str, bytes]], object]) -> Callable[[Path], Path]:
+    """A zip in which ``change`` altered the files."""
+
+    def write(folder: Path) -> Path:
+        files = image_files(FACES)
+        change(files)
+        return write_zip(files, folder / "archive.zip")
+
+    return write
+
+
+def text_file(text: str, name: str = "fer2013.csv") -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_text(text)
+        return folder / name
+
+    return write
+
+
+def truncated(form: str, share: float) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = write_all_forms(FACES, folder / "forms")[form]
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * share)])
+        return path
+
+    return write
+
+
+def flipped_zip(folder: Path) -> Path:
+    path = write_zip(image_files(FACES), folder / "archive.zip")
+    data = bytearray(path.read_bytes())
+    for position in range(200, 1200):
+        data[position] ^= 255
+    path.write_bytes(data)
+    return path
+
+
+def drop(files: dict[str, bytes], start: str) -> None:
+    for name in [name for name in files if name.startswith(start)]:
+        del files[name]
+
+
+ANGRY = next(name for name in image_files(FACES) if name.startswith("train/angry/"))
+PIXELS = " ".join(["0"] * 2304)
+
+BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing path": (
+        lambda folder: folder / "nothing.zip",
+        r"nothing\.zip does not exist: give the Kaggle archive",
+    ),
+    "zip that is no zip": (
+        text_file("<html>Sign in</html>", "archive.zip"),
+        r"archive\.zip is damaged or cut short",
+    ),
+    "zip cut short": (truncated("zip", 0.7), r"archive\.zip is damaged or cut short"),
+    "zip with flipped bytes": (flipped_zip, r"archive\.zip is damaged"),
+    "gzip cut short": (truncated("csv.gz", 0.5), r"fer2013\.csv\.gz is damaged or cut short"),
+    "gzip that is no gzip": (
+        text_file("hello", "fer2013.csv.gz"),
+        r"fer2013\.csv\.gz is damaged or cut short",
+    ),
+    "tar cut short": (truncated("csv in a tar", 0.5), r"fer2013\.tar\.gz is damaged or cut short"),
+    "tar that is no tar": (text_file("hello", "fer2013.tar.gz"), r"fer2013\.tar\.gz is damaged or cut short"),
+    "empty file": (text_file(""), r"fer2013\.csv is empty"),
+    "blank csv": (text_file("\n\n"), r"fer2013\.csv is empty"),
+    "header only": (text_file("emotion,pixels,Usage\n"), r"has a header but no rows"),
+    "no pixels column": (text_file("path,emotion,Usage\na,0,Training\n"), r"has no column pixels"),
+    "no column at all": (text_file("hello\nworld\n"), r"has no column emotion and no column pixels"),
+    "train.csv without Usage": (
+        text_file(f"emotion,pixels\n0,{PIXELS}\n", "train.csv"),
+        r"has no Usage column",
+    ),
+    "not a text": (
+        lambda folder: write_folder({"x.bin": b"\xff\xfe\x00\x80" * 99}, folder) / "x.bin",
+        r"x\.bin is neither an archive nor a csv",
+    ),
+    "csv row cut short": (
+        truncated("fer2013.csv", 0.5),
+        r"fer2013\.csv, row 28: 2 of 3 columns; .* cut short",
+    ),
+    "too few pixels": (
+        changed_csv(lambda rows: rows[4].__setitem__(1, "1 2 3")),
+        r"row 5: 3 pixel values; 2304 \(48 x 48\) are needed",
+    ),
+    "too many pixels": (
+        changed_csv(lambda rows: rows[0].__setitem__(1, PIXELS + " 7")),
+        r"row 1: 2305 pixel values",
+    ),
+    "no pixels": (changed_csv(lambda rows: rows[0].__setitem__(1, "")), r"row 1: 0 pixel values"),
+    "pixel over 255": (
+        changed_csv(lambda rows: rows[6].__setitem__(1, "256" + PIXELS[1:])),
+        r"row 7: pixel value 256; accepted are 0 to 255",
+    ),
+    "negative pixel": (
+        changed_csv(lambda rows: rows[6].__setitem__(1, "-1" + PIXELS[1:])),
+        r"row 7: pixel value -1",
+    ),
+    "pixel that is no number": (
+        changed_csv(lambda rows: rows[6].__setitem__(1, "x" + PIXELS[1:])),
+        r"row 7: (the pixels hold something|\d+ pixel values)",
+    ),
+    "label 7": (
+        changed_csv(lambda rows: rows[9].__setitem__(0, "7")),
+        r"row 10: emotion '7'; accepted are 0 angry",
+    ),
+    "negative label": (changed_csv(lambda rows: rows[9].__setitem__(0, "-1")), r"row 10: emotion '-1'"),
+    "label that is no number": (
+        changed_csv(lambda rows: rows[9].__setitem__(0, "sad")),
+        r"row 10: emotion 'sad'",
+    ),
+    "unknown usage": (
+        changed_csv(lambda rows: rows[1].__setitem__(2, "Validation")),
+        r"row 2: unknown Usage 'Validation'; accepted are Training, PublicTest, PrivateTest",
+    ),
+    "class missing in a csv": (
+        changed_csv(
+            lambda rows: rows.__setitem__(slice(0, len(rows)), [r for r in rows if r[::2] != ["1", "Training"]])
+        ),
+        r"fer2013\.csv: no image of disgust in Training",
+    ),
+    "class missing in an archive": (
+        changed_images(lambda files: drop(files, "train/fear/")),
+        r"archive\.zip: no image of fear in Training",
+    ),
+    "nothing under test": (
+        changed_images(lambda files: drop(files, "test/")),
+        r"no images under test/<emotion>/",
+    ),
+    "unknown emotion folder": (
+        changed_images(lambda files: files.update({"train/contempt/Training_1.jpg": files[ANGRY]})),
+        r"unknown emotion folder train/contempt; accepted are angry, disgust",
+    ),
+    "file that is no image": (
+        changed_images(lambda files: files.update({ANGRY: b"hello"})),
+        rf"{ANGRY} is not an image that can be read",
+    ),
+    "text beside the images": (
+        changed_images(lambda files: files.update({"train/angry/notes.txt": b"hello"})),
+        r"train/angry/notes\.txt is not an image",
+    ),
+    "image of no bytes": (changed_images(lambda files: files.update({ANGRY: b""})), rf"{ANGRY} is empty"),
+    "jpeg cut short": (
+        changed_images(lambda files: files.update({ANGRY: encode(FACES.images[0], ".jpg")[:900]})),
+        rf"{ANGRY} is cut short",
+    ),
+    "some test files without prefix": (
+        changed_images(lambda files: files.update({"test/angry/me.jpg": files[ANGRY]})),
+        r"1 of 29 files under test/ lack the prefix .*test/angry/me\.jpg",
+    ),
+    "two trees in one archive": (
+        changed_images(lambda files: files.update(image_files(FACES, top="copy/"))),
+        r"several train/ and test/ trees \(in \., copy\)",
+    ),
+    "empty folder": (lambda folder: folder, r"no images found: expected train/<emotion>/"),
+    "empty zip": (lambda folder: write_zip({}, folder / "archive.zip"), r"no images found"),
+    "folder that holds the zip": (
+        lambda folder: write_zip(image_files(FACES), folder / "fer2013.zip").parent,
+        r"no images found: it holds fer2013\.zip; give that file",
+    ),
+    "zip of other csv files": (
+        lambda folder: write_zip({"a.csv": b"x", "b.csv": b"y"}, folder / "a.zip"),
+        r"no images found: expected .* fer2013\.csv, icml_face_data\.csv",
+    ),
+    "zip of another csv file": (
+        lambda folder: write_zip({"votes.csv": b"path,votes\n"}, folder / "a.zip"),
+        r"a\.zip: votes\.csv has no column emotion",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+    make, message = BAD_INPUTS[case]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = make(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        fer2013.load(str(path), str(tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("*/meta.json"))
+
+
+@pytest.mark.parametrize("path", ["", "  "])
+def test_empty_path_is_not_the_working_folder(path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        fer2013.load(path, str(tmp_path))
+
+
+def test_zip_with_a_password_is_told(tmp_path: Path) -> None:
+    path = write_zip(image_files(FACES), tmp_path / "archive.zip")
+    data = bytearray(path.read_bytes())
+    at = data.find(b"PK\x01\x02")
+    while at >= 0:
+        data[at + 8] |= 1
+        at = data.find(b"PK\x01\x02", at + 4)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="protected by a password"):
+        fer2013.read(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_file_that_may_not_be_read_is_told(forms: dict[str, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copy(forms["zip"], tmp_path / "archive.zip"))
+    path.chmod(0)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        fer2013.load(str(path), str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("form", ["zip", "csv.gz", "csv in a tar", "images in a tar"])
+def test_random_damage_never_ends_in_a_traceback(form: str, tmp_path: Path) -> None:
+    small = tiny_faces(1, 1, 1)
+    path = write_all_forms(small, tmp_path / "forms")[form]
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(60):
+        data = bytearray(good)
+        for position in rng.integers(0, len(data), rng.integers(1, 6)):
+            data[position] = rng.integers(0, 256)
+        path.write_bytes(data[: rng.integers(1, len(data))] if rng.random() < 0.3 else data)
+        try:
+            fer2013.read(path)
+        except UserError:
+            told += 1
+    assert told > 20
+
+
+def zip_with(name: str, mode: int = stat.S_IFREG | 0o644) -> Callable[[Path], Path]:
+    """A good zip with one more member."""
+
+    def write(folder: Path) -> Path:
+        path = write_zip(image_files(FACES), folder / "archive.zip")
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(info, "/etc/passwd")
+        return path
+
+    return write
+
+
+def tar_with(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> Callable[[Path], Path]:
+    """A good tar with one more member, which may claim more bytes than follow."""
+
+    def write(folder: Path) -> Path:
+        path = write_tar(image_files(FACES), folder / "images.tar.gz")
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, "/etc/passwd", size
+        data = gzip.decompress(path.read_bytes()).rstrip(b"\0")
+        data += bytes(-len(data) % 512) + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+        path.write_bytes(gzip.compress(data))
+        return path
+
+    return write
+
+
+def zip_that_claims(size: int, members: int = 1) -> Callable[[Path], Path]:
+    """A zip whose headers say that its first members unpack to so many bytes each."""
+
+    def write(folder: Path) -> Path:
+        path = write_zip(image_files(FACES), folder / "archive.zip")
+        data, at = bytearray(path.read_bytes()), 0
+        for _ in range(members):
+            at = data.index(b"PK\x01\x02", at) + 4
+            data[at + 20 : at + 24] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+LINK, DEVICE = stat.S_IFLNK | 0o777, stat.S_IFCHR | 0o666
+HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "zip, parent folder": (zip_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
+    "zip, hidden parent folder": (zip_with("train/a/../../../outside.jpg"), r"points out of the archive"),
+    "zip, backslashes": (zip_with("train\\..\\..\\outside.jpg"), r"points out of the archive"),
+    "zip, absolute": (zip_with("/tmp/outside.jpg"), r"member '/tmp/outside\.jpg' points out"),
+    "zip, drive": (zip_with("C:\\outside.jpg"), r"points out of the archive"),
+    "zip, litter elsewhere": (zip_with("../.outside"), r"points out of the archive"),
+    "zip, symbolic link": (zip_with("train/angry/link.jpg", LINK), r"member 'train/angry/link\.jpg' is a link"),
+    "zip, device": (zip_with("train/angry/tty.jpg", DEVICE), r"is a link or a device"),
+    "zip, huge member": (zip_that_claims(2**32 - 2), r"claims 4\.0 GiB and no file of FER-2013 has more than 1\.0 GiB"),
+    "zip, huge together": (zip_that_claims(2**30, 5), r"is one too many: 5 members so far claim 5\.0 GiB"),
+    "tar, parent folder": (tar_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
+    "tar, absolute": (tar_with("/tmp/outside.jpg"), r"points out of the archive"),
+    "tar, folder elsewhere": (tar_with("../outside", tarfile.DIRTYPE), r"points out of the archive"),
+    "tar, symbolic link": (tar_with("train/angry/a.jpg", tarfile.SYMTYPE), r"member 'train/angry/a\.jpg' is a link"),
+    "tar, hard link": (tar_with("train/angry/a.jpg", tarfile.LNKTYPE), r"is a link or a device"),
+    "tar, device": (tar_with("train/angry/a.jpg", tarfile.CHRTYPE), r"is a link or a device"),
+    "tar, pipe": (tar_with("train/angry/a.jpg", tarfile.FIFOTYPE), r"is a link or a device"),
+    "tar, huge member": (tar_with("train/angry/a.jpg", size=2**33 - 1), r"claims 8\.0 GiB"),
+    "tar, sparse member": (tar_with("a.jpg", tarfile.GNUTYPE_SPARSE, size=2**33 - 1), r"claims 8\.0 GiB|damaged"),
+    "tar, huge long name": (tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31), r"one part claims 2147483648 bytes"),
+    "tar, huge pax header": (tar_with("a", tarfile.XHDTYPE, size=2**31), r"one part claims 2147483648 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archive_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    make, message = HOSTILE[case]
+    path = make(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        fer2013.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("make", [zip_with("train/angry/b..jpg"), tar_with("./README"), zip_with("train/a:b.txt")])
+def test_unusual_names_are_taken(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    container = archives.Zip if make(tmp_path).suffix == ".zip" else archives.Tar
+    (path,) = tmp_path.iterdir()
+    assert len(container(path).names()) == len(FACES.labels) + 1
+
+
+@pytest.mark.parametrize("form", ["csv.gz", "csv in a tar"])
+def test_bomb_is_stopped_while_it_unpacks(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the headers say nothing, or lie."""
+    path = write_all_forms(tiny_faces(1, 1, 1), tmp_path / "forms")[form]
+    fer2013.read(path)
+    limit = 2**14
+    read = []
+
+    class Counted(archives.Limited):
+        def readinto(self, buffer: Any) -> int:
+            read.append(len(buffer))
+            return super().readinto(buffer)
+
+    for module in (archives, fer2013):
+        monkeypatch.setattr(module, "Limited", Counted)
+        monkeypatch.setattr(module, "MAX_FILE", limit, raising=False)
+    monkeypatch.setattr(archives, "MAX_ARCHIVE", limit)
+    with pytest.raises(UserError, match=r"unpacks to more than|claims 0\.0 GiB"):
+        fer2013.read(path)
+    assert sum(read) < 4 * limit
+
+
+def test_lying_zip_gives_little_more_than_is_asked_for(tmp_path: Path) -> None:
+    name = next(iter(image_files(FACES)))
+    path = write_zip({name: bytes(10**7)}, tmp_path / "archive.zip")
+    data = path.read_bytes()
+    path.write_bytes(data.replace((10**7).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    try:
+        with archives.Zip(path).open(name) as stream, pytest.raises(zipfile.BadZipFile):
+            stream.read(2000)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_line_without_end_is_cut(tmp_path: Path) -> None:
+    path = write_gzip(b"emotion,pixels,Usage\n" + b"0" * 10**7, tmp_path / "fer2013.csv.gz")
+    with pytest.raises(UserError, match=r"row 1: 1 of 3 columns|field larger than field limit"):
+        fer2013.read(path)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    """A JPEG whose header claims another size than it has."""
+    data = bytearray(encode(FACES.images[0], ".jpg"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("image", [png_of(30_000, 30_000), png_of(2**16, 2**16), jpeg_of(65_500, 65_500)])
+def test_image_that_claims_a_huge_size_is_not_decoded(
+    image: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = cv2.imdecode
+    decoded = []
+
+    def count(buffer: np.ndarray, flags: int) -> Any:
+        decoded.append(bytes(buffer))
+        return decode(buffer, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", count)
+    path = write_zip({**image_files(FACES), ANGRY: image}, tmp_path / "archive.zip")
+    with pytest.raises(UserError, match=rf"{ANGRY} is too large for an image of a face"):
+        fer2013.read(path)
+    assert image not in decoded
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "folder"])
+def test_file_that_is_too_large_for_an_image_is_not_read(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {**image_files(FACES), ANGRY: encode(FACES.images[0]) + bytes(2**20)}
+    write = {"zip": write_zip, "tar": write_tar, "folder": write_folder}[form]
+    path = write(files, tmp_path / {"zip": "a.zip", "tar": "a.tar.gz", "folder": "a"}[form])
+    fer2013.read(path)
+    for module in (archives, image_tree):
+        monkeypatch.setattr(module, "MAX_PIECE", 2**19)
+    with pytest.raises(UserError, match=rf"{ANGRY} is too large for an image of a face"):
+        fer2013.read(path)
+
+
+def test_official_counts_are_recognised() -> None:
+    official = {name: fer2013.OFFICIAL_COUNTS[name] for name in USAGES[:3]}
+    assert fer2013.compare_with_official(official) == "Class counts equal the official FER-2013 table"
+    merged = {name: fer2013.OFFICIAL_COUNTS[name] for name in ("Training", "Test")}
+    assert fer2013.compare_with_official(merged) == "Class counts equal the official FER-2013 table"
+    assert [sum(counts) for counts in fer2013.OFFICIAL_COUNTS.values()] == [28709, 3589, 3589, 7178]
+
+
+def test_every_difference_from_the_official_counts_is_named() -> None:
+    counts = {name: list(fer2013.OFFICIAL_COUNTS[name]) for name in USAGES[:3]}
+    counts["Training"][EMOTIONS.index("disgust")] = 430
+    del counts["PublicTest"]
+    line = fer2013.compare_with_official(counts)
+    assert "(Training: disgust 430 instead of 436; PublicTest: angry 0 instead of 467, disgust 0" in line
+    assert "PrivateTest" not in line
+
+
+def test_no_path_downloads_the_kaggle_archive(
+    forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kagglehub
+
+    downloads = {"msambare/fer2013": str(forms["folder"])}
+    monkeypatch.setattr(kagglehub, "dataset_download", downloads.__getitem__)
+    assert fer2013.load(None, str(tmp_path)).data_hash == FACES.data_hash
+
+
+def test_failed_download_says_what_to_fetch_and_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"www\.kaggle\.com/datasets/msambare/fer2013.*data\.path=") as caught:
+        fer2013.load(None, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+has_archive = pytest.mark.skipif(
+    not os.environ.get("FER2013_PATH"), reason="FER2013_PATH does not name the real FER-2013 zip"
+)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Faces, str]:
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return fer2013.load(os.environ["FER2013_PATH"], cache), cache
+
+
+@pytest.mark.real
+@has_archive
+def test_real_archive_has_the_official_counts(real: tuple[Faces, str]) -> None:
+    faces, _ = real
+    assert faces.images.shape == (35887, 48, 48)
+    assert "equal the official" in fer2013.compare_with_official(fer2013.usage_counts(faces))
+    values, histogram = np.arange(256) / 255, np.bincount(faces.images.ravel(), minlength=256)
+    mean = np.average(values, weights=histogram)
+    assert mean == pytest.approx(0.50739, abs=5e-6)
+    assert np.sqrt(np.average((values - mean) ** 2, weights=histogram)) == pytest.approx(0.25520, abs=5e-6)
+    assert len(np.unique(faces.ids)) == len(faces)
+
+
+@pytest.mark.real
+@has_archive
+def test_real_archive_has_the_known_duplicates(real: tuple[Faces, str]) -> None:
+    faces, _ = real
+    sizes = np.bincount(faces.twins)
+    assert (np.sum(sizes > 1), np.sum(sizes[sizes > 1])) == (1516, 3369)
+    training, public, private = (faces.twins[faces.usage == number] for number in range(3))
+    assert np.isin(private, training).sum() == 288
+    assert np.isin(public, training).sum() == 280
+    assert np.isin(private, public).sum() == 44
+
+
+@pytest.mark.real
+@has_archive
+def test_second_start_takes_less_than_a_second(real: tuple[Faces, str]) -> None:
+    faces, cache = real
+    code = (
+        "import sys, time; from fer_lightning.data import fer2013; start = time.perf_counter();"
+        "faces = fer2013.load(sys.argv[1], sys.argv[2]); print(time.perf_counter() - start, faces.data_hash)"
+    )
+    arguments = [sys.executable, "-c", code, os.environ["FER2013_PATH"], cache]
+    seconds, data_hash = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()
+    assert data_hash == faces.data_hash
+    assert float(seconds) < 1

@@ -1,0 +1,181 @@
+"""Decoupled training: what the second stage changes, what it leaves alone, and that it resumes exactly."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from command_line import TINY
+from torch import nn
+
+from fer_lightning.imbalance.second_stage import SecondStage, reinitialize
+from fer_lightning.model.network import build_head
+from fer_lightning.model.optimizer import build_schedule
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.training.checkpoints import LastCheckpoint
+
+STAGED = (*TINY, "augment=light", "data.source.images=300", "model.head.dropout=0.5", "trainer.max_epochs=4")
+HALF = "imbalance.second_stage.share=0.5"
+
+
+def state(run: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    weights, others = one["state_dict"], other["state_dict"]
+    assert weights.keys() == others.keys()
+    return {key for key in weights if not torch.equal(weights[key], others[key])}
+
+
+@pytest.mark.parametrize("method", ["crt", "lws"])
+def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, method):
+    """previous.ckpt is the end of the first stage, last.ckpt the end of the second."""
+    run = tmp_path / "run"
+    late = ["trainer.max_epochs=3", "imbalance.second_stage.share=0.34"]
+    outcome = cli(*STAGED, f"imbalance={method}", *late, f"hydra.run.dir={run}")
+    assert outcome.code == 0, outcome.err
+    first, second = state(run, "previous"), state(run)
+    assert first["position"]["epoch"] == 2
+    changed = differing(first, second)
+    if method == "lws":
+        assert changed == {"network.classifier.5.scale"}
+        assert torch.equal(first["state_dict"]["network.classifier.5.scale"], torch.ones(7))
+    else:
+        # Backbone with its batch statistics as they were, every part of the head another.
+        assert changed == {key for key in second["state_dict"] if key.startswith("network.classifier.")}
+    # The model that is tested is chosen among the second stage's epochs, whatever the first one scored.
+    assert json.loads((run / "metrics.json").read_text())["epoch"] == 2
+    rates = pd.read_csv(run / "metrics.csv")["lr"]
+    # Of the step that comes next: the second stage begins with the full rate again.
+    assert rates.tolist() == pytest.approx([0.0005, 0.001, 0], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["crt", "lws"])
+@pytest.mark.parametrize("epochs", [2, 3], ids=["at the border", "within the second stage"])
+def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
+    """A checkpoint from the border between the stages, and one from behind it, go on as if nothing had been."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    kept = tmp_path / "kept.ckpt"
+    arguments = [*STAGED, f"imbalance={method}", HALF]
+    steps = 5  # 188 training images in batches of 32
+
+    def and_keep(self: Any, trainer: Any) -> None:
+        save(self, trainer)
+        if trainer.global_step == epochs * steps + 3 * (epochs == 3):
+            shutil.copy(self.path, kept)
+
+    save = LastCheckpoint._save
+    monkeypatch.setattr(LastCheckpoint, "_save", and_keep)
+    assert cli(*arguments, f"hydra.run.dir={whole}", "save_every_n_steps=3").code == 0
+    monkeypatch.undo()
+    (parts / "checkpoints").mkdir(parents=True)
+    shutil.copy(kept, parts / "checkpoints" / "last.ckpt")
+    position = state(parts)["position"]
+    assert position == ({"epoch": 2, "batches": 0} if epochs == 2 else {"epoch": 3, "batches": 3})
+    outcome = cli(*arguments, f"hydra.run.dir={parts}", "resume=auto", "save_every_n_steps=3")
+    assert outcome.code == 0, outcome.err
+    assert not differing(state(whole), state(parts))
+    curves = [(run / "metrics.csv").read_text() for run in (whole, parts)]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("method", ["crt", "progressive_sampler"])
+def test_another_method_cannot_take_over(cli, tmp_path, method):
+    """Behind the border nothing would begin: the head would be the old one under the new method's name."""
+    run = tmp_path / "run"
+    assert cli(*STAGED, "imbalance=none", "trainer.max_epochs=1", f"hydra.run.dir={run}").code == 0
+    outcome = cli(*STAGED, f"imbalance={method}", f"hydra.run.dir={run}", "resume=auto")
+    assert outcome.code == 2
+    assert "imbalance." in outcome.error
+    assert "there and cannot become" in outcome.error
+
+
+def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert cli(*STAGED, "imbalance=none", "trainer.max_epochs=2", f"hydra.run.dir={first}").code == 0
+    best = first / "checkpoints" / "best.ckpt"
+    arguments = [*STAGED, "imbalance=crt", f"imbalance.first_stage={best}", "trainer.max_epochs=1"]
+    outcome = cli(*arguments, f"hydra.run.dir={second}")
+    assert outcome.code == 0, outcome.err
+    before, after = state(first, "best"), state(second)
+    assert all(key.startswith("network.classifier.") for key in differing(before, after))
+    assert differing(before, after)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["seed=1"], "its seed was 0, here it is 1"),
+        (["data.source.seed=1"], "it was trained on other images"),
+        (["model.head.hidden=[32]"], "its model.head.hidden was [64], here it is [32]"),
+        (["model.image_size=64"], "its model.image_size was 48, here it is 64"),
+        (["split.val_fraction=0.2"], "its split was"),
+    ],
+    ids=["seed", "images", "head", "input", "split"],
+)
+def test_a_first_stage_that_does_not_fit_is_refused(cli, tmp_path, change, message):
+    first = tmp_path / "first"
+    assert cli(*STAGED, "imbalance=none", "trainer.max_epochs=1", f"hydra.run.dir={first}").code == 0
+    best = first / "checkpoints" / "best.ckpt"
+    outcome = cli(*STAGED, "imbalance=crt", f"imbalance.first_stage={best}", *change)
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+class TestReinitialize:
+    def test_is_a_pure_function_of_the_seed(self):
+        heads = [build_head(8, 7, [4], "ReLU", True, 0.5) for _ in range(3)]
+        for head, seed in zip(heads, (1, 1, 2), strict=True):
+            reinitialize(head, seed)
+        one, same, other = (head.state_dict() for head in heads)
+        assert all(torch.equal(one[key], same[key]) for key in one)
+        assert not torch.equal(one["0.weight"], other["0.weight"])
+
+    def test_forgets_batch_statistics(self):
+        norm = nn.BatchNorm1d(3)
+        norm(torch.randn(8, 3) + 5)
+        reinitialize(norm, 0)
+        assert torch.equal(norm.running_mean, torch.zeros(3))
+
+    def test_leaves_the_global_generator_alone(self):
+        layer = nn.Linear(2, 2)
+        torch.manual_seed(3)
+        expected = torch.rand(1)
+        torch.manual_seed(3)
+        reinitialize(layer, 9)
+        assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_schedule_begins_anew_with_the_second_stage():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = build_schedule(optimizer, "cosine", 20, 0.0, first_stage_steps=10, second_stage_scale=0.5)
+    rates = []
+    for _ in range(20):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 1.0
+    assert rates[10] == 0.5
+    assert rates[:10] == sorted(rates[:10], reverse=True)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[10:] == pytest.approx([0.5 * rate for rate in rates[:10]])
+
+
+@pytest.mark.parametrize(("knob", "value"), [("trains", "tail"), ("lr_scale", 0.0)])
+def test_knobs_out_of_range_are_refused(knob, value):
+    knobs: dict[str, Any] = {
+        "trains": "head",
+        "share": 0.5,
+        "lr_scale": 1.0,
+        "epochs": 4,
+        "first_stage": None,
+        "seed": 0,
+    }
+    with pytest.raises(UserError, match=f"second_stage.{knob}={value}"):
+        SecondStage(**{**knobs, "seed": 0, knob: value})

@@ -1,0 +1,169 @@
+"""Sweeps are gone on with: only what is missing, only when it belongs together, never twice at once."""
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from command_line import TINY
+from sweeps import status_of, statuses, wait_for
+
+from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.runtime.run_folder import lock_folder, write_status
+from fer_lightning.sweeps import job
+
+FAILING = (*TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
+"""Two jobs that fail before a process is started for them."""
+
+
+@pytest.fixture
+def tool(process):
+    """``python -m fer_lightning.sweep ...`` in ``tmp_path``."""
+    return partial(process, module="fer_lightning.sweep")
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_folder_says_what_was_started(cli, tmp_path):
+    cli("-m", *FAILING)
+    said = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert said["argv"] == ["-m", *FAILING]
+    assert said["cwd"] == str(tmp_path)
+    assert [entry["folder"] for entry in said["jobs"]] == ["0-none-seed0", "1-none-seed0"]
+    assert [entry["overrides"] for entry in said["jobs"]] == [[*TINY, "optim.lr=-1"], [*TINY, "optim.lr=-2"]]
+    assert len(said["code"]) == 32
+
+
+def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
+    assert cli("-m", *FAILING).code == 1
+    before = (tmp_path / "sweep" / "sweep.json").read_bytes()
+    write_status(tmp_path / "sweep" / "0-none-seed0", "running")  # and was killed
+    again = cli("-m", *FAILING, "tags=[other]", "data.num_workers=1")
+    assert again.code == 1
+    assert again.json["failed"] == ["0-none-seed0", "1-none-seed0"]
+    assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "difference"),
+    [
+        ((*FAILING, "seed=0,1"), "sweep: it has 2 jobs, this command line 4"),
+        ((*TINY, "optim.lr=-1,-3", "hydra.sweep.dir=sweep"), "sweep: job 1 was 'optim.lr=-2' and is 'optim.lr=-3'"),
+    ],
+)
+def test_another_sweep_in_the_same_folder_is_refused(cli, tmp_path, line, difference):
+    cli("-m", *FAILING)
+    refused = cli("-m", *line)
+    assert refused.code == 2
+    assert difference in refused.error
+    assert refused.error.endswith("as it was started: python -m fer_lightning.sweep resume sweep")
+
+
+def test_other_code_is_refused_unless_told_otherwise(cli, tool, tmp_path):
+    cli("-m", *FAILING)
+    edit(tmp_path / "sweep" / "sweep.json", code="other")
+    for refused in (cli("-m", *FAILING), tool("resume", "sweep")):
+        assert refused.code == 2
+        assert "the code changed since it was started" in refused.error
+        assert refused.error.endswith("sweep --anyway")
+    assert tool("resume", "sweep", "--anyway").json["failed"] == ["0-none-seed0", "1-none-seed0"]
+
+
+def test_the_tool_starts_it_again_where_it_was_started(cli, tool, tmp_path, monkeypatch):
+    """Its relative paths hold, also when the folder has moved; an -m at the end, behind which Hydra reads nothing."""
+    mine = tmp_path / "there" / "mine" / "imbalance"
+    mine.mkdir(parents=True)
+    shutil.copy(CONF_DIR / "imbalance" / "focal.yaml", mine / "gentle.yaml")
+    monkeypatch.chdir(tmp_path / "there")
+    cli("--config-dir=mine", *FAILING, "imbalance=gentle", "-m")
+    shutil.move("sweep", tmp_path / "a 'moved' sweep")
+    outcome = tool("resume", "a 'moved' sweep")
+    assert outcome.json["failed"] == ["0-focal-seed0", "1-focal-seed0"], outcome.err
+    assert not Path("sweep").exists()
+    edit(tmp_path / "a 'moved' sweep" / "sweep.json", cwd=str(tmp_path / "gone"))
+    assert "gone: the sweep was started there, but" in tool("resume", "a 'moved' sweep").error
+
+
+def test_a_folder_that_is_no_sweep_is_refused(tool, tmp_path):
+    for command in ("resume", "status"):
+        refused = tool(command, str(tmp_path))
+        assert refused.code == 2
+        assert "no sweep was started here" in refused.error
+
+
+def test_a_sweep_in_use_is_refused_at_once(cli, tmp_path):
+    cli("-m", *FAILING)
+    with lock_folder(tmp_path / "sweep"):
+        refused = cli("-m", *FAILING)
+    assert refused.code == 2
+    assert "sweep: another process is working in this folder" in refused.error
+    assert cli("-m", *FAILING).code == 1, "the lock is free again"
+
+
+def test_a_job_that_somebody_still_runs_is_left_alone(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "GRACE_SECONDS", -10)
+    cli("-m", *FAILING)
+    folder = tmp_path / "sweep" / "1-none-seed0"
+    write_status(folder, "running")
+    with lock_folder(folder):
+        outcome = cli("-m", *FAILING)
+    assert outcome.json["unfinished"] == ["1-none-seed0"]
+    assert status_of(folder) == {"status": "running"}
+
+
+def test_jobs_that_would_share_a_folder_are_refused(cli, tmp_path):
+    refused = cli("-m", *FAILING, "hydra.sweep.subdir=seed${seed}")
+    assert refused.code == 2
+    assert "two jobs would share sweep/seed0" in refused.error
+
+
+@pytest.mark.slow
+def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
+    line = [sys.executable, "-m", "fer_lightning", "-m", *TINY, "hydra.sweep.dir=sweep"]
+    both = [
+        subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    refused = next(err for process, (_, err) in zip(both, said, strict=True) if process.returncode == 2)
+    assert refused.startswith("error: sweep: another process is working in this folder")
+    assert statuses(tmp_path / "sweep") == ["done"]
+
+
+@pytest.mark.slow
+def test_done_jobs_stay_as_they_are(process, tmp_path):
+    """Whatever changes around them: not run again, and their record of what they ran with not touched."""
+    mine = tmp_path / "mine" / "imbalance"
+    mine.mkdir(parents=True)
+    gentle = (CONF_DIR / "imbalance" / "focal.yaml").read_text().replace("name: focal", "name: gentle")
+    (mine / "gentle.yaml").write_text(gentle)
+    line = ("--config-dir=mine", "-m", "hydra/launcher=parallel", *TINY, "imbalance=gentle", "seed=0,1,2",
+            "hydra.sweep.dir=sweep")  # fmt: skip
+    assert process(*line).code == 0
+    folder = tmp_path / "sweep"
+    done, gone, torn = (folder / f"{number}-gentle-seed{number}" for number in range(3))
+    shutil.rmtree(gone)
+    write_status(torn, "running")
+    (torn / "metrics.json").unlink()
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+
+    (mine / "gentle.yaml").write_text(gentle.replace("gamma: 2.0", "gamma: 3.0"))
+    refused = process("resume", "sweep", module="fer_lightning.sweep")
+    assert refused.code == 2
+    assert "imbalance.loss.gamma was 2.0 and is 3.0" in refused.error
+    assert not gone.exists()
+
+    outcome = process("resume", "sweep", "--anyway", module="fer_lightning.sweep")
+    assert statuses(folder) == ["done"] * 3, outcome.out
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+    assert "gamma: 2.0" in (done / ".hydra" / "config.yaml").read_text()
+    assert "gamma: 3.0" in (gone / ".hydra" / "config.yaml").read_text()
+    assert "job 1 of 3" not in outcome.out
+    assert "job 2 of 3 done" in outcome.out
+    wait_for(lambda: (torn / "metrics.json").exists(), 1)

@@ -1,0 +1,86 @@
+"""Searching without looking at the test images."""
+
+import pandas as pd
+import pytest
+from command_line import TINY, only_run
+
+from fer_lightning import compare
+from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json
+from fer_lightning.sweeps.trials import rank
+
+
+def metrics(accuracy: float, seconds: float = 10.0) -> dict[str, object]:
+    scores = {"val/accuracy": accuracy, "val/balanced_accuracy": 0.5, "val/f1_macro": 1 - accuracy, "val/nll": 1.0}
+    return {**scores, "train/seconds": seconds, "monitor": "val/accuracy"}
+
+
+def test_seeds_are_one_trial_and_the_monitored_score_decides():
+    table = rank(
+        [
+            (["optim.lr=0.1", "seed=0", "augment=light", "test=false"], metrics(0.5)),
+            (["optim.lr=0.2", "seed=0", "augment=light", "test=false"], metrics(0.58, 30)),
+            (["optim.lr=0.1", "seed=1", "augment=light", "test=false"], metrics(0.6)),
+            (["optim.lr=0.2", "seed=1", "augment=light", "test=false"], metrics(0.56, 10)),
+        ]
+    )
+    assert list(table.columns[:3]) == ["optim.lr", "seeds", "sd"], "what all runs share is no column"
+    assert table["optim.lr"].tolist() == ["0.2", "0.1"]
+    assert table["seeds"].tolist() == [2, 2]
+    assert table["val/accuracy"].tolist() == pytest.approx([0.57, 0.55])
+    assert table["sd"].tolist() == pytest.approx([0.02 / 2**0.5, 0.1 / 2**0.5])
+    assert table["seconds"].tolist() == [20, 10]
+
+
+def test_one_setting_is_a_table_of_one_row():
+    table = rank([(["seed=0"], metrics(0.5)), (["seed=1"], metrics(0.6))])
+    assert (len(table), table["seeds"].item()) == (1, 2)
+
+
+def test_an_override_that_only_some_runs_have():
+    table = rank([(["~callbacks.ema"], metrics(0.5)), (["seed=0", "+model.drop_path=0.1"], metrics(0.6))])
+    assert table["model.drop_path"].tolist() == ["0.1", ""]
+
+
+def test_a_trial_leaves_the_test_images_alone(cli, tmp_path):
+    assert cli(*TINY, "test=false", "trainer.max_epochs=2", "monitor=val/accuracy").code == 0
+    run = only_run(tmp_path)
+    found = read_json(run / "metrics.json")
+    assert not [key for key in found if key.startswith("test")]
+    assert found["monitor"] == "val/accuracy"
+    curves = pd.read_csv(run / "metrics.csv").dropna(subset=["val/accuracy"]).set_index("epoch")
+    assert found["epoch"] == curves["val/accuracy"].idxmax()
+    assert found["val/accuracy"] == pytest.approx(curves["val/accuracy"].max(), abs=1e-6)
+    predictions = pd.read_csv(run / "predictions.csv")
+    assert set(predictions["usage"]) == {"PublicTest"}
+    assert len(predictions) == found["val/n"]
+    assert (run / "confusion_matrix.png").exists()
+    card = read_checkpoint(run / "checkpoints" / "best.ckpt")["hyper_parameters"]["scorecard"]
+    assert "test/accuracy" not in card
+    with pytest.raises(UserError, match="test/accuracy"):
+        compare.compare([run], tmp_path / "report")
+
+
+def test_a_search_ends_with_its_ranking(process, tmp_path):
+    sweep = tmp_path / "search"
+    outcome = process("-m", *TINY, "test=false", "optim.lr=0.001,0.01", f"hydra.sweep.dir={sweep}")
+    assert outcome.code == 0, outcome.err
+    assert "2 settings by val/f1_macro; the test images were left alone" in outcome.out
+    assert (outcome.json["trials"], outcome.json["report"]) == (str(sweep / "trials.csv"), None)
+    table = pd.read_csv(sweep / "trials.csv")
+    assert set(table["optim.lr"]) == {0.001, 0.01}
+    assert table["val/f1_macro"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["monitor=test/accuracy"], "monitor=test/accuracy: must be one of val/f1_macro"),
+        (["split=paper", "test=false"], "test=false: split=paper has no validation set"),
+    ],
+)
+def test_what_cannot_be_is_refused(cli, overrides, told):
+    outcome = cli(*TINY, *overrides)
+    assert outcome.code == 2
+    assert told in outcome.error

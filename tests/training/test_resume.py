@@ -1,0 +1,474 @@
+"""Going on after whatever ended a run: bit for bit, from the last good checkpoint, or refused with a reason."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kill_and_resume
+import pytest
+import torch
+from command_line import TINY, processes_in
+from lightning.pytorch.plugins import MixedPrecision
+
+from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.runtime.files import read_json
+from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder, read_status
+from fer_lightning.training import run as training_run
+from fer_lightning.training.checkpoints import LastCheckpoint
+
+RUN = (*TINY, "data.batch_size=16", "model.head.dropout=0.5", "augment=light")
+
+
+def prove(*arguments: str) -> list[dict[str, Any]]:
+    """The JSON lines of ``kill_and_resume.py``."""
+    script = kill_and_resume.__file__
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=1500)
+    assert done.stdout, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_with_the_same_bits():
+    rows = prove("--trials", "3", "--samplers", "oversample", "--workers", "2", "--seed", "3")
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(3, [])]
+
+
+@pytest.mark.slow
+def test_the_proof_notices_what_is_missing():
+    """The negative control: without one part of the state the same comparison must fail."""
+    different = {row["forgotten"]: row["different"] for row in prove("--controls")}
+    assert different["nothing"] == []
+    assert {"state_dict", "optimizer_states", "predictions.csv"} <= set(different["random states"])
+    assert {"state_dict", "optimizer_states", "predictions.csv"} <= set(different["position"])
+    assert different["metric sums"] == ["metrics.csv"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("sampler", kill_and_resume.SAMPLERS)
+def test_every_sampler(sampler):
+    rows = prove("--trials", "2", "--samplers", sampler)
+    assert len(rows) >= 2
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(2, [])] * len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_processes_one_of_them_killed():
+    rows = prove("--trials", "2", "--samplers", "none", "--workers", "0", "--devices", "2")
+    assert [(row["identical"], row["wrong"]) for row in rows] == [(2, [])]
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts a run as a real process; ends what is left of it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*overrides: str, script: str = "") -> subprocess.Popen[str]:
+        command = [sys.executable, *([script] if script else ["-m", "fer_lightning"]), *overrides]
+        run = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            # A shell's background jobs ignore Ctrl-C, and their children with them.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(run)
+        return run
+
+    yield begin
+    for run in started:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+
+
+def wait_for(run: "subprocess.Popen[str]", text: str) -> None:
+    """Read the output up to ``text``."""
+    assert run.stdout is not None
+    seen = []
+    for line in run.stdout:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(seen))
+
+
+def same(first: Path, second: Path) -> list[str]:
+    return kill_and_resume.differences(first, kill_and_resume.fingerprint(second))
+
+
+@pytest.mark.parametrize(
+    ("signum", "overrides"),
+    [
+        (signal.SIGTERM, ["callbacks=ema", "callbacks.ema.decay=0.9", "trainer.accumulate_grad_batches=2"]),
+        pytest.param(
+            signal.SIGUSR1,
+            [
+                "augment.backend=albumentations",
+                "data.num_workers=1",
+                "optim.schedule=one_cycle",
+                "optim.warmup_fraction=0.3",
+            ],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(signal.SIGTERM, ["trainer.devices=2"], marks=pytest.mark.slow),
+    ],
+    ids=["SIGTERM", "SIGUSR1", "two processes"],
+)
+def test_a_signal_saves_within_the_epoch_and_the_rest_is_the_same(start, process, tmp_path, signum, overrides):
+    run = [*RUN, "trainer.max_epochs=4", *overrides]
+    assert process(*run, "hydra.run.dir=whole").code == 0
+    first = start(*run, "hydra.run.dir=parts")
+    wait_for(first, "epoch 2/4")
+    begun = time.monotonic()
+    first.send_signal(signum)
+    assert first.wait(60) == RESUMABLE
+    assert time.monotonic() - begun < 30
+    status = read_status(tmp_path / "parts")
+    assert (status["status"], status["reason"]) == ("interrupted", f"stopped by {signum.name}")
+    assert status["step"] > 0
+    assert processes_in(tmp_path) == []
+    again = process(*run, "hydra.run.dir=parts", "resume=auto")
+    assert again.code == 0, again.err
+    assert "epoch 2/4" not in again.out
+    assert same(tmp_path / "parts", tmp_path / "whole") == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"), [(500, "saved at step "), (1, "nothing was trained yet, begin again ")], ids=["late", "early"]
+)
+def test_ctrl_c_says_how_to_go_on(start, tmp_path, epochs, told):
+    run = start(*RUN, f"trainer.max_epochs={epochs}", "hydra.run.dir=run")
+    if epochs > 1:
+        wait_for(run, "epoch 1/500")
+    else:
+        while not (tmp_path / "run" / "status.json").exists():
+            time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 130
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: interrupted; {told}")
+    assert line.endswith(f"with resume=auto hydra.run.dir={tmp_path / 'run'}")
+    assert "Traceback" not in said
+
+
+def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_path):
+    run = start(*RUN, "data.source.images=200000", "hydra.run.dir=run")
+    status = tmp_path / "run" / "status.json"
+    while not status.exists():
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(30) == RESUMABLE
+    assert read_status(tmp_path / "run") == {"status": "interrupted", "reason": "stopped by SIGTERM", "step": 0}
+
+
+@pytest.mark.slow
+def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
+    run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
+    wait_for(run, "epoch 1/500")
+    (other,) = [pid for pid in processes_in(tmp_path) if pid != run.pid]
+    begun = time.monotonic()
+    os.kill(other, signal.SIGKILL)
+    assert run.wait(60) != 0
+    while processes_in(tmp_path):
+        assert time.monotonic() - begun < 60
+        time.sleep(0.1)
+    assert read_status(tmp_path / "run")["status"] in ("failed", "running")
+
+
+@pytest.mark.slow
+def test_without_its_first_process_no_other_stays(start, tmp_path):
+    run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
+    wait_for(run, "epoch 1/500")
+    assert len(processes_in(tmp_path)) == 2
+    run.kill()
+    begun = time.monotonic()
+    while processes_in(tmp_path):
+        assert time.monotonic() - begun < 60
+        time.sleep(0.1)
+
+
+def signal_in_validation(number: int, seconds: float) -> Callable[[], None]:
+    """Validation that takes so long that a SIGTERM in the ``number``-th one cannot wait for its end."""
+
+    def arm() -> None:
+        original, calls = kill_and_resume.EmotionClassifier.validation_step, itertools.count(1)
+
+        def validation_step(*arguments: Any) -> None:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(seconds)
+            original(*arguments)
+
+        kill_and_resume.EmotionClassifier.validation_step = validation_step
+        LastCheckpoint.PATIENCE_SECONDS = seconds / 2
+
+    return arm
+
+
+class TestLongValidation:
+    """A signal that comes in a validation for which there is no time costs one step and the validation."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "number", "saved"),
+        [
+            ([], 1, 17),
+            pytest.param(
+                ["callbacks=ema", "callbacks.ema.decay=0.9", "augment.backend=albumentations", "data.num_workers=1"],
+                2,
+                35,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(["trainer.accumulate_grad_batches=4"], 2, 9, marks=pytest.mark.slow),
+            pytest.param(["trainer.accumulate_grad_batches=3"], 1, 5, marks=pytest.mark.slow),
+            pytest.param(["trainer.limit_train_batches=7"], 1, 6, marks=pytest.mark.slow),
+            pytest.param(["trainer.limit_train_batches=1"], 2, 1, marks=pytest.mark.slow),
+            pytest.param(["trainer.check_val_every_n_epoch=2"], 1, 35, marks=pytest.mark.slow),
+            pytest.param(["trainer.max_steps=30"], 2, 29, marks=pytest.mark.slow),
+            pytest.param(["save_every_n_steps=4"], 1, 17, marks=pytest.mark.slow),
+        ],
+    )
+    def test_one_step_is_repeated(self, tmp_path, overrides, number, saved):
+        run = [*RUN, "trainer.max_epochs=3", *overrides]
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        assert kill_and_resume.run_forked(whole, run) == 0
+        begun = time.monotonic()
+        assert kill_and_resume.run_forked(parts, run, signal_in_validation(number, 0.3)) == RESUMABLE
+        assert time.monotonic() - begun < 30
+        status = read_status(parts)
+        assert (status["reason"], status["step"]) == ("stopped by SIGTERM in a long validation", saved)
+        assert kill_and_resume.run_forked(parts, [*run, "resume=auto"]) == 0
+        assert same(parts, whole) == []
+
+    @pytest.mark.slow
+    def test_again_in_the_resumed_one(self, tmp_path):
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        assert kill_and_resume.run_forked(whole, [*RUN]) == 0
+        for _ in range(2):
+            run = [*RUN, "resume=auto"]
+            assert kill_and_resume.run_forked(parts, run, signal_in_validation(1, 0.3)) == RESUMABLE
+            assert read_status(parts)["step"] == 17
+        assert kill_and_resume.run_forked(parts, run) == 0
+        assert same(parts, whole) == []
+
+    @pytest.mark.slow
+    def test_a_short_one_costs_nothing_after_the_first(self, cli, monkeypatch):
+        saved = []
+        monkeypatch.setattr(LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step))
+        assert cli(*RUN, "trainer.max_epochs=3").code == 0
+        assert saved == [17, 18, 36, 54]
+        saved.clear()
+        monkeypatch.setattr(LastCheckpoint, "PATIENCE_SECONDS", 0.0)
+        assert cli(*RUN, "trainer.max_epochs=3").code == 0
+        assert saved == [17, 18, 35, 36, 53, 54]
+
+    @pytest.mark.slow
+    def test_two_processes(self, start, process, tmp_path):
+        """In real time: a validation of half a minute, a signal from outside, 30 s to be gone."""
+        slow = (
+            "import time\nfrom fer_lightning.__main__ import main\nfrom fer_lightning.model import EmotionClassifier\n"
+            "original = EmotionClassifier.validation_step\n"
+            "def validation_step(self, batch, batch_idx):\n"
+            "    open('validating', 'w').close()\n"
+            "    time.sleep(7)\n"
+            "    original(self, batch, batch_idx)\n"
+            "EmotionClassifier.validation_step = validation_step\n"
+            "main()\n"
+        )
+        (tmp_path / "slow.py").write_text(slow)
+        run = [*RUN, "trainer.devices=2", "data.batch_size=4", "trainer.limit_train_batches=5", "hydra.run.dir=parts"]
+        first = start(*run, script="slow.py")
+        while not (tmp_path / "validating").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        begun = time.monotonic()
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == RESUMABLE
+        assert 20 < time.monotonic() - begun < 30
+        assert read_status(tmp_path / "parts")["step"] == 4
+        assert processes_in(tmp_path) == []
+        assert process(*run, "resume=auto").code == 0
+        assert process(*run[:-1], "hydra.run.dir=whole").code == 0
+        assert same(tmp_path / "parts", tmp_path / "whole") == []
+
+
+@pytest.mark.slow
+class TestGradScaler:
+    """That of ``16-mixed``, with its own plugin, on the CPU: there a run that asks for it is refused."""
+
+    RUN = (*RUN, "trainer.precision=bf16-mixed", "save_every_n_steps=5")
+
+    @staticmethod
+    def arm() -> None:
+        original = MixedPrecision.__init__
+
+        def init(self: Any, precision: str, device: str) -> None:
+            original(self, "16-mixed", device, torch.amp.GradScaler(device, init_scale=2.0**18, growth_interval=8))
+
+        MixedPrecision.__init__ = init
+
+    def test_scale_and_growth_tracker_go_on(self, tmp_path):
+        whole, parts, without = (tmp_path / name for name in ("whole", "parts", "without"))
+        assert kill_and_resume.run_forked(whole, [*self.RUN], self.arm) == 0
+        bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 12)
+        assert kill_and_resume.run_forked(parts, [*self.RUN], lambda: (self.arm(), bomb())) == -9
+        checkpoint = read_checkpoint(parts / "checkpoints" / "last.ckpt")
+        assert checkpoint["MixedPrecision"]["scale"] < 2.0**18, "it has skipped steps that overflowed"
+        assert checkpoint["MixedPrecision"]["_growth_tracker"] > 0
+        assert kill_and_resume.run_forked(parts, [*self.RUN, "resume=auto"], self.arm) == 0
+        assert same(parts, whole) == []
+
+        del checkpoint["MixedPrecision"]  # the negative control
+        (without / "checkpoints").mkdir(parents=True)
+        torch.save(checkpoint, without / "checkpoints" / "last.ckpt")
+        assert kill_and_resume.run_forked(without, [*self.RUN, "resume=auto"], self.arm) == 0
+        assert {"MixedPrecision", "state_dict", "predictions.csv"} <= set(same(without, whole))
+
+
+class TestTornCheckpoints:
+    @pytest.fixture
+    def killed(self, tmp_path) -> Path:
+        """A run that was killed in its second epoch."""
+        bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 25)
+        assert kill_and_resume.run_forked(tmp_path / "run", [*RUN, "trainer.max_epochs=2", *SAVE], bomb) == -9
+        return tmp_path / "run" / "checkpoints"
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+    def test_the_one_before_is_used(self, cli, tmp_path, killed, damage):
+        assert cli(*RUN, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'whole'}").code == 0
+        content = bytearray((killed / "last.ckpt").read_bytes())
+        if damage == "flipped":
+            content[len(content) // 2] ^= 1
+        keep = {"cut": len(content) // 3, "flipped": len(content), "empty": 0}[damage]
+        (killed / "last.ckpt").write_bytes(content[:keep])
+        outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
+        assert outcome.code == 0, outcome.err
+        assert "last.ckpt: no checkpoint, or a damaged one" in outcome.out + outcome.err
+        assert "going on from the one before" in outcome.out + outcome.err
+        assert (killed / "torn.ckpt").read_bytes() == content[:keep]
+        read_checkpoint(killed / "previous.ckpt")
+        assert same(killed.parent, tmp_path / "whole") == []
+
+    def test_without_a_good_one_nothing_is_overwritten(self, cli, killed):
+        for name in ("last.ckpt", "previous.ckpt"):
+            (killed / name).write_bytes(b"torn")
+        outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
+        assert outcome.code == 2
+        assert "previous.ckpt: no checkpoint, or a damaged one" in outcome.error
+        assert (killed / "last.ckpt").read_bytes() == b"torn"
+
+    def test_a_kill_between_the_two_renames_loses_nothing(self, cli, killed):
+        (killed / "last.ckpt").replace(killed / "previous.ckpt")
+        outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
+        assert outcome.code == 0, outcome.err
+        assert f"going on from {killed / 'previous.ckpt'}: epoch 2" in outcome.out
+
+
+SAVE = ("save_every_n_steps=3",)
+
+
+class TestFinishedTraining:
+    def test_only_the_test_is_made_again(self, cli, tmp_path):
+        run = [*RUN, f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        before = read_json(tmp_path / "run" / "metrics.json")
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        (tmp_path / "run" / "metrics.json").unlink()
+        outcome = cli(*run, "resume=auto")
+        assert outcome.code == 0, outcome.err
+        assert "epoch 1/1" not in outcome.out
+        assert same(tmp_path / "run", tmp_path / "copy") == []
+        assert read_json(tmp_path / "run" / "metrics.json")["train/seconds"] == before["train/seconds"]
+
+    def test_an_early_stop_is_remembered(self, cli, tmp_path):
+        knobs = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0.1"]
+        run = [*RUN, *knobs, "trainer.max_epochs=30", f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        rows = (tmp_path / "run" / "metrics.csv").read_text()
+        assert len(rows.splitlines()) < 30
+        outcome = cli(*run, "resume=auto")
+        assert outcome.code == 0, outcome.err
+        assert (tmp_path / "run" / "metrics.csv").read_text() == rows
+        assert same(tmp_path / "run", tmp_path / "copy") == []
+
+
+class TestRefused:
+    def test_a_folder_that_holds_a_run(self, cli, tmp_path):
+        run = [*TINY, f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        outcome = cli(*run, "imbalance=focal")
+        assert outcome.code == 2
+        assert "holds a run already; go on with resume=auto, or take another folder" in outcome.error
+        assert {path: path.read_bytes() for path in before} == before
+
+    def test_a_folder_that_is_being_worked_in(self, cli, tmp_path):
+        (tmp_path / "run").mkdir()
+        with lock_folder(tmp_path / "run"):
+            command = [sys.executable, "-m", "fer_lightning", *TINY, f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        assert "another process is working in this folder" in done.stderr
+        assert not (tmp_path / "run" / "status.json").exists()
+
+    def test_another_batch_within_an_epoch(self, cli, tmp_path):
+        bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 10)
+        folder = tmp_path / "run"
+        assert kill_and_resume.run_forked(folder, [*RUN, *SAVE], bomb) == -9
+        for change in ("data.batch_size=32", "imbalance=focal", "trainer.devices=2"):
+            outcome = cli(*RUN, change, "resume=auto", f"hydra.run.dir={folder}")
+            assert outcome.code == 2
+            assert "cannot become" in outcome.error or "as many devices" in outcome.error
+
+    def test_more_epochs_of_one_cycle(self, cli, tmp_path):
+        run = [*TINY, "optim.schedule=one_cycle", "optim.warmup_fraction=0.3", f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run).code == 0
+        outcome = cli(*run, "trainer.max_epochs=2", "resume=auto")
+        assert outcome.code == 2
+        assert "trainer.max_epochs was 1 there and cannot become 2" in outcome.error
+
+
+class TestOutOfMemory:
+    def test_names_the_batch_size_to_try(self, cli, tmp_path):
+        outcome = cli(*TINY, "model.image_size=65536", "hydra.run.dir=run")
+        assert outcome.code == 2
+        assert "out of memory at data.batch_size=32, model.image_size=65536; try data.batch_size=16" in outcome.error
+        assert read_status(tmp_path / "run")["status"] == "failed"
+
+    @pytest.mark.parametrize(("devices", "batch", "words"), [(1, 24, "=12 "), (2, 12, "=6 "), (8, 8, "smaller model")])
+    def test_of_a_gpu_too(self, devices: int, batch: int, words: str):
+        cfg: Any = training_run.OmegaConf.create(
+            {
+                "data": {"batch_size": batch},
+                "model": {"image_size": 112},
+                "trainer": {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1},
+            }
+        )
+        mended = training_run._as_user_error(torch.OutOfMemoryError("CUDA out of memory. Tried..."), cfg, Path("run"))
+        assert mended is not None
+        assert words in str(mended)
+
+
+def test_curves_have_every_epoch_once(cli, tmp_path: Path):
+    folder = tmp_path / "run"
+    bomb: Callable[[], None] = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 30)
+    assert kill_and_resume.run_forked(folder, [*RUN, "trainer.max_epochs=3"], bomb) == -9
+    assert cli(*RUN, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={folder}").code == 0
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert rows[0][:3] == ["epoch", "step", "lr"]
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
+    assert all(all(row) for row in rows), "no gaps"

@@ -1,0 +1,239 @@
+"""Whole runs through the entry: the run folder, its numbers, resume, several processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import TINY, only_run
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.model.classifier import EmotionClassifier
+
+DRAWN = "say nothing about FER-2013"
+
+
+@pytest.fixture
+def finished(cli, tmp_path) -> tuple[Path, dict]:
+    outcome = cli(*TINY, "imbalance=weighted", "seed=3")
+    assert outcome.code == 0, outcome.err
+    return only_run(tmp_path / "outputs"), outcome.json
+
+
+def test_the_run_folder_holds_the_contract(finished):
+    folder, line = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("test", "test_dedup", "val"):
+        for key in ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "nll", "ece"):
+            assert f"{name}/{key}" in metrics
+        for emotion in EMOTIONS:
+            assert {f"{name}/{score}/{emotion}" for score in ("recall", "precision", "f1")} <= set(metrics)
+    for key in (
+        "train/seconds",
+        "train/images_per_second",
+        "train/steps",
+        "epoch",
+        "data_hash",
+        "git_commit",
+        "versions",
+    ):
+        assert key in metrics
+    assert (metrics["seed"], metrics["imbalance"], metrics["model"]) == (3, "weighted", "test_efficientnet")
+    assert (metrics["split"], metrics["data"], metrics["synthetic"]) == ("official", "synthetic", True)
+    assert json.loads((folder / "status.json").read_text()) == {"status": "done"}
+    pictures = ("confusion_matrix.png", "class_distribution.png", "curves.png", "mistakes.png")
+    for name in (*pictures, ".hydra/config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv"):
+        assert (folder / name).stat().st_size > 0
+    assert not any(set("=") & set(str(path.relative_to(folder))) for path in folder.rglob("*"))
+    assert line["run"] == str(folder)
+    assert line["test/f1_macro"] == metrics["test/f1_macro"]
+
+
+def test_predictions_agree_with_the_metrics(finished):
+    folder, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert len(predictions) == metrics["test/n"]
+    assert (predictions["label"] == predictions["prediction"]).mean() == pytest.approx(
+        metrics["test/accuracy"], abs=1e-12
+    )
+    probabilities = predictions[[f"p_{emotion}" for emotion in EMOTIONS]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-9)
+    assert predictions["test_dedup"].sum() == metrics["test_dedup/n"]
+    assert set(predictions["usage"]) == {"PrivateTest"}
+
+
+def test_validation_while_training_equals_the_exact_one(finished):
+    folder, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    curves = pd.read_csv(folder / "metrics.csv")
+    logged = curves.loc[curves["epoch"] == metrics["epoch"], "val/f1_macro"].dropna().item()
+    assert logged == pytest.approx(metrics["val/f1_macro"], abs=1e-6)
+
+
+def test_drawn_faces_are_called_so(cli):
+    outcome = cli(*TINY)
+    assert DRAWN in outcome.out
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path):
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert cli(*TINY, "augment=strong", f"seed={seed}", f"hydra.run.dir={tmp_path / name}").code == 0
+        weights.append(EmotionClassifier.load(tmp_path / name / "checkpoints" / "best.ckpt").state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not all(torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["imbalance=undersample"],
+        ["imbalance=undersample_redraw"],
+        ["imbalance=oversample", "augment=light", "augment.backend=albumentations", "data.num_workers=1"],
+        ["imbalance=sqrt_sampler", "optim=sgd", "optim.layer_decay=0.8"],
+        ["imbalance=class_balanced", "model.in_channels=3"],
+        ["imbalance=weighted_bce", "model.freeze_epochs=1", "optim.backbone_lr_scale=0.1"],
+        ["imbalance=focal", "callbacks=ema", "callbacks.ema.decay=0.9"],
+        ["imbalance=none", "split=paper"],
+        ["imbalance=none", "split=paper", "split.subset=balanced", "split.val_fraction=0.2"],
+        ["imbalance=none", "split=kfold", "split.folds=3", "split.fold=2"],
+        ["imbalance=none", "split.val_fraction=0.2", "split.train_size=200", "callbacks=[ema,early_stopping]"],
+        ["imbalance=none", "logger=tensorboard", "trainer.precision=bf16-mixed"],
+    ],
+    ids=" ".join,
+)
+def test_every_choice_trains(cli, tmp_path, overrides):
+    outcome = cli(*TINY, *overrides)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((only_run(tmp_path / "outputs") / "metrics.json").read_text())
+    assert np.isfinite(metrics["test/nll"])
+    assert ("val/n" in metrics) == ("split=paper" not in overrides or "split.val_fraction=0.2" in overrides)
+
+
+def test_resume_goes_on_from_the_last_epoch(cli, tmp_path):
+    three = ["optim.schedule=constant", "optim.warmup_fraction=0"]
+    assert cli(*TINY, *three, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}").code == 0
+    outcome = cli(*TINY, *three, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.code == 0
+    assert outcome.out.count("epoch 3/3") == 1
+    assert "epoch 2/3" not in outcome.out
+    curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert curves["val/loss"].notna().sum() == 3
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
+    """Order and augmentation of the resumed epoch are its own; workers prefetch before Lightning names the epoch."""
+    same = [*TINY, "augment=light", "optim.schedule=constant", "optim.warmup_fraction=0", "model.head.dropout=0"]
+    backend = "albumentations" if workers else "batched"
+    same += [f"augment.backend={backend}", f"data.num_workers={workers}"]
+    assert cli(*same, "trainer.max_epochs=3", f"hydra.run.dir={tmp_path / 'whole'}").code == 0
+    assert cli(*same, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'parts'}").code == 0
+    assert cli(*same, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={tmp_path / 'parts'}").code == 0
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole["state_dict"][key], parts["state_dict"][key]) for key in whole["state_dict"])
+
+
+def test_another_folder_remembers_the_best(cli, tmp_path):
+    """A run that gets worse in a new folder still tests its best epoch so far."""
+    same = [*TINY, "optim.schedule=constant", "optim.warmup_fraction=0", "optim.lr=0.004"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert cli(*same, "trainer.max_epochs=6", f"hydra.run.dir={first}").code == 0
+    best = json.loads((first / "metrics.json").read_text())
+    # One epoch on random labels would be a lie; a best score that cannot be beaten tells the same.
+    checkpoint = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, state in checkpoint["callbacks"].items():
+        if "f1_macro" in name:
+            state["best_model_score"] = torch.tensor(1.0)
+            state["best_k_models"] = {path: torch.tensor(1.0) for path in state["best_k_models"]}
+            state["kth_value"] = torch.tensor(1.0)
+    torch.save(checkpoint, first / "checkpoints" / "last.ckpt")
+    moved = tmp_path / "moved"
+    first.rename(moved)
+    assert cli(*same, "trainer.max_epochs=7", f"resume={moved}", f"hydra.run.dir={second}").code == 0
+    metrics = json.loads((second / "metrics.json").read_text())
+    assert metrics["epoch"] == best["epoch"]
+    assert metrics["val/f1_macro"] == best["val/f1_macro"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["split.val_fraction=0.2"], "split.val_fraction was None there"),
+        (["seed=1"], "seed was 0 there and cannot become 1"),
+        (["data.source.seed=1"], "trained on other images"),
+        (["optim.lr=0.1"], "optim.lr was"),
+        (["trainer.max_epochs=1"], "it has all 1 epochs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_resuming_another_experiment_is_refused(cli, finished_once, changes, message):
+    outcome = cli(*TINY, "trainer.max_epochs=2", f"resume={finished_once}", *changes)
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run = [sys.executable, "-m", "fer_lightning", *TINY, f"hydra.run.dir={folder}"]
+    subprocess.run(run, check=True, capture_output=True, cwd=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_give_an_exact_test_and_the_same_draw(process, tmp_path):
+    outcome = process(*TINY, "trainer.devices=2", "hydra.run.dir=two", "callbacks=ema")
+    assert outcome.code == 0, outcome.err
+    assert "error" not in outcome.err.lower()
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    predictions = pd.read_csv(tmp_path / "two" / "predictions.csv")
+    assert predictions["id"].is_unique
+    assert len(predictions) == metrics["test/n"]
+    assert metrics["devices"] == 2
+    curves = pd.read_csv(tmp_path / "two" / "metrics.csv")
+    logged = curves["val/f1_macro"].dropna().iloc[-1]
+    assert logged == pytest.approx(metrics["val/f1_macro"], abs=1e-6), "shards of validation must add up exactly"
+    again = process(str(tmp_path / "two" / "checkpoints" / "best.ckpt"), module="fer_lightning.evaluate")
+    assert {key: again.json[key] for key in again.json if key.startswith("test/")} == {
+        key: metrics[key] for key in again.json if key.startswith("test/")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_paper_line_on_real_faces(cli, tmp_path, real_archive, real_weights):
+    outcome = cli(
+        f"data.path={real_archive}",
+        "imbalance=focal",
+        "model=tf_efficientnetv2_b0",
+        f"model.weights={real_weights}",
+        "model.image_size=48",
+        "split.train_size=256",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "logger=csv",
+    )
+    assert outcome.code == 0, outcome.err
+    assert "28,709 Training" in outcome.out
+    metrics = json.loads((only_run(tmp_path / "outputs") / "metrics.json").read_text())
+    assert metrics["test/n"] == 3589
+    assert metrics["synthetic"] is False
+    assert sum(metrics["train/class_counts"].values()) == 256
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiling_in_place_keeps_the_names_of_the_weights(process, tmp_path):
+    outcome = process(*TINY, "model.compile=true", "hydra.run.dir=compiled", timeout=580)
+    assert outcome.code == 0, outcome.err
+    weights = torch.load(tmp_path / "compiled" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert not [key for key in weights if "_orig_mod" in key]
+    EmotionClassifier.load(tmp_path / "compiled" / "checkpoints" / "best.ckpt")
