@@ -1,5 +1,6 @@
 """The command line, called in this process (fast) or in a real one (sweeps, several devices)."""
 
+import hashlib
 import os
 import tempfile
 
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 from command_line import Outcome
 
@@ -24,7 +26,7 @@ def _no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("FER_TEST_CACHE", str(tmp_path / "cache")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -48,6 +50,31 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     return call
 
 
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
+    """The folder of a finished run with the given overrides, made once for all tests that ask for the same ones.
+
+    Shared between the processes of pytest-xdist too, so nothing in it may be changed: copy it first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "trained_once"
+    shared.mkdir(exist_ok=True)
+
+    def train(*overrides: str) -> Path:
+        from fer_lightning.__main__ import main
+
+        folder = shared / hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:16]
+        with filelock.FileLock(f"{folder}.lock"):
+            if not (folder / "metrics.json").exists():
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.chdir(shared)
+                    patch.setattr(sys, "argv", ["fer_lightning", *overrides, f"hydra.run.dir={folder}"])
+                    main()
+        return folder
+
+    return train
+
+
 @pytest.fixture
 def process(tmp_path: Path) -> Callable[..., Outcome]:
     """``python -m <module> ...`` as a real process in ``tmp_path``."""
@@ -66,11 +93,19 @@ def process(tmp_path: Path) -> Callable[..., Outcome]:
     return call
 
 
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The user's cache folder for tests on real images, which are parsed once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "real_cache"
+
+
 @pytest.fixture
-def real_archive() -> Path:
+def real_archive(monkeypatch: pytest.MonkeyPatch, real_cache: Path) -> Path:
     path = os.environ.get("FER2013_PATH")
     if not path:
         pytest.skip("FER2013_PATH is not set: give the Kaggle archive fer2013.zip")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(real_cache))
     return Path(path)
 
 
