@@ -499,7 +499,7 @@ def test_missing_device_is_told(tool, tmp_path):
 
 class TestProcess:
     def test_help_and_mistakes_need_no_torch(self, tmp_path):
-        code = "import sys; from fer_lightning import config, predict\ntry: config.run_tool(predict.main)\n"
+        code = "import sys; from fer_lightning import predict\nfrom fer_lightning.config import command_line\ntry: command_line.run_tool(predict.main)\n"
         code += "except SystemExit: print('torch' in sys.modules)"
         for arguments in (
             ["--help"],

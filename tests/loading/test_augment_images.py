@@ -264,7 +264,7 @@ def test_import_asks_no_network_and_takes_no_threads():
     code = """
 import os, socket
 socket.socket.connect = socket.getaddrinfo = lambda *_, **__: os._exit(3)
-import fer_lightning.data.augment, cv2
+import fer_lightning.loading.augment_images, cv2
 os._exit(0 if cv2.getNumThreads() == 1 else 4)
 """
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}

@@ -279,7 +279,7 @@ class TestLongValidation:
     def test_two_processes(self, start, process, tmp_path):
         """In real time: a validation of half a minute, a signal from outside, 30 s to be gone."""
         slow = (
-            "import time\nfrom fer_lightning.__main__ import main\nfrom fer_lightning.model import EmotionClassifier\n"
+            "import time\nfrom fer_lightning.__main__ import main\nfrom fer_lightning.model.classifier import EmotionClassifier\n"
             "original = EmotionClassifier.validation_step\n"
             "def validation_step(self, batch, batch_idx):\n"
             "    open('validating', 'w').close()\n"
