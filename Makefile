@@ -1,9 +1,9 @@
-# make demo | test | test-slow | test-slurm | lint: each makes .venv when missing; test-lowest: .venv-lowest.
+# make demo | test | test-slow | test-slurm | lint | docs: each makes .venv when missing; test-lowest: .venv-lowest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-slurm test-lowest lint install clean
+.PHONY: demo test test-slow test-slurm test-lowest lint docs install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fer_lightning -m experiment=demo imbalance=none,undersample,weighted,focal
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/: a link to a page or a heading that does not exist is an error.
+docs: $(VENV)/.docs
+	$(BIN)/zensical build --strict --clean
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -36,5 +40,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-lowest build dist
+	rm -rf $(VENV) .venv-lowest .cache build dist site
