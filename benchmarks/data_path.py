@@ -89,14 +89,14 @@ def our_loader(faces: Any, rows: np.ndarray, size: int, backend: str) -> Iterabl
     from fer_lightning.imbalance.samplers import InstanceSampler
     from fer_lightning.loading.augment_batches import BatchedAugmentation
     from fer_lightning.loading.augment_images import Augmentation
-    from fer_lightning.loading.datamodule import FERDataModule
+    from fer_lightning.loading.datamodule import FERDataModule, Loading
     from fer_lightning.model.classifier import EmotionClassifier
 
     strengths = Strengths(hflip=0.5, rotate=10.0, translate=0.05, scale=0.1)
     augmentation = BatchedAugmentation(strengths) if backend == "batched" else Augmentation(strengths)
     nobody = np.array([], dtype=np.int64)
     split = Split(train=rows, val=nobody, tests={})
-    datamodule = FERDataModule(faces, split, InstanceSampler, augmentation, BATCH, 0, 0, size=lambda epoch: size)
+    datamodule = FERDataModule(faces, split, InstanceSampler, augmentation, Loading(BATCH, size=lambda epoch: size), 0)
     head = {"hidden": [], "activation": "ReLU", "batch_norm": False, "dropout": 0.0}
     knobs = {"name": "test_efficientnet", "weights": "none", "in_channels": 1, "image_size": size, "stem_stride": 2}
     model = EmotionClassifier({**knobs, "drop_path": 0.0, "head": head, "freeze_epochs": 0}, {}, [1] * 7, {}, {})

@@ -55,7 +55,7 @@ def parts(cfg: Any, faces: Any) -> tuple[Any, Any]:
     from fer_lightning.config.augment import Strengths
     from fer_lightning.data.splits import official
     from fer_lightning.loading.augment_batches import BatchedAugmentation
-    from fer_lightning.loading.datamodule import FERDataModule
+    from fer_lightning.loading.datamodule import FERDataModule, Loading
     from fer_lightning.model.classifier import EmotionClassifier
 
     L.seed_everything(0, verbose=False)
@@ -66,7 +66,8 @@ def parts(cfg: Any, faces: Any) -> tuple[Any, Any]:
         official(faces, 0, train_size=cfg.split.train_size),
     )
     size = cfg.model.image_size
-    datamodule = FERDataModule(faces, split, sampler, augmentation, cfg.data.batch_size, 0, 0, size=lambda epoch: size)
+    loading = Loading(cfg.data.batch_size, size=lambda epoch: size)
+    datamodule = FERDataModule(faces, split, sampler, augmentation, loading, 0)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=datamodule.class_counts)
     model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, {}, loss)
@@ -92,7 +93,7 @@ class Clock(L.Callback):
 
 def run_times(cfg: Any, faces: Any) -> list[float]:
     """When each step of a run ended."""
-    from fer_lightning.training.run import build_trainer
+    from fer_lightning.training.build import build_trainer
 
     datamodule, model = parts(cfg, faces)
     clock = Clock()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from scipy.sparse import coo_array
@@ -25,6 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from fer_lightning.config import command_line
 from fer_lightning.config import schema as schema
 from fer_lightning.config.command_line import Parser
+from fer_lightning.config.settings import without_hydra
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
 from fer_lightning.data.from_config import load_faces
 from fer_lightning.presentation.plotting import head, styled
@@ -422,7 +423,7 @@ def _composed(overrides: list[str]) -> DictConfig:
     """The configuration of a run with these overrides, checked like one."""
     with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
         cfg = compose("config", overrides=overrides, return_hydra_config=True)
-        run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        run = without_hydra(cfg)
         schema.validate(run, cfg.hydra.runtime.choices)
     return run
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fer_lightning.config.command_line import fail
 from fer_lightning.config.schema import validate
+from fer_lightning.config.settings import without_hydra
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.run_folder import lock_for_run
@@ -18,7 +19,7 @@ class Validate(Callback):
     """Hydra callback that validates before the run folder is made, so that a typo leaves nothing behind."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        run = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        run = without_hydra(config)
         try:
             if config.hydra.job.chdir:
                 raise UserError("hydra.job.chdir=true: paths are relative to where you start; leave it false")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 MAY_DIFFER = (
     "hydra",
@@ -35,3 +35,13 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 def may_change_results(key: str) -> bool:
     """Whether a setting is not one of ``MAY_DIFFER``, nor below one."""
     return not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+
+
+def to_plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """A configuration as dictionaries and lists, with interpolations resolved or as written."""
+    return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """The run's own part of a composed configuration; interpolations of Hydra's part still resolve."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

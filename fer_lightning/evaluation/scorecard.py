@@ -1,15 +1,11 @@
 """How good a model is, carried in its own checkpoint: what every tool says beside the model's answers."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.model.checkpoint import read_checkpoint
-from fer_lightning.runtime.files import replace_file
+from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
 
 SCORES = (
     *("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall"),
@@ -34,9 +30,7 @@ def store(checkpoint: Path, card: Mapping[str, Any]) -> None:
     """Write a scorecard into a checkpoint, atomically."""
     content = read_checkpoint(checkpoint)
     content["hyper_parameters"]["scorecard"] = dict(card)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    replace_file(checkpoint, buffer.getbuffer())
+    write_checkpoint(checkpoint, content)
 
 
 def describe(card: Mapping[str, Any] | None, emotion: str | None = None) -> str:

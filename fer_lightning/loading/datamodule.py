@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -88,6 +89,23 @@ class TrainingFaces(Dataset[Item]):
         return torch.from_numpy(np.eye(len(EMOTIONS), dtype=np.float32)[self.labels[index]])
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How batches are made.
+
+    Attributes:
+        batch_size: global; each of the trainer's processes gets its equal share.
+        num_workers: per process; for augmentation image by image.
+        device: ``auto`` keeps the images on the trainer's device, ``cpu`` in the machine's memory.
+        size: gives the side of the network's input in an epoch, which batched augmentation samples at.
+    """
+
+    batch_size: int
+    num_workers: int = 0
+    device: str = "auto"
+    size: Callable[[int], int] = lambda epoch: IMAGE_SIZE
+
+
 class FERDataModule(L.LightningDataModule):
     """Training and validation loaders over one split.
 
@@ -100,12 +118,9 @@ class FERDataModule(L.LightningDataModule):
         build_sampler: called with ``labels`` (of the training images) and ``seed``.
         augmentation: applied to training images: a ``BatchedAugmentation`` on the trainer's device, anything else
             image by image in the loader.
-        batch_size: global; each of the trainer's processes gets its equal share.
-        num_workers: per process; for augmentation image by image.
+        loading: how batches are made.
         seed: of order and augmentation.
         build_mix: called with ``labels`` (of the training images); None for images as they are.
-        device: ``auto`` keeps the images on the trainer's device, ``cpu`` in the machine's memory.
-        size: gives the side of the network's input in an epoch, which batched augmentation samples at.
 
     Raises:
         UserError: when the training images are fewer than one batch, or a class has none.
@@ -117,22 +132,16 @@ class FERDataModule(L.LightningDataModule):
         split: Split,
         build_sampler: Callable[..., EpochSampler],
         augmentation: BatchedAugmentation | Callable[[np.ndarray, int], np.ndarray],
-        batch_size: int,
-        num_workers: int,
+        loading: Loading,
         seed: int,
         build_mix: Callable[..., Any] | None = None,
-        device: str = "auto",
-        size: Callable[[int], int] = lambda epoch: IMAGE_SIZE,
     ):
         super().__init__()
         self.faces = faces
         self.split = split
         self.augmentation = augmentation
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.loading = loading
         self.seed = seed
-        self.device = device
-        self.size = size
         self.labels = faces.labels[split.train]
         self.soft = None if faces.soft is None else faces.soft[split.train]
         self.mix = None if build_mix is None else build_mix(labels=self.labels)
@@ -141,9 +150,9 @@ class FERDataModule(L.LightningDataModule):
         self.val_rows = np.random.default_rng(0).permutation(split.val)
         self.kept: dict[str, Any] = {}
         drawn = len(self.sampler)
-        if drawn < batch_size:
+        if drawn < loading.batch_size:
             raise UserError(
-                f"data.batch_size={batch_size}: only {drawn} images are drawn per epoch; use a smaller batch"
+                f"data.batch_size={loading.batch_size}: only {drawn} images are drawn per epoch; use a smaller batch"
             )
 
     @property
@@ -159,21 +168,21 @@ class FERDataModule(L.LightningDataModule):
     @property
     def per_device_batch_size(self) -> int:
         ranks = self.trainer.world_size if self.trainer else 1
-        if self.batch_size % ranks:
+        if self.loading.batch_size % ranks:
             raise UserError(
-                f"data.batch_size={self.batch_size}: is the global batch and must divide by the {ranks} devices"
+                f"data.batch_size={self.loading.batch_size}: is the global batch and must divide by the {ranks} devices"
             )
-        return self.batch_size // ranks
+        return self.loading.batch_size // ranks
 
     @property
     def root_device(self) -> torch.device:
         """Where this process computes."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def go_on(self, epoch: int, batches: int) -> None:
-        """Begin the training with ``epoch`` (from 0), behind the ``batches`` of it that are done already."""
-        self.sampler.set_epoch(epoch)  # workers fetch ahead of Lightning's word which epoch it is
-        self.sampler.leave_out(epoch, batches * self.batch_size)
+    def resume_at(self, epoch: int, batches: int) -> None:
+        """Start the training in ``epoch`` (from 0), after the ``batches`` of it that are done already."""
+        self.sampler.set_epoch(epoch)  # workers fetch images before Lightning sets the epoch
+        self.sampler.leave_out(epoch, batches * self.loading.batch_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         if isinstance(self.augmentation, BatchedAugmentation):
@@ -185,7 +194,7 @@ class FERDataModule(L.LightningDataModule):
             one_by_one,
             self.sampler,
             batch_size=self.per_device_batch_size,
-            num_workers=self.num_workers,
+            num_workers=self.loading.num_workers,
             drop_last=True,  # as EpochBatches does
             pin_memory=self.root_device.type == "cuda",
         )
@@ -212,18 +221,18 @@ class FERDataModule(L.LightningDataModule):
 
     def _training_batches(self) -> TrainingBatches:
         assert isinstance(self.augmentation, BatchedAugmentation)
-        images = KeptImages(self.faces.images, self.split.train, self._home)
+        images = KeptImages(self.faces.images, self.split.train, self._storage_device)
         return TrainingBatches(
-            images, self.labels, self.augmentation, self.seed, self.size, self.root_device, self.soft, self.mix
+            images, self.labels, self.augmentation, self.seed, self.loading.size, self.root_device, self.soft, self.mix
         )
 
     def _validation(self) -> tuple[KeptImages, torch.Tensor]:
         labels = torch.from_numpy(self.faces.labels[self.val_rows]).to(self.root_device)
-        return KeptImages(self.faces.images, self.val_rows, self._home), labels
+        return KeptImages(self.faces.images, self.val_rows, self._storage_device), labels
 
     @property
-    def _home(self) -> torch.device:
-        return self.root_device if self.device == "auto" else torch.device("cpu")
+    def _storage_device(self) -> torch.device:
+        return self.root_device if self.loading.device == "auto" else torch.device("cpu")
 
 
 def _loader(dataset: Dataset[Any], sampler: Any, batch_size: int | None = None, **options: Any) -> DataLoader[Any]:

@@ -17,7 +17,7 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance.losses import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import sam
-from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint
 from fer_lightning.model.network import ClassScale, build_network
 from fer_lightning.model.optimizer import build_optimizer, build_schedule
 from fer_lightning.model.step_metrics import training_metrics
@@ -227,9 +227,7 @@ class EmotionClassifier(L.LightningModule):
             UserError: see ``read_checkpoint``.
         """
         checkpoint = read_checkpoint(path)
-        hyper = checkpoint["hyper_parameters"]
-        keys = ("optim", "class_counts", "config", "provenance")
-        kept = {key: hyper[key] for key in keys} | {key: hyper.get(key) for key in ("adjusted", "scorecard")}
-        model = cls({**hyper["model"], "weights": "none"}, **kept)
+        kept = {key: checkpoint["hyper_parameters"][key] for key in HYPER_PARAMETERS}
+        model = cls(**{**kept, "model": {**kept["model"], "weights": "none"}})
         model.load_state_dict(checkpoint["state_dict"])
         return model.eval()

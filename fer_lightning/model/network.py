@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, first_line
 
 
 class CosineLinear(nn.Module):
@@ -123,7 +123,7 @@ def build_network(
             mismatch = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"model.weights={weights}: does not fit {name} ({mismatch})") from error
         raise UserError(
-            f"model.weights=imagenet: could not get timm's weights of {name} ({_first_line(error)}); "
+            f"model.weights=imagenet: could not get timm's weights of {name} ({first_line(error)}); "
             "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
         ) from error
     network.conv_stem.stride = (stem_stride, stem_stride)
@@ -143,8 +143,3 @@ def _check_weights_fit(name: str, path: Path) -> None:
         raise UserError(
             f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -9,7 +9,7 @@ import torch
 from timm.models import EfficientNet
 from torch import nn
 
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, first_line
 
 
 def build_optimizer(network: EfficientNet, optim: dict[str, Any]) -> torch.optim.Optimizer:
@@ -27,8 +27,7 @@ def build_optimizer(network: EfficientNet, optim: dict[str, Any]) -> torch.optim
             groups, opt=optim["name"], lr=optim["lr"], **momentum, **_fused(optim["name"])
         )
     except (AssertionError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({reason})") from error
+        raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({first_line(error)})") from error
     # A fused step could unscale float16 gradients itself; here they are unscaled before, to be clipped.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer

@@ -1,17 +1,17 @@
-"""Mistakes that the user can mend, and stops that the user asked for."""
+"""Errors that the user can correct, and stops that the user asked for."""
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line without a traceback.
+    """A mistake of the user's, reported in one line without a traceback.
 
     The text says what was given, what is accepted, and what to do.
     """
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop; what can be saved is saved, and ``resume=auto`` goes on from there.
+    """A signal asked the run to stop; what can be saved is saved, and ``resume=auto`` resumes from there.
 
-    No ``Exception``, so that nothing that mends errors on the way takes it for one.
+    Not an ``Exception``, so that no handler of errors catches it on the way.
     """
 
 
@@ -23,3 +23,8 @@ def require(condition: bool, key: str, value: object, accepted: str) -> None:
     """
     if not condition:
         raise UserError(f"{key}={value}: {accepted}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,9 +1,11 @@
 """Files written whole or not at all."""
 
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -24,9 +26,9 @@ def replace_file(path: Path, content: bytes | memoryview, keep: Path | None = No
     Args:
         path: of the file.
         content: its bytes.
-        keep: where the file before goes; nowhere when None.
+        keep: where the previous file is moved to; None to discard it.
     """
-    temporary = path.with_name(f".{path.name}.part")  # what a killed process left is written over
+    temporary = path.with_name(f".{path.name}.part")  # overwrites what a killed process left
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -37,3 +39,17 @@ def replace_file(path: Path, content: bytes | memoryview, keep: Path | None = No
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_file_by(path: Path, write: Callable[[BinaryIO], Any], keep: Path | None = None) -> None:
+    """As ``replace_file``, for content that a library writes to an open file, such as ``torch.save``.
+
+    Args:
+        path: of the file; its folder is created where it is missing.
+        write: called with a binary file in memory: on a full disk, libraries raise errors that hide the reason.
+        keep: where the previous file is moved to; None to discard it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    write(buffer)
+    replace_file(path, buffer.getbuffer(), keep)

@@ -38,7 +38,7 @@ def ignore() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def forget() -> None:
+def reset() -> None:
     """Begin a new run in this process."""
     global _signal, _deferred, _on_the_way_out
     _signal, _deferred, _on_the_way_out = None, False, False

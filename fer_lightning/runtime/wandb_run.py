@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fer_lightning.runtime.errors import first_line
+
 log = logging.getLogger(__name__)
 
 
@@ -92,11 +94,6 @@ def only_warn(consequence: str) -> Iterator[None]:
         yield
     except (wandb.Error, OSError, *of_the_service) as error:
         log.warning("W&B failed (%s); %s", first_line(error), consequence)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fer_lightning.config.schema import CONF_DIR, validate
-from fer_lightning.config.settings import flatten, may_change_results
+from fer_lightning.config.settings import flatten, may_change_results, without_hydra
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
 from fer_lightning.runtime.provenance import git_commit
@@ -108,7 +108,7 @@ def refuse_shared_mistake(jobs: Mapping[Job, DictConfig]) -> None:
     shared = ""
     for composed in jobs.values():
         try:
-            run = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            run = without_hydra(composed)
             validate(run, composed.hydra.runtime.choices)
             return
         except UserError as mistake:

@@ -1,6 +1,5 @@
 """What a checkpoint holds, when it is written, and how, so that a run resumed from it ends with the same bits."""
 
-import io
 import math
 import random
 import time
@@ -14,8 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import distributed
 
+from fer_lightning.model.checkpoint import write_checkpoint
 from fer_lightning.runtime import signals
-from fer_lightning.runtime.files import replace_file
 
 
 class ExactResume(L.Callback):
@@ -234,8 +233,4 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        # torch.save to a file would raise a RuntimeError on a full disk, without the reason.
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        replace_file(final, buffer.getbuffer(), keep=final.with_name("previous.ckpt") if final.stem == "last" else None)
+        write_checkpoint(final, checkpoint, keep=final.with_name("previous.ckpt") if final.stem == "last" else None)

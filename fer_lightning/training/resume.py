@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, where in the training it stands, and whether it fits the run."""
+"""Resuming from a checkpoint: which one, how far the training had come, and whether it fits the run."""
 
 import logging
 from contextlib import suppress
@@ -17,10 +17,10 @@ from fer_lightning.runtime.processes import is_first_process
 log = logging.getLogger(__name__)
 
 MUST_AGREE = ("seed", "split", "labels.name", "labels.targets", "data.drop_duplicates", "model", "optim")
-"""Parts of the configuration that a resumed run takes over."""
+"""Parts of the configuration that must be those of the checkpoint."""
 
 MUST_AGREE_IN_EPOCH = ("data.batch_size", "imbalance", "trainer.accumulate_grad_batches")
-"""Further ones within an epoch: with another batch or sampler, the images that were seen already are others."""
+"""Further ones within an epoch: another batch size or sampler changes which images come first in it."""
 
 MUST_AGREE_IN_CYCLE = (
     *MUST_AGREE_IN_EPOCH,
@@ -32,10 +32,7 @@ MUST_AGREE_IN_CYCLE = (
 """Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
 
 MUST_AGREE_IN_STAGES = ("imbalance", "trainer.max_epochs")
-"""Further ones where something goes by the epoch: a second stage may have begun or have to, or the images grow."""
-
-OLDER = {"labels": {"name": "fer", "targets": None}, "data": {"drop_duplicates": None}}
-"""What checkpoints meant that were written before there was a choice."""
+"""Further ones where something depends on the epoch: the start of a second stage, or the size of the images."""
 
 MAY_CHANGE = (
     "model.weights",
@@ -44,16 +41,16 @@ MAY_CHANGE = (
     "optim.schedule",
     "optim.warmup_fraction",
 )
-"""Knobs of theirs that take effect in the rest of a resumed run."""
+"""Knobs within these parts that may change; they apply to the rest of a resumed run."""
 
 
 @dataclass(frozen=True)
-class Resume:
-    """Where a run goes on.
+class ResumePoint:
+    """Where a run resumes.
 
     Attributes:
         path: the checkpoint.
-        epoch: that comes next, from 0.
+        epoch: the next one, from 0.
         batches: of that epoch that are done already.
     """
 
@@ -62,11 +59,11 @@ class Resume:
     batches: int
 
 
-def resume_from(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> Resume | None:
+def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> ResumePoint | None:
     """The checkpoint that ``cfg.resume`` means, or None to start anew.
 
-    A checkpoint of a folder that is damaged is told and passed over for the one before. The best checkpoint so far is
-    copied along when another run's folder is resumed, so that it is not forgotten.
+    A damaged ``last.ckpt`` of a run folder is reported, and the previous one is used. When another run's folder is
+    resumed, its best checkpoint so far is copied into this one.
 
     Args:
         cfg: the composed run; ``resume`` is null, ``auto`` (the last checkpoint of ``folder``, if it has one), a run
@@ -87,29 +84,27 @@ def resume_from(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -
         if cfg.resume != "auto":
             raise UserError(f"resume={cfg.resume}: no such checkpoint {path}")
         return None
-    if "position" not in checkpoint:
-        raise UserError(f"resume={cfg.resume}: {path} was written by an older version that did not save its position")
-    here = Resume(path, **checkpoint["position"])
-    _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=here.batches > 0)
-    if here.batches and len(checkpoint["processes"]) != processes:
+    point = ResumePoint(path, **checkpoint["position"])
+    _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=point.batches > 0)
+    if point.batches and len(checkpoint["processes"]) != processes:
         raise UserError(
             f"resume={cfg.resume}: it stopped within an epoch of {len(checkpoint['processes'])} processes; "
-            f"go on with as many devices, not {processes}"
+            f"resume with as many devices, not {processes}"
         )
-    if here.epoch >= cfg.trainer.max_epochs and cfg.resume != "auto":
+    if point.epoch >= cfg.trainer.max_epochs and cfg.resume != "auto":
         raise UserError(
-            f"resume={cfg.resume}: it has all {here.epoch} epochs; "
+            f"resume={cfg.resume}: it has all {point.epoch} epochs; "
             f"raise trainer.max_epochs={cfg.trainer.max_epochs} to train on"
         )
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
     if best.exists() and best.parent.resolve() != own.resolve() and is_first_process():
         own.mkdir(parents=True, exist_ok=True)
         replace_file(own / "best.ckpt", best.read_bytes())
-    return here
+    return point
 
 
 def saved_step(folder: Path) -> int:
-    """Optimizer steps that are safe in a run folder; 0 when nothing is."""
+    """Optimizer steps in the last checkpoint of a run folder; 0 without one."""
     checkpoint = _read(folder)[1]
     return int(checkpoint["global_step"]) if checkpoint else 0
 
@@ -126,8 +121,8 @@ def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
             if not previous.exists():
                 raise
             before = read_checkpoint(previous)
-            log.warning("%s; going on from the one before, %s", error, previous)
-            with suppress(FileNotFoundError):  # out of the way: the next save would keep it as the previous one
+            log.warning("%s; resuming from the previous one, %s", error, previous)
+            with suppress(FileNotFoundError):  # moved aside: the next save would keep it as the previous one
                 last.replace(last.with_name("torn.ckpt"))
             return previous, before
     return (previous, read_checkpoint(previous)) if previous.exists() else (last, None)
@@ -136,13 +131,12 @@ def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
 def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str, in_epoch: bool) -> None:
     hyper = checkpoint["hyper_parameters"]
     stored = {**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]}
-    trained = OmegaConf.merge(OLDER, stored)
-    assert isinstance(trained, DictConfig)
+    trained = OmegaConf.create(stored)
     keys = (
         *MUST_AGREE,
         *(MUST_AGREE_IN_EPOCH if in_epoch else ()),
         *(MUST_AGREE_IN_CYCLE if cfg.optim.schedule == "one_cycle" else ()),
-        *(MUST_AGREE_IN_STAGES if any(_counts_epochs(each) for each in (cfg, trained)) else ()),
+        *(MUST_AGREE_IN_STAGES if any(_depends_on_epochs(each) for each in (cfg, trained)) else ()),
     )
     for part in keys:
         before = _resolved(trained, part)
@@ -158,7 +152,7 @@ def _resolved(cfg: DictConfig, part: str) -> dict[str, Any]:
     return flatten(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node, part)
 
 
-def _counts_epochs(cfg: DictConfig) -> bool:
+def _depends_on_epochs(cfg: DictConfig) -> bool:
     parts = cfg.imbalance.values()
     return bool(cfg.model.get("first_image_size")) or any(
         OmegaConf.is_dict(part) and "epochs" in part for part in parts

@@ -25,7 +25,7 @@ from fer_lightning.imbalance.samplers import ClassWeightedSampler, InstanceSampl
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.augment_images import Augmentation
 from fer_lightning.loading.batches import KeptImages
-from fer_lightning.loading.datamodule import FERDataModule
+from fer_lightning.loading.datamodule import FERDataModule, Loading
 from fer_lightning.runtime.errors import UserError
 
 FACES = draw(400)
@@ -39,7 +39,7 @@ def build(
     sampler=InstanceSampler, augmentation=PLAIN, batch_size=32, num_workers=0, seed=0, **split_knobs
 ) -> FERDataModule:
     split = official(FACES, 0, **split_knobs)
-    return FERDataModule(FACES, split, sampler, augmentation, batch_size, num_workers, seed)
+    return FERDataModule(FACES, split, sampler, augmentation, Loading(batch_size, num_workers), seed)
 
 
 def epoch(datamodule: FERDataModule, number: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,9 @@ class TestTargets:
         def mixed(workers: int, epoch_number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
             split = official(FACES, 0)
             mix = partial(Mixup, alpha=1.0)
-            return epoch(FERDataModule(FACES, split, InstanceSampler, ONE_BY_ONE, 32, workers, seed, mix), epoch_number)
+            return epoch(
+                FERDataModule(FACES, split, InstanceSampler, ONE_BY_ONE, Loading(32, workers), seed, mix), epoch_number
+            )
 
         images, targets = mixed(0, 0)
         assert (images.dtype, targets.dtype, targets.shape[1]) == (torch.uint8, torch.float32, 7)
@@ -144,7 +146,7 @@ class TestTargets:
         split = official(FACES, 0)
         for build_mix in (partial(Mixup, alpha=1.0), partial(CMO, epochs=3, off_epochs=0)):
             (images, targets), (others, other_targets) = (
-                epoch(FERDataModule(FACES, split, InstanceSampler, each, 32, 0, 0, build_mix), 1)
+                epoch(FERDataModule(FACES, split, InstanceSampler, each, Loading(32), 0, build_mix), 1)
                 for each in (PLAIN, Augmentation(Strengths()))
             )
             assert torch.equal(images, others)
@@ -156,7 +158,7 @@ class TestTargets:
         split = official(FACES, 0)
         build_mix = partial(CMO, epochs=3, off_epochs=1, prob=1.0)
         mixed, plain = (
-            FERDataModule(FACES, split, InstanceSampler, strong, 32, 0, 0, mix) for mix in (build_mix, None)
+            FERDataModule(FACES, split, InstanceSampler, strong, Loading(32), 0, mix) for mix in (build_mix, None)
         )
         assert torch.equal(epoch(mixed, 0)[0], epoch(plain, 0)[0])
         assert not torch.equal(epoch(mixed, 1)[0], epoch(plain, 1)[0])
@@ -164,7 +166,7 @@ class TestTargets:
     def test_soft_labels_reach_the_loss(self):
         soft = np.full((len(FACES), 7), 1 / 7, np.float32)
         faces = replace(FACES, soft=soft)
-        _, targets = epoch(FERDataModule(faces, official(faces, 0), InstanceSampler, PLAIN, 32, 0, 0), 0)
+        _, targets = epoch(FERDataModule(faces, official(faces, 0), InstanceSampler, PLAIN, Loading(32), 0), 0)
         torch.testing.assert_close(targets, torch.full_like(targets, 1 / 7))
 
 
@@ -182,7 +184,7 @@ class TestAugmentation:
     def test_a_resumed_epoch_goes_on_with_the_same_pictures(self):
         whole = epoch(build(augmentation=STRONG), 1)
         resumed = build(augmentation=STRONG)
-        resumed.go_on(1, batches=3)
+        resumed.resume_at(1, batches=3)
         rest = epoch(resumed, 1)
         assert len(rest[0]) == len(whole[0]) - 96
         assert all(torch.equal(part, other[96:]) for part, other in zip(rest, whole, strict=True))
@@ -213,9 +215,8 @@ class TestAugmentation:
         assert torch.equal(plain, strong)
 
     def test_batches_are_made_at_the_size_of_the_epoch(self):
-        datamodule = FERDataModule(
-            FACES, official(FACES, 0), InstanceSampler, STRONG, 32, 0, 0, size=lambda number: 64 + 32 * number
-        )
+        loading = Loading(32, size=lambda number: 64 + 32 * number)
+        datamodule = FERDataModule(FACES, official(FACES, 0), InstanceSampler, STRONG, loading, 0)
         assert epoch(datamodule, 0)[0].shape[1:] == (64, 64)
         assert epoch(datamodule, 1)[0].shape[1:] == (96, 96)
 

@@ -25,15 +25,15 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
 from fer_lightning.loading.augment_batches import BatchedAugmentation
-from fer_lightning.loading.datamodule import FERDataModule
+from fer_lightning.loading.datamodule import FERDataModule, Loading
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier, input_size
 from fer_lightning.model.network import build_head, build_network
 from fer_lightning.model.optimizer import parameter_groups, schedule_factor
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.training import run
-from fer_lightning.training.run import build_trainer
+from fer_lightning.training import build
+from fer_lightning.training.build import build_trainer
 from fer_lightning.training.tracking import build_loggers
 
 PAPER_HEAD = {"hidden": [64], "activation": "ReLU", "batch_norm": True, "dropout": 0.5}
@@ -329,8 +329,8 @@ def fit(faces, tmp_path) -> Callable[..., tuple[EmotionClassifier, Recorder, L.T
         L.seed_everything(0, verbose=False)
         sampler = instantiate(cfg.imbalance.sampler, _partial_=True)
         nothing = BatchedAugmentation(Strengths())
-        datamodule = FERDataModule(faces, official(faces, 0), sampler, nothing, 32, 0, 0)
-        loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=datamodule.class_counts)
+        datamodule = FERDataModule(faces, official(faces, 0), sampler, nothing, Loading(32), 0)
+        loss = build.build_loss(cfg, datamodule.class_counts)
         plain = OmegaConf.to_container(cfg, resolve=True)
         model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, {}, loss)
         recorder = Recorder()
@@ -448,7 +448,7 @@ class TestHostWaits:
             trainer.callbacks.append(watch)
             return trainer
 
-        monkeypatch.setattr(run, "build_trainer", with_watch)
+        monkeypatch.setattr(build, "build_trainer", with_watch)
         assert cli(*TINY, *overrides).code == 0
         assert watch.steps >= 3
         assert watch.waits.seen == []

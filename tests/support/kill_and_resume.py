@@ -28,8 +28,10 @@ import pandas as pd
 import torch
 
 from fer_lightning.__main__ import main as fer_lightning
+from fer_lightning.evaluation import artifacts
 from fer_lightning.model.classifier import EmotionClassifier
-from fer_lightning.training import callbacks, run
+from fer_lightning.runtime import files
+from fer_lightning.training import tracking
 
 RUN = (
     "data=synthetic",
@@ -83,7 +85,7 @@ def on_call(owner: Any, name: str, count: int, before: Callable[..., None] | Non
 
 
 def half_a_file(path: Path, content: Any, keep: Path | None = None) -> None:
-    """What a kill in the middle of ``run_folder.replace_file`` leaves."""
+    """What a kill in the middle of ``files.replace_file`` leaves."""
     path.with_name(f".{path.name}.part").write_bytes(bytes(content)[: len(content) // 2])
 
 
@@ -106,14 +108,14 @@ def draw_bomb(moment: str, dice: random.Random, steps: int) -> Bomb | None:
     if moment == "validating":
         return on_call(EmotionClassifier, "validation_step", dice.randrange(3))
     if moment == "checkpoint":
-        return on_call(callbacks, "replace_file", dice.randrange(1, 12), dice.choice((half_a_file, no_last_file)))
+        return on_call(files, "replace_file", dice.randrange(1, 12), dice.choice((half_a_file, no_last_file)))
     if moment == "results":
         return dice.choice(
             (
                 on_call(pd.DataFrame, "to_csv", 0, half_a_table),
-                on_call(run, "write_json", 0),
-                on_call(run.figures, "confusion_matrix", 0),
-                on_call(run.tracking, "finish", 0),
+                on_call(artifacts, "write_json", 0),
+                on_call(artifacts.figures, "confusion_matrix", 0),
+                on_call(tracking, "finish", 0),
             )
         )
     return None

@@ -152,7 +152,7 @@ def test_a_signal_requeues_a_cancel_does_not_and_both_go_on_to_the_same_weights(
     code, line = running.end()
     assert (code, line["failed"], line["unfinished"]) == (75, [], ["1"]), running.logs()
     assert json.loads((running.folder / "0" / "requeued.json").read_text())["step"] > 0
-    assert running.says(0, "going on from")
+    assert running.says(0, "resuming from")
     assert not (running.folder / "1" / "requeued.json").exists()
     assert running.status(1)["status"] == "interrupted"
     assert running.status(1)["step"] > 0
@@ -160,7 +160,7 @@ def test_a_signal_requeues_a_cancel_does_not_and_both_go_on_to_the_same_weights(
 
     code, line = sweep(command=("fer_lightning.sweep", "resume", "sweep")).end()
     assert (code, line["failed"], line["unfinished"]) == (0, [], []), running.logs()
-    assert running.says(1, "going on from")
+    assert running.says(1, "resuming from")
     assert (running.folder / "2" / "metrics.json").stat().st_mtime_ns == done, "a finished job is left alone"
     expected = _weights(running.folder / "2")
     for number in (0, 1):

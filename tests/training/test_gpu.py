@@ -8,8 +8,9 @@ import pytest
 import torch
 from command_line import TINY, only_run
 
+from fer_lightning.training import build
 from fer_lightning.training import run as training_run
-from fer_lightning.training.run import build_trainer
+from fer_lightning.training.build import build_trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
@@ -44,7 +45,7 @@ def test_no_step_waits_for_its_device(cli, monkeypatch, overrides):
         trainer.callbacks.append(watch)
         return trainer
 
-    monkeypatch.setattr(training_run, "build_trainer", with_watch)
+    monkeypatch.setattr(build, "build_trainer", with_watch)
     try:
         outcome = cli(*GPU, *overrides)
     finally:
@@ -55,13 +56,13 @@ def test_no_step_waits_for_its_device(cli, monkeypatch, overrides):
 
 def test_images_live_on_the_gpu(cli, monkeypatch):
     runs = []
-    run = training_run._run
+    run = training_run._train_and_test
 
     def kept(*arguments: Any) -> Any:
         runs.append(run(*arguments))
         return runs[-1]
 
-    monkeypatch.setattr(training_run, "_run", kept)
+    monkeypatch.setattr(training_run, "_train_and_test", kept)
     for device, place in (("auto", "cuda"), ("cpu", "cpu")):
         assert cli(*GPU, "augment=light", f"data.device={device}").code == 0
         images = runs[-1].datamodule.kept["train"].images.images

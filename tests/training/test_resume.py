@@ -17,12 +17,13 @@ import pytest
 import torch
 from command_line import TINY, processes_in
 from lightning.pytorch.plugins import MixedPrecision
+from omegaconf import OmegaConf
 
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder, read_status
-from fer_lightning.training import run as training_run
 from fer_lightning.training.checkpoints import LastCheckpoint
+from fer_lightning.training.failures import as_user_error
 
 RUN = (*TINY, "data.batch_size=16", "model.head.dropout=0.5", "augment=light")
 
@@ -279,7 +280,8 @@ class TestLongValidation:
     def test_two_processes(self, start, process, tmp_path):
         """In real time: a validation of half a minute, a signal from outside, 30 s to be gone."""
         slow = (
-            "import time\nfrom fer_lightning.__main__ import main\nfrom fer_lightning.model.classifier import EmotionClassifier\n"
+            "import time\nfrom fer_lightning.__main__ import main\n"
+            "from fer_lightning.model.classifier import EmotionClassifier\n"
             "original = EmotionClassifier.validation_step\n"
             "def validation_step(self, batch, batch_idx):\n"
             "    open('validating', 'w').close()\n"
@@ -357,7 +359,7 @@ class TestTornCheckpoints:
         outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
         assert outcome.code == 0, outcome.err
         assert "last.ckpt: no checkpoint, or a damaged one" in outcome.out + outcome.err
-        assert "going on from the one before" in outcome.out + outcome.err
+        assert "resuming from the previous one" in outcome.out + outcome.err
         assert (killed / "torn.ckpt").read_bytes() == content[:keep]
         read_checkpoint(killed / "previous.ckpt")
         assert same(killed.parent, tmp_path / "whole") == []
@@ -374,7 +376,7 @@ class TestTornCheckpoints:
         (killed / "last.ckpt").replace(killed / "previous.ckpt")
         outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
         assert outcome.code == 0, outcome.err
-        assert f"going on from {killed / 'previous.ckpt'}: epoch 2" in outcome.out
+        assert f"resuming from {killed / 'previous.ckpt'}: epoch 2" in outcome.out
 
 
 SAVE = ("save_every_n_steps=3",)
@@ -451,14 +453,14 @@ class TestOutOfMemory:
 
     @pytest.mark.parametrize(("devices", "batch", "words"), [(1, 24, "=12 "), (2, 12, "=6 "), (8, 8, "smaller model")])
     def test_of_a_gpu_too(self, devices: int, batch: int, words: str):
-        cfg: Any = training_run.OmegaConf.create(
+        cfg: Any = OmegaConf.create(
             {
                 "data": {"batch_size": batch},
                 "model": {"image_size": 112},
                 "trainer": {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1},
             }
         )
-        mended = training_run._as_user_error(torch.OutOfMemoryError("CUDA out of memory. Tried..."), cfg, Path("run"))
+        mended = as_user_error(torch.OutOfMemoryError("CUDA out of memory. Tried..."), cfg, Path("run"))
         assert mended is not None
         assert words in str(mended)
 

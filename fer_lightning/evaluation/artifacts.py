@@ -1,0 +1,59 @@
+"""The files that an evaluation leaves in a folder: numbers, predictions, pictures."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fer_lightning.data.faces import Faces
+from fer_lightning.data.splits import Split
+from fer_lightning.evaluation import figures
+from fer_lightning.evaluation.score import Evaluation
+from fer_lightning.metrics.predictions import reported
+from fer_lightning.presentation import words
+from fer_lightning.runtime.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+def write_artifacts(
+    folder: Path,
+    metrics: dict[str, Any],
+    evaluation: Evaluation,
+    faces: Faces,
+    split: Split,
+    counts: Mapping[str, Sequence[int]],
+    title: str,
+    name: str = "test",
+) -> None:
+    """Write ``metrics.json``, ``predictions.csv`` and the pictures of an evaluation, of each augmentation too.
+
+    Args:
+        folder: created where it is missing; the curves of its ``metrics.csv``, if it has one, are drawn too.
+        metrics: the content of ``metrics.json``.
+        evaluation: whose predictions are written.
+        faces: the data.
+        split: whose test sets were scored.
+        counts: images per class by name of a set, for the picture of the class distribution.
+        title: of the confusion matrix and the curves.
+        name: the reported set, which the pictures show.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "metrics.json", metrics)
+    tables = {"": evaluation.predictions, **{f"_{key}": table for key, table in evaluation.augmented.items()}}
+    for suffix, table in tables.items():
+        table.to_csv(folder / f"predictions{suffix}.csv", index=False)
+    images, subtitle = faces.images[split.tests[name]], words.caption(metrics)
+    pictures = figures.of_test(reported(evaluation.predictions, name), images, title, subtitle)
+    pictures["class_distribution"] = figures.class_distribution(counts, "Images per class", subtitle)
+    for key, table in evaluation.augmented.items():
+        augmented = figures.of_test(reported(table, name), images, f"{title}, {key}", subtitle)
+        pictures |= {f"{picture}_{key}": figure for picture, figure in augmented.items()}
+    if (folder / "metrics.csv").exists():  # not where a model trained elsewhere was only adjusted
+        pictures["curves"] = figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle)
+    for key, figure in pictures.items():
+        figure.savefig(folder / f"{key}.png")
+    files = ", ".join(f"predictions{suffix}.csv" for suffix in tables)
+    log.info("wrote metrics.json, %s and %d pictures to %s", files, len(pictures), folder)

@@ -1,0 +1,56 @@
+"""Scores of a stored checkpoint, on its own test sets or on other images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fer_lightning.data.faces import count_classes
+from fer_lightning.evaluation.artifacts import write_artifacts
+from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
+from fer_lightning.evaluation.probabilities import pick_device
+from fer_lightning.evaluation.score import evaluate, headline, print_table
+from fer_lightning.evaluation.tta import VIEWS
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.runtime.errors import UserError, require
+
+
+def rescore(
+    checkpoint: Path, overrides: list[str], augmentations: Sequence[str] = (), out: Path | None = None
+) -> dict[str, Any]:
+    """Score a checkpoint and print the table.
+
+    Args:
+        checkpoint: a run's ``best.ckpt``.
+        overrides: ``key=value`` of the run's configuration; ``data=folder`` scores any labelled folder of images.
+        augmentations: test-time augmentations, each scored beside the plain images; names in ``tta.VIEWS``.
+        out: folder for metrics, predictions and pictures; None writes nothing.
+
+    Returns:
+        The headline: size and main scores of the test set.
+
+    Raises:
+        UserError: for a checkpoint, an override, an augmentation or a folder that cannot be used; also when test
+            images trained or selected the model.
+    """
+    if out is not None:
+        _refuse_run_folder(out)
+    for name in augmentations:
+        require(name in VIEWS, "--tta", name, f"must be {' or '.join(VIEWS)}, or both: {','.join(VIEWS)}")
+    model = EmotionClassifier.load(checkpoint)
+    cfg, faces, split = load_split(model, overrides)
+    temperature = (model.hparams["scorecard"] or {}).get("temperature")
+    device = pick_device(cfg.trainer.accelerator)
+    evaluation = evaluate(model, faces, split, device, temperature, augmentations)
+    print_table({**evaluation.metrics, "synthetic": faces.synthetic})
+    if out is not None:
+        metrics = {**evaluation.metrics, **what_was_scored(checkpoint, cfg, faces)}
+        counts = {"test": count_classes(faces.labels[split.tests["test"]])}
+        write_artifacts(out, metrics, evaluation, faces, split, counts, "Confusion matrix")
+    return headline(evaluation.metrics)
+
+
+def _refuse_run_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={folder}: is a file; give a folder")
+    if (folder / "status.json").exists():
+        raise UserError(f"--out={folder}: holds a run, whose own scores would be overwritten; give another folder")
