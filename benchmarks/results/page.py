@@ -281,7 +281,7 @@ def _missing(names: Sequence[str]) -> str:
     files = "--data fer2013.zip --weights tf_efficientnetv2_b0.safetensors"
     lines = (f"python benchmarks/results/run.py {name:<11} {files}" for name in names)
     return (
-        "Training stops after 7.5 minutes (`--minutes`), and the same command goes on with what is missing. What\n"
+        "Training stops after 7.5 minutes (`--minutes`), and the same command continues with what is missing. What\n"
         "`paper_tune` and `tune` find is given to the parts after them, and what `search` finds to `strongest`, as\n"
         "overrides at the end.\n\n"
         "```\n" + "\n".join(lines) + "\n```\n"
