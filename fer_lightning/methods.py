@@ -72,20 +72,28 @@ def read_method(path: Path) -> Method:
     if len(head) < 3:
         raise ValueError(f"{path}: the first three lines must be comments: description, formula, paper")
     description, formula, paper, *notes = head
-    return Method(path.stem, description, formula, paper, tuple(notes), tuple(_knobs(path, "imbalance")))
+    return Method(path.stem, description, formula, paper, tuple(notes), tuple(_knobs(path, "imbalance").values()))
 
 
-def _knobs(path: Path, prefix: str) -> list[Knob]:
-    """The knobs of one file, with those of the files that its ``defaults`` name where they are named."""
+def _knobs(path: Path, prefix: str) -> dict[str, Knob]:
+    """The knobs of one file by key, after those of the files that its ``defaults`` name."""
     text = path.read_text()
-    found: list[Knob] = []
+    knobs: dict[str, Knob] = {}
     for entry in yaml.safe_load(text).get("defaults", []):
-        for group, choice in entry.items():
-            choices = " | ".join(sorted(other.stem for other in (path.parent / group).glob("*.yaml")))
-            found.append(Knob(f"{prefix}/{group}", str(choice or "null"), choices))
-            if choice:
-                found += _knobs(path.parent / group / f"{choice}.yaml", f"{prefix}.{group}")
-    return found + _leaves(yaml.compose(text), text, prefix)
+        if isinstance(entry, str):  # another file of the same group, which this one changes
+            knobs |= _knobs(path.with_name(f"{entry}.yaml"), prefix)
+            continue
+        ((group, choice),) = entry.items()
+        group = group.removeprefix("override ")
+        choices = " | ".join(sorted(other.stem for other in (path.parent / group).glob("*.yaml")))
+        knobs = {key: knob for key, knob in knobs.items() if not key.startswith(f"{prefix}.{group}.")}
+        knobs[f"{prefix}/{group}"] = Knob(f"{prefix}/{group}", str(choice or "null"), choices)
+        if choice:
+            knobs |= _knobs(path.parent / group / f"{choice}.yaml", f"{prefix}.{group}")
+    for knob in _leaves(yaml.compose(text), text, prefix):
+        inherited = knobs.get(knob.key)
+        knobs[knob.key] = knob if knob.meaning or not inherited else knob._replace(meaning=inherited.meaning)
+    return knobs
 
 
 def _leaves(node: yaml.Node, text: str, prefix: str) -> list[Knob]:

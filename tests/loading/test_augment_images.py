@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import binomtest, chi2_contingency, kstest
 from torch.utils.data import DataLoader
@@ -251,7 +252,8 @@ class TestStrengths:
 
 @pytest.mark.parametrize("name", ["none", "light", "strong"])
 def test_group_files(name):
-    config = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "augment" / f"{name}.yaml"))
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=[f"augment={name}"]).augment)
     assert config.pop("name") == name
     assert config.pop("backend") == "batched"
     assert list(config) == list(inspect.signature(Strengths).parameters)
