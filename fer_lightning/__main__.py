@@ -12,20 +12,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fer_lightning import sweep
+from fer_lightning import __version__
 from fer_lightning.config import command_line, schema
 from fer_lightning.runtime import processes, signals
 from fer_lightning.runtime.errors import Interrupted, UserError
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status
+from fer_lightning.sweeps.run_job import run_job
 
 
 @hydra.main(version_base="1.3", config_path=str(schema.CONF_DIR), config_name="config")
 def app(cfg: DictConfig) -> float | None:
-    """Run one composed configuration, or hand a sweep's job to a process of its own."""
+    """Run one composed configuration, or start the process of a sweep's job."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return sweep.run_job(cfg)
-    first = processes.is_first_process()
-    if not first:
+        return run_job(cfg)
+    is_first = processes.is_first_process()
+    if not is_first:
         logging.getLogger().setLevel(logging.WARNING)
         signals.end_with_parent()
     signals.listen()
@@ -37,30 +38,32 @@ def app(cfg: DictConfig) -> float | None:
     except UserError as error:
         command_line.fail(error)  # Hydra would print "Error executing job" and all overrides first
     except Interrupted as stopped:
-        if not first:  # Lightning would kill the first process for any other code
+        if not is_first:  # Lightning would kill the first process for any other code
             raise SystemExit(0) from None
-        command_line.fail(f"{stopped}; {_how_to_go_on(folder)}", code=RESUMABLE)
+        command_line.fail(f"{stopped}; {_resume_hint(folder)}", code=RESUMABLE)
     except KeyboardInterrupt:
-        command_line.fail(f"interrupted; {_how_to_go_on(folder)}", code=130)
+        command_line.fail(f"interrupted; {_resume_hint(folder)}", code=130)
     return result.metrics.get(cfg.monitor) if result else None
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _resume_hint(folder: Path) -> str:
     step = read_status(folder).get("step", 0)
-    saved = f"saved at step {step}, go on" if step else "nothing was trained yet, begin again"
+    saved = f"saved at step {step}, resume" if step else "nothing was trained yet, start again"
     return f"{saved} with resume=auto hydra.run.dir={folder}"
 
 
-def _read_options_anywhere() -> None:
-    """Have Hydra take options before, between and after overrides, and tell in one line what it cannot take."""
+def _replace_hydra_parser() -> None:
+    """Accept options between overrides, report unknown ones in one line, and print this project's version."""
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; python -m fer_lightning --help shows what there is")
+        raise UserError(f"{message}; python -m fer_lightning --help lists the options")
 
     def get_args_parser() -> Any:
         parser: Any = hydra_parser()
         parser.parse_args = parser.parse_intermixed_args
         parser.error = refuse
+        replacing = parser.add_argument_group(conflict_handler="resolve")
+        replacing.add_argument("--version", action="version", version=f"fer_lightning {__version__}")
         return parser
 
     hydra_main: Any = importlib.import_module("hydra.main")  # hydra.main is its function
@@ -71,7 +74,7 @@ def main() -> None:
     """The command line: user mistakes end in one line and code 2, bugs keep their traceback."""
     # Hydra then raises instead of printing its own many-line message.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    _read_options_anywhere()
+    _replace_hydra_parser()
     command_line.run_tool(app)
 
 

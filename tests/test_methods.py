@@ -163,7 +163,7 @@ REFUSED = [
     (["imbalance=ldam_drw", "imbalance.cosine_scale=null"], "imbalance.cosine_scale=None: the margins of LDAM are cos"),
     (["imbalance=ldam_drw", "imbalance.cosine_scale=16"], "it must be imbalance.loss.scale=30.0"),
     (["imbalance=cmo", "trainer.max_epochs=6"], "imbalance.mix.off_epochs=3: must be 0 to 2 with trainer.max_epochs=6"),
-    (["imbalance=crt", "imbalance/sampler=oversample"], "imbalance/sampler: this method brings a sampler of its own"),
+    (["imbalance=crt", "imbalance/sampler=oversample"], "imbalance/sampler: this method has a sampler of its own"),
     (["imbalance=focal", "imbalance/mix=mixupp"], "imbalance/mix=mixupp: no such choice (did you mean mixup?)"),
     (["imbalance=mixup", "imbalance.mix.alpa=1"], "imbalance.mix.alpa: no such key"),
     (["imbalance=mixup", "imbalance.mix.alpha=much"], "imbalance.mix.alpha=much: expected a number"),
@@ -190,12 +190,12 @@ def test_mixing_with_another_method_trains(cli, tmp_path):
     [
         (
             ["imbalance=crt", "imbalance/sampler=oversample"],
-            "imbalance/sampler: this method brings a sampler of its own",
+            "imbalance/sampler: this method has a sampler of its own",
         ),
         (["imbalance=none", "imbalance.first_stage=x"], "imbalance.first_stage: only crt, lws, tau_norm and posthoc"),
         (
             ["imbalance=focal", "imbalance.mix.alpha=3"],
-            "imbalance.mix.alpha: nothing is mixed here; choose imbalance/mix=",
+            "imbalance.mix.alpha: this run mixes no images; choose imbalance/mix=",
         ),
         (["imbalance=focal", "imbalance/mix=mixup", "imbalance.mix.alfa=3"], "did you mean imbalance.mix.alpha?"),
     ],

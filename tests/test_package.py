@@ -85,7 +85,7 @@ def test_a_mistyped_option_is_told_in_one_line(name, monkeypatch, capsys):
     assert said.out == ""
     (line,) = said.err.splitlines()
     assert line.startswith("error: ")
-    assert line.endswith(" --help shows what there is")
+    assert line.endswith(" --help lists the options")
 
 
 def test_the_commands_are_all_there():

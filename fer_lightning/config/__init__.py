@@ -1,1 +1,1 @@
-"""What may stand in a configuration: schema, rules, safety, and the messages of what is refused."""
+"""Configuration: schema, rules, safety checks, and one-line error messages."""

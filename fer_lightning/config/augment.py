@@ -1,7 +1,6 @@
-"""How strongly training images are changed: the knobs of the ``augment`` group, the same for both backends."""
+"""How strongly training images are changed: the keys of the ``augment`` group, the same for both backends."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fer_lightning.runtime.errors import UserError
 
@@ -9,9 +8,9 @@ ERASE_ASPECT = (0.5, 2.0)
 """Range of width / height of an erased rectangle."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Strengths:
-    """What is done to a training image, in this order; a knob of 0 leaves its step out.
+    """Changes to a training image, applied in this order; a strength of 0 skips the step.
 
     Attributes:
         hflip: probability of a horizontal flip.
@@ -22,10 +21,10 @@ class Strengths:
         contrast: largest relative change of the factor on all pixels; 0.3 gives 0.7 to 1.3.
         erase: probability of hiding a rectangle under one random gray (Zhong et al. 2020, "Random Erasing Data
             Augmentation").
-        erase_area: smallest and largest share of the image that it covers.
+        erase_area: smallest and largest fraction of the image that it covers.
 
     Raises:
-        UserError: for a knob out of range.
+        UserError: a value is out of range.
     """
 
     hflip: float = 0.0
@@ -35,7 +34,7 @@ class Strengths:
     brightness: float = 0.0
     contrast: float = 0.0
     erase: float = 0.0
-    erase_area: Sequence[float] = (0.02, 0.2)
+    erase_area: list[float] = field(default_factory=lambda: [0.02, 0.2])
 
     def __post_init__(self) -> None:
         for name in ("hflip", "translate", "scale", "brightness", "contrast", "erase"):
@@ -45,12 +44,12 @@ class Strengths:
         if not 0 <= self.rotate <= 180:
             raise UserError(f"augment.rotate={self.rotate} is out of range: it must be from 0 to 180 degrees")
         if self.scale == 1:
-            raise UserError("augment.scale=1 would shrink faces to nothing: it must be below 1")
+            raise UserError("augment.scale=1 would shrink faces to no pixels: it must be below 1")
         area = self.erase_area
         if len(area) != 2 or not 0 < area[0] <= area[1] <= ERASE_ASPECT[0]:
             raise UserError(
                 f"augment.erase_area={list(area)} is out of range: give the smallest and the largest "
-                f"share of the image, above 0 and at most {ERASE_ASPECT[0]}, for example [0.02,0.2]"
+                f"fraction of the image, above 0 and at most {ERASE_ASPECT[0]}, for example [0.02,0.2]"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The frame of every command: parser, errors in one line, exit codes."""
+"""Shared by all commands: parser, one-line errors, exit codes."""
 
 import argparse
 import sys
@@ -17,21 +17,21 @@ from fer_lightning.runtime.processes import is_first_process
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are mistakes like all others, told in one line."""
+    """argparse that reports mistakes as one-line ``UserError``s."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help shows what there is")
+        raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
 def fail(error: Exception | str, code: int = 2) -> None:
-    """Print one line to stderr and exit: the end of every user mistake."""
-    if is_first_process():  # the other processes of a run meet the same mistake
+    """Print one line to stderr and exit."""
+    if is_first_process():  # the other processes of a run find the same mistake
         print(f"error: {error}", file=sys.stderr)
     raise SystemExit(code)
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a command-line tool, guarded: user mistakes end in one line and code 2, bugs keep their traceback."""
+    """Run a command with the safety checks: user mistakes end in one line and code 2, bugs keep their traceback."""
     safety.guard_hydra()
     try:
         main()
@@ -44,4 +44,4 @@ def run_tool(main: Callable[[], None]) -> None:
     except OSError as error:
         if not any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__)):
             raise
-        fail(f"{error.filename}: cannot be made ({error.strerror}); choose another folder with hydra.run.dir=FOLDER")
+        fail(f"{error.filename}: cannot be created ({error.strerror}); choose another folder with hydra.run.dir=FOLDER")

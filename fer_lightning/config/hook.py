@@ -16,13 +16,13 @@ from fer_lightning.runtime.run_folder import lock_for_run
 
 
 class Validate(Callback):
-    """Hydra callback that validates before the run folder is made, so that a typo leaves nothing behind."""
+    """Hydra callback that validates before the run folder is created, so that a typo leaves no folder behind."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         run = without_hydra(config)
         try:
             if config.hydra.job.chdir:
-                raise UserError("hydra.job.chdir=true: paths are relative to where you start; leave it false")
+                raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
             validate(run, config.hydra.runtime.choices)
             folder = Path(config.hydra.run.dir)
             if is_first_process() and folder.is_dir():

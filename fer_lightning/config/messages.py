@@ -1,4 +1,4 @@
-"""The errors of Hydra, OmegaConf and YAML, told in one line: what was given, what is accepted."""
+"""One-line messages for the errors of Hydra, OmegaConf and YAML: what was given, what is accepted."""
 
 import difflib
 import re
@@ -14,19 +14,19 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config.safety import CONF_DIR
 
-ELSEWHERE = {
-    "imbalance/sampler": "this method brings a sampler of its own",
-    "imbalance/mix": "this method brings mixing of its own",
-    "imbalance.mix": "nothing is mixed here; choose imbalance/mix=mixup, remix or cmo first",
-    "imbalance.first_stage": "only crt, lws, tau_norm and posthoc_logit_adjusted can begin from a checkpoint",
+METHOD_KEYS = {
+    "imbalance/sampler": "this method has a sampler of its own",
+    "imbalance/mix": "this method has mixing of its own",
+    "imbalance.mix": "this run mixes no images; choose imbalance/mix=mixup, remix or cmo first",
+    "imbalance.first_stage": "only crt, lws, tau_norm and posthoc_logit_adjusted can start from a checkpoint",
     "imbalance.second_stage": "only crt and lws have a second stage",
     "imbalance.adjust": "only tau_norm and posthoc_logit_adjusted adjust a trained model",
 }
-"""Keys that only some methods have, and why the chosen one has not."""
+"""Keys that only some methods have, and why the chosen method has none."""
 
 
 def explain(error: Exception) -> str:
-    """Errors of Hydra, OmegaConf and YAML in one line: what was given, what is accepted."""
+    """Describe an error of Hydra, OmegaConf or YAML in one line: what was given, what is accepted."""
     if isinstance(error, YAMLError):
         return " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -34,7 +34,7 @@ def explain(error: Exception) -> str:
         hint = did_you_mean(choice, list(error.options))
         return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        quoted = "give special characters in quotes of their own, such as 'data.path=\"a (1).csv\"'"
+        quoted = "put special characters in their own quotes, such as 'data.path=\"a (1).csv\"'"
         return f"{error.override}: cannot be read as key=value ({_first_line(error)}); {quoted}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: is missing and has no default"
@@ -52,13 +52,13 @@ def explain(error: Exception) -> str:
 
 
 def did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
-    """`` (did you mean X?)`` where a known word is close, else nothing."""
+    """`` (did you mean X?)`` if a known word is close, else the empty string."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {prefix}{close[0]}?)" if close and not word.startswith(f"{close[0]}.") else ""
 
 
 def _unknown_key(key: str) -> str:
-    """Say what would have been accepted in place of an unknown key, given the groups chosen on the command line."""
+    """Describe an unknown key and what is accepted there, given the groups chosen on the command line."""
     groups = "|".join(path.name for path in CONF_DIR.iterdir() if path.is_dir())
     chosen = [re.sub(",.*", "", word) for word in sys.argv[1:] if re.fullmatch(rf"({groups})(/\w+)?=[\w,]+", word)]
     chosen = [word for word in chosen if not word.startswith(f"{key}=")]
@@ -66,12 +66,12 @@ def _unknown_key(key: str) -> str:
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             cfg = compose("config", overrides=chosen)
-    except HydraException:  # those choices are the user's own files
+    except HydraException:  # a chosen file is the user's own
         return f"{key}: no such key; --cfg job lists all"
     known = list(_leaves(cfg))
-    for part, why in ELSEWHERE.items():
+    for part, reason in METHOD_KEYS.items():
         if (key == part or key.startswith(f"{part}.")) and part not in known:
-            return f"{key}: {why}"
+            return f"{key}: {reason}"
     parent = key.rpartition(".")[0]
     siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
     listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""

@@ -1,4 +1,4 @@
-"""The rules of a run that types cannot tell: ranges, and what goes together; those of ``imbalance`` are beside it."""
+"""Rules of a run beyond types: ranges and contradictions; those of ``imbalance`` are in ``imbalance_rules``."""
 
 import os
 from pathlib import Path
@@ -36,21 +36,28 @@ def check_rules(cfg: DictConfig) -> None:
     Raises:
         UserError: with the key, the value given and what is accepted.
     """
-    for rule in (_data_rules, _augment_rules, _model_rules, _optim_rules, imbalance_rules, _trainer_rules):
+    for rule in (_run_rules, _data_rules, _augment_rules, _model_rules, _optim_rules, imbalance_rules, _trainer_rules):
         rule(cfg)
+
+
+def _run_rules(cfg: DictConfig) -> None:
+    if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
+        raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
+    require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
+    require(cfg.monitor in MONITORS, "monitor", cfg.monitor, f"must be one of {', '.join(MONITORS)}")
+    require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
+    require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
+    require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
+    if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:
+        needs_validation = "callbacks=early_stopping" if "early_stopping" in cfg.callbacks else "test=false"
+        if "early_stopping" in cfg.callbacks or not cfg.test:
+            raise UserError(f"{needs_validation}: split=paper has no validation set; set split.val_fraction=0.1")
 
 
 def _data_rules(cfg: DictConfig) -> None:
     data = cfg.data
     require(data.batch_size >= 1, "data.batch_size", data.batch_size, "must be at least 1")
     require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
-    if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
-        raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
-    require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
-    accepted = f"must be one of {', '.join(MONITORS)}"
-    require(cfg.monitor in MONITORS, "monitor", cfg.monitor, accepted)
-    require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
-    require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
     if data.name == "folder":
@@ -61,17 +68,13 @@ def _data_rules(cfg: DictConfig) -> None:
     if data.classes is not None:
         raise UserError(f"data.classes={data.classes}: data={data.name} has its own class names; leave it out")
     require(data.device in ("auto", "cpu"), "data.device", data.device, "must be auto (where the model is) or cpu")
-    kept = "must be train (remove training images that have an exact twin in a test set), or null"
-    require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, kept)
+    accepted = "must be train (remove training images that have an exact twin in a test set), or null"
+    require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, accepted)
     label_rules(cfg.labels)
     votes = cfg.labels.votes
     exists = votes is None or Path(votes).expanduser().is_file()
     require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
     split_rules(cfg.split)
-    if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:
-        wanting = "callbacks=early_stopping" if "early_stopping" in cfg.callbacks else "test=false"
-        if "early_stopping" in cfg.callbacks or not cfg.test:
-            raise UserError(f"{wanting}: split=paper has no validation set; set split.val_fraction=0.1")
 
 
 def _augment_rules(cfg: DictConfig) -> None:
@@ -82,10 +85,10 @@ def _augment_rules(cfg: DictConfig) -> None:
 
 
 def label_rules(labels: DictConfig) -> None:
-    """Check that votes are there where they are needed, and only there.
+    """Check that votes are given exactly where they are used.
 
     Raises:
-        UserError: ``votes`` is missing or not wanted, or ``targets`` is unknown.
+        UserError: ``votes`` is missing or not used, or ``targets`` is unknown.
     """
     votes, targets = labels.votes, labels.targets
     if labels.name == "fer":
@@ -97,10 +100,10 @@ def label_rules(labels: DictConfig) -> None:
 
 
 def split_rules(split: DictConfig) -> None:
-    """Check the optional knobs of a split, whose files say ``null`` and so tell nothing of their kind.
+    """Check the optional keys of a split, whose type the files do not show (``null``).
 
     Raises:
-        UserError: ``val_fraction`` is no fraction, or ``train_size`` no positive whole number.
+        UserError: ``val_fraction`` is not a fraction, or ``train_size`` not a positive whole number.
     """
     fraction, size = split.get("val_fraction"), split.get("train_size")
     is_fraction = isinstance(fraction, int | float) and 0 < fraction < 1
@@ -118,8 +121,8 @@ def _model_rules(cfg: DictConfig) -> None:
     grows = first is None or 32 <= first <= model.image_size
     require(grows, "model.first_image_size", first, "must be from 32 to model.image_size pixels, or null")
     modes = (False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-    named = f"must be false, true or a mode of torch.compile: {', '.join(map(str, modes[2:]))}"
-    require(model.compile in modes, "model.compile", model.compile, named)
+    accepted = f"must be false, true or a mode of torch.compile: {', '.join(map(str, modes[2:]))}"
+    require(model.compile in modes, "model.compile", model.compile, accepted)
     require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "must be in [0, 1)")
     require(0 <= model.head.dropout < 1, "model.head.dropout", model.head.dropout, "must be in [0, 1)")
     require(
@@ -153,15 +156,14 @@ def _optim_rules(cfg: DictConfig) -> None:
     rho = optim.sam_rho
     require(rho is None or rho > 0, "optim.sam_rho", rho, "must be positive, usually 0.05, or null for no SAM")
     one_batch = rho is None or cfg.trainer.accumulate_grad_batches == 1
-    why = "SAM makes two passes over each batch; use trainer.accumulate_grad_batches=1"
-    require(one_batch, "optim.sam_rho", rho, why)
+    remedy = "SAM makes two passes over each batch; use trainer.accumulate_grad_batches=1"
+    require(one_batch, "optim.sam_rho", rho, remedy)
     decay = optim.layer_decay
     require(decay is None or 0 < decay <= 1, "optim.layer_decay", decay, "must be in (0, 1], or null")
 
 
 def _trainer_rules(cfg: DictConfig) -> None:
     trainer = cfg.trainer
-    require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
     require(trainer.max_epochs >= 1, "trainer.max_epochs", trainer.max_epochs, "must be at least 1")
     require(trainer.num_nodes >= 1, "trainer.num_nodes", trainer.num_nodes, "must be at least 1")
     accelerators = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -177,7 +179,7 @@ def _trainer_rules(cfg: DictConfig) -> None:
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and gpus == 0)
     if trainer.accelerator in ("gpu", "cuda") and gpus == 0:
         raise UserError(
-            f"trainer.accelerator={trainer.accelerator}: this machine shows no GPU; use trainer.accelerator=cpu"
+            f"trainer.accelerator={trainer.accelerator}: this machine has no GPU; use trainer.accelerator=cpu"
         )
     if on_cpu and precision.startswith("16"):
         raise UserError(
@@ -202,6 +204,6 @@ def _trainer_rules(cfg: DictConfig) -> None:
         ranks = wanted * trainer.num_nodes
         if cfg.data.batch_size % ranks:
             raise UserError(
-                f"data.batch_size={cfg.data.batch_size}: is the global batch and must divide by the {ranks} devices; "
-                f"use {max(1, round(cfg.data.batch_size / ranks)) * ranks}"
+                f"data.batch_size={cfg.data.batch_size}: is the global batch and must be divisible by the {ranks} "
+                f"devices; use {max(1, round(cfg.data.batch_size / ranks)) * ranks}"
             )

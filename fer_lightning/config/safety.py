@@ -1,9 +1,9 @@
-"""What a configuration may not do: run code, set up the environment of programs, or carry a secret.
+"""Safety of configurations: they may not run other code, set up the environment of programs, or hold a secret.
 
-Configurations and command lines are copied from anywhere. Hydra calls whatever ``_target_`` names, hands
+Configurations and command lines are copied from anywhere. Hydra calls whatever ``_target_`` names, passes
 ``hydra.job_logging`` to Python's logging, which calls and imports what it names, and its launchers write shell scripts.
-Here stands what may be in them, checked on what Hydra has composed and before it acts on it. Nothing is resolved for
-the check: what could become something else later is refused as it is written.
+The checks here see what Hydra has composed, before it acts on it. They resolve no interpolation: text that could become
+something else later is refused as it is written.
 """
 
 import functools
@@ -28,15 +28,15 @@ from fer_lightning.runtime.errors import UserError
 
 _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""The Hydra groups: inside the package when installed from a wheel, beside it in a checkout."""
+"""Folder of the Hydra groups: inside the package when installed from a wheel, beside it in a checkout."""
 
 TRUST = "FER_LIGHTNING_TRUST"
-"""Environment variable: comma-separated modules, targets or keys that the user answers for, each with all below it."""
+"""Environment variable: comma-separated modules, targets or keys that the user trusts, each with all below it."""
 
 WANDB_KEY = "WANDB_API_KEY"
 
 RESOLVERS = ("now", "hydra", "oc.env", "oc.select", "python_version")
-"""OmegaConf's and Hydra's functions that can make no configuration node, unlike ``oc.create``."""
+"""OmegaConf's and Hydra's functions that cannot create a configuration node, unlike ``oc.create``."""
 
 _HARMLESS = re.compile(rf"\$\{{(?:[^${{}}:]*|(?:{'|'.join(map(re.escape, RESOLVERS))}):[^${{}}]*)\}}")
 
@@ -50,21 +50,21 @@ LOGGING_VALUES = (
     "hydra-${hydra.job.name}.log",
     "w",
 )
-"""What Hydra's own choices and the project's hold: other handlers run code, other files could be a ``.bashrc``."""
+"""Values of Hydra's own files and the project's: other handlers run code, other files could be a ``.bashrc``."""
 
 LAUNCHER_WORDS = ("partition", "account", "qos", "constraint", "gres", "exclude", "comment", "name")
-"""Words for the scheduler; other texts, such as ``setup``, reach its shell script as they are."""
+"""Options of the scheduler; other texts, such as ``setup``, are copied into its shell script."""
 
 
 def guard_hydra() -> None:
-    """Have everything that Hydra composes in this process checked, and keep it from reading pickles."""
+    """Make Hydra check everything that it composes in this process, and refuse to read pickles."""
     hydra_internals.ConfigLoaderImpl = GuardedLoader  # type: ignore[misc]
     main: Any = importlib.import_module("hydra.main")
     main._get_rerun_conf = _refuse_rerun
 
 
 class GuardedLoader(ConfigLoaderImpl):
-    """Hydra's composing, with ``check`` on its result; used for runs, sweeps, each of their jobs, and ``--help``."""
+    """Hydra's loader with ``check`` on its result; used for runs, sweeps, each of their jobs, and ``--help``."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         _check_search_path([str(source.path) for source in config_search_path.get_path()])
@@ -84,10 +84,14 @@ class GuardedLoader(ConfigLoaderImpl):
         except KeyError as error:
             if traceback.extract_tb(error.__traceback__)[-1].name != "__getitem__":  # that of os.environ
                 raise
-            raise UserError(f"hydra.job.env_copy: no {error} in the environment; set it, or leave it out") from None
+            raise UserError(
+                f"hydra.job.env_copy: {error} is not set in the environment; set it, or leave it out"
+            ) from None
         recorded: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
         if sorted([*recorded["hydra"], *recorded["task"]]) != sorted(overrides):
-            raise UserError("hydra.overrides: is Hydra's record of the command line, and cannot be set in a file")
+            raise UserError(
+                "hydra.overrides: is Hydra's record of the command line; no file may set it, remove it there"
+            )
         check(cfg, overrides)
         return cfg
 
@@ -105,11 +109,11 @@ def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) ->
 
     Args:
         cfg: a composed configuration, or a part of one below its own keys.
-        overrides: what the user typed; there alone may stand what sets up programs (``hydra.job.env_set``, most of
-            ``hydra.launcher`` and ``hydra.sweeper``).
+        overrides: what the user typed; only there are settings accepted that set up programs (``hydra.job.env_set``,
+            most of ``hydra.launcher`` and ``hydra.sweeper``).
 
     Raises:
-        UserError: naming the key, and how to say that it is trusted.
+        UserError: naming the key, and how to trust it.
     """
     plain = OmegaConf.to_container(cfg, resolve=False) if isinstance(cfg, DictConfig) else cfg
     assert isinstance(plain, Mapping)
@@ -117,7 +121,7 @@ def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) ->
     for parts, value in _leaves(plain):
         key = ".".join(parts)
         if parts[:2] == ("hydra", "overrides") or parts == ("hydra", "job", "override_dirname"):
-            continue  # the command line, which Hydra has just noted there; the keys that it sets say it again
+            continue  # Hydra's record of the command line, whose keys are checked in their own places
         _check_secret(key, f"{key}={value}")
         if parts[0] == "hydra" and trusted(key):
             continue
@@ -127,32 +131,32 @@ def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) ->
         elif parts[:2] in (("hydra", "job_logging"), ("hydra", "hydra_logging")):
             _check_logging(parts, text)
         elif parts[0] == "hydra" and key not in typed:
-            _check_voice(parts, text)
+            _check_typed_only(parts, text)
         if parts[:2] not in (("hydra", "help"), ("hydra", "hydra_help")) and re.search(r"[\x00-\x1f\x7f]", key + text):
-            raise UserError(f"{key!r}: holds a line break or another control character")
+            raise UserError(f"{key!r}: holds a line break or another control character; remove it")
         _check_interpolation(parts, text)
 
 
 def check_recorded(overrides: Sequence[str]) -> None:
-    """Refuse in a command line that stands in a file what only the user may type.
+    """Refuse a command line read from a file if it sets what only the user may type.
 
     Raises:
-        UserError: naming the key, and how to say that it is trusted.
+        UserError: naming the key, and how to trust it.
     """
     for key, value in _typed(overrides).items():
         if not trusted(key):
-            _check_voice(tuple(key.split(".")), _text(value))
+            _check_typed_only(tuple(key.split(".")), _text(value))
 
 
 def trusted(name: str) -> bool:
-    """Whether the user answers for a target, or for a key of Hydra's, by ``FER_LIGHTNING_TRUST``."""
+    """Whether the user trusts a target, or a key below ``hydra``, by ``FER_LIGHTNING_TRUST``."""
     words = [word.strip() for word in os.environ.get(TRUST, "").split(",")]
     return any(name == word or name.startswith(f"{word}.") for word in words if word)
 
 
 @functools.cache
 def project_targets() -> frozenset[str]:
-    """Every ``_target_`` that stands in the package's own files."""
+    """Every ``_target_`` in the package's own files."""
     files = CONF_DIR.rglob("*.yaml")
     return frozenset(re.findall(r"^\s*_target_:\s*([\w.]+)", "\n".join(file.read_text() for file in files), re.M))
 
@@ -160,14 +164,14 @@ def project_targets() -> frozenset[str]:
 def _check_target(parts: tuple[str, ...], value: Any) -> None:
     key = ".".join(parts)
     if not isinstance(value, str) or parts[-1] != "_target_" or "$" in value:
-        raise UserError(f"{key}={_short(value)}: what is called must be named here in plain letters")
-    # Hydra itself lets only classes of installed plugins through at these two places.
+        raise UserError(f"{key}={_short(value)}: a target must be written out here, without interpolation")
+    # At these two keys Hydra itself accepts only classes of installed plugins.
     if key in ("hydra.launcher._target_", "hydra.sweeper._target_") and Plugins.is_in_toplevel_plugins_module(value):
         return
     if value not in project_targets() and not trusted(value):
         raise UserError(
-            f"{key}={_short(value)}: is no code of this project and is not run; "
-            f"if it is yours, say so in the environment: {TRUST}={_short(value)}"
+            f"{key}={_short(value)}: is not code of this project and is not run; "
+            f"if it is yours, trust it in the environment: {TRUST}={_short(value)}"
         )
 
 
@@ -177,7 +181,7 @@ def _check_logging(parts: tuple[str, ...], text: str) -> None:
         raise _untrusted(parts, text, "could run code or write to any file; use hydra/job_logging=plain or default")
 
 
-def _check_voice(parts: tuple[str, ...], text: str) -> None:
+def _check_typed_only(parts: tuple[str, ...], text: str) -> None:
     name = parts[-1]
     if parts[1:3] in (("job", "env_set"), ("job", "env_copy")):
         harmless = len(parts) > 3 and os.environ.get(name) == text  # what hydra.job.env_copy does
@@ -198,7 +202,7 @@ def _check_interpolation(parts: tuple[str, ...], text: str) -> None:
     if "${" in rest or ("${" in text and parts in (("hydra",), ("hydra", "job"))):
         names = ", ".join(RESOLVERS)
         raise UserError(
-            f"{'.'.join(parts)}={_short(text)}: could hide anything; only keys and {names} fit into ${{...}}"
+            f"{'.'.join(parts)}={_short(text)}: could stand for anything; ${{...}} may hold only keys and {names}"
         )
 
 
@@ -215,8 +219,8 @@ def _check_secret(where: str, text: str) -> None:
 def _check_search_path(paths: Sequence[str]) -> None:
     for path in paths:
         package = path.removeprefix("pkg://").replace("/", ".")
-        own = package.split(".")[0] in ("hydra", "hydra_plugins", "fer_lightning")
-        if path.startswith("pkg://") and not own and not trusted(package):
+        is_known = package.split(".")[0] in ("hydra", "hydra_plugins", "fer_lightning")
+        if path.startswith("pkg://") and not is_known and not trusted(package):
             raise UserError(f"{path}: would be imported to search it; give its folder, or set {TRUST}={package}")
 
 
@@ -230,7 +234,7 @@ def _untrusted(parts: tuple[str, ...], value: Any, why: str) -> UserError:
 
 
 def _text(value: Any) -> str:
-    """Empty for what is neither a word nor anything stranger that YAML can make."""
+    """A value as text; empty for null, true, false and numbers, which are harmless."""
     return "" if value is None or isinstance(value, bool | int | float) else str(value)
 
 
@@ -241,7 +245,7 @@ def _short(value: Any) -> str:
 
 @functools.cache
 def _registered(group: str) -> frozenset[tuple[str, str]]:
-    """Texts of the project's files of a group, and of the installed plugins' defaults, by the last part of the key."""
+    """Last part of the key and text, for all texts in the project's files of a group and the plugins' defaults."""
     store = ConfigStore.instance()
     nodes = [OmegaConf.load(path) for path in (CONF_DIR / group).glob("*.yaml")]
     nodes += [OmegaConf.structured(store.load(f"{group}/{name}").node) for name in store.list(group)]
@@ -250,7 +254,7 @@ def _registered(group: str) -> frozenset[tuple[str, str]]:
 
 
 def _typed(overrides: Sequence[str]) -> dict[str, Any]:
-    """What ``key=value`` sets below ``hydra``, by full key; files that are chosen there are no part of it."""
+    """Full key -> value for what ``key=value`` sets below ``hydra``, without the content of chosen files."""
     lines = [line for line in overrides if line.lstrip("+~").startswith("hydra.")]
     parsed = OverridesParser.create().parse_overrides(lines) if lines else []
     leaves = [leaf for item in parsed if item.package is None for leaf in _leaves(item.value(), (item.key_or_group,))]
@@ -258,7 +262,7 @@ def _typed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _leaves(node: Any, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Everything that is no container, with its keys; the items of a list go by the list's own key."""
+    """The keys and value of everything that is not a container; the items of a list have the list's own key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _leaves(value, (*parts, str(key)))

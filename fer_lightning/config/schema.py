@@ -1,8 +1,8 @@
-"""The schema of a run and the rules between its parts; imports nothing heavy, so mistakes are told at once.
+"""The schema of a run; imports nothing heavy, so that mistakes are reported at once.
 
-The files in ``conf/`` say which knobs exist; the dataclasses here say their types. Nodes that Hydra instantiates
-(``data.source``, ``split``, ``imbalance``, ``callbacks``) have no dataclass: for them the
-chosen file itself is the schema, so that a new method is one new file and nothing else.
+The files in ``conf/`` define which keys exist; the dataclasses here define their types. Nodes that Hydra instantiates
+(``data.source``, ``split``, ``imbalance``, ``callbacks``) have no dataclass: the chosen
+file itself is their schema, so that a new method is one new file and nothing else.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config import safety
+from fer_lightning.config.augment import Strengths
 from fer_lightning.config.messages import did_you_mean, explain
 from fer_lightning.config.rules import check_rules
 from fer_lightning.runtime.errors import UserError
@@ -69,17 +70,9 @@ class Model:
 
 
 @dataclass
-class Augment:
-    name: str
-    backend: str
-    hflip: float
-    rotate: float
-    translate: float
-    scale: float
-    brightness: float
-    contrast: float
-    erase: float
-    erase_area: list[float]
+class Augment(Strengths):
+    name: str = MISSING
+    backend: str = MISSING
 
 
 @dataclass
@@ -131,7 +124,7 @@ class Logger:
 
 @dataclass
 class Config:
-    """A composed run; field for field what ``--cfg job`` prints."""
+    """A composed run, as printed by ``--cfg job``."""
 
     data: Data
     labels: Labels
@@ -175,15 +168,15 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     assert isinstance(typed, DictConfig)
     reference = _reference(choices)
     for path in FREE_FORM:
-        check_knobs(_container(typed, path, resolve=True), _container(reference, path, resolve=False), path)
+        check_keys(_container(typed, path, resolve=True), _container(reference, path, resolve=False), path)
     check_rules(typed)
 
 
 def _reference(choices: Mapping[str, Any]) -> DictConfig:
-    """The chosen files composed with no other override: the keys and kinds that free-form nodes may have.
+    """The chosen files composed without other overrides: the keys and types that free-form nodes may have.
 
     Raises:
-        UserError: a file of callbacks, chosen or not, that cannot be composed or may not be.
+        UserError: a file of callbacks, chosen or not, cannot be composed or is unsafe.
     """
     loader = GlobalHydra.instance().config_loader()
     groups = ("data", "split", "imbalance", "imbalance/sampler", "imbalance/mix")
@@ -211,8 +204,8 @@ def _container(cfg: DictConfig, path: str, resolve: bool) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=resolve)  # type: ignore[return-value]
 
 
-def check_knobs(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:
-    """Refuse keys that ``expected`` lacks and values of another kind than its own.
+def check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:
+    """Refuse keys that ``expected`` lacks and values of another type than there.
 
     Raises:
         UserError: naming the key below ``path``, and what is accepted.
@@ -221,10 +214,10 @@ def check_knobs(given: Mapping[str, Any], expected: Mapping[str, Any], path: str
         name = f"{path}.{key}"
         if key not in expected:
             hint = did_you_mean(key, list(expected), prefix=f"{path}.")
-            knobs = ", ".join(other for other in expected if not other.startswith("_"))
-            raise UserError(f"{name}={value}: no such key{hint}; {path} has: {knobs or 'nothing to set'}")
+            keys = ", ".join(other for other in expected if not other.startswith("_"))
+            raise UserError(f"{name}={value}: no such key{hint}; {path} has: {keys or 'nothing to set'}")
         if isinstance(value, dict) and isinstance(expected[key], dict):
-            check_knobs(value, expected[key], name)
+            check_keys(value, expected[key], name)
         elif not _same_kind(value, expected[key]):
             raise UserError(f"{name}={value}: expected {_kind(expected[key])}, such as {expected[key]}")
 

@@ -20,11 +20,11 @@ MAY_DIFFER = (
     "data.num_workers",
     "trainer.enable_progress_bar",
 )
-"""Configuration that cannot change a result: names, places, display, and when to save."""
+"""Configuration that cannot change a result: names, paths, display, and when to save."""
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a configuration, or of its part ``prefix``, by their full keys (``optim.lr``)."""
+    """Flatten a configuration, or its part ``prefix``, to full key (``optim.lr``) -> value."""
     content = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
     if not isinstance(content, Mapping):
         return {prefix: content}
@@ -33,7 +33,7 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def may_change_results(key: str) -> bool:
-    """Whether a setting is not one of ``MAY_DIFFER``, nor below one."""
+    """Whether a key is neither in ``MAY_DIFFER`` nor below one of its keys."""
     return not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
 
 

@@ -207,8 +207,6 @@ def _finish(
     drop_duplicates: str | None,
 ) -> Split:
     """Drop twins, draw the training subset, add each test set's ``_dedup`` for what is left, and sort everything."""
-    if drop_duplicates not in (None, "train"):
-        raise UserError(f"data.drop_duplicates={drop_duplicates}: accepted are null and train")
     if drop_duplicates == "train":
         leaks = np.isin(faces.twins[train], faces.twins[np.concatenate(list(tests.values()))])
         train = train[~leaks]
@@ -228,8 +226,6 @@ def _finish(
 
 def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(rest, cut) of the pool: stratified, twins together, at least one of each emotion that has two."""
-    if not 0 < fraction < 1:
-        raise UserError(f"split.val_fraction={fraction}: accepted is a share between 0 and 1, without the ends")
     counts = np.array(count_classes(faces.labels[pool]))
     cut = np.where(counts > 1, np.clip(fraction * counts, 1, counts - 1), 0)
     part = _deal(faces.labels[pool], faces.twins[pool], np.stack([counts - cut, cut]), rng)

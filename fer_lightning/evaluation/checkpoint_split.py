@@ -80,8 +80,8 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     given = OmegaConf.to_container(cfg)
     assert isinstance(given, dict)
     safety.check(given)
-    schema.check_knobs(given["data"], stored["data"], "data")
-    schema.check_knobs(given["split"], stored["split"], "split")
+    schema.check_keys(given["data"], stored["data"], "data")
+    schema.check_keys(given["split"], stored["split"], "split")
     split_rules(cfg.split)
     if "labels" in cfg:
         label_rules(cfg.labels)

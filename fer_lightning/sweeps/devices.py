@@ -1,8 +1,8 @@
-"""Which devices a job of a parallel sweep gets, so that no two jobs meet on one GPU unless they are meant to.
+"""The GPUs of each job of a parallel sweep: at most ``jobs_per_device`` jobs use a GPU at a time.
 
-A GPU has ``jobs_per_device`` places. A place is a locked file in a folder of this user's, so that all sweeps of a user
-on one machine keep out of each other's way. The lock is handed to the job's process: the kernel frees it when the last
-process that has it is gone, however that came about.
+A GPU has ``jobs_per_device`` slots. A slot is a locked file in a folder of this user, so that all sweeps of a user on
+one machine share the slots. The job's process inherits the lock: the kernel frees it when the last process that holds
+it has ended, for whatever reason.
 """
 
 import fcntl
@@ -30,8 +30,8 @@ class Need:
 
     Attributes:
         count: how many.
-        gpus: the ids of the GPUs to take them from; none for a job on the CPU.
-        named: ``trainer.devices`` is a list of GPUs, which the run itself counts among all that are visible.
+        gpus: ids of the GPUs to choose from; empty for a job on the CPU.
+        named: ``trainer.devices`` is a list of GPUs, which the run indexes among all visible ones.
     """
 
     count: int
@@ -40,7 +40,7 @@ class Need:
 
 
 def need(trainer: Any) -> Need:
-    """What a job with this ``trainer`` group needs on this machine."""
+    """The devices that a job with this ``trainer`` group needs on this machine."""
     gpus = gpu_ids() if trainer.accelerator != "cpu" else ()
     devices = OmegaConf.to_container(trainer.devices) if OmegaConf.is_list(trainer.devices) else trainer.devices
     count = device_count(devices)
@@ -55,7 +55,7 @@ def need(trainer: Any) -> Need:
 
 
 def gpu_ids() -> tuple[str, ...]:
-    """The ids of the visible GPUs, as ``CUDA_VISIBLE_DEVICES`` has them; one where they cannot be counted cheaply."""
+    """Ids of the visible GPUs, as in ``CUDA_VISIBLE_DEVICES``; a single one if they cannot be counted without torch."""
     given = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     count = visible_gpus()
     if count is None:
@@ -64,37 +64,37 @@ def gpu_ids() -> tuple[str, ...]:
 
 
 def jobs_at_once(needs: Sequence[Need], per_device: int, cores: int) -> int:
-    """How many of the jobs this machine holds at a time: all its GPUs, or a core for every CPU process, in use."""
+    """How many jobs this machine can run at a time: all its GPUs in use, or a core for every CPU process."""
     limits = []
     gpus = {gpu for need in needs for gpu in need.gpus}
-    if gpus:  # a job waits for free GPUs, so that the smallest may count
+    if gpus:  # a job waits for free GPUs, so the smallest need limits
         limits.append(len(gpus) * per_device // min(need.count for need in needs if need.gpus))
-    if any(not need.gpus for need in needs):  # nothing makes a job wait for a free core: the largest counts
+    if any(not need.gpus for need in needs):  # no job waits for free cores, so the largest need limits
         limits.append(cores // max(need.count for need in needs if not need.gpus))
     return max(1, min(limits))
 
 
-def take(need: Need, per_device: int, give_up: Callable[[], bool]) -> dict[str, int] | None:
-    """Wait until all the GPUs that a job needs are free at once, and take them.
+def acquire(need: Need, per_device: int, give_up: Callable[[], bool]) -> dict[str, int] | None:
+    """Wait until all GPUs that a job needs have a free slot at once, and lock these slots.
 
     Returns:
-        GPU id to the open file that holds the place: pass it to the job's process, and close it when that has ended.
-        None when ``give_up()`` said so.
+        GPU id -> the open file that holds the slot: pass it to the job's process, and close it when that has ended.
+        None when ``give_up()`` returned true.
     """
     if not need.gpus:
         return {}
     folder = _folder()
-    # Of the jobs that wait for the same GPUs one has its turn: many small ones could keep a large one waiting for ever.
+    # Only one of the jobs that wait for the same GPUs may try: otherwise small jobs could block a large one for ever.
     queue = folder / f"turn-{hashlib.blake2b(' '.join(sorted(need.gpus)).encode(), digest_size=8).hexdigest()}"
     turn = None
     try:
         while not give_up():
             turn = _lock(queue) if turn is None else turn
             if turn is not None:
-                taken = _free_places(folder, need.gpus, need.count, per_device)
-                if len(taken) == need.count:
-                    return taken
-                release(taken)  # who holds on to half of what it needs may wait for ever
+                slots = _free_slots(folder, need.gpus, need.count, per_device)
+                if len(slots) == need.count:
+                    return slots
+                release(slots)  # two jobs that each hold half of what they need would wait for ever
             time.sleep(POLL_SECONDS)
         return None
     finally:
@@ -102,36 +102,36 @@ def take(need: Need, per_device: int, give_up: Callable[[], bool]) -> dict[str, 
             os.close(turn)
 
 
-def release(taken: dict[str, int]) -> None:
-    """Give places back, as far as this process holds them."""
-    for place in taken.values():
-        os.close(place)
+def release(slots: dict[str, int]) -> None:
+    """Close this process's files of the slots."""
+    for slot in slots.values():
+        os.close(slot)
 
 
-def _free_places(folder: Path, gpus: Sequence[str], count: int, per_device: int) -> dict[str, int]:
-    taken: dict[str, int] = {}
-    for number in range(per_device):  # the first place of every GPU before any second one
+def _free_slots(folder: Path, gpus: Sequence[str], count: int, per_device: int) -> dict[str, int]:
+    slots: dict[str, int] = {}
+    for number in range(per_device):  # the first slot of every GPU before any second one
         for gpu in gpus:
-            if gpu not in taken and len(taken) < count:
-                place = _place(folder, gpu, number, per_device)
-                if place is not None:
-                    taken[gpu] = place
-    return taken
+            if gpu not in slots and len(slots) < count:
+                slot = _slot(folder, gpu, number, per_device)
+                if slot is not None:
+                    slots[gpu] = slot
+    return slots
 
 
-def _place(folder: Path, gpu: str, number: int, per_device: int) -> int | None:
+def _slot(folder: Path, gpu: str, number: int, per_device: int) -> int | None:
     name = f"gpu-{quote(gpu, safe='')}"
-    place = _lock(folder / f"{name}.{number}-of-{per_device}")
-    if place is None:
+    slot = _lock(folder / f"{name}.{number}-of-{per_device}")
+    if slot is None:
         return None
     for other in folder.glob(f"{name}.*"):
-        if not other.name.endswith(f"-of-{per_device}"):  # of a sweep that shares its GPUs differently
+        if not other.name.endswith(f"-of-{per_device}"):  # a sweep with another jobs_per_device
             probe = _lock(other)
             if probe is None:
-                os.close(place)
+                os.close(slot)
                 return None
             os.close(probe)
-    return place
+    return slot
 
 
 def _lock(path: Path) -> int | None:
@@ -148,5 +148,5 @@ def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"fer_lightning-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder}: belongs to somebody else; set TMPDIR to a folder of your own")
+        raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
     return folder

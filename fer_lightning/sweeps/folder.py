@@ -1,4 +1,4 @@
-"""What a sweep's folder says: ``sweep.json``, written once at the start, and how each of its jobs stands.
+"""A sweep's folder: ``sweep.json``, written once at the start, and the state of each job, read from its files.
 
 Reading never needs the sweep's process: a sweep that was killed, or that SLURM runs, reads like any other.
 """
@@ -43,8 +43,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a job stands.
+class JobState:
+    """The state of a job.
 
     Attributes:
         job: which job.
@@ -63,15 +63,15 @@ class Standing:
     changed: float = 0.0
 
     @property
-    def share(self) -> float:
-        """How much of the job is behind it, from 0 to 1."""
+    def fraction_done(self) -> float:
+        """Finished part of the job, from 0 to 1."""
         if self.status in ("done", "failed"):
             return 1.0
         return min(1.0, self.epochs / self.of_epochs) if self.of_epochs else 0.0
 
 
 def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
-    """The jobs of Hydra's own sweeper, each with its configuration; none for sweepers that choose as they go.
+    """Plan the jobs of Hydra's own sweeper, each with its configuration; none for sweepers that choose as they run.
 
     Args:
         master: the composed configuration of the whole multirun.
@@ -94,13 +94,13 @@ def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
         composed = _compose(master, number, overrides)
         job = Job(number, folder / _subfolder(composed), overrides)
         if any(job.folder == other.folder for other in jobs):
-            raise UserError(f"hydra.sweep.subdir: two jobs would share {job.folder}; begin it with ${{hydra:job.num}}")
+            raise UserError(f"hydra.sweep.subdir: two jobs would share {job.folder}; start it with ${{hydra:job.num}}")
         jobs[job] = composed
     return jobs
 
 
 def refuse_shared_mistake(jobs: Mapping[Job, DictConfig]) -> None:
-    """Refuse once what every job would be refused for, as long as one of them is still to be run.
+    """Refuse the sweep for a mistake that all its jobs share, unless they are all done.
 
     Raises:
         UserError: the mistake.
@@ -140,29 +140,38 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def read_jobs(folder: Path) -> list[Job]:
-    """The planned jobs of a sweep, in order; what is there, for a sweep that chose as it went.
+def check_is_sweep(folder: Path) -> None:
+    """Check that a sweep was started in the folder.
 
     Raises:
-        UserError: the folder is no sweep's.
+        UserError: it has no ``sweep.json``.
     """
     if not (folder / "sweep.json").exists():
         raise UserError(f"{folder}: no sweep was started here (there is no sweep.json); give a sweep's folder")
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """The planned jobs of a sweep, in order; those found on disk for a sweeper that chose jobs as it ran.
+
+    Raises:
+        UserError: the folder is not a sweep's.
+    """
+    check_is_sweep(folder)
     planned = read_json(folder / "sweep.json")["jobs"]
     if isinstance(planned, list) and planned:
         return [Job(number, folder / job["folder"], tuple(job["overrides"])) for number, job in enumerate(planned)]
-    found = [path.parent for path in folder.rglob("status.json")]
-    return [Job(number, path) for number, path in enumerate(sorted(found, key=_natural))]
+    run_folders = [path.parent for path in folder.rglob("status.json")]
+    return [Job(number, path) for number, path in enumerate(sorted(run_folders, key=_natural))]
 
 
-def standings(folder: Path, live: bool) -> list[Standing]:
-    """How each job stands.
+def job_states(folder: Path, live: bool) -> list[JobState]:
+    """Read the state of each job.
 
     Args:
         folder: the sweep's folder.
-        live: the sweep's own process is alive; without it, a job that nobody works on was killed.
+        live: the sweep's own process is alive; if not, a running job whose folder is not locked was killed.
     """
-    return [_standing(job, live) for job in read_jobs(folder)]
+    return [_job_state(job, live) for job in read_jobs(folder)]
 
 
 def in_use(folder: Path) -> bool:
@@ -175,11 +184,11 @@ def in_use(folder: Path) -> bool:
 
 
 def describe_changes(folder: Path, now: Mapping[str, Any], jobs: Mapping[Job, DictConfig]) -> str:
-    """What would mix the results of two experiments if this sweep went on in ``folder``; empty when nothing would.
+    """Describe what would mix the results of two experiments if this sweep resumed in ``folder``; empty if nothing.
 
     Args:
         folder: the sweep's folder, with the ``sweep.json`` of its start.
-        now: what ``describe`` says today.
+        now: ``sweep_record`` of today.
         jobs: the jobs as composed today.
     """
     then = read_json(folder / "sweep.json")
@@ -193,7 +202,7 @@ def describe_changes(folder: Path, now: Mapping[str, Any], jobs: Mapping[Job, Di
             return f"{job.folder.name}: {'; '.join(changes)}"
     was, would_be = ([_settings(job["overrides"]) for job in record["jobs"]] for record in (then, now))
     if len(was) != len(would_be):
-        return f"it has {len(was)} jobs, this command line {len(would_be)}"
+        return f"it has {len(was)} jobs, and this command line has {len(would_be)}"
     for number, (old, new) in enumerate(zip(was, would_be, strict=True)):
         if old != new:
             before, after = (" ".join(line for line in a if line not in b) for a, b in ((old, new), (new, old)))
@@ -202,7 +211,7 @@ def describe_changes(folder: Path, now: Mapping[str, Any], jobs: Mapping[Job, Di
 
 
 def request_stop(folder: Path, seconds: float, signal_name: str) -> None:
-    """Ask all running jobs of this sweep to save and end within so many seconds; none is started any more."""
+    """Ask all running jobs of this sweep to save and end within ``seconds``; no further job is started."""
     write_json(folder / ".stop", {"deadline": time.time() + seconds, "signal": signal_name})
 
 
@@ -223,7 +232,7 @@ def _compose(master: DictConfig, number: int, overrides: tuple[str, ...]) -> Dic
 
 
 def _subfolder(composed: DictConfig) -> str:
-    """Where Hydra will put the job; ``${hydra:...}`` in the pattern reads the global configuration."""
+    """The job's folder name from Hydra; ``${hydra:...}`` in the pattern reads the global configuration."""
     hydra = HydraConfig.instance()
     before, hydra.cfg = hydra.cfg, composed  # type: ignore[assignment]
     try:
@@ -232,20 +241,20 @@ def _subfolder(composed: DictConfig) -> str:
         hydra.cfg = before
 
 
-def _standing(job: Job, live: bool) -> Standing:
+def _job_state(job: Job, live: bool) -> JobState:
     status = read_status(job.folder)
     if status["status"] == "missing":
-        return Standing(job, "waiting")
+        return JobState(job, "waiting")
     name, reason = status["status"], status.get("reason", "")
     if name == "running" and not live and not in_use(job.folder):
         name, reason = "interrupted", "killed"
     try:
         epochs = max(0, (job.folder / "metrics.csv").read_bytes().count(b"\n") - 1)
         planned = re.search(r"^  max_epochs: (\d+)$", (job.folder / ".hydra" / "config.yaml").read_text(), re.MULTILINE)
-    except FileNotFoundError:  # it is only starting
+    except FileNotFoundError:  # it has just started
         epochs, planned = 0, None
     changed = (job.folder / "status.json").stat().st_mtime
-    return Standing(job, name, reason, epochs, int(planned.group(1)) if planned else 0, changed)
+    return JobState(job, name, reason, epochs, int(planned.group(1)) if planned else 0, changed)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

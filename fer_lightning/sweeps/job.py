@@ -1,4 +1,4 @@
-"""One job of a sweep: a fresh ``python -m fer_lightning`` in a process group of its own, watched until it has ended."""
+"""The process of a job: ``python -m fer_lightning`` in a process group of its own, watched until it has ended."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ from fer_lightning.runtime import slurm_task
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
 
 PARENT = "FER_LIGHTNING_PARENT"
-"""Environment variable: the process with whose death this one has to end, too."""
+"""Environment variable: id of the parent process; this process ends when the parent dies."""
 
 GRACE_SECONDS = 30.0
-"""How long a job may take to save after it was asked to stop."""
+"""How long a job may take to save after it was asked to stop, in seconds."""
 
 POLL_SECONDS = 0.25
 
@@ -48,12 +48,12 @@ SWEEP_ONLY = (
 
 
 def command(hydra: Any, folder: Path, resume: bool) -> list[str]:
-    """The command line of a job: the sweep's, with this job's overrides, into its folder.
+    """The command line of a job: the sweep's, with this job's overrides and folder.
 
     Args:
         hydra: ``HydraConfig`` of the job.
         folder: the job's run folder.
-        resume: go on from what the folder holds.
+        resume: resume from the checkpoints in the folder.
     """
     line = [sys.executable, "-m", "fer_lightning", "--config-name", hydra.job.config_name]
     for source in hydra.runtime.config_sources:
@@ -70,7 +70,7 @@ def command(hydra: Any, folder: Path, resume: bool) -> list[str]:
 
 
 def quoted(path: Path) -> str:
-    """A path as Hydra's override grammar reads it."""
+    """Quote a path for Hydra's override grammar."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -79,11 +79,11 @@ def environment(sweep: Path, gpus: Sequence[str], threads: int | None) -> dict[s
 
     Args:
         sweep: the sweep's folder.
-        gpus: the GPUs it may use; all that are visible when empty.
-        threads: for each of its processes; as found when None.
+        gpus: the GPUs it may use; all visible ones when empty.
+        threads: CPU threads of each of its processes; unchanged when None.
     """
-    kept = dict(os.environ)
-    if not slurm_task.inside():  # the SLURM job has set its own; elsewhere Lightning would believe in tasks of srun
+    kept = {**os.environ, **same_imports()}
+    if not slurm_task.inside():  # outside a SLURM job, Lightning would take these for the variables of srun
         foreign = [key for key in kept if key in DISTRIBUTED_VARIABLES or key.startswith("SLURM_")]
         for key in foreign:
             del kept[key]
@@ -95,14 +95,24 @@ def environment(sweep: Path, gpus: Sequence[str], threads: int | None) -> dict[s
     return {"WANDB_RUN_GROUP": f"{group.parent.name}-{group.name}", **kept, PARENT: str(os.getpid())}
 
 
+def same_imports() -> dict[str, str]:
+    """Environment variables with which a new Python process imports from the same folders as this one.
+
+    ``python -m`` alone puts the working directory first, and that of a resumed sweep is named in a file.
+    """
+    own = [] if sys.flags.safe_path else sys.path[:1]  # the folder in which the user typed python -m
+    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys([*own, *given]))}
+
+
 def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Sequence[int]) -> subprocess.Popen[bytes]:
     """Start a job.
 
     Args:
         line: its command line.
         env: its environment.
-        log: where its output goes; to the terminal when None.
-        keep_open: files that stay open as long as it lives.
+        log: the file of its output; the terminal when None.
+        keep_open: file descriptors that stay open while it lives.
     """
     if log is None:
         return subprocess.Popen(line, env=env, start_new_session=True, pass_fds=keep_open)
@@ -113,68 +123,69 @@ def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Seq
 
 
 def wait(process: subprocess.Popen[bytes], deadline: Callable[[], float | None]) -> bool:
-    """Wait until a job has ended, and leave no process of it behind.
+    """Wait until a job has ended, and kill all processes that it leaves.
 
-    From when on ``deadline()`` says a time, its first process (alone: it tells the others) is asked to save and stop;
-    what is left at that time is killed.
+    As soon as ``deadline()`` returns a time, SIGTERM asks the job's first process to save and stop (it stops the
+    others); what still runs at that time is killed.
 
     Returns:
         Whether it was asked to stop.
     """
-    asked = False
+    stop_requested = False
     try:
         while process.poll() is None:
             until = deadline()
             if until is not None and time.time() > until:
                 break
-            if until is not None and not asked:
+            if until is not None and not stop_requested:
                 process.terminate()
-                asked = True
+                stop_requested = True
             time.sleep(POLL_SECONDS)
     finally:
         _kill_group(process.pid)
         process.wait()
-    return asked
+    return stop_requested
 
 
-def record_end(folder: Path, code: int, asked: bool) -> None:
-    """Complete ``status.json`` after a process that could not do so itself; interrupted jobs keep theirs.
+def record_end(folder: Path, code: int, stop_requested: bool) -> None:
+    """Complete ``status.json`` for a process that could not write it; a finished status is kept.
 
     Args:
         folder: the job's run folder.
         code: the return code, negative for a signal.
-        asked: the sweep had asked it to stop.
+        stop_requested: the sweep had asked it to stop.
     """
     if read_status(folder)["status"] != "running":
         return
-    if asked or code == RESUMABLE:
-        write_status(folder, "interrupted", "stopped by the sweep before it could save" if asked else "stopped")
+    if stop_requested or code == RESUMABLE:
+        reason = "stopped by the sweep before it could save" if stop_requested else "stopped"
+        write_status(folder, "interrupted", reason)
         return
     signum = -code if code < 0 else code - 128 if code in (128 + signal.SIGKILL, 128 + signal.SIGTERM) else None
     if signum is None:
-        write_status(folder, "failed", f"the process ended with code {code} before it could say why")
+        write_status(folder, "failed", f"the process ended with code {code} before it could record the reason")
         return
     hint = " (out of memory?)" if signum == signal.SIGKILL else ""
     write_status(folder, "failed", f"killed by {signal.Signals(signum).name}{hint}")
 
 
 def forward_signals(process: subprocess.Popen[bytes]) -> list[int]:
-    """Hand a scheduler's signals on to the job; returns the list that they are noted in."""
-    seen: list[int] = []
+    """Forward a scheduler's signals to the job; returns the list to which received signals are appended."""
+    received: list[int] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
-        seen.append(signum)
+        received.append(signum)
         process.send_signal(signum)
 
     for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(signum, forward)
-    return seen
+    return received
 
 
 def stop_with_parent() -> None:
-    """In a job: save and stop when the process that started it is gone, however that came about."""
+    """In a job: save and stop when the process that started it is gone, for whatever reason."""
     parent = os.environ.get(PARENT)
-    if parent is None or os.getsid(0) != os.getpid():  # no job of a sweep, or one of a job's further processes
+    if parent is None or os.getsid(0) != os.getpid():  # not a job of a sweep, or one of a job's further processes
         return
 
     def watch() -> None:

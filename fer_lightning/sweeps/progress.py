@@ -1,4 +1,4 @@
-"""The live view of a sweep, read from its folder alone: serial, parallel and SLURM sweeps look the same."""
+"""The progress of a sweep, read from its folder alone: the same for serial, parallel and SLURM sweeps."""
 
 import sys
 import threading
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fer_lightning.sweeps.folder import Standing, in_use, standings, stop_deadline
+from fer_lightning.sweeps.folder import JobState, in_use, job_states, stop_deadline
 
 POLL_SECONDS = 1.0
 ORDER = ("done", "running", "failed", "interrupted", "waiting")
@@ -20,114 +20,114 @@ STYLES = {"running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
 class Progress:
-    """Shows a sweep until ``stop``: one view that is redrawn, or a line whenever a job starts or ends.
+    """Prints the progress of a sweep until ``stop``: a table that is redrawn, or a line per start and end of a job.
 
     Args:
         folder: the sweep's folder.
-        redrawn: the terminal belongs to the view; False when the jobs write to it too.
+        redrawn: redraw one table; only where no job writes to the terminal.
     """
 
     def __init__(self, folder: Path, redrawn: bool) -> None:
         self.folder = folder
         self.since = time.time()
-        self.shown: dict[Path, Standing] = {stand.job.folder: stand for stand in standings(folder, live=True)}
+        self.printed: dict[Path, JobState] = {state.job.folder: state for state in job_states(folder, live=True)}
         self.live = Live(get_renderable=self._render, refresh_per_second=1 / POLL_SECONDS) if redrawn else None
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True, name="progress")
 
     def start(self) -> None:
-        """Show it from now on."""
+        """Start printing."""
         if self.live is not None:
             self.live.start()
         else:
             self.thread.start()
 
     def stop(self) -> None:
-        """Show how it stands a last time."""
+        """Print the final state and stop."""
         if self.live is not None:
             self.live.stop()
         elif not self.stopped.is_set():
             self.stopped.set()
             self.thread.join()
-            self._tell()
+            self._print_changes()
 
     def _render(self) -> Group:
-        return view(standings(self.folder, live=True), self._since())
+        return view(job_states(self.folder, live=True), self._since())
 
     def _since(self) -> float | None:
         return self.since if stop_deadline(self.folder) is None else None
 
     def _watch(self) -> None:
         while not self.stopped.wait(POLL_SECONDS):
-            self._tell()
+            self._print_changes()
 
-    def _tell(self) -> None:
-        now = standings(self.folder, live=True)
-        shared = set.intersection(*(set(stand.job.overrides) for stand in now)) if len(now) > 1 else set()
-        for stand in now:
-            before = self.shown.get(stand.job.folder)
-            if before and before.status == stand.status and stand.status in ("waiting", "running"):
+    def _print_changes(self) -> None:
+        states = job_states(self.folder, live=True)
+        shared = set.intersection(*(set(state.job.overrides) for state in states)) if len(states) > 1 else set()
+        for state in states:
+            before = self.printed.get(state.job.folder)
+            if before and before.status == state.status and state.status in ("waiting", "running"):
                 continue
-            if before and (before.status, before.changed) == (stand.status, stand.changed):
+            if before and (before.status, before.changed) == (state.status, state.changed):
                 continue
-            self.shown[stand.job.folder] = stand
-            said = f"[sweep] job {stand.job.number + 1} of {len(now)}"
-            if stand.status == "running":
-                own = " ".join(word for word in stand.job.overrides if word not in shared)
-                print(f"{said}: {own or stand.job.folder.name}", flush=True)
+            self.printed[state.job.folder] = state
+            job = f"[sweep] job {state.job.number + 1} of {len(states)}"
+            if state.status == "running":
+                own = " ".join(word for word in state.job.overrides if word not in shared)
+                print(f"{job}: {own or state.job.folder.name}", flush=True)
                 continue
-            took = f" in {duration(stand.changed - before.changed)}" if before and before.status == "running" else ""
-            reason = f": {stand.reason}" if stand.reason else ""
-            print(f"{said} {stand.status}{took}{reason}; {headline(now, self._since())}", flush=True)
+            took = f" in {duration(state.changed - before.changed)}" if before and before.status == "running" else ""
+            reason = f": {state.reason}" if state.reason else ""
+            print(f"{job} {state.status}{took}{reason}; {headline(states, self._since())}", flush=True)
 
 
 def show(folder: Path) -> None:
-    """Print how a sweep stands, once.
+    """Print the state of a sweep's jobs once.
 
     Raises:
-        UserError: the folder is no sweep's.
+        UserError: the folder is not a sweep's.
     """
     live = in_use(folder)
-    stands = standings(folder, live)
-    hydras = folder / "multirun.yaml"  # written whenever the sweep is started
-    since = hydras.stat().st_mtime if live and hydras.exists() else None
+    states = job_states(folder, live)
+    multirun = folder / "multirun.yaml"  # Hydra writes it whenever the sweep is started
+    since = multirun.stat().st_mtime if live and multirun.exists() else None
     console = Console()
-    if not console.is_terminal:  # for a file or a pipe, nothing is cut off or wrapped
-        console = Console(width=max(120, *(len(stand.reason) + len(str(stand.job.folder)) + 40 for stand in stands)))
-    console.print(view(stands, since))
+    if not console.is_terminal:  # in a file or a pipe, no line is cut off or wrapped
+        console = Console(width=max(120, *(len(state.reason) + len(str(state.job.folder)) + 40 for state in states)))
+    console.print(view(states, since))
 
 
-def view(stands: Sequence[Standing], since: float | None) -> Group:
-    """All of a sweep in a few lines: the counts, then whatever runs, failed or was interrupted."""
+def view(states: Sequence[JobState], since: float | None) -> Group:
+    """The counts, then a row for each job that is running, failed or interrupted."""
     table = Table.grid(padding=(0, 2))
-    for stand in stands:
-        if stand.status in STYLES:
-            epochs = f"epoch {stand.epochs}/{stand.of_epochs}" if stand.of_epochs else ""
-            said = epochs if stand.status == "running" else stand.reason
-            table.add_row(Text(stand.status, STYLES[stand.status]), Text(stand.job.folder.name), Text(said))
-    return Group(Text(headline(stands, since), "bold"), table)
+    for state in states:
+        if state.status in STYLES:
+            epochs = f"epoch {state.epochs}/{state.of_epochs}" if state.of_epochs else ""
+            detail = epochs if state.status == "running" else state.reason
+            table.add_row(Text(state.status, STYLES[state.status]), Text(state.job.folder.name), Text(detail))
+    return Group(Text(headline(states, since), "bold"), table)
 
 
-def headline(stands: Sequence[Standing], since: float | None) -> str:
-    """``12 jobs: 5 done, 2 running, 5 waiting; about 12 min left``."""
-    count = Counter(stand.status for stand in stands)
+def headline(states: Sequence[JobState], since: float | None) -> str:
+    """The counts in one line: ``12 jobs: 5 done, 2 running, 5 waiting; about 12 min left``."""
+    count = Counter(state.status for state in states)
     counts = ", ".join(f"{count[name]} {name}" for name in ORDER if count[name])
-    left = seconds_left(stands, since, time.time()) if since is not None else None
-    return f"{len(stands)} jobs: {counts}" + ("" if left is None else f"; about {duration(left)} left")
+    left = seconds_left(states, since, time.time()) if since is not None else None
+    return f"{len(states)} jobs: {counts}" + ("" if left is None else f"; about {duration(left)} left")
 
 
-def seconds_left(stands: Sequence[Standing], since: float, now: float) -> float | None:
-    """Estimate from the jobs' shares since ``since``; None while nothing is known or nothing is left."""
-    left = sum(1 - stand.share for stand in stands)
-    behind = sum(stand.share for stand in stands if stand.changed >= since)
-    return (now - since) / behind * left if behind and left else None
+def seconds_left(states: Sequence[JobState], since: float, now: float) -> float | None:
+    """Estimate the remaining seconds from the work done since ``since``; None while nothing is done, or at the end."""
+    left = sum(1 - state.fraction_done for state in states)
+    done = sum(state.fraction_done for state in states if state.changed >= since)
+    return (now - since) / done * left if done and left else None
 
 
 def duration(seconds: float) -> str:
-    """Seconds, in words."""
+    """Seconds as text, in minutes from two minutes on."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def in_terminal() -> bool:
-    """Whether the view can be redrawn."""
+    """Whether standard output is a terminal, where a table can be redrawn."""
     return sys.stdout.isatty()

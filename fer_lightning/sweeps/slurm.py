@@ -1,7 +1,7 @@
-"""SLURM: what the tasks of a job do around their run, and how the submitting process waits for its jobs.
+"""SLURM: requeueing by the tasks of a job, and how the submitting process waits for its jobs.
 
 ``hydra/launcher=slurm`` (hydra-submitit-launcher) submits a sweep as one job array. SLURM starts one task for each
-device of a job; in each, ``sweep.run_job`` starts one process of the run, and Lightning joins these to one group.
+device of a job; in each, ``run_job`` starts one process of the run, and Lightning joins these to one group.
 """
 
 import logging
@@ -23,30 +23,30 @@ from fer_lightning.runtime.slurm_task import first_task, tasks
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 15.0
-"""How long the first process may take to say why a run failed, before its job is ended for it."""
+"""How long the first process may take to record why a run failed before the job is ended, in seconds."""
 
 POLL_SECONDS = 10.0
-"""How often the submitting process looks for a result, and for the job in the queue."""
+"""Seconds between two looks of the submitting process for a result, and for the job in the queue."""
 
 
 def settle(folder: Path, code: int, signals: Sequence[int]) -> None:
     """After this task's process of a run has ended: requeue the job, or end it when its other tasks would hang.
 
-    SIGUSR1 and SIGUSR2 say that the job's time is up: it goes back to the queue. SIGTERM is what ``scancel`` sends, and
-    what SLURM sends a job that it preempts, and requeues itself.
+    SIGUSR1 and SIGUSR2 announce the job's time limit: it is requeued. SIGTERM comes from ``scancel``, or from a
+    preemption, after which SLURM requeues the job itself.
 
     Args:
         folder: the run folder.
         code: the process's return code.
-        signals: what this task has received.
+        signals: the signals that this task received.
 
     Raises:
-        SystemExit: the job ends without a result, which would tell the submitting process that it is over.
+        SystemExit: so that the job ends without a result, with which the submitting process would count it as over.
     """
     if first_task():
         if -code in signals and read_status(folder)["status"] == "running":
             name = signal.Signals(-code).name
-            write_status(folder, "interrupted", f"stopped by {name} before it had begun", step=0)
+            write_status(folder, "interrupted", f"stopped by {name} before it had started", step=0)
         if read_status(folder)["status"] == "interrupted":
             if signals and signal.SIGTERM not in signals:
                 requeue(folder)
@@ -58,7 +58,7 @@ def settle(folder: Path, code: int, signals: Sequence[int]) -> None:
 
 
 def requeue(folder: Path) -> None:
-    """Put this job back into the queue, to go on in ``folder``; one that came no further since the last time fails."""
+    """Put this job back into the queue, to resume in ``folder``; fail it if it made no progress since the last time."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # the plain id of one of an array's jobs is that of the array, too
         job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
@@ -70,21 +70,21 @@ def requeue(folder: Path) -> None:
         write_status(folder, "failed", reason, step=now["step"])
         return
     write_json(record, now)
-    asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if asked.returncode:
-        log.warning("SLURM job %s cannot be requeued: %s", job, asked.stderr.strip())
+    answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if answer.returncode:
+        log.warning("SLURM job %s cannot be requeued: %s", job, answer.stderr.strip())
     else:
         log.info("SLURM job %s is requeued at step %d", job, now["step"])
 
 
 def prepare_submission() -> None:
-    """Let the submitting process tell refusals in one line, wait by SLURM's queue, and outlive lost jobs.
+    """Patch submitit: report refusals in one line, wait by SLURM's queue, and survive lost jobs.
 
     submitit asks the accounting (``sacct``) whether a job without a result is over. Without accounting it waits for a
-    cancelled job for ever; with it, it raises, and the sweep ends without its table.
+    cancelled job for ever; with accounting it raises, and the sweep ends without its table.
 
     Raises:
-        UserError: SLURM's commands are not there.
+        UserError: SLURM's commands are missing.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UserError("hydra/launcher=slurm: no sbatch and srun here; start the sweep on a machine of the cluster")
@@ -98,13 +98,13 @@ def prepare_submission() -> None:
             queued = True
             while queued and not first.paths.result_pickle.exists():
                 queued = _is_queued(self.job_id)
-                time.sleep(POLL_SECONDS)  # also once more: files of other machines appear late
+                time.sleep(POLL_SECONDS)  # also after the job has left the queue: files of other machines appear late
             outcome, result = "lost", "it left the queue without a result"
             if first.paths.result_pickle.exists():
                 outcome, result = first._get_outcome_and_result()
             if outcome == "success":
                 return [result]
-            log.warning("SLURM job %s: %s", self.job_id, result)  # its folder says how far it came
+            log.warning("SLURM job %s: %s", self.job_id, result)  # its progress is in its folder
             return [JobReturn(status=JobStatus.COMPLETED, _return_value=math.nan)]
 
     class SlurmExecutor(slurm.SlurmExecutor):
@@ -114,9 +114,9 @@ def prepare_submission() -> None:
             try:
                 job = super()._submit_command(command)
             except FailedJobError as error:
-                told = " ".join(str(error).replace("sbatch: error: ", "").split())
-                hint = "say what the cluster has with hydra.launcher.partition, .gpus_per_node (null: none) and so on"
-                raise UserError(f"hydra/launcher=slurm: refused ({told}); {hint}") from error
+                message = " ".join(str(error).replace("sbatch: error: ", "").split())
+                hint = "ask for what the cluster has: hydra.launcher.partition, .gpus_per_node (null: none) and so on"
+                raise UserError(f"hydra/launcher=slurm: refused ({message}); {hint}") from error
             print(f"[sweep] SLURM job {job.job_id}", flush=True)
             return job
 
@@ -125,12 +125,12 @@ def prepare_submission() -> None:
 
 def _is_queued(job: str) -> bool:
     """Whether a job waits or runs; also true while SLURM does not answer."""
-    asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
-    return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
+    answer = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
+    return bool(answer.stdout.strip()) if answer.returncode == 0 else "Invalid job id" not in answer.stderr
 
 
 def _has_ended(folder: Path) -> bool:
-    """Whether the first process says, within the time it may take, how the run ended."""
+    """Whether the first process records within ``GRACE_SECONDS`` how the run ended."""
     until = time.monotonic() + GRACE_SECONDS
     while read_status(folder)["status"] == "running":
         if time.monotonic() > until:

@@ -1,7 +1,6 @@
-"""The trials of a search (``test=false``): which settings score best on the validation images, and how surely.
+"""The trials of a search (``test=false``): settings ranked by their validation score, with its spread over seeds.
 
-The test images have no part in it: what a trial was run for is a choice, and a choice made on the test images would
-make their score of the chosen settings too good.
+The test images are not used: settings chosen on the test images would get a test score that is too high.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,25 +17,25 @@ from fer_lightning.report import tables
 SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
 SCORES = tuple(f"val/{name}" for name in SHOWN)
 
-NO_SETTING = ("seed", "resume", "test", "name", "tags")
-"""Overrides that are not what is searched for; runs that differ in the seed alone are one trial."""
+NOT_A_SETTING = ("seed", "resume", "test", "name", "tags")
+"""Overrides that are not searched over; runs that differ in the seed alone are one trial."""
 
-LINES = 20
-"""Trials in the printed table; ``trials.csv`` has all."""
+MAX_ROWS = 20
+"""Rows of the printed table; ``trials.csv`` has all trials."""
 
 
 def rank(trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> pd.DataFrame:
-    """Order settings by the validation score that the runs monitored, the best first.
+    """Rank settings by the validation score that the runs monitored, the best first.
 
     Args:
         trials: the overrides (``key=value``) and the ``metrics.json`` of each run.
 
     Returns:
-        A row per setting: the overrides that are not the same in all runs, ``seeds``, the mean of each of ``SCORES``,
+        One row per setting: the overrides that differ between runs, ``seeds``, the mean of each of ``SCORES``,
         ``sd`` (of the monitored score over seeds, missing with one), and ``seconds`` of training.
     """
     given = [dict(override.lstrip("+").partition("=")[::2] for override in overrides) for overrides, _ in trials]
-    keys = dict.fromkeys(key for each in given for key in each if key not in NO_SETTING)
+    keys = dict.fromkeys(key for each in given for key in each if key not in NOT_A_SETTING)
     varied = [key for key in keys if len({each.get(key) for each in given}) > 1]
     monitor = trials[0][1]["monitor"]
     runs = pd.DataFrame(
@@ -72,10 +71,10 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     shown = Table(
         *(Column(name, overflow="fold") for name in settings),
         *("seeds", "sd", *(tables.SCORES[name].heading for name in SHOWN), "seconds"),
-        title=f"{len(table)} settings by {monitor}; the test images were left alone",
+        title=f"{len(table)} settings by {monitor}; the test images were not used",
         title_justify="left",
     )
-    for row in table.head(LINES).itertuples(index=False):
+    for row in table.head(MAX_ROWS).itertuples(index=False):
         words = dict(zip(table.columns, row, strict=True))
         shown.add_row(
             *(str(words[name]) for name in settings),
@@ -85,7 +84,7 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
             f"{words['seconds']:.0f}",
         )
     Console().print(shown)
-    if len(table) > LINES:
-        print(f"... and {len(table) - LINES} more: {out / 'trials.csv'}", flush=True)
+    if len(table) > MAX_ROWS:
+        print(f"... and {len(table) - MAX_ROWS} more: {out / 'trials.csv'}", flush=True)
     table.to_csv(out / "trials.csv", index=False)
     return out / "trials.csv"

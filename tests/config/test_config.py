@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 from omegaconf import OmegaConf
 
+from fer_lightning import __version__
 from fer_lightning.config import schema
 from fer_lightning.runtime import processes
 
@@ -45,9 +46,9 @@ MISTAKES = [
     (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: must be one of"),
     (["imbalance=undersample", "imbalance.sampler.per_class=abc"], "per_class=abc: must be a number of images"),
     (["imbalance=none,focal"], "add -m"),
-    (["hydra.job.chdir=true"], "paths are relative to where you start"),
+    (["hydra.job.chdir=true"], "paths are relative to the folder you start in"),
     (["name=a/b"], "name=a/b: is part of folder names"),
-    (["hydra.run.dir=/proc/nope"], "/proc/nope: cannot be made"),
+    (["hydra.run.dir=/proc/nope"], "/proc/nope: cannot be created"),
     (["trainer.devices=0"], "trainer.devices=0: must be at least 1"),
     (["trainer.devices=many"], "trainer.devices=many: must be a number"),
     (["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=63"], "use 64"),
@@ -59,12 +60,14 @@ MISTAKES = [
     (["imbalance=oversample", "imbalance.loss.weighting=inverse"], "correct twice"),
     (["imbalance=undersample", "imbalance.loss.weighting=effective"], "correct twice"),
     (["split.val_fraction=1.5"], "split.val_fraction=1.5: must lie between 0 and 1"),
+    (["split.val_fraction=0"], "split.val_fraction=0: must lie between 0 and 1"),
     (["split.val_fraction=high"], "split.val_fraction=high: must lie between 0 and 1"),
     (["split.train_size=many"], "split.train_size=many: must be a number of images"),
     (["split=paper", "callbacks=early_stopping"], "no validation set"),
     (["augment.backend=kornia"], "augment.backend=kornia: must be batched"),
     (["augment.rotate=999"], "augment.rotate=999.0 is out of range"),
     (["augment.hflip=2"], "augment.hflip=2.0 is out of range: it must be from 0 to 1"),
+    (["data.drop_duplicates=test"], "data.drop_duplicates=test: must be train"),
     (["data.device=cuda:1"], "data.device=cuda:1: must be auto"),
     (["model.first_image_size=200"], "model.first_image_size=200: must be from 32 to model.image_size"),
     (["model.compile=fast"], "model.compile=fast: must be false, true or a mode of torch.compile"),
@@ -149,19 +152,11 @@ def test_trainer_knobs_are_lightnings_own():
 
 def test_light_modules_import_nothing_heavy():
     package = Path(schema.__file__).parent.parent
-    for name in (
-        "__init__",
-        "__main__",
-        "config",
-        "errors",
-        "hydra_errors",
-        "rules",
-        "run_folder",
-        "safety",
-        "stop",
-        "sweep",
-    ):
-        tree = ast.parse((package / f"{name}.py").read_text())
+    modules = [package / f"{name}.py" for name in ("__init__", "__main__", "sweep")]
+    modules += [*(package / "config").glob("*.py"), *(package / "runtime").glob("*.py")]
+    modules += [path for path in (package / "sweeps").glob("*.py") if path.stem != "trials"]
+    for path in modules:
+        tree = ast.parse(path.read_text())
         top = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         top |= {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
         assert not top & {
@@ -173,7 +168,7 @@ def test_light_modules_import_nothing_heavy():
             "wandb",
             "albumentations",
             "matplotlib",
-        }, name
+        }, path
 
 
 @pytest.mark.parametrize(("masked", "expected"), [("", 0), ("-1", 0)])
@@ -219,3 +214,8 @@ def test_what_is_wrong_with_a_file_is_one_line(cli, tmp_path, text, message):
     outcome = cli("--config-dir=mine", "imbalance=focal", "experiment=found")
     assert outcome.code == 2
     assert message in outcome.error
+
+
+def test_version_is_that_of_this_project(cli):
+    outcome = cli("--version")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"fer_lightning {__version__}\n", "")

@@ -61,8 +61,8 @@ ATTACKS = {
         "hydra.callbacks.x._target_=trap.touch", FOUND, experiment("hydra: {callbacks: {x: {_target_: trap.touch}}}")
     ),
     "through this package": Attack(
-        "hydra.callbacks.x._target_=fer_lightning.sweep.os.mkdir",
-        ("+hydra.callbacks.x._target_=fer_lightning.sweep.os.mkdir", "+hydra.callbacks.x.path=SPRUNG"),
+        "hydra.callbacks.x._target_=fer_lightning.sweeps.hook.os.mkdir",
+        ("+hydra.callbacks.x._target_=fer_lightning.sweeps.hook.os.mkdir", "+hydra.callbacks.x.path=SPRUNG"),
     ),
     "a node elsewhere": Attack(
         "bait._target_=trap.touch",
@@ -373,7 +373,7 @@ class TestAllowList:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("x: {_target_: trap.touch}", "callbacks.x._target_=trap.touch: is no code of this project"), ("x: [", "YAML")],
+    [("x: {_target_: trap.touch}", "callbacks.x._target_=trap.touch: is not code of this project"), ("x: [", "YAML")],
 )
 def test_a_file_that_is_not_chosen_is_named(attack, tmp_path, text, told):
     outcome = attack(Attack("", ("--config-dir=mine", "seed=1"), {"callbacks/evil.yaml": text}))
@@ -385,7 +385,7 @@ def test_a_file_that_is_not_chosen_is_named(attack, tmp_path, text, told):
 def test_an_environment_variable_that_is_not_set(cli):
     outcome = cli(*TINY, "hydra.job.env_copy=[HOME,FER_UNSET]")
     assert outcome.code == 2
-    assert "hydra.job.env_copy: no 'FER_UNSET' in the environment" in outcome.error
+    assert "hydra.job.env_copy: 'FER_UNSET' is not set in the environment" in outcome.error
 
 
 def test_yaml_makes_no_objects(attack, tmp_path):

@@ -114,15 +114,6 @@ def test_validation_cut_has_every_emotion_even_when_rare() -> None:
 
 
 @every_split
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
-def test_validation_fraction_out_of_range_is_refused(
-    split: Callable[..., Split], fraction: float, plain: Faces
-) -> None:
-    with pytest.raises(UserError, match=f"split.val_fraction={fraction}: accepted is a share between 0 and 1"):
-        split(plain, 0, val_fraction=fraction)
-
-
-@every_split
 def test_train_size_is_exact_and_stratified(split: Callable[..., Split], twinned: Faces) -> None:
     whole = split(twinned, 0)
     ratios = np.array(count_classes(twinned.labels[whole.train])) / len(whole.train)
@@ -240,12 +231,6 @@ def test_training_twins_of_test_images_can_be_dropped(
             np.testing.assert_array_equal(made.tests[f"{name}_dedup"], whole.tests[name])
     assert f"Removed {len(whole.train) - len(expected)} training images" in caplog.text
     assert len(split(twinned, 0, drop_duplicates="train", train_size=100).train) == 100
-
-
-@every_split
-def test_only_training_twins_can_be_dropped(split: Callable[..., Split], plain: Faces) -> None:
-    with pytest.raises(UserError, match=r"data.drop_duplicates=test: accepted are null and train"):
-        split(plain, 0, drop_duplicates="test")
 
 
 def test_duplicates_are_dropped_from_the_command_line(cli: Callable[..., Outcome], tmp_path: Path) -> None:

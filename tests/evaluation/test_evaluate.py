@@ -130,7 +130,7 @@ class TestOtherImages:
         (["data.source.pth=x"], "data.source.pth: no such key (did you mean data.source.path?)"),
         (["split.val_fraction=["], "cannot be read as key=value"),
         (["split.val_fraction=2"], "split.val_fraction=2: must lie between 0 and 1"),
-        (["split._target_=os.system"], "split._target_=os.system: is no code of this project"),
+        (["split._target_=os.system"], "split._target_=os.system: is not code of this project"),
         (["trainer.accelerator=abacus"], "trainer.accelerator=abacus"),
     ],
 )
@@ -185,7 +185,7 @@ class TestUntrustedCheckpoint:
         "node",
         [
             MKDIR,
-            {"_target_": "fer_lightning.sweep.os.mkdir", "path": "sprung"},
+            {"_target_": "fer_lightning.sweeps.hook.os.mkdir", "path": "sprung"},
             {"_target_": "fer_lightning.data.fer2013.load", "path": MKDIR},
             {"_target_": "fer_lightning.data.fer2013.load", "_args_": [MKDIR]},
             {"_target_": "fer_lightning.data.fer2013.load", "path": "x", "_recursive_": True, "cache_dir": MKDIR},
@@ -200,7 +200,7 @@ class TestUntrustedCheckpoint:
 
     def test_split_is_not_executed(self, score, forge, tmp_path):
         forged = forge(split={"_target_": "os.mkdir", "path": "sprung", "name": "official"})
-        with pytest.raises(UserError, match=r"split\._target_=os\.mkdir: is no code of this project"):
+        with pytest.raises(UserError, match=r"split\._target_=os\.mkdir: is not code of this project"):
             score(forged)
         assert not (tmp_path / "sprung").exists()
 

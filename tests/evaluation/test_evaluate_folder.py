@@ -198,7 +198,7 @@ class TestFolder:
             (["data=folder"], "data=folder: which? give data.path=DIR"),
             (["data=folder", "data.path=gone"], "data.path=gone does not exist"),
             (["data=folders"], "data=folders: no such choice; data is one of: fer2013, folder, synthetic"),
-            (["data=folder", "data.source._target_=os.mkdir"], "data.source._target_=os.mkdir: is no code of"),
+            (["data=folder", "data.source._target_=os.mkdir"], "data.source._target_=os.mkdir: is not code of"),
             (["data=folder", "data.pth=x"], "data.pth: no such key"),
             (["split=kfold"], "split=kfold: a whole group stays as trained"),
         ],

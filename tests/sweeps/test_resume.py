@@ -1,6 +1,7 @@
-"""Sweeps are gone on with: only what is missing, only when it belongs together, never twice at once."""
+"""Resuming sweeps: only what is missing, only the same experiment, never twice at once."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from sweeps import status_of, statuses, wait_for
 from fer_lightning.config.schema import CONF_DIR
 from fer_lightning.runtime.run_folder import lock_folder, write_status
 from fer_lightning.sweeps import job
+from fer_lightning.sweeps.resume import resume
 
 FAILING = (*TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
 """Two jobs that fail before a process is started for them."""
@@ -52,7 +54,7 @@ def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
 @pytest.mark.parametrize(
     ("line", "difference"),
     [
-        ((*FAILING, "seed=0,1"), "sweep: it has 2 jobs, this command line 4"),
+        ((*FAILING, "seed=0,1"), "sweep: it has 2 jobs, and this command line has 4"),
         ((*TINY, "optim.lr=-1,-3", "hydra.sweep.dir=sweep"), "sweep: job 1 was 'optim.lr=-2' and is 'optim.lr=-3'"),
     ],
 )
@@ -87,6 +89,40 @@ def test_the_tool_starts_it_again_where_it_was_started(cli, tool, tmp_path, monk
     assert not Path("sweep").exists()
     edit(tmp_path / "a 'moved' sweep" / "sweep.json", cwd=str(tmp_path / "gone"))
     assert "gone: the sweep was started there, but" in tool("resume", "a 'moved' sweep").error
+
+
+def test_resume_replaces_the_process_by_the_recorded_command(tmp_path, monkeypatch):
+    """Options and overrides as typed, then the folder as it is called now; the working directory of the start."""
+    started_in = tmp_path / "start"
+    started_in.mkdir()
+    (tmp_path / "sweep.json").write_text(json.dumps({"argv": ["-m", *FAILING], "cwd": str(started_in)}))
+    executed = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: executed.append((os.getcwd(), *arguments)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"relative{os.pathsep}/absolute")
+    resume(Path("."), anyway=True)
+    [(folder, program, argv, environment)] = executed
+    assert (folder, program) == (str(started_in), sys.executable)
+    last = [f"hydra.sweep.dir='{tmp_path}'", "++hydra.callbacks.summary.anyway=true"]
+    assert argv == [sys.executable, "-m", "fer_lightning", "-m", *FAILING[:-1], *last]
+    assert environment["PYTHONPATH"].endswith(f"{tmp_path / 'relative'}{os.pathsep}/absolute")
+    assert environment["PYTHONSAFEPATH"] == "1"
+
+
+def test_nothing_is_imported_from_the_working_directory_that_a_file_names(process, tmp_path):
+    """Neither by the resumed sweep nor by its worker processes."""
+    assert process("-m", "hydra/launcher=parallel", *FAILING).code == 1
+    named = tmp_path / "named"
+    named.mkdir()
+    for module in ("fer_lightning", "hydra", "joblib", "yaml"):
+        (named / f"{module}.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'SPRUNG')!r}).touch()\n")
+    edit(tmp_path / "sweep" / "sweep.json", cwd=str(named))
+    outcome = process("resume", "sweep", module="fer_lightning.sweep")
+    assert outcome.json["failed"] == ["0-none-seed0", "1-none-seed0"], outcome.err
+    assert not (tmp_path / "SPRUNG").exists()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    subprocess.run([sys.executable, "-m", "fer_lightning"], cwd=named, env=environment, check=False)
+    assert (tmp_path / "SPRUNG").exists(), "it is a trap"
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tool, tmp_path):

@@ -133,4 +133,4 @@ def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
     assert statuses(folder) == ["interrupted"], "the second job was never started"
     said = (tmp_path / "terminal").read_text()
     assert "[sweep] not started: 1 of 2 jobs" in said
-    assert "[sweep] run what is left with: python -m fer_lightning.sweep resume sweep" in said
+    assert "[sweep] run the remaining jobs with: python -m fer_lightning.sweep resume sweep" in said

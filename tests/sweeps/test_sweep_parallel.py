@@ -16,9 +16,8 @@ from command_line import TINY, processes_in
 from omegaconf import OmegaConf
 from sweeps import ENDLESS, rank_one, status_of, statuses, sweep, training, wait_for
 
-from fer_lightning import sweep as sweep_module
 from fer_lightning.runtime.run_folder import lock_folder, write_status
-from fer_lightning.sweeps import devices, folder, job, progress
+from fer_lightning.sweeps import devices, folder, job, launchers, progress
 from fer_lightning.sweeps.devices import Need
 
 PARALLEL = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
@@ -38,7 +37,7 @@ def now_or_never() -> bool:
 
 def take(need: Need, per_device: int = 1) -> dict[str, int] | None:
     now_or_never.asked = True  # type: ignore[attr-defined]
-    return devices.take(need, per_device, now_or_never)
+    return devices.acquire(need, per_device, now_or_never)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_large_and_small_jobs_all_get_their_turn_and_never_meet(places):
     guard = threading.Lock()
 
     def run(count: int) -> None:
-        taken = devices.take(Need(count, ("0", "1")), 1, lambda: False)
+        taken = devices.acquire(Need(count, ("0", "1")), 1, lambda: False)
         with guard:
             met.extend(set(busy) & set(taken))
             busy.extend(taken)
@@ -152,6 +151,7 @@ def test_the_environment_of_a_job(monkeypatch, tmp_path):
     assert "SLURM_NTASKS" not in env, "Lightning would believe that srun started it"
     assert (env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"]) == ("2,3", "4", "4")
     assert (env["MINE"], env["WANDB_RUN_GROUP"]) == ("kept", "sweeps-today")
+    assert env["PYTHONSAFEPATH"] == "1", "it imports nothing from its working directory"
     untouched = job.environment(tmp_path, [], None)
     assert (untouched["CUDA_VISIBLE_DEVICES"], untouched["OMP_NUM_THREADS"]) == ("0,1,2,3", "16")
 
@@ -163,16 +163,16 @@ def test_the_environment_of_a_job(monkeypatch, tmp_path):
 def test_cpu_cores_are_shared_out_unless_the_user_did(monkeypatch, given, set_by_user, at_once, threads):
     """Eight cores, three jobs of two processes; the threads are those of a job."""
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
-    for name in (*job.THREAD_VARIABLES, sweep_module.THREADS):
+    for name in (*job.THREAD_VARIABLES, launchers.THREADS):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     if set_by_user:
         monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
     trainer = {"accelerator": "cpu", "devices": 2}
     master = OmegaConf.create({"hydra": {"launcher": {"n_jobs": given}}, "trainer": trainer, "jobs_per_device": 1})
-    sweep_module._share_out(master, [OmegaConf.create(trainer)] * 3)
+    launchers.set_job_count(master, [OmegaConf.create(trainer)] * 3)
     assert master.hydra.launcher.n_jobs == at_once
-    assert os.environ.get(sweep_module.THREADS) == threads
+    assert os.environ.get(launchers.THREADS) == threads
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_cpu_cores_are_shared_out_unless_the_user_did(monkeypatch, given, set_by
         (-9, False, "failed", "killed by SIGKILL (out of memory?)"),
         (137, False, "failed", "killed by SIGKILL (out of memory?)"),
         (-11, False, "failed", "killed by SIGSEGV"),
-        (3, False, "failed", "the process ended with code 3 before it could say why"),
+        (3, False, "failed", "the process ended with code 3 before it could record the reason"),
         (-15, True, "interrupted", "stopped by the sweep before it could save"),
     ],
 )
@@ -226,7 +226,7 @@ def test_the_view_shows_counts_epochs_reasons_and_time_left(tmp_path, capsys):
     (half / ".hydra" / "config.yaml").write_text("trainer:\n  max_epochs: 4\n")
     (half / "metrics.csv").write_text("epoch\n0\n1\n")
     write_status(failed, "failed", "optim.lr=-1: must be positive")
-    stands = folder.standings(tmp_path, live=True)
+    stands = folder.job_states(tmp_path, live=True)
     assert progress.headline(stands, since) == (
         "4 jobs: 1 done, 1 running, 1 failed, 1 waiting; about 36 s left"  # 2.5 jobs in 60 s, 1.5 to go
     )

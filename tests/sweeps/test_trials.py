@@ -66,7 +66,7 @@ def test_a_search_ends_with_its_ranking(process, tmp_path):
     sweep = tmp_path / "search"
     outcome = process("-m", *TINY, "test=false", "optim.lr=0.001,0.01", f"hydra.sweep.dir={sweep}")
     assert outcome.code == 0, outcome.err
-    assert "2 settings by val/f1_macro; the test images were left alone" in outcome.out
+    assert "2 settings by val/f1_macro; the test images were not used" in outcome.out
     assert (outcome.json["trials"], outcome.json["report"]) == (str(sweep / "trials.csv"), None)
     table = pd.read_csv(sweep / "trials.csv")
     assert set(table["optim.lr"]) == {0.001, 0.01}

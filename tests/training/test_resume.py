@@ -148,7 +148,7 @@ def test_a_signal_saves_within_the_epoch_and_the_rest_is_the_same(start, process
 
 
 @pytest.mark.parametrize(
-    ("epochs", "told"), [(500, "saved at step "), (1, "nothing was trained yet, begin again ")], ids=["late", "early"]
+    ("epochs", "told"), [(500, "saved at step "), (1, "nothing was trained yet, start again ")], ids=["late", "early"]
 )
 def test_ctrl_c_says_how_to_go_on(start, tmp_path, epochs, told):
     run = start(*RUN, f"trainer.max_epochs={epochs}", "hydra.run.dir=run")

@@ -1,0 +1,149 @@
+"""The Hydra callback around a multirun: lock, plan and progress first; the comparison and the failures last."""
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import filelock
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fer_lightning.config.command_line import fail
+from fer_lightning.config.messages import explain
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder
+from fer_lightning.sweeps import job, launchers, slurm
+from fer_lightning.sweeps.folder import (
+    Job,
+    describe_changes,
+    plan,
+    refuse_shared_mistake,
+    request_stop,
+    sweep_record,
+)
+from fer_lightning.sweeps.progress import Progress, in_terminal
+from fer_lightning.sweeps.resume import resume_command, status_command, without_folder
+from fer_lightning.sweeps.summary import summarise
+
+log = logging.getLogger(__name__)
+
+
+class SweepLifecycle(Callback):
+    """Hydra callback that starts, watches, stops and summarises a multirun.
+
+    Args:
+        anyway: resume a sweep although its code or configuration changed.
+    """
+
+    def __init__(self, anyway: bool = False) -> None:
+        self.anyway = anyway
+        self.stopped_by: int | None = None
+        self.lock: filelock.BaseFileLock | None = None
+        self.progress: Progress | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SweepLifecycle, (self.anyway,)  # launchers pickle it with every job, which needs no other attribute
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        job.stop_with_parent()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        launcher = config.hydra.launcher
+        try:
+            if launchers.is_queued(launcher):
+                slurm.prepare_submission()
+            jobs = plan(config, folder)
+            if launchers.is_parallel(launcher):
+                launchers.check_job_count(launcher)
+            if not launchers.is_queued(launcher):  # its jobs see other machines than this one
+                refuse_shared_mistake(jobs)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._start(config, folder, jobs)
+        except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
+            fail(error)
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(explain(error))
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}; choose another folder with hydra.sweep.dir=FOLDER")
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(1) from error
+
+    def _start(self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig]) -> None:
+        self.lock = lock_folder(folder)
+        record_start(folder, jobs, self.anyway)
+        (folder / ".stop").unlink(missing_ok=True)
+        # The job itself records what it was run with; Hydra would write that before it is known whether it is run.
+        config.hydra.overrides.hydra.append("hydra.output_subdir=null")
+        os.environ[job.PARENT] = str(os.getpid())
+        if launchers.is_parallel(config.hydra.launcher):
+            launchers.set_job_count(config, [composed.trainer for composed in jobs.values()])
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[signum] = signal.signal(signum, lambda signum, frame: self._stop(config, folder, signum))
+        self.progress = Progress(
+            folder, redrawn=in_terminal() and not launchers.is_serial(config.hydra.runtime.choices)
+        )
+        atexit.register(self.progress.stop)  # restores the terminal's cursor
+        self.progress.start()
+
+    def _stop(self, config: DictConfig, folder: Path, signum: int) -> None:
+        name = signal.Signals(signum).name
+        if launchers.is_queued(config.hydra.launcher):
+            print(f"[sweep] {name}: its jobs stay in the queue; see {status_command(folder)}", flush=True)
+            raise SystemExit(RESUMABLE if signum == signal.SIGTERM else 130)
+        seconds = job.GRACE_SECONDS if self.stopped_by is None else 0.0
+        self.stopped_by = self.stopped_by or signum
+        request_stop(folder, seconds, name)
+        what = f"its jobs have {seconds:.0f} s to save" if seconds else "its jobs are killed"
+        print(f"[sweep] {name}: {what}", flush=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+        os.environ.pop(job.PARENT, None)
+        os.environ.pop(launchers.THREADS, None)
+        assert self.progress is not None
+        assert self.lock is not None
+        self.progress.stop()
+        try:
+            code = summarise(Path(config.hydra.sweep.dir), self.stopped_by)
+        except Exception as error:  # Hydra would turn it into a warning and exit 0
+            log.exception("the sweep's summary failed")
+            raise SystemExit(1) from error
+        finally:
+            (Path(config.hydra.sweep.dir) / ".stop").unlink(missing_ok=True)
+            self.lock.release()
+        if code:
+            raise SystemExit(code)
+
+
+def record_start(folder: Path, jobs: dict[Job, DictConfig], anyway: bool) -> None:
+    """Write ``sweep.json`` at a sweep's first start; later, check that nothing changed that would mix results.
+
+    Args:
+        folder: the sweep's folder; exists.
+        jobs: the planned jobs with their configurations.
+        anyway: accept changes.
+
+    Raises:
+        UserError: code, configuration or jobs changed since the first start.
+    """
+    record = sweep_record(jobs, folder, sys.argv[1:])
+    if not (folder / "sweep.json").exists():
+        write_json(folder / "sweep.json", record)
+    elif (difference := describe_changes(folder, record, jobs)) and not anyway:
+        as_started = without_folder(sys.argv[1:]) == without_folder(read_json(folder / "sweep.json")["argv"])
+        remedy = f"resume it anyway: {resume_command(folder)} --anyway"
+        if not as_started:
+            remedy = f"resume it as it was started: {resume_command(folder)}"
+        raise UserError(f"{folder}: {difference}, which would mix results; choose another hydra.sweep.dir, or {remedy}")

@@ -1,0 +1,69 @@
+"""The end of a sweep: compare or rank its finished runs, print what failed, and one JSON line."""
+
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from fer_lightning.runtime.files import read_json
+from fer_lightning.runtime.run_folder import RESUMABLE
+from fer_lightning.sweeps.folder import job_states
+from fer_lightning.sweeps.resume import resume_command
+
+
+def summarise(folder: Path, stopped_by: int | None = None) -> int:
+    """Print the comparison of a sweep's finished jobs, its failed and unfinished jobs, and one JSON line.
+
+    Args:
+        folder: the sweep's folder.
+        stopped_by: the signal that ended the sweep early.
+
+    Returns:
+        The exit code: 0; 1 when a job failed; 75 when jobs are left to resume, 130 after Ctrl-C.
+    """
+    states = job_states(folder, live=False)
+    failed = [state for state in states if state.status == "failed"]
+    unfinished = [state for state in states if state.status not in ("done", "failed")]
+    done = [state.job.folder for state in states if state.status == "done"]
+    files = _write_reports(done, folder, compare=stopped_by is None)
+    for state in [*failed, *unfinished]:
+        if state.status != "waiting":
+            _print(f"[sweep] {state.status}: {state.job.folder.name}: {state.reason} ({state.job.folder})")
+    waiting = sum(state.status == "waiting" for state in states)
+    if waiting:
+        _print(f"[sweep] not started: {waiting} of {len(states)} jobs")
+    if failed or unfinished:
+        _print(f"[sweep] run the remaining jobs with: {resume_command(folder)}")
+    line = {
+        "sweep": str(folder),
+        "jobs": len(states),
+        "failed": [state.job.folder.name for state in failed],
+        "unfinished": [state.job.folder.name for state in unfinished],
+        "report": None,
+        **files,
+    }
+    _print(json.dumps(line))
+    if unfinished and stopped_by is not None:
+        return RESUMABLE if stopped_by == signal.SIGTERM else 130
+    return 1 if failed else RESUMABLE if unfinished else 0
+
+
+def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> dict[str, str]:
+    """Compare the tested runs, unless the sweep was stopped, and rank those that were only validated."""
+    scores = {run: read_json(run / "metrics.json") for run in runs if (run / "metrics.json").exists()}
+    untested = {run: metrics for run, metrics in scores.items() if "test/accuracy" not in metrics}
+    files = {}
+    if compare and (tested := [run for run in scores if run not in untested]):
+        from fer_lightning.compare import compare_sweep
+
+        if report := compare_sweep(tested, folder / "report"):
+            files["report"] = str(report)
+    if untested:
+        from fer_lightning.sweeps.trials import report as rank_trials
+
+        files["trials"] = str(rank_trials(untested, folder))
+    return files
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
