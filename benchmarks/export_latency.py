@@ -2,8 +2,8 @@
 
     python benchmarks/export_latency.py outputs/.../checkpoints/best.ckpt data.path=fer2013.zip
 
-All three get the same pictures, 48x48 in colour, and answer calibrated probabilities. Calls alternate, one of each in
-turn, so that whatever else the machine does meets all of them.
+All three get the same pictures, 48x48 in colour, and return calibrated probabilities. Calls alternate between the
+three, so that other load on the machine affects all of them.
 """
 
 import argparse
@@ -18,47 +18,48 @@ NAMES = ("PyTorch", "ONNX", "ONNX int8")
 
 
 def main() -> None:
-    """Print one row for each."""
+    """Print one row per engine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run's configuration")
-    parser.add_argument("--threads", type=int, default=1, help="of each of the three; default: 1")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each engine; default: 1")
     parser.add_argument("--rounds", type=int, default=100, help="calls with one image; a fifth as many with 64")
     arguments = parser.parse_args()
 
     import torch
 
     from fer_lightning.deploy import formats
-    from fer_lightning.deploy.graph import Deployable, as_colour, describe
-    from fer_lightning.deploy.int8 import quantize
+    from fer_lightning.deploy.graph import Deployable, as_colour, export_metadata
+    from fer_lightning.deploy.int8 import calibration_images, quantize
     from fer_lightning.evaluation.checkpoint_split import load_split
-    from fer_lightning.export import calibration_images
     from fer_lightning.model.classifier import EmotionClassifier
 
     torch.set_num_threads(arguments.threads)
     model = EmotionClassifier.load(arguments.checkpoint)
     _, faces, split = load_split(model, arguments.overrides)
-    description = describe(model)
-    temperature = description["temperature"] or 1.0
+    metadata = export_metadata(model)
+    temperature = metadata["temperature"] or 1.0
     pictures = as_colour(faces.images[split.tests["test"][:64]])
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("float.onnx", "int8.onnx")]
-        formats.write(model, temperature, description, "onnx", files[0])
+        formats.write(model, temperature, metadata, "onnx", files[0])
         quantize(files[0], files[1], calibration_images(faces, split))
         sizes = [arguments.checkpoint.stat().st_size, *(file.stat().st_size for file in files)]
-        answers = [
-            formats.torch_answer(Deployable(model, temperature).eval().to(memory_format=torch.channels_last)),
+        predictors = [
+            formats.torch_predictor(Deployable(model, temperature).eval().to(memory_format=torch.channels_last)),
             *(formats.open_onnx(file, arguments.threads) for file in files),
         ]
     seconds = {}
     for batch, rounds in ((1, arguments.rounds), (64, arguments.rounds // 5)):
 
-        def call(answer: formats.Answer, batch: int = batch) -> float:
+        def call(predict: formats.Predictor, batch: int = batch) -> float:
             before = time.perf_counter()
-            answer(pictures[:batch])
+            predict(pictures[:batch])
             return time.perf_counter() - before
 
-        contestants = {name: (lambda answer=answer: call(answer)) for name, answer in zip(NAMES, answers, strict=True)}
+        contestants = {
+            name: (lambda predict=predict: call(predict)) for name, predict in zip(NAMES, predictors, strict=True)
+        }
         seconds[batch] = {name: median(values) for name, values in alternate(contestants, rounds).items()}
     rows = [
         [
@@ -72,7 +73,7 @@ def main() -> None:
         for name, size in zip(NAMES, sizes, strict=True)
     ]
     columns = ["engine", "ms, 1 image", "times PyTorch", "images/s, 64", "times PyTorch, 64", "file, MB"]
-    title = f"{description['model']['name']}, {arguments.threads} thread(s), onnxruntime {version('onnxruntime')}"
+    title = f"{metadata['model']['name']}, {arguments.threads} thread(s), onnxruntime {version('onnxruntime')}"
     show(title, columns, rows)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from archives import image_files, tiny_faces, write_zip
 
-from fer_lightning.methods import read_methods
+from fer_lightning.imbalance.catalog import read_methods
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "results"
 

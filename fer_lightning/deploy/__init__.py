@@ -1,1 +1,1 @@
-"""A trained model for other programs: graph, formats, int8, parity."""
+"""Export a trained model for other programs: graph, formats, int8, check against PyTorch."""

@@ -1,4 +1,4 @@
-"""The formats that a model is exported to: one function writes a file, one opens it again to answer."""
+"""Export formats: ``write`` writes a file, ``open_exported`` opens it again to predict."""
 
 import json
 import logging
@@ -18,52 +18,47 @@ from fer_lightning.deploy.graph import Deployable, as_faces, as_strings
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.model.network import build_head
 
-Answer = Callable[[np.ndarray], np.ndarray]
-"""An opened file: uint8 images (B, H, W, 3), red, green, blue, to float32 probabilities (B, 7)."""
+Predictor = Callable[[np.ndarray], np.ndarray]
+"""An opened file: from uint8 images (B, H, W, 3) in RGB order to float32 probabilities (B, 7)."""
 
-DESCRIPTION = "description.json"
-"""The extra file that holds the description, in formats that are archives."""
+METADATA_FILE = "description.json"
+"""Name of the file with the metadata inside an exported program."""
 
 WEIGHTS_INPUT = "float32 (batch, in_channels, image_size, image_size): (gray / 255 - mean) / std of a resized face"
-WEIGHTS_OUTPUT = "weights alone; the network they belong to gives logits (batch, 7), softmax of logits / temperature"
+WEIGHTS_OUTPUT = "weights alone; their network returns logits (batch, 7): take the softmax of logits / temperature"
 
 _EXAMPLE = (2, 60, 52, 3)
-"""A shape none of whose dynamic sizes is 1, equal to another, or 48: exporters specialise on such coincidences."""
+"""Example input: no dynamic size is 1, 48 or equal to another, since exporters specialise on such sizes."""
 
 
-def write(model: EmotionClassifier, temperature: float, description: dict[str, Any], name: str, path: Path) -> None:
+def write(model: EmotionClassifier, temperature: float, metadata: dict[str, Any], name: str, path: Path) -> None:
     """Write a model in one format.
 
     Args:
         model: the trained classifier.
-        temperature: see ``Deployable``; safetensors holds weights alone and leaves it to its reader.
-        description: see ``deploy.describe``; goes into the file's metadata.
-        name: a key of ``export.SUFFIXES``.
+        temperature: see ``Deployable``; a safetensors file holds only weights, so its reader applies it.
+        metadata: from ``graph.export_metadata``; stored in the file.
+        name: a key of ``request.SUFFIXES``.
         path: of the file.
     """
     if name == "safetensors":
         weights = {key: value.contiguous() for key, value in model.network.state_dict().items()}
-        save_file(weights, path, metadata=as_strings({**description, "input": WEIGHTS_INPUT, "output": WEIGHTS_OUTPUT}))
+        save_file(weights, path, metadata=as_strings({**metadata, "input": WEIGHTS_INPUT, "output": WEIGHTS_OUTPUT}))
         return
     deployable = Deployable(model, temperature).eval()
     example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
     sizes = {axis: torch.export.Dim(size) for axis, size in enumerate(("batch", "height", "width"))}
-    extra = {DESCRIPTION: json.dumps(description, indent=1)}
     if name == "onnx":
-        _write_onnx(deployable, example, sizes, description, path)
-    elif name == "torchscript":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated, which the documentation says
-            torch.jit.trace(deployable, example, check_trace=False).save(str(path), _extra_files=extra)
+        _write_onnx(deployable, example, sizes, metadata, path)
     else:
         program = torch.export.export(deployable, (example,), dynamic_shapes={"images": sizes})
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # paths of this machine
-        torch.export.save(program, path, extra_files=extra)
+            node.meta.pop("stack_trace", None)  # contains local paths
+        torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata, indent=1)})
 
 
 def _write_onnx(
-    deployable: nn.Module, example: torch.Tensor, sizes: dict[int, Any], description: dict[str, Any], path: Path
+    deployable: nn.Module, example: torch.Tensor, sizes: dict[int, Any], metadata: dict[str, Any], path: Path
 ) -> None:
     import onnx
 
@@ -81,43 +76,39 @@ def _write_onnx(
     assert program is not None
     graph = program.model_proto
     for part in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
-        part.ClearField("metadata_props")  # stack traces, with paths of this machine
+        part.ClearField("metadata_props")  # stack traces, which contain local paths
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
-    set_description(path, description)
+    set_metadata(path, metadata)
 
 
-def set_description(path: Path, description: dict[str, Any]) -> None:
-    """Write a description into the metadata of an ONNX file."""
+def set_metadata(path: Path, metadata: dict[str, Any]) -> None:
+    """Replace the metadata of an ONNX file."""
     import onnx
 
     graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, as_strings(description))
+    onnx.helper.set_model_props(graph, as_strings(metadata))
     onnx.save(graph, path)
 
 
-def open_again(name: str, path: Path, model: EmotionClassifier, temperature: float) -> Answer:
+def open_exported(name: str, path: Path, model: EmotionClassifier, temperature: float) -> Predictor:
     """Open an exported file the way its users do.
 
     Args:
-        name: a key of ``export.SUFFIXES``.
+        name: a key of ``request.SUFFIXES``.
         path: of the file.
-        model: where the configuration of the network, not of the weights, is taken from; for safetensors alone.
-        temperature: likewise.
+        model: gives the architecture, not the weights; used for safetensors only.
+        temperature: calibrates the probabilities; used for safetensors only.
     """
     if name == "onnx":
         return open_onnx(path)
-    if name == "torchscript":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch_answer(torch.jit.load(str(path)))
     if name == "exported_program":
-        return torch_answer(torch.export.load(path).module())
-    return torch_answer(_rebuilt(path, model, temperature))
+        return torch_predictor(torch.export.load(path).module())
+    return torch_predictor(_rebuild(path, model, temperature))
 
 
-def open_onnx(path: Path, threads: int = 0) -> Answer:
-    """An ONNX file in onnxruntime, on the CPU with so many threads; 0 leaves the choice to it."""
+def open_onnx(path: Path, threads: int = 0) -> Predictor:
+    """Open an ONNX file in onnxruntime, on the CPU with ``threads`` threads; 0 lets onnxruntime choose."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -125,29 +116,29 @@ def open_onnx(path: Path, threads: int = 0) -> Answer:
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def answer(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> np.ndarray:
         return session.run(["probabilities"], {"images": images})[0]
 
-    return answer
+    return predict
 
 
-def torch_answer(module: Callable[[torch.Tensor], torch.Tensor]) -> Answer:
-    """A module of PyTorch that takes and returns tensors."""
+def torch_predictor(module: Callable[[torch.Tensor], torch.Tensor]) -> Predictor:
+    """Wrap a PyTorch module, which takes and returns tensors."""
 
     @torch.inference_mode()
-    def answer(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> np.ndarray:
         return module(torch.from_numpy(images)).numpy()
 
-    return answer
+    return predict
 
 
-def _rebuilt(path: Path, model: EmotionClassifier, temperature: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The backbone read by timm alone, as the README shows, and the head from the same file."""
+def _rebuild(path: Path, model: EmotionClassifier, temperature: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Read the backbone with timm alone, as the documentation shows, and the head from the same file."""
     architecture = model.hparams["model"]
     channels, size = architecture["in_channels"], architecture["image_size"]
     timm_logger = logging.getLogger("timm")
     level = timm_logger.level
-    timm_logger.setLevel(logging.ERROR)  # it warns that the head's weights are left over, which they should be
+    timm_logger.setLevel(logging.ERROR)  # it warns about the unused weights of the head
     try:
         backbone: Any = timm.create_model(
             architecture["name"],
@@ -163,8 +154,8 @@ def _rebuilt(path: Path, model: EmotionClassifier, temperature: float) -> Callab
     prefix = "classifier."
     head.load_state_dict({k.removeprefix(prefix): w for k, w in load_file(path).items() if k.startswith(prefix)})
 
-    def answer(images: torch.Tensor) -> torch.Tensor:
+    def predict(images: torch.Tensor) -> torch.Tensor:
         logits = head(backbone(model.prepare(as_faces(images), size)))
         return torch.softmax(logits / temperature, dim=1)
 
-    return answer
+    return predict

@@ -1,4 +1,4 @@
-"""A trained model as one graph: from the pixels of a picture to calibrated probabilities, and what goes with it."""
+"""A trained model as one graph, from the pixels of a picture to calibrated probabilities, and its metadata."""
 
 import json
 from functools import partial
@@ -24,8 +24,8 @@ LUMA = (9798.0, 19235.0, 3735.0)
 class Deployable(nn.Module):
     """A classifier for other programs: ``data.images.as_face``, the network, and the softmax of logits / temperature.
 
-    ``forward`` takes ``INPUT`` and returns ``OUTPUT``. It has no branch on its input's size, so that tracing it once
-    serves every size.
+    ``forward`` takes ``INPUT`` and returns ``OUTPUT``. It does not branch on the input's size, so that one traced
+    graph is valid for every size.
 
     Args:
         model: the trained classifier.
@@ -44,7 +44,7 @@ class Deployable(nn.Module):
 
 
 def as_faces(images: Tensor) -> Tensor:
-    """``data.images.as_face`` for a batch, in operations that every format knows.
+    """``data.images.as_face`` for a batch, in operations that every format supports.
 
     Gray levels differ from OpenCV's by 1 at most, and not at all for gray 48x48 images.
 
@@ -52,9 +52,9 @@ def as_faces(images: Tensor) -> Tensor:
         images: uint8, (B, H, W, 3), red, green, blue.
 
     Returns:
-        float32, (B, 48, 48), whole gray levels.
+        float32, (B, 48, 48), integer gray levels.
     """
-    # Whole numbers below 2**24: exact in float32.
+    # Integers below 2**24 are exact in float32.
     red, green, blue = (images[..., channel].float() * weight for channel, weight in enumerate(LUMA))
     gray = torch.floor((red + green + blue + 2**14) / 2**15)
     rows, columns = (torch.arange(images.shape[axis], dtype=torch.float32, device=images.device) for axis in (1, 2))
@@ -66,14 +66,14 @@ def as_faces(images: Tensor) -> Tensor:
 
 
 def as_colour(faces: np.ndarray) -> np.ndarray:
-    """Gray images (n, H, W) as what the graph takes, (n, H, W, 3)."""
+    """Repeat gray images (n, H, W) as the input of the graph, (n, H, W, 3)."""
     return np.repeat(faces[..., None], 3, axis=-1)
 
 
 def _resampling(pixels: Tensor, start: Tensor, side: Tensor) -> Tensor:
-    """Weights (48, n) that bring ``side`` of n pixels to 48: the mean over areas to shrink, else linear."""
+    """Weights (48, n) that resample ``side`` of n pixels to 48: area average to shrink, else linear interpolation."""
     cell = torch.arange(IMAGE_SIZE, dtype=torch.float32, device=pixels.device).unsqueeze(1)
-    # Lengths are counted in 48ths and 96ths of a pixel, whole numbers, so that nothing is rounded before the division.
+    # Lengths in 48ths and 96ths of a pixel are integers, so that nothing is rounded before the division.
     left, pixel = IMAGE_SIZE * start + cell * side, IMAGE_SIZE * pixels
     overlap = torch.minimum(left + side, pixel + IMAGE_SIZE) - torch.maximum(left, pixel)
     centre = torch.minimum(((2 * cell + 1) * side - IMAGE_SIZE).clamp(min=0), 2 * IMAGE_SIZE * (side - 1))
@@ -82,8 +82,8 @@ def _resampling(pixels: Tensor, start: Tensor, side: Tensor) -> Tensor:
     return torch.where(side > IMAGE_SIZE, mean, linear).clamp(min=0)
 
 
-def describe(model: EmotionClassifier) -> dict[str, Any]:
-    """What an exported file says of itself; plain values, ready for JSON.
+def export_metadata(model: EmotionClassifier) -> dict[str, Any]:
+    """The metadata of an exported file; plain values, ready for JSON.
 
     Returns:
         ``class_names``, ``input``, ``output``, ``temperature`` (None: not calibrated), ``model``, ``run`` (imbalance,
@@ -110,6 +110,6 @@ def describe(model: EmotionClassifier) -> dict[str, Any]:
     }
 
 
-def as_strings(description: dict[str, Any]) -> dict[str, str]:
-    """The same for formats whose metadata are text: everything that is not text as JSON."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
+def as_strings(metadata: dict[str, Any]) -> dict[str, str]:
+    """Metadata for formats that hold text only: values that are not text become JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}

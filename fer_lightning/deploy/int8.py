@@ -7,25 +7,32 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from fer_lightning.data.faces import Faces
+from fer_lightning.data.splits import Split
 from fer_lightning.deploy.graph import as_colour
 
 CALIBRATION_IMAGES = 512
 BATCH = 64
 FLOAT_CONVOLUTIONS = 2
-"""The first ones, which stay in float32: nearest to the pixels, they have few channels and much to lose."""
+"""Number of first convolutions kept in float32: close to the pixels, with few channels, they lose most precision."""
 PERCENTILE = 99.99
-"""Share of the activations that their int8 range covers. SiLU has long tails: a range to the very largest wastes it."""
+"""Percentile of the activations covered by the int8 range; SiLU's long tail would waste a range up to the maximum."""
+
+
+def calibration_images(faces: Faces, split: Split) -> np.ndarray:
+    """Up to ``CALIBRATION_IMAGES`` validation images, the same ones every time: uint8, (n, 48, 48)."""
+    return faces.images[np.sort(np.random.default_rng(0).permutation(split.val)[:CALIBRATION_IMAGES])]
 
 
 def quantize(source: Path, target: Path, images: np.ndarray) -> None:
-    """Write a graph whose convolutions but the first compute in int8; the rest, head and softmax too, stays in float32.
+    """Write a graph whose convolutions, except the first ones, compute in int8; everything else stays in float32.
 
-    Weights have a scale per output channel, activations one per tensor (QDQ).
+    QDQ format; one scale per output channel for weights, one per tensor for activations.
 
     Args:
         source: an exported ONNX file.
         target: the file to write.
-        images: uint8, (n, 48, 48), gray, to calibrate on: not those that the model is tested on.
+        images: uint8, (n, 48, 48), gray, to calibrate on; must not be test images.
     """
     import onnx
     from onnxruntime import quantization
@@ -42,7 +49,7 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> None:
             number = next(self.rest, None)
             return None if number is None else {"images": as_colour(images[number * BATCH : (number + 1) * BATCH])}
 
-    with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+    with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # onnxruntime prints its progress
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         convolutions = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
@@ -57,6 +64,6 @@ def quantize(source: Path, target: Path, images: np.ndarray) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.Percentile,
-            # One batch after the other: it keeps every activation of what it collects at a time.
+            # One batch at a time: the calibrator keeps all activations of each range it collects.
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
         )

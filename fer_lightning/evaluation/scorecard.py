@@ -1,4 +1,4 @@
-"""How good a model is, carried in its own checkpoint: what every tool says beside the model's answers."""
+"""A model's test scores, stored in its own checkpoint; every tool reports them with the model's predictions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ FACTS = ("temperature", "data", "split", "labels", "synthetic", "imbalance", "mo
 
 
 def make_scorecard(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's ``metrics.json`` that its checkpoint carries.
+    """Select the part of a run's ``metrics.json`` that is stored in its checkpoint.
 
     Returns:
         ``test/<score>`` and ``test_dedup/<score>`` with everything in ``SCORES`` and ``PER_CLASS``, and ``FACTS``.
@@ -33,17 +33,17 @@ def store(checkpoint: Path, card: Mapping[str, Any]) -> None:
     write_checkpoint(checkpoint, content)
 
 
-def describe(card: Mapping[str, Any] | None, emotion: str | None = None) -> str:
-    """One line that says how often a model is right, and how many faces of one emotion it finds.
+def scorecard_line(card: Mapping[str, Any] | None, emotion: str | None = None) -> str:
+    """One line with a model's test scores, and its recall of one emotion where it is given.
 
-    For example: ``test accuracy 66.1 %, macro F1 63.0 % (fer2013, 3,589 images); finds 41 % of disgust``.
+    For example: ``test accuracy 66.1 %, macro F1 63.0 % (fer2013, 3,589 images); recall of disgust 41 %``.
     """
     if not card or card.get("test/accuracy") is None:
-        return "how good this model is was never tested: its checkpoint has no scorecard"
+        return "test scores unknown: the model was never tested (its checkpoint has no scorecard)"
     source = "drawn faces" if card.get("synthetic") else str(card.get("data"))
     line = (
         f"test accuracy {100 * card['test/accuracy']:.1f} %, macro F1 {100 * card['test/f1_macro']:.1f} % "
         f"({source}, {card['test/n']:,} images)"
     )
     recall = card.get(f"test/recall/{emotion}") if emotion else None
-    return line if recall is None else f"{line}; finds {100 * recall:.0f} % of {emotion}"
+    return line if recall is None else f"{line}; recall of {emotion} {100 * recall:.0f} %"

@@ -1,1 +1,1 @@
-"""From pictures to answers: what the commands that use a trained model are made of."""
+"""Apply a trained model to pictures: input, face detection, classification, saliency maps, the demo page."""

@@ -1,4 +1,4 @@
-"""Answers drawn into pictures and videos."""
+"""Draw boxes and predictions into pictures and videos."""
 
 import math
 import os
@@ -15,15 +15,15 @@ from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file
 
 LEAST_SIDE = 320
-"""Pixels of a picture's shorter side below which it is enlarged, so that words fit into it."""
+"""Pixels of the shorter side below which a picture is enlarged, so that labels fit."""
 MOST_SIDE = 4096
-"""Pixels that the longer side is not enlarged beyond."""
+"""Largest number of pixels of the longer side after enlarging."""
 LETTERS = 1 / 28
 """Height of a letter, as a share of the picture's shorter side."""
 CAMERA_RATE = 10.0
 """Frames per second of a recorded camera."""
 LONGEST_PAUSE = 5.0
-"""Seconds without a frame that a recording shows as standing still; longer ones are shortened."""
+"""Longest pause without a frame, in seconds, that a recording keeps; longer pauses are shortened to it."""
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LINE = (80, 220, 255)
@@ -31,14 +31,14 @@ _INK = (20, 20, 20)
 
 
 def annotate(image: np.ndarray, labels: Sequence[tuple[Box | None, str]]) -> np.ndarray:
-    """Draw boxes and what is said about them.
+    """Draw boxes with labels.
 
     Args:
         image: uint8, (H, W) or (H, W, 3) in the order blue, green, red.
-        labels: each a box and its words; words without a box stand in the upper left corner.
+        labels: each a box and its text; text without a box is drawn in the upper left corner.
 
     Returns:
-        uint8, (H', W', 3): small pictures are enlarged by a whole factor.
+        uint8, (H', W', 3): small pictures are enlarged by an integer factor.
     """
     factor = max(1, min(math.ceil(LEAST_SIDE / min(image.shape[:2])), MOST_SIDE // max(image.shape[:2])))
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
@@ -46,31 +46,31 @@ def annotate(image: np.ndarray, labels: Sequence[tuple[Box | None, str]]) -> np.
         canvas = cv2.resize(canvas, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     letter = LETTERS * min(canvas.shape[:2])
     thick = max(1, round(letter / 6))
-    boxes = [(Box(*(factor * value for value in box)) if box else None, words) for box, words in labels]
+    boxes = [(Box(*(factor * value for value in box)) if box else None, text) for box, text in labels]
     for box, _ in boxes:
         if box is not None:
             cv2.rectangle(canvas, box[:2], (box.x + box.width - 1, box.y + box.height - 1), _INK, thick + 2)
             cv2.rectangle(canvas, box[:2], (box.x + box.width - 1, box.y + box.height - 1), _LINE, thick)
-    for box, words in boxes:  # after all boxes, so that none crosses the words
-        _write(canvas, words, box or Box(0, 0, 0, 0), letter, thick)
+    for box, text in boxes:  # after all boxes, so that no box crosses a label
+        _write_label(canvas, text, box or Box(0, 0, 0, 0), letter, thick)
     return canvas
 
 
-def _write(canvas: np.ndarray, words: str, box: Box, letter: float, thick: int) -> None:
-    """Words on a plate above a box, or inside its upper edge where there is no room above."""
+def _write_label(canvas: np.ndarray, text: str, box: Box, letter: float, thick: int) -> None:
+    """Write text on a filled rectangle above a box, or inside its upper edge when there is no room above."""
     scale = letter / cv2.getTextSize("H", _FONT, 1.0, 1)[0][1]
     stroke = max(1, round(thick * 0.7))
-    (width, height), below = cv2.getTextSize(words, _FONT, scale, stroke)
+    (width, height), below = cv2.getTextSize(text, _FONT, scale, stroke)
     pad = max(2, round(letter / 3))
     plate_width, plate_height = width + 2 * pad, height + below + 2 * pad
     left = max(0, min(box.x, canvas.shape[1] - plate_width))
     top = box.y - plate_height if box.y >= plate_height else box.y
     cv2.rectangle(canvas, (left, top), (left + plate_width, top + plate_height), _LINE, cv2.FILLED)
-    cv2.putText(canvas, words, (left + pad, top + pad + height), _FONT, scale, _INK, stroke, cv2.LINE_AA)
+    cv2.putText(canvas, text, (left + pad, top + pad + height), _FONT, scale, _INK, stroke, cv2.LINE_AA)
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write an image file so that it appears whole; the suffix says its format.
+    """Write an image file atomically, in the format of its suffix.
 
     Raises:
         UserError: it cannot be written.
@@ -83,12 +83,12 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 
 
 class VideoFile:
-    """An MP4 that appears under its name when it is closed; leaving the context by an error leaves nothing.
+    """An MP4 written to a temporary file and renamed when it is closed with ``keep``.
 
     Args:
         path: ends in ``.mp4``.
         rate: frames per second.
-        keep_time: repeat or leave out frames so that the video runs as fast as what it shows, as a camera needs.
+        keep_time: repeat or skip frames so that the video plays in real time, as a camera needs.
     """
 
     def __init__(self, path: Path, rate: float, keep_time: bool) -> None:
@@ -101,13 +101,13 @@ class VideoFile:
         self._last = 0.0
 
     def add(self, image: np.ndarray, seconds: float) -> None:
-        """Add a frame, uint8 (H, W, 3), shown from ``seconds`` on; all are brought to the size of the first.
+        """Add a frame, uint8 (H, W, 3), shown from ``seconds`` on; all are resized to the first.
 
         Raises:
             UserError: the file cannot be written.
         """
         if self._writer is None:
-            self._size = (image.shape[1] // 2 * 2, image.shape[0] // 2 * 2)  # MPEG-4 has even sides only
+            self._size = (image.shape[1] // 2 * 2, image.shape[0] // 2 * 2)  # MPEG-4 needs even sides
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._part.touch()
@@ -129,7 +129,7 @@ class VideoFile:
         self._written += max(0, times)
 
     def close(self, keep: bool) -> None:
-        """End the file, and keep it or not."""
+        """Close the file and keep or delete it."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
@@ -139,11 +139,11 @@ class VideoFile:
 
 
 class Drawings:
-    """Annotated copies of pictures and videos below a folder, which is made with the first of them.
+    """Annotated copies of pictures and videos below a folder, which is made on the first write.
 
     Args:
         folder: to write to.
-        every: how many frames of a video lie between two that are drawn.
+        every: distance in frames between two frames of a video that are drawn.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -153,7 +153,7 @@ class Drawings:
         self._source: Source | None = None
 
     def add(self, source: Source, picture: Picture, labels: Sequence[tuple[Box | None, str]]) -> None:
-        """Draw ``labels``, as ``annotate`` does; the frames of a video one after the other.
+        """Draw ``labels`` as ``annotate`` does; frames of a video must come in order.
 
         Raises:
             UserError: the folder cannot be written to.
@@ -175,13 +175,13 @@ class Drawings:
         self._video.add(image, picture.seconds or 0.0)
 
     def close(self, keep: bool) -> None:
-        """End the video that is being written, and keep it or not."""
+        """Close the current video and keep or delete it."""
         if self._video is not None:
             self._video.close(keep)
             self._video = None
 
     def _free(self, name: Path) -> Path:
-        """A path in the folder that nothing was drawn to yet: two folders may hold files of one name."""
+        """An unused path in the folder; inputs from two folders may have the same name."""
         number, free = 1, name
         while free in self._used:
             number += 1

@@ -1,4 +1,4 @@
-"""What is said about a face, and how it is written: a table for people, CSV and JSON lines for programs."""
+"""The result for a face, and its output as a table, CSV or JSON lines."""
 
 import csv
 import json
@@ -21,23 +21,23 @@ COLUMNS = (
     "model_recall",
 )
 
-ROOMY = 100
-"""Columns of a terminal from which a table has room for the second-best emotion."""
+WIDE = 100
+"""Terminal columns from which a table also shows the second-best emotion."""
 
 Write = Callable[[list["Row"]], None]
-"""Takes the rows of one picture, as they come."""
+"""Writes the rows of one picture."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The answer about one face, or why there is none.
+    """The prediction for one face, or the reason why there is none.
 
     Attributes:
         path: of the picture.
         frame: of a video or camera, counted from 0.
         seconds: since the start of the video, or since the camera was opened.
-        face: from 1, the largest first; None where the whole picture was taken as the face.
-        box: of the face in pixels of the picture, as it was found.
+        face: number within the picture, from 1, from left to right; None when the whole picture is the face.
+        box: of the face in pixels of the picture; None when the whole picture is the face.
         status: ``ok``, ``no face``, or why the picture could not be read.
         probabilities: (7,); None unless ``ok``.
     """
@@ -56,7 +56,7 @@ class Row:
         return None if self.probabilities is None else EMOTIONS[int(self.probabilities.argmax())]
 
     def ranked(self) -> list[str]:
-        """All emotions in words, the most probable first, such as ``happy 92 %``; empty without an answer."""
+        """All emotions with their probability, the most probable first, such as ``happy 92 %``; empty without one."""
         if self.probabilities is None:
             return []
         order = np.argsort(-self.probabilities, kind="stable")
@@ -64,13 +64,13 @@ class Row:
 
 
 def recall(card: Mapping[str, Any] | None, emotion: str | None) -> float | None:
-    """The share of an emotion's test images that a model finds, by its scorecard; None where that is not known."""
+    """The model's test recall of an emotion, from its scorecard; None when unknown."""
     value = card.get(f"test/recall/{emotion}") if card and emotion else None
     return None if value is None else round(value, 6)
 
 
 def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A row as ``COLUMNS``, plain Python; None for what it does not have."""
+    """A row by ``COLUMNS`` as plain Python values; None for missing values."""
     probabilities: list[float | None] = [None] * len(EMOTIONS)
     confidence = None
     if row.probabilities is not None:
@@ -85,7 +85,7 @@ def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def csv_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
-    """Comma-separated values below a header, which is written at once."""
+    """Write comma-separated values; the header is written immediately."""
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
 
@@ -97,7 +97,7 @@ def csv_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
 
 
 def jsonl_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
-    """One JSON object per line."""
+    """Write one JSON object per line."""
 
     def write(rows: list[Row]) -> None:
         stream.writelines(json.dumps(as_dict(row, card), allow_nan=False) + "\n" for row in rows)
@@ -107,37 +107,37 @@ def jsonl_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
 
 
 def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, boxes: bool) -> Write:
-    """Lines for people, printed as they come; every line has the same columns, so that together they are a table.
+    """Print table rows one picture at a time, all with the same column widths.
 
     Args:
-        console: where to.
+        console: to print to.
         card: the model's scorecard.
-        times: whether the pictures have a time.
-        boxes: whether the faces have a place.
+        times: show the time of video frames.
+        boxes: show number and box of detected faces.
     """
     columns = [("time", 9)] if times else []
     columns += [("face", 4), ("x, y, width, height", 22)] if boxes else []
-    roomy = console.width >= ROOMY
-    columns += [("emotion", 14), *([("or", 14)] if roomy else []), ("recall", 6)]
-    headed = False
+    wide = console.width >= WIDE
+    columns += [("emotion", 14), *([("or", 14)] if wide else []), ("recall", 6)]
+    has_header = False
 
     def write(rows: list[Row]) -> None:
-        nonlocal headed
+        nonlocal has_header
         if rows[0].status not in (OK, NO_FACE):
             console.print(f"{rows[0].path}: {rows[0].status}", soft_wrap=True)
             return
-        table = Table(box=None, show_header=not headed, expand=True, pad_edge=False)
+        table = Table(box=None, show_header=not has_header, expand=True, pad_edge=False)
         table.add_column("path", ratio=1, overflow="fold")
         for name, width in columns:
             table.add_column(name, width=width)
         for row in rows:
             first, second, *_ = (*row.ranked(), row.status, "")
-            found = recall(card, row.emotion)
+            known_recall = recall(card, row.emotion)
             cells = [f"{row.seconds or 0:.2f} s"] if times else []
             cells += [str(row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
-            cells += [first, *([second] if roomy else []), "" if found is None else f"{100 * found:.0f} %"]
+            cells += [first, *([second] if wide else []), "" if known_recall is None else f"{100 * known_recall:.0f} %"]
             table.add_row(row.path, *cells)
         console.print(table)
-        headed = True
+        has_header = True
 
     return write

@@ -1,4 +1,4 @@
-"""What the demo's page shows: a photo's faces, the answers, and what speaks for them."""
+"""The content of the demo page: the faces of a photo, their predictions, and saliency maps."""
 
 import base64
 from dataclasses import dataclass
@@ -14,35 +14,37 @@ import torch
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.images import as_face, decode
 from fer_lightning.evaluation.probabilities import classify
-from fer_lightning.evaluation.scorecard import describe
+from fer_lightning.evaluation.scorecard import scorecard_line
 from fer_lightning.inference import saliency
 from fer_lightning.inference.detect import Box, crop_face, find_faces
 from fer_lightning.inference.saliency_figures import overlay
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 
-LARGEST = 1280
-"""Pixels of the longer side of the photo that is shown."""
+MAX_SIDE = 1280
+"""Largest longer side, in pixels, of the photo shown."""
 
 HEIGHT = 320
-"""Pixels of the page that a photo takes, so that the answers are not far below on a narrow screen."""
+"""Height of a photo on the page, in pixels, so that the predictions stay in view on a narrow screen."""
 
 FACE = 192
-"""Pixels of the faces that are shown; the models see 48."""
+"""Side of a face on the page, in pixels; the model's input has 48."""
 
-NO_FACE = "No face was found. The middle square of the picture is taken for one: what follows may mean nothing."
-CAVEAT = "The labels say how annotators read a face, not what its owner felt."
+NO_FACE_NOTICE = (
+    "No face was detected. The central square of the picture is used instead: the result may be meaningless."
+)
+CAVEAT = "The labels record how annotators read a face, not what the person felt."
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model says of one face.
+class FaceAnswer:
+    """A model's prediction for one face.
 
     Attributes:
-        box: where in the photo, without the margin that ``face`` has.
-        face: uint8, (48, 48), as the model gets it.
-        probabilities: (7,), calibrated where the model knows its temperature.
-        saliency: float32, (48, 48), in 0..1: what speaks for the most probable emotion.
+        box: in the photo, without the margin of ``face``.
+        face: uint8, (48, 48), the model's input.
+        probabilities: (7,), calibrated when the model has a temperature.
+        saliency: float32, (48, 48), in 0..1: evidence for the most probable emotion.
     """
 
     box: Box
@@ -51,8 +53,8 @@ class Answer:
     saliency: np.ndarray
 
 
-def answer(model: EmotionClassifier, photo: np.ndarray, device: torch.device) -> tuple[list[Answer], bool]:
-    """Find the faces of a photo and classify each.
+def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.device) -> tuple[list[FaceAnswer], bool]:
+    """Detect the faces of a photo and classify each.
 
     Args:
         model: moved to ``device``.
@@ -60,23 +62,24 @@ def answer(model: EmotionClassifier, photo: np.ndarray, device: torch.device) ->
         device: where to compute.
 
     Returns:
-        An answer for each face, and whether any was found: if not, there is one, for the middle square.
+        An answer for each face, and whether any face was detected; if not, one answer for the central square.
     """
-    found = find_faces(photo)
-    boxes, crops = found, [crop_face(photo, box) for box in found]
-    if not found:
+    boxes = find_faces(photo)
+    crops = [crop_face(photo, box) for box in boxes]
+    detected = bool(boxes)
+    if not detected:
         height, width = photo.shape[:2]
         side = min(height, width)
         boxes, crops = [Box((width - side) // 2, (height - side) // 2, side, side)], [photo]
     faces = np.stack([as_face(crop) for crop in crops])
     probabilities = classify(model, faces, device)
     maps = saliency.saliency_maps(model, faces, probabilities.argmax(axis=1), device)
-    return [Answer(*each) for each in zip(boxes, faces, probabilities, maps, strict=True)], bool(found)
+    return [FaceAnswer(*each) for each in zip(boxes, faces, probabilities, maps, strict=True)], detected
 
 
-def draw_boxes(photo: np.ndarray, answers: list[Answer]) -> np.ndarray:
-    """The photo, at most ``LARGEST`` pixels long, with a numbered box around each face: uint8 (H, W, 3), RGB."""
-    ratio = min(1.0, LARGEST / max(photo.shape[:2]))
+def draw_boxes(photo: np.ndarray, answers: list[FaceAnswer]) -> np.ndarray:
+    """The photo, scaled to at most ``MAX_SIDE`` pixels, with a numbered box around each face: uint8 (H, W, 3), RGB."""
+    ratio = min(1.0, MAX_SIDE / max(photo.shape[:2]))
     colour = cv2.cvtColor(photo, cv2.COLOR_GRAY2RGB if photo.ndim == 2 else cv2.COLOR_BGR2RGB)
     if ratio < 1:
         colour = cv2.resize(colour, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
@@ -92,9 +95,9 @@ def draw_boxes(photo: np.ndarray, answers: list[Answer]) -> np.ndarray:
     return colour
 
 
-def as_html(answers: list[Answer], found: bool, card: dict[str, Any] | None) -> str:
-    """A section for each face: the face, its map, bars of the probabilities, and how often the model finds such."""
-    parts = [] if found else [f'<p class="notice" role="status">{NO_FACE}</p>']
+def as_html(answers: list[FaceAnswer], detected: bool, card: dict[str, Any] | None) -> str:
+    """A section for each face: the face, its map, bars of the probabilities, and the model's test recall."""
+    parts = [] if detected else [f'<p class="notice" role="status">{NO_FACE_NOTICE}</p>']
     for number, each in enumerate(answers, start=1):
         best = int(each.probabilities.argmax())
         emotion = EMOTIONS[best]
@@ -106,35 +109,36 @@ def as_html(answers: list[Answer], found: bool, card: dict[str, Any] | None) -> 
             for k, value in enumerate(each.probabilities)
         )
         recall = (card or {}).get(f"test/recall/{emotion}")
-        told = "" if recall is None else f"<p>In its test this model finds {100 * recall:.0f} % of {emotion}.</p>"
+        note = "" if recall is None else f"<p>Test recall of {emotion}: {100 * recall:.0f} %.</p>"
         parts.append(
             f'<section class="face"><h3>Face {number}: {emotion} {100 * each.probabilities[best]:.0f} %</h3>'
-            f'<div class="columns">{_figure(face, "48 x 48 pixels")}'
-            f"{_figure(overlay(face, heat), f'what speaks for {emotion}')}"
-            f'<div class="chances"><table>{bars}</table></div></div>{told}</section>'
+            f'<div class="columns">{_figure(face, "input, 48 x 48 pixels")}'
+            f"{_figure(overlay(face, heat), f'evidence for {emotion}')}"
+            f'<div class="chances"><table>{bars}</table></div></div>{note}</section>'
         )
     return "".join(parts)
 
 
 def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
-    """The page for one model."""
+    """Build the page for one model."""
     card = model.hparams["scorecard"]
     calibrated = "calibrated on validation images" if (card or {}).get("temperature") else "not calibrated"
 
-    def respond(given: dict[str, Any] | None) -> tuple[Any, str]:
-        if given is None:
+    def respond(upload: dict[str, Any] | None) -> tuple[Any, str]:
+        if upload is None:
             return gradio.update(value=None, visible=False), ""
         try:
-            photo = decode(Path(given["path"]).read_bytes(), "The file")
-            answers, found = answer(model, photo, device)
+            photo = decode(Path(upload["path"]).read_bytes(), "The file")
+            answers, detected = answer_photo(model, photo, device)
         except UserError as error:
             return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{escape(str(error))}</p>'
-        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(answers, found, card)
+        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(answers, detected, card)
 
     with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(
-            f"<h1>What does this model see in a face?</h1>"
-            f'<p id="scorecard">This model: {escape(describe(card))}. Probabilities are {calibrated}. {CAVEAT}</p>'
+            f"<h1>Facial expression recognition</h1>"
+            f'<p id="scorecard">This model: {escape(scorecard_line(card))}. '
+            f"Probabilities are {calibrated}. {CAVEAT}</p>"
         )
         with gradio.Row():
             with gradio.Column(scale=2, min_width=320):
@@ -152,17 +156,17 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
                 )
             with gradio.Column(scale=3, min_width=320):
                 rows = gradio.HTML(elem_id="answers")
-        # As uploaded: Gradio's own decoding knows no limits, and its errors speak to programmers.
+        # The raw file: Gradio's own decoding has no size limits, and its errors are not for users.
         photo.change(respond, photo, [boxes, rows], preprocess=False, api_visibility="private")
     return page
 
 
 def theme() -> gradio.themes.Base:
-    """Gradio's look with the fonts that are there."""
+    """Gradio's default theme with system fonts, so that none is downloaded."""
     return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def _figure(image: np.ndarray, words: str) -> str:
+def _figure(image: np.ndarray, text: str) -> str:
     bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     data = base64.b64encode(cv2.imencode(".png", bgr)[1].tobytes()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{words}</figcaption></figure>'
+    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{text}</figcaption></figure>'

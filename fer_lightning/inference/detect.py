@@ -1,7 +1,7 @@
-"""Where the faces of a picture are: the Haar cascade that OpenCV 4 ships, or YuNet from a file of the user's.
+"""Face detection: the Haar cascade that OpenCV 4 ships, or YuNet from a file that the user provides.
 
-``find_faces`` then ``crop_face`` then ``data.images.as_face`` is the way from a photograph to what the models take.
-Nothing is downloaded.
+``find_faces``, ``crop_face`` and ``data.images.as_face`` turn a photograph into the input of a model. Nothing is
+downloaded.
 """
 
 import functools
@@ -17,27 +17,27 @@ from fer_lightning.runtime.errors import UserError
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
 SCALE_STEP = 1.1
-"""From one size of face that is looked for to the next."""
+"""Ratio between successive face sizes in the search."""
 MIN_NEIGHBORS = 4
-"""Overlapping hits that make a face; single hits are mostly texture."""
+"""Overlapping detections required for a face; single ones are mostly texture."""
 SMALLEST = 1 / 20
-"""Side of the smallest face that is looked for, as a share of the picture's shorter side."""
+"""Side of the smallest face searched for, as a fraction of the picture's shorter side."""
 WINDOW = 20
-"""Side in pixels of the window that the cascade was trained with: it sees no smaller face."""
+"""Side in pixels of the cascade's window: it detects no smaller face."""
 
 YUNET_SCORE = 0.7
-"""Least confidence of a face."""
+"""Smallest confidence of a face."""
 YUNET_SIDE = 640
-"""Pixels that a picture's longer side is shrunk to: YuNet was trained on faces of about 10 to 300 pixels."""
+"""Pixels that the longer side is reduced to: YuNet was trained on faces of about 10 to 300 pixels."""
 
 MARGIN = 0.04
-"""Added on each side of the square around a box, as a share of its side; boxes are a little tighter than FER-2013."""
+"""Margin on each side of the square around a box, as a fraction of its side; FER-2013's crops are wider than boxes."""
 
 _LOCK = threading.Lock()
 
 
 class Box(NamedTuple):
-    """A face in a picture, in whole pixels from its upper left corner; lies inside the picture."""
+    """A face's box inside a picture, in pixels from the upper left corner."""
 
     x: int
     y: int
@@ -46,26 +46,26 @@ class Box(NamedTuple):
 
 
 def find_faces(image: np.ndarray, detector: Path | None = None) -> list[Box]:
-    """Find the faces that look at the camera.
+    """Detect frontal faces.
 
     Args:
         image: uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
         detector: a file with YuNet (``face_detection_yunet_*.onnx`` of the OpenCV model zoo); None for Haar.
 
     Returns:
-        The faces, from left to right; empty when there is none.
+        The boxes, from left to right; empty when no face is found.
 
     Raises:
-        UserError: this OpenCV has no such detector, or the file is not YuNet.
+        UserError: this OpenCV lacks the detector, or the file is not YuNet.
     """
-    with _LOCK:  # OpenCV's detectors keep the picture inside themselves while they search
+    with _LOCK:  # OpenCV's detectors store the picture during the search
         boxes = _haar_boxes(image) if detector is None else _yunet_boxes(image, detector)
     inside = [_clip(box, image.shape) for box in boxes]
     return sorted(box for box in inside if min(box[2:]) > 0)
 
 
 def check_detector(detector: Path | None = None) -> None:
-    """Load a detector before there is work for it.
+    """Load a detector to report its problems early.
 
     Raises:
         UserError: as ``find_faces`` does.
@@ -74,9 +74,9 @@ def check_detector(detector: Path | None = None) -> None:
 
 
 def crop_face(image: np.ndarray, box: Box) -> np.ndarray:
-    """The square around a face with ``MARGIN``, framed about as FER-2013's faces are.
+    """Crop the square around a face with ``MARGIN``, framed similarly to FER-2013's faces.
 
-    What lies outside the picture repeats its edge.
+    Outside the picture the edge pixels are repeated.
 
     Args:
         image: uint8, (H, W) or (H, W, 3).
@@ -105,7 +105,7 @@ def _haar() -> Any:
     path = os.path.join(folder, CASCADE)
     if not hasattr(cv2, "CascadeClassifier") or not os.path.isfile(path):
         raise UserError(
-            f"OpenCV {cv2.__version__} comes without the Haar cascades that find faces: "
+            f"OpenCV {cv2.__version__} has no Haar cascades for face detection: "
             "pip install 'opencv-python-headless<5', or give YuNet with --detector FILE.onnx"
         )
     return cv2.CascadeClassifier(path)

@@ -1,6 +1,6 @@
-"""What a user points at, one picture at a time: image files, folders of them, videos, a camera.
+"""Read inputs one picture at a time: image files, folders of them, videos, a camera.
 
-A file that cannot be read becomes a ``Picture`` that says why, so that a batch goes on.
+A file that cannot be read becomes a ``Picture`` with the reason, so that the other inputs are still processed.
 """
 
 import os
@@ -22,9 +22,9 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 MISSING = "does not exist"
 
-# A video is cut short when it ends this far before its header says; headers may be a little wrong.
-_SHARE_LEFT = 0.1
-_SECONDS_LEFT = 1.0
+# A video that ends this long before the duration in its header is reported as cut short; headers are inexact.
+_MISSING_SHARE = 0.1
+_MISSING_SECONDS = 1.0
 
 _SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 
@@ -35,10 +35,10 @@ class Source:
 
     Attributes:
         path: a file, or ``camera 0``.
-        kind: ``image``, ``video``, ``camera``; ``none`` for what can be none of them.
-        name: relative path that a result of it may be stored under.
-        problem: of ``none``, the reason.
-        camera: its number.
+        kind: ``image``, ``video`` or ``camera``; ``none`` for an input that cannot be read.
+        name: relative path for output files.
+        problem: the reason, for ``none``.
+        camera: number of the camera.
     """
 
     path: Path
@@ -55,14 +55,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image or frame, or the reason why there is none.
+    """A decoded image or frame, or the reason why it could not be read.
 
     Attributes:
         image: uint8, (H, W) gray or (H, W, 3) in the order blue, green, red; None with a ``problem``.
-        problem: why it could not be read.
+        problem: the reason; empty when the image was read.
         frame: of a video or camera, counted from 0.
         seconds: since the start of the video, or since the camera was opened.
-        rate: of a video or camera, frames per second as it says itself, or 0.
+        rate: frames per second that the video or camera reports, or 0.
     """
 
     image: np.ndarray | None
@@ -73,19 +73,19 @@ class Picture:
 
 
 def list_sources(paths: Sequence[str]) -> list[Source]:
-    """What is meant by the paths of a command line.
+    """Resolve the paths of a command line.
 
-    Folders are searched to any depth for files with an image's suffix; hidden ones are left out. A whole number that
-    is no file is a camera.
+    Folders are searched recursively for files with an image suffix; hidden ones are skipped. A number that is not a
+    file is a camera.
 
     Raises:
-        UserError: none of the paths exists, or a camera is not alone.
+        UserError: none of the paths exists, or a camera is given with other inputs.
     """
     if any(_is_camera(path) for path in paths):
         if len(paths) > 1:
-            raise UserError(f"{' '.join(paths)}: a camera never ends; give its number alone")
+            raise UserError(f"{' '.join(paths)}: a camera must be the only input; give its number alone")
         return [Source(Path(f"camera {paths[0]}"), "camera", Path(f"camera_{int(paths[0])}"), camera=int(paths[0]))]
-    sources = [source for path in paths for source in _below(Path(path))]
+    sources = [source for path in paths for source in _resolve(Path(path))]
     if all(source.problem == MISSING for source in sources):
         raise UserError(
             f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}: does not exist; give images, "
@@ -95,14 +95,14 @@ def list_sources(paths: Sequence[str]) -> list[Source]:
 
 
 def read(source: Source, every: int = 1) -> Iterator[Picture]:
-    """The pictures of a source, each read when it is asked for.
+    """Read the pictures of a source lazily.
 
     Args:
         source: one of ``list_sources``.
-        every: of a video's or camera's frames only each n-th.
+        every: use every n-th frame of a video or camera.
 
     Raises:
-        UserError: a camera that cannot be opened. Anything else that goes wrong is a ``Picture`` with a ``problem``.
+        UserError: a camera that cannot be opened. Other failures are reported as a ``Picture`` with a ``problem``.
     """
     if source.kind == "none":
         yield Picture(None, source.problem)
@@ -114,13 +114,14 @@ def read(source: Source, every: int = 1) -> Iterator[Picture]:
         capture = _open(source.camera)
         if not capture.isOpened():
             raise UserError(
-                f"{source.path}: cannot be opened; is it plugged in, free, and this its number? (0 is the first)"
+                f"{source.path}: cannot be opened; check that it is connected, not in use, and has this number "
+                "(the first is 0)"
             )
         yield from camera_frames(capture, every)
 
 
 def camera_frames(capture: Any, every: int) -> Iterator[Picture]:
-    """Frames of an opened camera until Ctrl-C, or until it is unplugged; a second Ctrl-C interrupts at once."""
+    """Read an opened camera until Ctrl-C or until it is disconnected; a second Ctrl-C interrupts immediately."""
     stopped = False
 
     def stop(number: int, frame: Any) -> None:
@@ -134,13 +135,13 @@ def camera_frames(capture: Any, every: int) -> Iterator[Picture]:
         number = 0
         while not stopped and capture.grab():
             if number % every == 0:
-                found, image = capture.retrieve()
-                if not found:
+                retrieved, image = capture.retrieve()
+                if not retrieved:
                     break
                 yield Picture(image, frame=number, seconds=time.monotonic() - start, rate=rate)
             number += 1
         if number == 0 and not stopped:
-            yield Picture(None, "the camera gave no picture")
+            yield Picture(None, "the camera returned no picture")
     finally:
         signal.signal(signal.SIGINT, before)
         capture.release()
@@ -150,17 +151,17 @@ def _is_camera(path: str) -> bool:
     return path.isascii() and path.isdigit() and not Path(path).exists()
 
 
-def _below(path: Path) -> list[Source]:
+def _resolve(path: Path) -> list[Source]:
     try:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if _is_image(file.relative_to(path)) and file.is_file())
-            images = [Source(file, "image", file.relative_to(path)) for file in found]
-            nothing = f"no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
-            return images or [Source(path, "none", Path(path.name), nothing)]
+            files = sorted(file for file in path.rglob("*") if _is_image(file.relative_to(path)) and file.is_file())
+            images = [Source(file, "image", file.relative_to(path)) for file in files]
+            problem = f"no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
+            return images or [Source(path, "none", Path(path.name), problem)]
         if not path.exists():
             return [Source(path, "none", Path(path.name), MISSING)]
         if not path.is_file():
-            return [Source(path, "none", Path(path.name), "is no file")]
+            return [Source(path, "none", Path(path.name), "is not a regular file")]
     except OSError as error:
         return [Source(path, "none", Path(path.name), f"cannot be read ({error.strerror})")]
     return [Source(path, "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", Path(path.name))]
@@ -190,27 +191,31 @@ def _read_video(path: Path, every: int) -> Iterator[Picture]:
         while capture.grab():
             seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 or (number / rate if rate > 0 else 0.0)
             if number % every == 0:
-                found, image = capture.retrieve()
-                if not found:
+                retrieved, image = capture.retrieve()
+                if not retrieved:
                     break
                 yield Picture(image, frame=number, seconds=seconds, rate=rate)
             number += 1
     finally:
         capture.release()
     if number == 0:
-        yield Picture(None, "is not a video that can be read: replace or remove it")
-    elif length - seconds > max(_SECONDS_LEFT, _SHARE_LEFT * length):
+        yield Picture(None, "is not a readable video: replace or remove it")
+    elif length - seconds > max(_MISSING_SECONDS, _MISSING_SHARE * length):
         yield Picture(None, f"is damaged or cut short: ends at {seconds:.1f} of {length:.1f} s")
 
 
-def _open(what: str | int) -> Any:
-    # What OpenCV and FFmpeg print about a damaged file is said in one line by whoever opened it.
+def _open(path_or_number: str | int) -> Any:
+    # Silence OpenCV and FFmpeg; the caller reports a damaged file in one line.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     levels: Any = getattr(cv2.utils, "logging", cv2)  # moved there after OpenCV 4.12
     before = levels.getLogLevel()
     levels.setLogLevel(_SILENT)
     try:
-        return cv2.VideoCapture(what) if isinstance(what, int) else cv2.VideoCapture(what, cv2.CAP_FFMPEG)
+        return (
+            cv2.VideoCapture(path_or_number)
+            if isinstance(path_or_number, int)
+            else cv2.VideoCapture(path_or_number, cv2.CAP_FFMPEG)
+        )
     except cv2.error:
         return cv2.VideoCapture()
     finally:

@@ -1,14 +1,14 @@
-"""Where in a face a model finds an emotion: pure functions from a model and images to maps.
+"""Saliency maps, and how faithful they are: functions from a model and images to arrays.
 
 The maps are activation times gradient, summed over channels (HiResCAM: Draelos & Carin 2020, "Use HiResCAM instead of
-Grad-CAM for faithful explanations of CNNs"), at the ends of the last three resolutions that have at least 4x4 cells,
-added up. The obvious choice, Grad-CAM at the last convolution (timm's ``bn2``), has 2x2 cells for an input of 64
-pixels, and Grad-CAM averages the gradient over the picture, so that further up it no longer knows where.
+Grad-CAM for faithful explanations of CNNs"), at the ends of the last three resolutions with at least 4x4 cells,
+added up. The usual choice, Grad-CAM at the last convolution (timm's ``bn2``), has 2x2 cells for an input of 64
+pixels; at earlier layers it localises badly, because it averages the gradient over the picture.
 
-How much the probability falls sooner when the most salient pixels are hidden first than when the least salient are
+Drop of the probability when the most salient pixels are blurred first, minus the drop when the least salient are
 (mean over 10 to 50 % of the pixels; ``tf_efficientnetv2_b0`` at 64 pixels, FER-2013, 96 test faces): these maps 0.51,
 one resolution alone 0.37 to 0.47, Grad-CAM at the last convolution 0.15, at its best layer 0.35, integrated gradients
-0.45, SmoothGrad 0.27. Occlusion, which is chosen by what it is measured with, 0.52 for forty times the work.
+0.45, SmoothGrad 0.27. Occlusion, which optimises this very measure, 0.52 at forty times the cost.
 """
 
 from dataclasses import dataclass
@@ -31,34 +31,33 @@ except ImportError:
     raise UserError("saliency maps need captum: pip install 'fer_lightning[explain]'") from None
 
 BATCH_SIZE = 64
-"""Smaller than evaluation's: activations are kept for the way back."""
+"""Smaller than in evaluation, since activations are kept for the backward pass."""
 
 LEAST_CELLS = 4
 RESOLUTIONS = 3
 
 SHARES = np.linspace(0, 1, 11)
-"""Of the pixels that are hidden, one after another, in ``deletion``."""
+"""Shares of pixels blurred in ``deletion``."""
 
 _BLUR = IMAGE_SIZE / 8
-"""Standard deviation, in pixels, of what stands for hidden pixels: no eye or mouth survives it, but no edge arises."""
-
+"""Standard deviation of the blur in pixels: removes eyes and mouth without adding edges."""
 
 CHECKED = 256
-"""Test faces that the maps are checked on; the check takes thirty answers for each."""
+"""Number of test faces in the deletion check, which runs the model 33 times on each."""
 
 
 @dataclass(frozen=True)
 class MeanMaps:
-    """What a model looks at in the test faces that it classifies correctly.
+    """Mean saliency maps of the test faces that a model classifies correctly.
 
     Attributes:
         maps: mean saliency of each emotion, float32, (7, 48, 48), 0..1; 0 where ``right`` is 0.
         faces: mean face of each emotion, float32, (7, 48, 48), 0..255.
         right: correctly classified test images of each emotion, int64, (7,).
         total: test images of each emotion, int64, (7,).
-        deletion: mean area under the probability of the answer while pixels are hidden, for the orders
+        deletion: mean area under the probability of the prediction while pixels are blurred, for the orders
             ``salient first``, ``at random`` and ``salient last``.
-        checked: the number of faces that ``deletion`` is a mean of.
+        checked: number of faces averaged in ``deletion``.
     """
 
     maps: np.ndarray
@@ -70,8 +69,8 @@ class MeanMaps:
 
 
 def layers(model: EmotionClassifier) -> list[nn.Module]:
-    """The modules whose outputs are explained: where each of the last resolutions with 4x4 cells or more ends."""
-    stride = model.network.conv_stem.stride[0]  # timm counts on 2
+    """The modules whose outputs are used: the ends of the last resolutions with 4x4 cells or more."""
+    stride = model.network.conv_stem.stride[0]  # timm's reductions assume 2
     ends = [
         info["module"]
         for info in model.network.feature_info
@@ -83,7 +82,7 @@ def layers(model: EmotionClassifier) -> list[nn.Module]:
 def saliency_maps(
     model: EmotionClassifier, images: np.ndarray, emotions: np.ndarray, device: torch.device
 ) -> np.ndarray:
-    """What in each face speaks for an emotion.
+    """Compute the evidence for an emotion at each pixel of each face.
 
     Args:
         model: moved to ``device``; its parameters may be frozen.
@@ -92,14 +91,14 @@ def saliency_maps(
         device: where to compute.
 
     Returns:
-        float32, (n, 48, 48), in 0..1: 1 at the most salient pixel; all 0 where nothing speaks for the emotion.
+        float32, (n, 48, 48), in 0..1: 1 at the most salient pixel; all 0 without evidence for the emotion.
     """
     model = model.to(device).eval()
     method = LayerGradientXActivation(model, layers(model))
     maps = np.zeros((len(images), IMAGE_SIZE, IMAGE_SIZE), np.float32)
     for start in range(0, len(images), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        # The images, too, because activations of a frozen network would have no gradient.
+        # The images need a gradient, since activations of a frozen network would have none.
         pixels = torch.from_numpy(np.array(images[rows])).to(device).float().requires_grad_()
         targets = torch.from_numpy(np.array(emotions[rows], dtype=np.int64)).to(device)
         parts = [_unit(part.detach().float().sum(1, keepdim=True).relu()) for part in method.attribute(pixels, targets)]
@@ -111,12 +110,12 @@ def saliency_maps(
 
 
 def mean_maps(maps: np.ndarray, emotions: np.ndarray, classes: int) -> np.ndarray:
-    """The mean map of each emotion, float32 (classes, 48, 48); 0 for one without faces.
+    """Average the maps of each emotion: float32 (classes, 48, 48); 0 for an emotion without faces.
 
     Args:
         maps: (n, 48, 48).
         emotions: int in 0..classes-1, (n,).
-        classes: how many there are.
+        classes: number of classes.
     """
     means = np.zeros((classes, *maps.shape[1:]), np.float32)
     for emotion in np.unique(emotions):
@@ -129,7 +128,7 @@ def hide(images: np.ndarray, order: np.ndarray, share: float) -> np.ndarray:
 
     Args:
         images: uint8, (n, 48, 48).
-        order: (n, 48, 48); pixels with higher values go first, among equals those further up and left.
+        order: (n, 48, 48); pixels with higher values first, ties from the upper left.
         share: in 0..1.
 
     Returns:
@@ -146,21 +145,21 @@ def hide(images: np.ndarray, order: np.ndarray, share: float) -> np.ndarray:
 def deletion(
     model: EmotionClassifier, images: np.ndarray, emotions: np.ndarray, order: np.ndarray, device: torch.device
 ) -> np.ndarray:
-    """Area under the probability of each face's emotion as ever more of its pixels are hidden.
+    """Area under the probability of each face's emotion as more and more of its pixels are blurred.
 
-    The "deletion" of Petsiuk et al. (2018, "RISE", section 4.2): the better ``order`` knows what the model looks at,
-    the sooner the probability falls, and the smaller the area. Hidden is blurred here, for a face with gray holes is
-    like none that the model has seen.
+    The "deletion" metric of Petsiuk et al. (2018, "RISE", section 4.2): the more faithful ``order`` is, the sooner the
+    probability falls, and the smaller the area. Pixels are blurred, not set to gray, which would be unlike any face in
+    training.
 
     Args:
         model: moved to ``device``.
         images: uint8, (n, 48, 48).
-        emotions: int, (n,): whose probability is watched.
+        emotions: int, (n,): the class whose probability is measured.
         order: (n, 48, 48), such as saliency maps; highest first.
         device: where to compute.
 
     Returns:
-        float64, (n,), in 0..1: the mean probability over the shares of hidden pixels from 0 to 1.
+        float64, (n,), in 0..1: the mean probability over the shares of blurred pixels from 0 to 1.
     """
     rows = np.arange(len(images))
     kept = [predict(model, hide(images, order, share), device)[rows, emotions] for share in SHARES]
@@ -168,9 +167,9 @@ def deletion(
 
 
 def random_patches(n: int, seed: int = 0) -> np.ndarray:
-    """Orders for ``deletion`` that know nothing, in patches as large as the maps': float32, (n, 48, 48).
+    """Random orders for ``deletion``, in patches about as large as those of the maps: float32, (n, 48, 48).
 
-    Single pixels at random would be no fair comparison: hiding a third of them ruins the whole face at once.
+    Single random pixels would not be comparable: blurring a third of them already destroys the whole face.
     """
     coarse = np.random.default_rng(seed).random((n, 8, 8), dtype=np.float32)
     return np.stack([cv2.resize(one, (IMAGE_SIZE, IMAGE_SIZE)) for one in coarse])
@@ -179,7 +178,7 @@ def random_patches(n: int, seed: int = 0) -> np.ndarray:
 def explain_test_set(
     model: EmotionClassifier, images: np.ndarray, labels: np.ndarray, device: torch.device
 ) -> MeanMaps:
-    """Mean maps per emotion, and the deletion check.
+    """Compute mean maps per emotion, and the deletion metric.
 
     Args:
         model: moved to ``device``.
@@ -188,12 +187,14 @@ def explain_test_set(
         device: where to compute.
 
     Raises:
-        UserError: when no image is classified correctly.
+        UserError: no image is classified correctly.
     """
-    answers = predict(model, images, device).argmax(axis=1)
-    right = np.flatnonzero(answers == labels)
+    predicted = predict(model, images, device).argmax(axis=1)
+    right = np.flatnonzero(predicted == labels)
     if not len(right):
-        raise UserError(f"none of the {len(images)} test images is classified correctly: nothing to explain")
+        raise UserError(
+            f"none of the {len(images)} test images is classified correctly, so none can be explained; train longer"
+        )
     emotions = labels[right]
     maps = saliency_maps(model, images[right], emotions, device)
     some = np.sort(np.random.default_rng(0).permutation(len(right))[:CHECKED])
@@ -218,6 +219,6 @@ def explain_test_set(
 
 
 def _unit(maps: torch.Tensor) -> torch.Tensor:
-    """Each map divided by its maximum, (n, 1, H, W); 0 stays 0."""
+    """Divide each map by its maximum, (n, 1, H, W); 0 stays 0."""
     peak = maps.amax(dim=(2, 3), keepdim=True)
     return torch.where(peak > 0, maps / peak.clamp_min(torch.finfo(maps.dtype).tiny), 0.0)

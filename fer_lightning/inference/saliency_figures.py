@@ -10,11 +10,11 @@ from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, head, st
 
 HEAT = matplotlib.colormaps["YlOrRd"]
 STRENGTH = 0.75
-"""How much of the face its most salient pixel hides."""
+"""Opacity of the map at its most salient pixel."""
 
 
 def overlay(face: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    """A face with its map over it: the more salient, the redder and the less transparent.
+    """Blend a face with its saliency map: salient pixels are redder and more opaque.
 
     Args:
         face: gray, (H, W), 0..255.
@@ -38,7 +38,7 @@ def explained_face(
     title: str,
     subtitle: str = "",
 ) -> Figure:
-    """A face, what in it speaks for one emotion, and the probabilities of all seven.
+    """Draw a face, its saliency map for one emotion, and the probabilities of all seven.
 
     Args:
         face: uint8, (48, 48).
@@ -51,8 +51,8 @@ def explained_face(
     figure = Figure(figsize=(8.4, 3.4))
     head(figure, title, subtitle)
     plain, explained, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
-    _picture(plain, face, "as the model gets it")
-    _picture(explained, overlay(face, saliency), f"what speaks for {EMOTIONS[emotion]}")
+    _picture(plain, face, "model input")
+    _picture(explained, overlay(face, saliency), f"evidence for {EMOTIONS[emotion]}")
     places = np.arange(len(EMOTIONS))
     bars.barh(places, probabilities, color=np.where(places == emotion, BLUE, GREY), height=0.7)
     for place, value in enumerate(probabilities):
@@ -71,13 +71,13 @@ def explained_face(
 def mean_maps(
     faces: np.ndarray, maps: np.ndarray, right: np.ndarray, total: np.ndarray, title: str, subtitle: str = ""
 ) -> Figure:
-    """The mean face of each emotion with its mean map over it, each as strong as its own maximum allows.
+    """Draw the mean face of each emotion blended with its mean map, each scaled to its own maximum.
 
     Args:
         faces: gray, (7, 48, 48), 0..255.
         maps: (7, 48, 48), 0..1.
-        right: how many faces of each emotion the means are of, (7,); a panel without any is empty.
-        total: how many there are of each, (7,).
+        right: number of faces averaged for each emotion, (7,); a panel with none is empty.
+        total: number of faces of each emotion, (7,).
         title: the bold first line.
         subtitle: the second line.
     """
@@ -89,7 +89,7 @@ def mean_maps(
         axes.set_xlabel(f"{right[emotion]:,} of {total[emotion]:,}", fontsize=9, color=FAINT)
         if not right[emotion]:
             axes.images[0].set_visible(False)
-            axes.text(0.5, 0.5, "none right", transform=axes.transAxes, ha="center", va="center", color=FAINT)
+            axes.text(0.5, 0.5, "none correct", transform=axes.transAxes, ha="center", va="center", color=FAINT)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Exported files: the answers of PyTorch, what they say of themselves, and nothing left where they are wrong."""
+"""Exported files: PyTorch's probabilities, their metadata, and nothing left behind when they differ."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,15 @@ from command_line import TINY, Outcome
 
 from fer_lightning import export
 from fer_lightning.__main__ import main
+from fer_lightning.config.command_line import run_tool
 from fer_lightning.data import fer2013
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.images import as_face
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
-from fer_lightning.deploy import formats, graph, int8
+from fer_lightning.deploy import check, formats, graph, int8
+from fer_lightning.deploy.export import export as export_model
+from fer_lightning.deploy.request import SUFFIXES
 from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.probabilities import predict
 from fer_lightning.metrics.calibration import apply_temperature
@@ -78,7 +81,7 @@ def call(trained: Path, *arguments: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def exported(trained) -> dict[str, dict[str, Any]]:
     """What the tool says of each format, exported to the default place."""
-    return {name: call(trained, "--format", name) for name in export.SUFFIXES}
+    return {name: call(trained, "--format", name) for name in SUFFIXES}
 
 
 @pytest.fixture(scope="module")
@@ -109,22 +112,22 @@ def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
 
 
 class TestEveryFormat:
-    @pytest.mark.parametrize("name", export.SUFFIXES)
+    @pytest.mark.parametrize("name", SUFFIXES)
     def test_file_is_beside_the_run_and_equals_pytorch_on_every_test_image(self, trained, exported, faces, name):
         said = exported[name]
-        assert said["file"] == str(trained / "exports" / f"test_efficientnet{export.SUFFIXES[name]}")
+        assert said["file"] == str(trained / "exports" / f"test_efficientnet{SUFFIXES[name]}")
         assert Path(said["file"]).stat().st_size == said["bytes"]
         assert said["parity"]["images"] == len(official(faces, 0).tests["test"]) == 56
-        assert said["parity"]["max_difference"] <= export.TOLERANCE
+        assert said["parity"]["max_difference"] <= check.TOLERANCE
         assert said["parity"]["other_answers"] == 0
-        assert said["parity_photos"]["max_difference"] <= export.TOLERANCE
+        assert said["parity_photos"]["max_difference"] <= check.TOLERANCE
 
-    @pytest.mark.parametrize("name", export.SUFFIXES)
+    @pytest.mark.parametrize("name", SUFFIXES)
     @pytest.mark.parametrize(("batch", "height", "width"), [(1, 48, 48), (3, 120, 200), (2, 36, 36)])
     def test_any_batch_and_any_size(self, exported, model, name, batch, height, width):
         photos = np.stack([photo(height, width, seed) for seed in range(batch)])
-        answer = formats.open_again(name, Path(exported[name]["file"]), model, TEMPERATURE)
-        found = answer(photos)
+        predict_file = formats.open_exported(name, Path(exported[name]["file"]), model, TEMPERATURE)
+        found = predict_file(photos)
         assert found.dtype == np.float32
         # Enlarging may round a gray level the other way, which moves a probability a little.
         tolerance = 1e-4 if height >= 48 else 2e-2
@@ -160,15 +163,10 @@ class TestMetadata:
         shape = [size.dim_param or size.dim_value for size in graph.graph.input[0].type.tensor_type.shape.dim]
         assert shape == ["batch", "height", "width", 3]
 
-    def test_torchscript(self, trained, exported):
-        extra = {formats.DESCRIPTION: ""}
-        torch.jit.load(exported["torchscript"]["file"], _extra_files=extra)
-        self.check(json.loads(extra[formats.DESCRIPTION]), trained)
-
     def test_exported_program(self, trained, exported):
-        extra = {formats.DESCRIPTION: ""}
+        extra = {formats.METADATA_FILE: ""}
         torch.export.load(exported["exported_program"]["file"], extra_files=extra)
-        self.check(json.loads(extra[formats.DESCRIPTION]), trained)
+        self.check(json.loads(extra[formats.METADATA_FILE]), trained)
 
     def test_safetensors(self, trained, exported):
         from safetensors import safe_open
@@ -178,7 +176,7 @@ class TestMetadata:
         self.check(found, trained, "float32 (batch, in_channels, image_size, image_size)")
         assert "logits (batch, 7)" in found["output"]
 
-    @pytest.mark.parametrize("name", export.SUFFIXES)
+    @pytest.mark.parametrize("name", SUFFIXES)
     def test_no_path_of_this_machine_is_inside(self, exported, name):
         file = Path(exported[name]["file"])
         pieces = [file.read_bytes()]
@@ -253,7 +251,7 @@ class TestPreprocessing:
         assert np.array_equal(found.numpy(), images)
 
 
-@pytest.mark.parametrize("name", ["torchscript", "safetensors"])
+@pytest.mark.parametrize("name", ["exported_program", "safetensors"])
 def test_another_architecture(name, tmp_path):
     """Three channels, an enlarged input, the stem as published, a cosine head with class factors; not calibrated."""
     torch.manual_seed(0)
@@ -262,27 +260,27 @@ def test_another_architecture(name, tmp_path):
     more = {"stem_stride": 2, "drop_path": 0.2, "head": {**head, "class_scale": True}, "freeze_epochs": 0}
     model = EmotionClassifier({**architecture, **more}, {}, [1] * 7, {}, {}).eval()
     faces = draw(400)
-    said = export.export(model, name, False, faces, official(faces, 0), tmp_path / f"file{export.SUFFIXES[name]}")
+    said = export_model(model, name, False, faces, official(faces, 0), tmp_path / f"file{SUFFIXES[name]}")
     assert said["parity"]["images"] > 50
-    assert said["parity"]["max_difference"] <= export.TOLERANCE
+    assert said["parity"]["max_difference"] <= check.TOLERANCE
 
 
 class TestInt8:
-    def test_cost_is_told_and_true(self, trained, quantized, faces):
+    def test_reported_cost_is_true(self, trained, quantized, faces):
         import onnx
 
         file = Path(quantized["file"])
         assert file == trained / "exports" / "test_efficientnet.int8.onnx"
-        told = quantized["int8"]["scores"]
+        reported = quantized["int8"]["scores"]
         metrics = read_json(trained / "metrics.json")
         for name in ("test", "test_dedup"):
             for score in ("accuracy", "f1_macro"):
-                assert told[name]["float32"][score] == pytest.approx(metrics[f"{name}/{score}"])
+                assert reported[name]["float32"][score] == pytest.approx(metrics[f"{name}/{score}"])
         test = official(faces, 0).tests["test"]
         found = formats.open_onnx(file)(graph.as_colour(faces.images[test]))
         again = classification_metrics(found, faces.labels[test])
-        assert told["test"]["int8"]["accuracy"] == again["test/accuracy"]
-        assert told["test"]["int8"]["f1_macro"] == again["test/f1_macro"]
+        assert reported["test"]["int8"]["accuracy"] == again["test/accuracy"]
+        assert reported["test"]["int8"]["f1_macro"] == again["test/f1_macro"]
         metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
         assert json.loads(metadata["int8"]) == quantized["int8"]
         assert json.loads(metadata["class_names"]) == list(EMOTIONS)
@@ -307,22 +305,22 @@ class TestInt8:
     def test_without_validation_images_it_is_refused(self, model, faces, tmp_path):
         split = dataclasses.replace(official(faces, 0), val=np.array([], dtype=np.int64))
         with pytest.raises(UserError, match="--int8: this run has no validation images"):
-            export.export(model, "onnx", True, faces, split, tmp_path / "model.int8.onnx")
+            export_model(model, "onnx", True, faces, split, tmp_path / "model.int8.onnx")
         assert not list(tmp_path.iterdir())
 
 
 class TestMistakes:
-    def test_file_that_answers_otherwise_is_not_left(self, trained, tmp_path, monkeypatch):
+    def test_file_with_other_probabilities_is_not_written(self, trained, tmp_path, monkeypatch):
         red, green, blue = graph.LUMA
         monkeypatch.setattr(graph, "LUMA", (blue, green, red))  # which gray images do not show
-        with pytest.raises(UserError, match=r"answers otherwise than PyTorch .* nothing was written") as caught:
-            call(trained, "--format", "torchscript", "--out", str(tmp_path / "new" / "x.torchscript.pt"))
+        with pytest.raises(UserError, match=r"gives other probabilities than PyTorch .* nothing was written") as caught:
+            call(trained, "--format", "exported_program", "--out", str(tmp_path / "new" / "x.pt2"))
         assert "\n" not in str(caught.value)
         assert not list(tmp_path.iterdir())
 
-    def test_file_of_before_stays(self, trained, tmp_path, monkeypatch):
+    def test_existing_file_is_kept(self, trained, tmp_path, monkeypatch):
         (tmp_path / "x.safetensors").write_text("before")
-        monkeypatch.setattr(export, "TOLERANCE", -1.0)
+        monkeypatch.setattr(check, "TOLERANCE", -1.0)
         with pytest.raises(UserError, match="nothing was written"):
             call(trained, "--format", "safetensors", "--out", str(tmp_path / "x.safetensors"))
         assert (tmp_path / "x.safetensors").read_text() == "before"
@@ -330,7 +328,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--format", "safetensors", "--int8"], "--int8 with --format safetensors: only onnx is quantised"),
+            (["--format", "safetensors", "--int8"], "--int8 with --format safetensors: only onnx can be quantised"),
             (["--format", "onnx", "--int8", "--drawn-faces"], "--int8 with --drawn-faces"),
             (["--format", "onnx", "--out", "x.bin"], "--out x.bin: must be a file whose name ends in .onnx"),
             (["--format", "onnx", "--int8", "--out", "x.onnx"], "must be a file whose name ends in .int8.onnx"),
@@ -345,6 +343,14 @@ class TestMistakes:
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    def test_unknown_format_is_refused_with_the_accepted_ones(self, trained, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            run_tool(lambda: call(trained, "--format", "torchscript"))
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "invalid choice: 'torchscript'" in line
+        assert all(name in line for name in SUFFIXES)
+
     def test_missing_packages_are_named(self, trained, monkeypatch):
         find = importlib.util.find_spec
         monkeypatch.setattr(
@@ -354,12 +360,14 @@ class TestMistakes:
             call(trained, "--format", "onnx")
         call(trained, "--format", "safetensors")  # which needs none of them
 
-    def test_where_the_data_are_gone_drawn_faces_do(self, trained, tmp_path):
+    def test_drawn_faces_replace_missing_data(self, trained, tmp_path):
         checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
         checkpoint["hyper_parameters"]["config"]["data"]["path"] = "gone.zip"
         (tmp_path / "checkpoints").mkdir()
         torch.save(checkpoint, tmp_path / "checkpoints" / "best.ckpt")
-        with pytest.raises(UserError, match=r"gone\.zip does not exist.*; or check on drawn faces, with --drawn-faces"):
+        with pytest.raises(
+            UserError, match=r"gone\.zip does not exist.*; or compare on drawn faces, with --drawn-faces"
+        ):
             call(tmp_path, "--format", "safetensors")
         assert not (tmp_path / "exports").exists()
         said = call(tmp_path, "--format", "safetensors", "--drawn-faces")

@@ -1,4 +1,4 @@
-"""The demo's page: a real server, in a real browser, with a real (played) camera."""
+"""The demo page: a real server in a real browser, with a simulated camera."""
 
 import os
 import re
@@ -188,7 +188,7 @@ def test_a_photo_is_answered_face_by_face(opened: Opened, photo: np.ndarray, tmp
         assert np.argmax(widths) == np.argmax(shares)
         for image in face.locator("img").all():
             assert image.evaluate("image => image.naturalWidth") == 192
-        assert "In its test this model finds" in face.inner_text()
+        assert "Test recall of" in face.inner_text()
     expect(page.locator("#boxes img")).to_be_visible()
     assert page.locator(".notice").count() == 0
 
@@ -198,16 +198,16 @@ def test_a_photo_is_answered_face_by_face(opened: Opened, photo: np.ndarray, tmp
 
 
 @pytest.mark.slow  # a browser
-def test_without_a_face_the_middle_is_taken_and_said(opened: Opened, tmp_path: Path) -> None:
+def test_without_a_face_the_central_square_is_used(opened: Opened, tmp_path: Path) -> None:
     opened.give(np.full((200, 400, 3), (90, 120, 150), np.uint8), tmp_path / "none.png")
     notice = opened.page.locator("#answers .notice")
     expect(notice).to_be_visible()
-    expect(notice).to_contain_text("No face was found. The middle square of the picture is taken for one")
+    expect(notice).to_contain_text("No face was detected. The central square of the picture is used instead")
     assert len(headings(opened.page)) == 1
 
 
 @pytest.mark.slow  # a browser
-def test_a_broken_photo_is_told(browser: Browser, server: Server, tmp_path: Path) -> None:
+def test_a_broken_photo_is_reported(browser: Browser, server: Server, tmp_path: Path) -> None:
     opened = Opened(browser.new_page(), server)
     whole = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))[1].tobytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -260,7 +260,7 @@ class TestServer:
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(strange, timeout=20)
 
-    def test_taken_port_is_told(self, server: Server, process, checkpoint: Path) -> None:
+    def test_taken_port_is_reported(self, server: Server, process, checkpoint: Path) -> None:
         done = process(str(checkpoint), "--port", str(server.port), module="fer_lightning.demo")
         assert done.code == 2
         assert done.error.startswith(f"error: --port {server.port}: cannot be used (Address already in use); choose")

@@ -1,4 +1,4 @@
-"""Faces found in a real photograph, in many real ones where the archive is given, and by whatever YuNet's file says."""
+"""Face detection in a real photograph, in many real faces when the archive is given, and with YuNet."""
 
 import zipfile
 from pathlib import Path
@@ -43,13 +43,13 @@ class TestHaar:
     def test_nothing_to_find(self, image):
         assert find_faces(image) == []
 
-    def test_opencv_without_cascades_is_told(self, monkeypatch, tmp_path):
+    def test_opencv_without_cascades_is_reported(self, monkeypatch, tmp_path):
         monkeypatch.setattr(cv2.data, "haarcascades", str(tmp_path))
         detect._haar.cache_clear()
-        with pytest.raises(UserError, match=r"without the Haar cascades.*pip install 'opencv-python-headless<5'"):
+        with pytest.raises(UserError, match=r"has no Haar cascades.*pip install 'opencv-python-headless<5'"):
             detect.check_detector()
 
-    def test_opencv_5_is_told(self, monkeypatch):
+    def test_opencv_5_is_reported(self, monkeypatch):
         monkeypatch.delattr(cv2, "CascadeClassifier")
         monkeypatch.delattr(cv2, "data")
         detect._haar.cache_clear()
@@ -87,7 +87,7 @@ class TestCrop:
         assert abs((rows.min() + rows.max()) - (side - 1)) <= 1
         assert abs((columns.min() + columns.max()) - (side - 1)) <= 1
 
-    def test_beyond_the_edge_the_edge_goes_on(self):
+    def test_outside_the_picture_the_edge_is_repeated(self):
         image = np.zeros((50, 50, 3), np.uint8)
         image[:, 0] = 200
         crop = crop_face(image, Box(0, 5, 20, 40))
@@ -176,19 +176,19 @@ class TestYunet:
     def test_nothing_to_find(self, yunet):
         assert find_faces(np.zeros((100, 200, 3), np.uint8), yunet) == []
 
-    def test_missing_file_is_told(self, tmp_path):
+    def test_missing_file_is_reported(self, tmp_path):
         with pytest.raises(UserError, match=r"gone\.onnx: no such file; give YuNet"):
             find_faces(portrait(), tmp_path / "gone.onnx")
 
     @pytest.mark.parametrize("content", [b"", b"<html>", b"\x08\x08" + bytes(100)])
-    def test_other_files_are_told(self, tmp_path, content):
+    def test_other_files_are_reported(self, tmp_path, content):
         path = tmp_path / "other.onnx"
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"other\.onnx: is not YuNet") as caught:
             detect.check_detector(path)
         assert "\n" not in str(caught.value)
 
-    def test_another_network_is_told(self, tmp_path):
+    def test_another_network_is_reported(self, tmp_path):
         onnx = pytest.importorskip("onnx")
         from onnx import TensorProto, helper
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model looks at, through the command line."""
+"""Saliency maps through the command line."""
 
 import sys
 import zipfile
@@ -85,7 +85,7 @@ class TestFiles:
             changed += (tmp_path / emotion / "one.png").read_bytes() != one
         assert changed == 6, "all but the answer"
 
-    def test_a_broken_image_is_told_and_the_others_are_explained(self, tool, images, tmp_path):
+    def test_a_broken_image_is_reported_and_the_others_are_explained(self, tool, images, tmp_path):
         (images / "broken[red].png").write_bytes(PNG + b"nothing")
         done = tool("images")
         assert done.code == 101
@@ -107,7 +107,7 @@ class TestFiles:
         assert "2 of 3 inputs failed" in done.err
         said = " ".join(done.out.replace("│", " ").split())
         assert "gone.png - - does not exist" in said
-        assert "clip.mp4 - - is a video: give pictures of it, or take predict" in said
+        assert "clip.mp4 - - is a video: give single images, or use predict" in said
         assert [path.name for path in (tmp_path / "explained").iterdir()] == ["one.png"]
 
     def test_each_face_of_a_photograph_is_explained(self, tool, tmp_path):
@@ -193,7 +193,7 @@ class TestPictures:
         figure = saliency_figures.mean_maps(maps * 100, maps, right, right + 5, "title")
         panels = {axes.get_title("left"): axes for axes in figure.axes}
         assert list(panels) == list(EMOTIONS)
-        assert [text.get_text() for text in panels["disgust"].texts] == ["none right"]
+        assert [text.get_text() for text in panels["disgust"].texts] == ["none correct"]
         assert not panels["disgust"].images[0].get_visible()
         assert panels["happy"].get_xlabel() == "9 of 14"
         assert panels["happy"].images[0].get_visible()

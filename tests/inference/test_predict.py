@@ -1,4 +1,4 @@
-"""Answers about faces through the command line: rows, statuses, exit codes, files, pictures and videos."""
+"""Predictions through the command line: rows, statuses, exit codes, files, pictures and videos."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from fer_lightning.config import command_line
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation import probabilities as inference
-from fer_lightning.inference import pictures
+from fer_lightning.inference import pictures, prediction, stream
 from fer_lightning.inference.answers import COLUMNS, OK
 from fer_lightning.metrics.calibration import apply_temperature
 from fer_lightning.model.classifier import EmotionClassifier
@@ -149,7 +149,7 @@ class TestRows:
         assert outcome.err.splitlines()[-1] == "5 of 7 inputs failed"
         assert outcome.code == 100 + 5
 
-    def test_a_folder_without_images_is_told(self, tool, tmp_path):
+    def test_a_folder_without_images_is_reported(self, tool, tmp_path):
         (tmp_path / "bare").mkdir()
         save(tmp_path / "face.png", FACES[0])
         outcome = tool("bare", "face.png", "--format", "jsonl")
@@ -159,7 +159,7 @@ class TestRows:
         assert outcome.code == 101
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-    def test_unreadable_file_is_told(self, tool, tmp_path):
+    def test_unreadable_file_is_reported(self, tool, tmp_path):
         save(tmp_path / "face.png", FACES[0]).chmod(0)
         assert (
             objects_of(tool("face.png", "--format", "jsonl").out)[0]["status"] == "cannot be read (Permission denied)"
@@ -172,7 +172,7 @@ class TestRows:
         assert outcome.err.splitlines()[-1] == "40 of 41 inputs failed"
 
     def test_more_faces_than_a_batch(self, tool, checkpoint, monkeypatch, tmp_path):
-        monkeypatch.setattr(predict, "BATCH", 5)
+        monkeypatch.setattr(stream, "BATCH_FACES", 5)
         for number, face in enumerate(FACES):
             save(tmp_path / "faces" / f"{number:02}.png", face)
         in_batches = objects_of(tool("faces", "--format", "jsonl").out)
@@ -201,7 +201,7 @@ class TestForPeople:
         card = EmotionClassifier.load(checkpoint).hparams["scorecard"]
         assert emotion in EMOTIONS
         assert f"test accuracy {100 * card['test/accuracy']:.1f} %" in model
-        assert f"finds {100 * card[f'test/recall/{emotion}']:.0f} % of {emotion}" in model
+        assert f"recall of {emotion} {100 * card[f'test/recall/{emotion}']:.0f} %" in model
         assert "drawn faces" in model
         assert calibration == f"probabilities: calibrated (temperature {card['temperature']:.2f})"
         assert outcome.err == ""
@@ -226,18 +226,18 @@ class TestForPeople:
         torch.save(content, tmp_path / "untested.ckpt")
         save(tmp_path / "face.png", FACES[0])
         out = tool("face.png", model=tmp_path / "untested.ckpt").out
-        assert "never tested" in out
+        assert "the model was never tested" in out
         assert "probabilities: not calibrated" in out
         (row,) = objects_of(tool("face.png", "--format", "jsonl", model=tmp_path / "untested.ckpt").out)
         raw = inference.predict(EmotionClassifier.load(checkpoint), FACES[:1], torch.device("cpu"))
         assert row["confidence"] == pytest.approx(raw.max(), abs=1e-6)
         assert row["model_recall"] is None
 
-    def test_a_photograph_taken_for_a_face_is_noticed_once(self, tool, tmp_path):
+    def test_a_photograph_used_as_a_face_is_noted_once(self, tool, tmp_path):
         save(tmp_path / "a.png", portrait())
         save(tmp_path / "b.png", portrait())
         save(tmp_path / "c.png", FACES[0])
-        assert tool("a.png", "b.png").err.count("--faces finds the faces") == 1
+        assert tool("a.png", "b.png").err.count("use --faces to detect the faces") == 1
         assert tool("c.png").err == ""
 
 
@@ -305,7 +305,7 @@ class TestFiles:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(predict.Drawings, "add", interrupt)
+        monkeypatch.setattr(prediction.Drawings, "add", interrupt)
         outcome = tool("in", "clip.mp4", "--out", "rows.csv", "--draw", "drawn")
         assert outcome.code == 130
         assert outcome.error == "error: interrupted"
@@ -332,7 +332,7 @@ class TestDrawings:
         drawn = cv2.imread(str(tmp_path / "drawn" / "face.png"))
         assert drawn.shape == (336, 336, 3)
 
-    def test_folders_are_kept_and_names_told_apart(self, tool, tmp_path):
+    def test_folders_are_kept_and_equal_names_numbered(self, tool, tmp_path):
         for folder in ("one/deep", "two/deep"):
             save(tmp_path / folder / "face.jpg", FACES[0])
             save(tmp_path / folder / "face.bmp", FACES[1])
@@ -346,7 +346,7 @@ class TestDrawings:
         before = (tmp_path / "in" / "face.png").read_bytes()
         outcome = tool("in", "--draw", folder)
         assert outcome.code == 2
-        assert "is read there; choose a folder outside" in outcome.error
+        assert "is read from there; choose a folder outside" in outcome.error
         assert (tmp_path / "in" / "face.png").read_bytes() == before
 
     def test_a_folder_that_cannot_be_made(self, tool, tmp_path):
@@ -393,7 +393,7 @@ class TestVideo:
         assert ("  or  " in lines[0]) == (width == 160)
 
     def test_pictures_waiting_to_be_drawn_on_are_bounded(self, tool, clip, monkeypatch, tmp_path):
-        monkeypatch.setattr(predict, "PENDING", portrait().nbytes)
+        monkeypatch.setattr(stream, "MAX_PENDING_BYTES", portrait().nbytes)
         sizes = []
         classify = inference.classify
         monkeypatch.setattr(
@@ -418,16 +418,16 @@ class TestVideo:
         assert by_path["whole.avi"] == ["ok"] * 4
         assert by_path["half.avi"][:2] == ["ok", "ok"]
         assert by_path["half.avi"][-1].startswith("is damaged or cut short: ends at ")
-        assert rows[-1]["status"] == "is not a video that can be read: replace or remove it"
+        assert rows[-1]["status"] == "is not a readable video: replace or remove it"
         assert outcome.err.splitlines()[-1] == "2 of 3 inputs failed"
         assert outcome.code == 102
 
 
 class TestCamera:
-    def test_none_plugged_in_is_told(self, tool):
+    def test_missing_camera_is_reported(self, tool):
         outcome = tool("97")
         assert outcome.code == 2
-        assert outcome.error.startswith("error: camera 97: cannot be opened; is it plugged in")
+        assert outcome.error.startswith("error: camera 97: cannot be opened; check that it is connected")
 
     def test_alone(self, tool, tmp_path):
         save(tmp_path / "face.png", FACES[0])
@@ -462,7 +462,7 @@ class TestCamera:
         assert signal.getsignal(signal.SIGINT) is before
 
     def test_a_recording_runs_as_fast_as_what_it_shows(self, tmp_path):
-        video = predict.Drawings(tmp_path, every=1)
+        video = prediction.Drawings(tmp_path, every=1)
         camera = pictures.Source(Path("camera 0"), "camera", Path("camera_0"), camera=0)
         for seconds in (0.0, 0.5, 0.52, 1.0, 3601.0):  # the machine slept for an hour
             video.add(camera, pictures.Picture(portrait(), frame=0, seconds=seconds, rate=30.0), [(None, "happy")])
@@ -490,7 +490,7 @@ def test_mistakes_are_one_line(tool, tmp_path, arguments, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_missing_device_is_told(tool, tmp_path):
+def test_missing_device_is_reported(tool, tmp_path):
     save(tmp_path / "face.png", FACES[0])
     assert tool("face.png", "--device", "cuda").error == (
         "error: --device cuda: this machine has no such device; use --device cpu"
@@ -499,7 +499,7 @@ def test_missing_device_is_told(tool, tmp_path):
 
 class TestProcess:
     def test_help_and_mistakes_need_no_torch(self, tmp_path):
-        code = "import sys; from fer_lightning import predict\nfrom fer_lightning.config import command_line\ntry: command_line.run_tool(predict.main)\n"
+        code = "import sys; from fer_lightning import predict\ntry: predict.run_tool(predict.main)\n"
         code += "except SystemExit: print('torch' in sys.modules)"
         for arguments in (
             ["--help"],

@@ -1,4 +1,4 @@
-"""Maps of what a model looks at: they point at what the answer hangs on, and leave the model as it was."""
+"""Saliency maps: they mark the pixels that the prediction depends on, and leave the model unchanged."""
 
 import sys
 from collections.abc import Callable
@@ -21,7 +21,7 @@ SURPRISE = EMOTIONS.index("surprise")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> EmotionClassifier:
-    """A model that knows drawn faces a little; shared, so not to be changed."""
+    """A model trained briefly on drawn faces; shared, so do not change it."""
     folder = tmp_path_factory.mktemp("trained")
     more = ("data.source.images=1000", "optim.lr=0.004", "trainer.max_epochs=6", "model.stem_stride=2")
     with pytest.MonkeyPatch.context() as patch:

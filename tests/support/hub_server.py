@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on loopback: what an upload asks of it, and what it was given."""
+"""A stand-in for the Hugging Face Hub on loopback that answers an upload's requests and records its files."""
 
 import base64
 import json

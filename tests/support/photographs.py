@@ -1,4 +1,4 @@
-"""Real photographs for tests, without any data set: the one that comes with matplotlib."""
+"""A real photograph for tests without a data set: the one shipped with matplotlib."""
 
 from pathlib import Path
 
@@ -10,25 +10,25 @@ PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 """Rear Admiral Grace Hopper, 512 x 600, in colour; a work of the US Navy, in the public domain."""
 
 EYES = ((205, 190), (305, 190))
-"""Where hers are in it, x and y."""
+"""Positions of her eyes, x and y."""
 
 
 def portrait() -> np.ndarray:
-    """uint8, (600, 512, 3), in the order blue, green, red."""
+    """The photograph: uint8, (600, 512, 3), in BGR order."""
     return cv2.imread(str(PORTRAIT))
 
 
 def group(*widths: int) -> np.ndarray:
-    """Her portrait several times side by side, so many pixels wide, on one gray wall."""
+    """Copies of the portrait side by side on a gray background, with the given widths in pixels."""
     people = [
         cv2.resize(portrait(), (width, round(width * 600 / 512)), interpolation=cv2.INTER_AREA) for width in widths
     ]
-    wall = np.full((max(len(person) for person in people), sum(widths), 3), 128, np.uint8)
+    background = np.full((max(len(person) for person in people), sum(widths), 3), 128, np.uint8)
     left = 0
     for person in people:
-        wall[: len(person), left : left + person.shape[1]] = person
+        background[: len(person), left : left + person.shape[1]] = person
         left += person.shape[1]
-    return wall
+    return background
 
 
 def landscape(height: int = 240, width: int = 320) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The methods as a user meets them: the list, and what composes on the command line and what does not."""
+"""The catalogue of methods, and which combinations compose on the command line and which are refused."""
 
 import functools
 import re
@@ -12,8 +12,8 @@ from command_line import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fer_lightning import methods
 from fer_lightning.config.schema import CONF_DIR, validate
+from fer_lightning.imbalance import catalog
 
 FILES = sorted((CONF_DIR / "imbalance").glob("*.yaml"))
 NAMES = {
@@ -30,19 +30,20 @@ def test_every_method_is_one_file():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 class TestFiles:
     def test_begins_with_description_formula_and_paper(self, path):
-        method = methods.read_method(path)
+        method = catalog.read_method(path)
         assert re.fullmatch(r"[A-Z].{20,120}\.", method.description)
         assert re.search(r"[=_^]", method.formula)
         assert not method.formula.endswith(".")
         assert re.fullmatch(r"[A-Z].{30,}\.", method.paper)
         assert re.search(r"(19|20)\d\d|Elizabeth and Sadeddin", method.paper)
 
-    def test_no_knob_is_without_a_word_of_explanation(self, path):
-        assert [knob.key for knob in methods.read_method(path).knobs if not knob.meaning] == []
+    def test_every_setting_is_explained(self, path):
+        assert [setting.key for setting in catalog.read_method(path).settings if not setting.meaning] == []
 
     def test_the_listed_defaults_are_those_of_a_run(self, cli, path):
         cfg = OmegaConf.create(cli("--cfg", "job", f"imbalance={path.stem}").out)
-        listed = {knob.key: knob.default for knob in methods.read_method(path).knobs if "/" not in knob.key}
+        settings = catalog.read_method(path).settings
+        listed = {setting.key: setting.default for setting in settings if "/" not in setting.key}
         assert listed
         raw = OmegaConf.to_container(cfg, resolve=False)
         for key, default in listed.items():
@@ -57,7 +58,7 @@ class TestCommand:
         assert set(rows) == NAMES
         assert rows[0] == "none"
         for path in FILES:
-            method = methods.read_method(path)
+            method = catalog.read_method(path)
             assert method.description in outcome.out
             assert method.formula in outcome.out
             assert method.paper in outcome.out
@@ -69,7 +70,7 @@ class TestCommand:
         assert "\nimbalance.loss.gamma=2.0\n    0 is cross-entropy\n" in outcome.out
         assert "\nimbalance/mix=null\n    cmo | mixup | remix\n" in outcome.out
 
-    def test_knobs_of_the_chosen_parts_are_shown(self, process):
+    def test_settings_of_the_chosen_parts_are_shown(self, process):
         outcome = process("cmo", module="fer_lightning.methods")
         assert "\nimbalance.mix.off_epochs=3\n" in outcome.out
         assert "${trainer.max_epochs}" not in outcome.out
@@ -97,7 +98,7 @@ class TestCommand:
 def test_a_file_without_the_three_lines_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_text("# Mine.\nname: mine\n")
     with pytest.raises(ValueError, match=r"mine\.yaml: the first three lines"):
-        methods.read_method(tmp_path / "mine.yaml")
+        catalog.read_method(tmp_path / "mine.yaml")
 
 
 SOUND = [
@@ -201,7 +202,7 @@ def test_mixing_with_another_method_trains(cli, tmp_path):
     ],
     ids=" ".join,
 )
-def test_what_only_other_methods_have_is_told(cli, arguments, message):
+def test_settings_of_other_methods_are_refused(cli, arguments, message):
     outcome = cli(*TINY, *arguments)
     assert outcome.code == 2
     assert message in outcome.error

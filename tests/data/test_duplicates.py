@@ -1,4 +1,4 @@
-"""The leakage audit: its counts, its files, and what it says to users."""
+"""The leakage audit: its counts, its files, and its messages."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from command_line import Outcome
 from fer_lightning import audit
 from fer_lightning.config.command_line import run_tool
 from fer_lightning.data import synthetic
+from fer_lightning.data.duplicates import find_duplicates, leaked, near_pairs
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 
 TRAINING, PUBLIC, PRIVATE = range(3)
@@ -77,7 +78,7 @@ def leaky() -> tuple[Faces, dict[str, int]]:
 
 def test_every_finding_is_counted_and_listed(leaky: tuple[Faces, dict[str, int]]) -> None:
     faces, at = leaky
-    result = audit.audit(faces)
+    result = find_duplicates(faces)
     expected = {
         "images": 84,
         "exact/redundant": 3,
@@ -116,8 +117,8 @@ def test_every_finding_is_counted_and_listed(leaky: tuple[Faces, dict[str, int]]
     assert 0.95 <= row.correlation < 1
     assert found.loc[faces.ids[at["blank"]]].kind == "blank"
     assert result.pairs[["one", "other"]].to_numpy().tolist() == [sorted([at["plain"], at["near"]])]
-    assert audit.leaked(faces, result, PRIVATE).loc["surprise"].tolist() == [3, 0, 1]
-    assert audit.leaked(faces, result, PRIVATE).loc["all"].tolist() == [21, 1, 2]
+    assert leaked(faces, result, PRIVATE).loc["surprise"].tolist() == [3, 0, 1]
+    assert leaked(faces, result, PRIVATE).loc["all"].tolist() == [21, 1, 2]
 
 
 def test_exact_counts_are_those_of_a_plain_count() -> None:
@@ -126,7 +127,7 @@ def test_exact_counts_are_those_of_a_plain_count() -> None:
     images = faces.images.copy()
     for copy in np.flatnonzero(rng.random(len(faces)) < 0.3):
         images[copy] = images[rng.integers(0, len(faces))]
-    counts = audit.audit(Faces.from_arrays(images, faces.labels, faces.usage, faces.ids, kind="x")).counts
+    counts = find_duplicates(Faces.from_arrays(images, faces.labels, faces.usage, faces.ids, kind="x")).counts
     groups = defaultdict(list)
     for index, image in enumerate(images):
         groups[image.tobytes()].append(index)
@@ -139,8 +140,8 @@ def test_exact_counts_are_those_of_a_plain_count() -> None:
         inside = [sum(faces.usage[group] == usage) for group in many]
         assert counts[f"exact/{USAGES[usage]}/redundant"] == sum(max(0, n - 1) for n in inside)
         for other in range(usage):
-            leaked = sum(sum(faces.usage[group] == usage) for group in many if other in faces.usage[group])
-            assert counts[f"exact/{USAGES[usage]}/in/{USAGES[other]}"] == leaked
+            count = sum(sum(faces.usage[group] == usage) for group in many if other in faces.usage[group])
+            assert counts[f"exact/{USAGES[usage]}/in/{USAGES[other]}"] == count
 
 
 def test_hash_misses_no_near_duplicate_that_the_pixels_show() -> None:
@@ -149,7 +150,7 @@ def test_hash_misses_no_near_duplicate_that_the_pixels_show() -> None:
     images = np.concatenate([drawn, [seen_again(image, seed) for seed, image in enumerate(drawn[:400])]])
     flat = images.reshape(-1, 24, 2, 24, 2).mean((2, 4)).reshape(len(images), -1)
     expected = np.argwhere(np.triu(np.corrcoef(flat) >= 0.95, 1))
-    one, other, similarity = audit.near_pairs(images, 0.95)
+    one, other, similarity = near_pairs(images, 0.95)
     assert {*map(tuple, expected.tolist())} == {*zip(one.tolist(), other.tolist(), strict=True)}
     assert len(expected) > 200
     np.testing.assert_allclose(similarity, np.corrcoef(flat)[one, other], atol=1e-5)
@@ -215,7 +216,7 @@ def test_command_is_a_module_of_its_own(process: Callable[..., Outcome], tmp_pat
         (["data=synthetic", "data.drop_duplicates=test"], "data.drop_duplicates=test: must be train"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments: list[str], message: str, tool: Tool, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(arguments: list[str], message: str, tool: Tool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = tool(*arguments)
     assert done.code == 2
@@ -254,8 +255,8 @@ def test_real_archive_has_the_known_findings(
     assert near == pytest.approx([320, 396, 460], abs=2)
     table = pd.read_csv(tmp_path / "found/audit.csv")
     exact = table[table["kind"] == "exact"]
-    leaked = exact[(exact["usage"] == "PrivateTest") & exact["twin_in"].str.contains("Training")]
-    by_class = leaked["label"].value_counts()
+    twins = exact[(exact["usage"] == "PrivateTest") & exact["twin_in"].str.contains("Training")]
+    by_class = twins["label"].value_counts()
     assert [by_class[emotion] for emotion in EMOTIONS] == [37, 16, 47, 28, 17, 118, 25]
     assert (table["kind"] == "blank").sum() == 13
     assert json.loads(done.out.splitlines()[-1])["synthetic"] is False

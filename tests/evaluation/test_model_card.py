@@ -1,4 +1,4 @@
-"""Model cards: what they say, where they are written, and what reaches a stand-in for the Hub."""
+"""Model cards: their content, where they are written, and what is uploaded to a stand-in for the Hub."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, constants
 from fer_lightning import card
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.evaluation.model_card import MARKER
 from fer_lightning.evaluation.scorecard import store
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
@@ -70,10 +71,10 @@ class TestText:
             assert f"| {emotion} | {metrics['train/class_counts'][emotion]} | {recall} |" in made.text
         assert "![Confusion matrix](confusion_matrix.png)" in made.text
 
-    def test_drawn_faces_are_said_first(self, run):
+    def test_drawn_faces_are_reported_first(self, run):
         card.main([str(run)])
         made = written(run / "README.md")
-        first = made.text.replace(card.MARKER, "").strip().splitlines()[0]
+        first = made.text.replace(MARKER, "").strip().splitlines()[0]
         assert first.startswith("> **Trained and tested on drawn (synthetic) faces.")
         assert (made.data.license, made.data.datasets) == ("mit", None)
         assert "FER+" not in made.text
@@ -87,7 +88,7 @@ class TestText:
             "The labels are noisy",
             "288 of 3,589 have one here",
             "FER-2013 (Goodfellow",
-            "(ImageNet as a rule)",
+            "(usually ImageNet)",
         ):
             assert words in made.text
         assert "file `v2.safetensors`" in made.text
@@ -118,13 +119,13 @@ class TestFile:
         readme = run / "README.md"
         card.main([str(run)])
         card.main([str(run)])
-        edited = readme.read_text().replace(card.MARKER, "")
+        edited = readme.read_text().replace(MARKER, "")
         readme.write_text(edited)
         with pytest.raises(UserError, match=r"README\.md: was not written by this tool, or edited since"):
             card.main([str(run)])
         assert readme.read_text() == edited
         card.main([str(run), "--force"])
-        assert card.MARKER in readme.read_text()
+        assert MARKER in readme.read_text()
 
     def test_mistakes_are_one_line(self, run, trained, tmp_path):
         empty = tmp_path / "empty"
@@ -200,5 +201,5 @@ class TestPush:
 
     def test_a_bad_name_is_one_line(self, run, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        with pytest.raises(UserError, match="--push=a/b/c: is no name of a repository; give user/name"):
+        with pytest.raises(UserError, match="--push=a/b/c: is not a repository name; give user/name"):
             card.main([str(run), "--push", "a/b/c"])

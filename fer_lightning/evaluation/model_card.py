@@ -1,0 +1,395 @@
+"""The model card of a run, in Hugging Face's format, from the template ``model_card.md``."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml  # type: ignore[import-untyped]
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.presentation.words import percent
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json, replace_file
+from fer_lightning.runtime.run_folder import read_status
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+WRITTEN_BY = "<!-- Written by python -m fer_lightning.card"
+"""Marks a card that may be overwritten."""
+MARKER = f"{WRITTEN_BY}, which overwrites this file. Delete this line to keep your edits. -->"
+PICTURE = "confusion_matrix.png"
+SETS = ("test", "test_dedup")
+SCORES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "worst_recall": "worst recall",
+    "ece": "calibration error (15 bins)",
+    "ece_calibrated": "calibration error, calibrated",
+}
+METRICS: tuple[tuple[str, str, str, dict[str, str] | None], ...] = (
+    ("accuracy", "accuracy", "Accuracy", None),
+    ("balanced_accuracy", "recall", "Balanced accuracy", {"average": "macro"}),
+    ("f1_macro", "f1", "Macro F1", {"average": "macro"}),
+)
+"""Key in ``metrics.json``, and the Hub's type, name and arguments, of the metrics that the Hub ranks models by."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The results and configuration of a trained model.
+
+    Attributes:
+        metrics: a run's ``metrics.json``, or the part of it in a checkpoint's scorecard.
+        config: the composed configuration of its training.
+        folder: of the run; None for a single checkpoint.
+    """
+
+    metrics: Mapping[str, Any]
+    config: Mapping[str, Any]
+    folder: Path | None
+
+    @property
+    def real(self) -> bool:
+        """Whether it was trained on FER-2013."""
+        return not self.metrics.get("synthetic") and self.metrics.get("data") == "fer2013"
+
+
+def read_trained_model(path: Path) -> TrainedModel:
+    """Read a finished run's folder, or a checkpoint with a scorecard.
+
+    Raises:
+        UserError: the path is neither, or the run is not finished, or the model was never tested.
+    """
+    if path.is_dir():
+        return _read_run(path)
+    from fer_lightning.model.checkpoint import read_checkpoint
+
+    if not path.exists():
+        raise UserError(f"{path}: no such run or checkpoint; give a run's folder, or its checkpoints/best.ckpt")
+    hyper = read_checkpoint(path)["hyper_parameters"]
+    card = hyper.get("scorecard")
+    if not card:
+        raise UserError(f"{path}: was never tested, so it has no scorecard; give the folder of its run")
+    return TrainedModel(
+        {**card, "train/class_counts": dict(zip(EMOTIONS, hyper["class_counts"], strict=True))}, hyper["config"], None
+    )
+
+
+def _read_run(folder: Path) -> TrainedModel:
+    status = read_status(folder)["status"]
+    if status == "missing":
+        raise UserError(f"{folder}: no run (it has no status.json); give a run's folder, or its checkpoints/best.ckpt")
+    if status != "done":
+        raise UserError(f"{folder}: this run is {status}; only a finished one has a card")
+    try:
+        metrics = read_json(folder / "metrics.json")
+        config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{folder}: metrics.json or .hydra/config.yaml cannot be read ({reason})") from None
+    return TrainedModel(metrics, config, folder)
+
+
+def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = None) -> "ModelCard":
+    """Fill in the template.
+
+    Args:
+        trained: the model.
+        picture: path of the confusion matrix, relative to the card; None for no picture.
+        repo_id: repository on the Hub that the model can be downloaded from.
+    """
+    from huggingface_hub import ModelCard
+
+    from fer_lightning.evaluation.scorecard import scorecard_line
+
+    metrics, config = trained.metrics, trained.config
+    temperature = metrics.get("temperature")
+    card: ModelCard = ModelCard.from_template(
+        card_data=metadata(trained),
+        template_path=str(TEMPLATE),
+        marker=MARKER,
+        synthetic=metrics.get("synthetic"),
+        real=trained.real,
+        title=_title(trained),
+        emotions=EMOTIONS,
+        architecture=_architecture(config["model"]),
+        summary=scorecard_line(metrics),
+        results=_results(metrics),
+        twins=_twins(metrics),
+        temperature=None if temperature is None else f"{temperature:.3f}",
+        calibration=_calibration(metrics),
+        per_class=_per_class(metrics),
+        picture=picture,
+        protocol=_protocol(metrics, config),
+        recipe=_recipe(metrics, config),
+        repo_id=repo_id,
+        licences=_licences(trained),
+    )
+    return card
+
+
+def metadata(trained: TrainedModel) -> "ModelCardData":
+    """The card's metadata block, which the Hub's search and leaderboards read."""
+    from huggingface_hub import ModelCardData
+
+    free = trained.metrics.get("synthetic") and trained.config["model"]["weights"] == "none"
+    return ModelCardData(
+        license="mit" if free else "other",
+        license_name=None if free else "terms-of-fer-2013-and-imagenet",
+        library_name="pytorch-lightning",
+        pipeline_tag="image-classification",
+        tags=[
+            *("facial-expression-recognition", "emotion-recognition", "class-imbalance", "timm"),
+            *(["fer2013"] if trained.real else []),
+        ],
+        datasets=["fer2013"] if trained.real else None,
+        metrics=["accuracy", "recall", "f1"],
+        model_name=_title(trained),
+        eval_results=_eval_results(trained),
+    )
+
+
+def _eval_results(trained: TrainedModel) -> "list[EvalResult]":
+    from huggingface_hub import EvalResult
+
+    metrics = trained.metrics
+    names = {"test": "test images", "test_dedup": "test images without twins in training"}
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Facial expression recognition",
+            dataset_type="fer2013" if trained.real else "drawn-faces" if metrics.get("synthetic") else "other",
+            dataset_name=f"{_data(trained)}, {names[name]}",
+            dataset_config=name,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(metrics[f"{name}/{key}"], 4),
+            metric_args=arguments,
+        )
+        for name in SETS
+        for key, kind, title, arguments in METRICS
+        if metrics.get(f"{name}/{key}") is not None
+    ]
+
+
+def _title(trained: TrainedModel) -> str:
+    metrics = trained.metrics
+    return f"{_data(trained)} {metrics['model']} {metrics['imbalance']}"
+
+
+def _data(trained: TrainedModel) -> str:
+    if trained.metrics.get("synthetic"):
+        return "drawn (synthetic) faces"
+    return "FER-2013" if trained.real else str(trained.metrics.get("data"))
+
+
+def _architecture(model: Mapping[str, Any]) -> str:
+    hidden = ", ".join(map(str, model["head"]["hidden"])) or "none"
+    return f"`{model['name']}` of timm at {model['image_size']} pixels, with a head of hidden width {hidden}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def _results(metrics: Mapping[str, Any]) -> str:
+    sets = [name for name in SETS if metrics.get(f"{name}/n")]
+    rows = [["", *(f"`{name}`" for name in sets)], ["images", *(f"{metrics[f'{name}/n']:,}" for name in sets)]]
+    for key, title in SCORES.items():
+        values = [metrics.get(f"{name}/{key}") for name in sets]
+        if any(value is not None for value in values):
+            rows.append([title, *map(_percent, values)])
+    return _table(rows)
+
+
+def _per_class(metrics: Mapping[str, Any]) -> str:
+    columns = {
+        "recall": "test/recall",
+        "precision": "test/precision",
+        "F1": "test/f1",
+        "recall, dedup": "test_dedup/recall",
+        "F1, dedup": "test_dedup/f1",
+    }
+    counts = metrics["train/class_counts"]
+    rows = [["emotion", "training images", *columns]]
+    for emotion in EMOTIONS:
+        scores = (_percent(metrics.get(f"{key}/{emotion}")) for key in columns.values())
+        rows.append([emotion, f"{counts[emotion]:,}", *scores])
+    return _table(rows)
+
+
+def _twins(metrics: Mapping[str, Any]) -> str:
+    n, kept = metrics.get("test/n"), metrics.get("test_dedup/n")
+    return "" if n is None or kept is None else f": {n - kept:,} of {n:,} have one here"
+
+
+def _calibration(metrics: Mapping[str, Any]) -> str:
+    before, after = metrics.get("test/ece"), metrics.get("test/ece_calibrated")
+    if before is None or after is None:
+        return ""
+    return f"it changes the expected calibration error from {_percent(before)} to {_percent(after)}"
+
+
+def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    split, drawn = config["split"], metrics.get("synthetic")
+    name, cut = split["name"], split.get("val_fraction")
+    random_share = f"a random {cut:.0%} of the training images" if cut else ""
+    if name == "official":
+        text = "The competition's split: trained on Training, tested on PrivateTest"
+        text += " (drawn faces use the same names)." if drawn else " (all of `test/` where the data do not name it)."
+        chosen = random_share if cut else "PublicTest"
+    else:
+        fold = f", fold {split['fold']} of {split['folds']}" if "folds" in split else ""
+        text = f"`split={name}`{fold}: all images pooled and split at random with seed {metrics['seed']}."
+        chosen = random_share if cut else ""
+    if chosen:
+        text += f" The epoch with the highest macro F1 on the validation images ({chosen}) was kept."
+    else:
+        text += " There are no validation images: the last epoch was kept."
+    images = sum(metrics["train/class_counts"].values())
+    labels = metrics.get("labels", "fer")
+    return f"{text} {images:,} training images, {metrics['test/n']:,} test images; `labels={labels}`."
+
+
+def _recipe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    optim, trainer, model = config["optim"], config["trainer"], config["model"]
+    started = {"none": "random", "imagenet": "ImageNet (timm's hub)"}
+    facts = {
+        "method against imbalance": f"`imbalance={metrics['imbalance']}`",
+        "tau": metrics.get("tau"),
+        "initial weights": started.get(model["weights"], f"file `{Path(str(model['weights'])).name}`"),
+        "optimizer": f"{optim['name']}, learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, "
+        f"schedule {optim['schedule']}",
+        "epochs": f"{trainer['max_epochs']} at most, batches of {config['data']['batch_size']}",
+        "augmentation": f"`augment={config['augment']['name']}`",
+        "optimizer steps": metrics.get("train/steps"),
+        "precision": metrics.get("precision"),
+        "seed": metrics.get("seed"),
+        "data hash": metrics.get("data_hash"),
+        "code": f"commit `{metrics['git_commit'][:12]}`" if metrics.get("git_commit") else None,
+        "versions": ", ".join(
+            f"{name} {metrics['versions'][name]}"
+            for name in ("fer_lightning", "torch", "lightning", "timm")
+            if name in metrics.get("versions", {})
+        ),
+    }
+    return _table([["training", ""], *([key, str(value)] for key, value in facts.items() if value not in (None, ""))])
+
+
+def _licences(trained: TrainedModel) -> str:
+    lines = ["- `fer_lightning` is under the MIT licence, which does not cover the weights of this model."]
+    if trained.real:
+        lines.append(
+            "- FER-2013 (Goodfellow et al. 2013, ICML challenges in representation learning) consists of web images "
+            "collected for research, under its own terms; third parties hold the rights to the photographs. Check "
+            "whether your use is allowed."
+        )
+    if trained.config["model"]["weights"] != "none":
+        lines.append(
+            "- Training began from weights pretrained on other images (usually ImageNet), under their own terms."
+        )
+    return "\n".join(lines)
+
+
+def write_card(card: str, path: Path, force: bool) -> None:
+    """Write a card atomically.
+
+    Raises:
+        UserError: the file exists, was not written by this tool and ``force`` is not set; or it cannot be written.
+    """
+    try:
+        if path.exists() and not force and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
+            raise UserError(f"{path}: was not written by this tool, or edited since; give --out=FILE, or --force")
+        replace_file(path, f"{card}\n".encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from None
+
+
+def write_model_card(path: Path, out: Path | None, force: bool, repo_id: str | None) -> None:
+    """Write the card of a run, or print the card of a checkpoint; upload the run when asked to.
+
+    Args:
+        path: a run's folder, or a checkpoint.
+        out: the card's file; None for ``README.md`` in the run's folder, or stdout for a checkpoint.
+        force: overwrite a file that this tool did not write.
+        repo_id: repository on the Hub to upload to; None for no upload.
+
+    Raises:
+        UserError: see ``read_trained_model``, ``write_card`` and ``hub.push``.
+    """
+    trained = read_trained_model(path)
+    out = out or (None if trained.folder is None else trained.folder / "README.md")
+    picture = None
+    if trained.folder is not None and out is not None and (trained.folder / PICTURE).is_file():
+        picture = Path(os.path.relpath(trained.folder / PICTURE, out.parent)).as_posix()
+    card = str(make_card(trained, picture))
+    if out is None:
+        print(card)
+    else:
+        write_card(card, out, force)
+        print(f"wrote {out}")
+    if repo_id is not None:
+        print(f"pushed to {push(trained, repo_id)}")
+
+
+def push(trained: TrainedModel, repo_id: str) -> str:
+    """Upload card, checkpoint, scores and confusion matrix of a run to the Hugging Face Hub, in one commit.
+
+    A repository that does not exist yet is created, private.
+
+    Returns:
+        The address of the model's page.
+
+    Raises:
+        UserError: files are missing, nobody is logged in, or the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token, utils
+
+    if trained.folder is None:
+        raise UserError("--push: needs the folder of a run, not a checkpoint")
+    files = {
+        "best.ckpt": trained.folder / "checkpoints" / "best.ckpt",
+        "metrics.json": trained.folder / "metrics.json",
+        PICTURE: trained.folder / PICTURE,
+    }
+    for file in files.values():
+        if not file.is_file():
+            raise UserError(f"{file}: is missing, so the run cannot be pushed; train it again")
+    if get_token() is None:
+        raise UserError("--push: you are not logged in to the Hugging Face Hub; run hf auth login, or set HF_TOKEN")
+    card = make_card(trained, PICTURE, repo_id)
+    operations = [CommitOperationAdd("README.md", str(card).encode())]
+    operations += [CommitOperationAdd(name, str(file)) for name, file in files.items()]
+    api = HfApi()
+    try:
+        address = api.create_repo(repo_id, private=True, exist_ok=True)
+        api.create_commit(repo_id, operations, commit_message="Model, scores and card")
+    except utils.HFValidationError:
+        raise UserError(f"--push={repo_id}: is not a repository name; give user/name") from None
+    except utils.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "?")
+        raise UserError(
+            f"--push={repo_id}: the Hub refuses ({status}: {_one_line(error)}); check name and token"
+        ) from None
+    except Exception as error:  # the Hub's client, its HTTP library and the network raise many kinds
+        raise UserError(
+            f"--push={repo_id}: the Hub cannot be reached ({_one_line(error)}); check the network and try again"
+        ) from error
+    return str(address)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,0 +1,105 @@
+"""The server of the demo page: this machine only, no other server contacted, uploaded photos deleted at the end."""
+
+import logging
+import os
+import signal
+import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+
+# Forbids everything from other servers; Gradio's own scripts need both "unsafe" sources.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "frame-ancestors 'none'"
+)
+
+
+def serve(checkpoint: Path, port: int) -> None:
+    """Serve the page for a model until SIGINT or SIGTERM.
+
+    Raises:
+        UserError: the port, the checkpoint or Gradio cannot be used.
+    """
+    with listen(port) as listener, tempfile.TemporaryDirectory(prefix="fer_lightning_demo_") as photos:
+        # Gradio reads both when it is imported.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": photos}
+        signal.signal(signal.SIGTERM, _stop)
+        with suppress(KeyboardInterrupt):  # Uvicorn raises it after some signals only
+            _run_server(checkpoint, listener)
+        log.info("stopped")
+
+
+def listen(port: int) -> socket.socket:
+    """Open a socket that only this machine can connect to.
+
+    Raises:
+        UserError: the port is taken, or must not be used.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}: must be in 0..65535")
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise UserError(f"--port {port}: cannot be used ({error.strerror}); choose another, or 0 for any") from None
+    return listener
+
+
+def _run_server(checkpoint: Path, listener: socket.socket) -> None:
+    try:
+        import gradio
+        import uvicorn
+        from fastapi import FastAPI, Request, Response
+        from starlette.middleware.base import RequestResponseEndpoint
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ImportError:
+        raise UserError("the page needs Gradio: pip install 'fer_lightning[demo]'") from None
+    from fer_lightning.data.archives import MAX_PIECE
+    from fer_lightning.evaluation.probabilities import pick_device
+    from fer_lightning.inference import demo_page
+    from fer_lightning.inference.detect import check_detector
+    from fer_lightning.model.classifier import EmotionClassifier
+
+    model = EmotionClassifier.load(checkpoint)
+    check_detector()
+    page = demo_page.build(model, pick_device("auto"))
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # Against DNS rebinding: another site must not reach this page under a host name of its own.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+
+    @app.middleware("http")
+    async def add_policy(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
+
+    gradio.mount_gradio_app(
+        app,
+        page,
+        "/",
+        footer_links=[],
+        run_history=False,  # it would store the photos in the browser
+        max_file_size=MAX_PIECE,
+        ssr_mode=False,
+        theme=demo_page.theme(),
+        css_paths=Path(__file__).with_name("demo.css"),
+    )
+    log.info("open http://%s:%d in a browser; Ctrl-C stops it", HOST, listener.getsockname()[1])
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,212 @@
+"""Draw saliency maps of the faces in images, or mean maps over a model's own test images."""
+
+import io
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
+from fer_lightning.evaluation.probabilities import classify, pick_device
+from fer_lightning.evaluation.scorecard import scorecard_line
+from fer_lightning.inference import detect, pictures, saliency, saliency_figures, stream
+from fer_lightning.inference.answers import NO_FACE
+from fer_lightning.inference.stream import PictureFaces
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.words import caption
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import replace_file
+
+log = logging.getLogger(__name__)
+
+CHUNK = 64
+"""Pictures read and drawn at a time."""
+
+
+class TableRow(NamedTuple):
+    """One line of the printed table."""
+
+    image: str
+    face: str
+    answer: str
+    probability: str
+    picture: str
+
+
+def explain_inputs(
+    checkpoint: Path, inputs: list[str], faces: bool, detector: Path | None, emotion: str | None, out: Path
+) -> None:
+    """Write a picture for each face and print a table of them; exit with a code above 100 when some inputs failed.
+
+    Args:
+        checkpoint: a run's ``checkpoints/best.ckpt``.
+        inputs: images and folders.
+        faces: detect faces; implied by ``detector``.
+        detector: YuNet's file; None for OpenCV's Haar cascade.
+        emotion: the one to explain; None for the predicted one of each face.
+        out: folder for the pictures.
+
+    Raises:
+        UserError: no input exists, the detector or checkpoint cannot be used, or the folder cannot be made.
+    """
+    sources = [_refuse_video(source) for source in pictures.list_sources(inputs)]
+    detects = faces or detector is not None
+    extract = stream.central_face_with_note()
+    if detects:
+        detect.check_detector(detector)
+        extract = partial(stream.detected_faces, detector=detector)
+    model = EmotionClassifier.load(checkpoint)
+    _make_folder(out)
+    explainer = _Explainer(model, emotion, out, pick_device("auto"), set())
+    columns = ("image", *(["face"] if detects else []), "answer", "probability", "picture")
+    table = Table(*(Column(name, overflow="fold") for name in columns))
+    predicted: set[str] = set()
+    failed = 0
+    extracted = stream.extract_faces(sources, extract)
+    while chunk := list(itertools.islice(extracted, CHUNK)):
+        failed += sum(not item.faces for item in chunk)
+        for row in explainer.draw(chunk):
+            cells = row if detects else (row.image, *row[2:])
+            table.add_row(*map(escape, cells))
+            predicted |= {row.answer} & set(EMOTIONS)
+    card = model.hparams["scorecard"]
+    console = Console()
+    console.print(table)
+    only_emotion = predicted.pop() if len(predicted) == 1 else None
+    console.print(
+        f"this model: {scorecard_line(card, only_emotion)}; probabilities {_calibration(card)}", highlight=False
+    )
+    stream.exit_if_failed(failed, len(sources))
+
+
+def _refuse_video(source: pictures.Source) -> pictures.Source:
+    """The same input; a video or camera becomes an input that cannot be read, with the reason."""
+    if not source.moves:
+        return source
+    return replace(source, kind="none", problem=f"is a {source.kind}: give single images, or use predict")
+
+
+@dataclass(frozen=True)
+class _Explainer:
+    """Draws saliency maps with one model.
+
+    Attributes:
+        model: moved to ``device``.
+        emotion: the one to explain; None for the predicted one.
+        out: folder for the pictures.
+        device: where to compute.
+        taken: names of the pictures written so far.
+    """
+
+    model: EmotionClassifier
+    emotion: str | None
+    out: Path
+    device: torch.device
+    taken: set[str]
+
+    def draw(self, items: list[PictureFaces]) -> Iterator[TableRow]:
+        """Draw every face of some pictures; yields the rows of the table."""
+        card = self.model.hparams["scorecard"]
+        images = [face for item in items for _, face in item.faces]
+        maps: Any = ()
+        probabilities = np.empty((0, len(EMOTIONS)))
+        if images:
+            probabilities = classify(self.model, np.stack(images), self.device)
+        predicted = probabilities.argmax(axis=1)
+        explained = np.full(len(images), EMOTIONS.index(self.emotion)) if self.emotion else predicted
+        if images:
+            maps = saliency.saliency_maps(self.model, np.stack(images), explained, self.device)
+        faces = iter(zip(images, maps, probabilities, explained, predicted, strict=True))
+        for item in items:
+            path = item.source.path
+            if not item.faces:
+                yield TableRow(str(path), "", "-", "-", item.picture.problem or NO_FACE)
+            for number, ((box, _), face) in enumerate(zip(item.faces, faces, strict=False), start=1):
+                image, heat, chances, shown, best = face
+                answer, confidence = EMOTIONS[best], f"{100 * chances[best]:.0f} %"
+                subtitle = f"{_shorten(path.name)} · probabilities {_calibration(card)} · {scorecard_line(card)}"
+                figure = saliency_figures.explained_face(
+                    image, heat, chances, int(shown), f"{answer} {confidence}", subtitle
+                )
+                picture = self.out / _free_name(path.stem, self.taken)
+                _save(figure, picture)
+                yield TableRow(str(path), "" if box is None else str(number), answer, confidence, str(picture))
+
+
+def _calibration(card: Mapping[str, Any] | None) -> str:
+    return "calibrated on validation" if (card or {}).get("temperature") else "not calibrated"
+
+
+def explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
+    """Write ``saliency.png`` and ``saliency.npz`` of a model's test images, and print the deletion areas.
+
+    Args:
+        checkpoint: a run's ``checkpoints/best.ckpt``.
+        overrides: ``key=value`` of the run's configuration.
+        out: folder for both files.
+
+    Raises:
+        UserError: the checkpoint or data cannot be used, or no test image is classified correctly.
+    """
+    model = EmotionClassifier.load(checkpoint)
+    cfg, faces, split = load_split(model, overrides)
+    test = split.tests["test"]
+    _make_folder(out)
+    result = saliency.explain_test_set(
+        model, faces.images[test], faces.labels[test], pick_device(cfg.trainer.accelerator)
+    )
+    chosen = f"{result.right.sum():,} of {result.total.sum():,} test faces, those classified correctly"
+    subtitle = f"{caption(what_was_scored(checkpoint, cfg, faces))} · mean over {chosen}"
+    figure = saliency_figures.mean_maps(
+        result.faces, result.maps, result.right, result.total, "Mean saliency map of each emotion", subtitle
+    )
+    _save(figure, out / "saliency.png")
+    buffer = io.BytesIO()
+    arrays = {"maps": result.maps, "faces": result.faces, "right": result.right, "total": result.total}
+    np.savez_compressed(buffer, emotions=np.array(EMOTIONS), **arrays)
+    replace_file(out / "saliency.npz", buffer.getbuffer())
+    areas = ", ".join(f"{name} {area:.3f}" for name, area in result.deletion.items())
+    log.info("%s: wrote %s and %s", chosen, out / "saliency.png", out / "saliency.npz")
+    log.info(
+        "deletion AUC over %d faces (mean probability while pixels are blurred, lower is better): %s",
+        result.checked,
+        areas,
+    )
+    print(json.dumps({"checkpoint": str(checkpoint), "faces": result.checked, "deletion_auc": result.deletion}))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from None
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    replace_file(path, buffer.getbuffer())
+
+
+def _shorten(name: str, length: int = 32) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A file name that no other picture of this call has; case is ignored, as some file systems do."""
+    numbers = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    name = next(name for name in numbers if name.lower() not in taken)
+    taken.add(name.lower())
+    return f"{name}.png"

@@ -1,0 +1,203 @@
+"""Classify the faces of all inputs, and write rows and annotated copies."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fer_lightning.inference import answers, detect, pictures, stream
+from fer_lightning.inference.annotate import Drawings
+from fer_lightning.inference.answers import OK, Row
+from fer_lightning.inference.pictures import Source
+from fer_lightning.runtime.errors import UserError
+
+if TYPE_CHECKING:  # imported where it is used: usage errors are reported before torch is imported
+    import torch
+
+
+@dataclass(frozen=True)
+class PredictionRequest:
+    """The options of the ``predict`` command.
+
+    Attributes:
+        checkpoint: a run's ``checkpoints/best.ckpt``.
+        paths: images, folders, videos, or a camera's number.
+        faces: detect faces; implied by ``detector``.
+        detector: YuNet's file; None for OpenCV's Haar cascade.
+        format: ``table``, ``csv`` or ``jsonl``.
+        out: file to write the rows to instead of printing them.
+        draw: folder for annotated copies.
+        every: use every n-th frame of a video.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    """
+
+    checkpoint: Path
+    paths: list[str]
+    faces: bool = False
+    detector: Path | None = None
+    format: str = "table"
+    out: Path | None = None
+    draw: Path | None = None
+    every: int = 1
+    device: str = "auto"
+
+    @property
+    def detects(self) -> bool:
+        """Whether faces are detected."""
+        return self.faces or self.detector is not None
+
+    @property
+    def prints_table(self) -> bool:
+        """Whether the rows are printed as a table for people."""
+        return self.out is None and self.format == "table"
+
+
+def predict_inputs(request: PredictionRequest) -> None:
+    """Classify all inputs, then exit with a code above 100 when some failed.
+
+    Raises:
+        UserError: an option is invalid, or an input or output cannot be used at all.
+    """
+    _check(request)
+    try:
+        with ExitStack() as stack:
+            failed, total = _predict(request, stack)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    stream.exit_if_failed(failed, total)
+
+
+def _check(request: PredictionRequest) -> None:
+    if not request.checkpoint.is_file():  # checked again on reading, but that is after torch is imported
+        raise UserError(f"{request.checkpoint}: no such checkpoint; give a run's checkpoints/best.ckpt")
+    if request.every < 1:
+        raise UserError(f"--every {request.every}: must be 1 or more")
+    if request.out is not None and request.out.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--out {request.out}: the name must end in .csv or .jsonl")
+    if request.draw is not None:
+        _check_drawings(request.draw, request.paths)
+
+
+def _check_drawings(folder: Path, paths: list[str]) -> None:
+    """Refuse to draw into a folder that inputs are read from.
+
+    Raises:
+        UserError: ``folder`` is a file, or holds inputs.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--draw {folder}: is a file; give a folder")
+    target = folder.resolve()
+    for path in map(Path, paths):
+        given = path.resolve()
+        if target == given.parent or (given.is_dir() and target.is_relative_to(given)):
+            raise UserError(f"--draw {folder}: {path} is read from there; choose a folder outside")
+
+
+def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
+    """Classify every input; returns the number of failed inputs and of all."""
+    sources = pictures.list_sources(request.paths)
+    if request.detects:
+        detect.check_detector(request.detector)
+    from fer_lightning.evaluation.probabilities import classify
+    from fer_lightning.model.classifier import EmotionClassifier
+
+    device = _pick_device(request.device)
+    model = EmotionClassifier.load(request.checkpoint)
+    card = model.hparams["scorecard"]
+    write = _open_output(request, card, any(source.moves for source in sources), stack)
+    drawings = _open_drawings(request, stack)
+    extract = (
+        partial(stream.detected_faces, detector=request.detector)
+        if request.detects
+        else stream.central_face_with_note()
+    )
+    classified: set[int] = set()
+    damaged: set[int] = set()  # a video cut short is in both
+    only_emotion = None
+    extracted = stream.extract_faces(sources, extract, request.every, keep=drawings is not None)
+    for item, rows in stream.classify_pictures(extracted, lambda faces: classify(model, faces, device)):
+        if rows[0].status == OK:
+            classified.add(id(item.source))
+        if item.picture.problem:
+            damaged.add(id(item.source))
+        if request.prints_table and _is_single_face(sources, rows):
+            only_emotion = rows[0].emotion
+            print(f"{rows[0].path}: {', '.join(rows[0].ranked()[:3])}")
+        else:
+            write(rows)
+        if drawings is not None:
+            labels = [(row.box, row.ranked()[0] if row.status == OK else row.status) for row in rows]
+            drawings.add(item.source, item.picture, labels)
+    _print_model_quality(card, only_emotion, sys.stdout if request.prints_table else sys.stderr)
+    return sum(id(source) in damaged or id(source) not in classified for source in sources), len(sources)
+
+
+def _is_single_face(sources: list[Source], rows: list[Row]) -> bool:
+    return len(sources) == len(rows) == 1 and not sources[0].moves and rows[0].status == OK
+
+
+def _print_model_quality(card: Mapping[str, Any] | None, emotion: str | None, file: IO[str]) -> None:
+    """Print the model's test scores, and whether its probabilities are calibrated."""
+    from fer_lightning.evaluation.scorecard import scorecard_line
+
+    temperature = (card or {}).get("temperature")
+    calibration = "not calibrated" if temperature is None else f"calibrated (temperature {temperature:.2f})"
+    lines = [f"this model: {scorecard_line(card, emotion)}", f"probabilities: {calibration}"]
+    if card and emotion is None:
+        lines.append("recall: share of the test images of this emotion that the model classifies correctly")
+    print("\n".join(lines), file=file, flush=True)
+
+
+def _pick_device(name: str) -> "torch.device":
+    from fer_lightning.evaluation.probabilities import pick_device
+
+    try:
+        return pick_device(name)
+    except UserError:
+        raise UserError(f"--device {name}: this machine has no such device; use --device cpu") from None
+
+
+def _open_drawings(request: PredictionRequest, stack: ExitStack) -> Drawings | None:
+    if request.draw is None:
+        return None
+    drawings = Drawings(request.draw, request.every)
+    stack.push(lambda kind, error, trace: drawings.close(keep=error is None))
+    return drawings
+
+
+def _open_output(
+    request: PredictionRequest, card: Mapping[str, Any] | None, moves: bool, stack: ExitStack
+) -> answers.Write:
+    if request.out is not None:
+        file = stack.enter_context(_atomic_text_file(request.out))
+        return (answers.csv_writer if request.out.suffix == ".csv" else answers.jsonl_writer)(file, card)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if request.format != "table":
+        return (answers.csv_writer if request.format == "csv" else answers.jsonl_writer)(sys.stdout, card)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    return answers.table_writer(console, card, times=moves, boxes=request.detects)
+
+
+@contextmanager
+def _atomic_text_file(path: Path) -> Iterator[IO[str]]:
+    """A text file written row by row that gets its name when it is complete; an error leaves nothing behind."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    finally:
+        part.unlink(missing_ok=True)
