@@ -1,9 +1,10 @@
 """Compose the configuration of a run outside ``hydra.main``."""
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fer_lightning.config import schema
+from fer_lightning.config.settings import without_hydra
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -15,6 +16,6 @@ def compose_config(overrides: list[str]) -> DictConfig:
     """
     with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
         cfg = compose("config", overrides=overrides, return_hydra_config=True)
-        run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        run = without_hydra(cfg)
         schema.validate(run, cfg.hydra.runtime.choices)
     return run

@@ -1,6 +1,5 @@
 """Report the duplicates in a data set: tables, ``audit.csv``, and a sheet of examples, ``audit.png``."""
 
-import io
 import json
 import logging
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from fer_lightning.data.from_config import load_faces
 from fer_lightning.presentation.plotting import head, styled
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import replace_file
+from fer_lightning.runtime.files import replace_file, replace_file_by
 
 log = logging.getLogger(__name__)
 
@@ -192,11 +191,10 @@ def write_files(faces: Faces, duplicates: Duplicates, source: str, out: Path) ->
     Raises:
         UserError: the folder cannot be made or written to.
     """
-    picture = io.BytesIO()
-    draw_sheet(faces, duplicates, source).savefig(picture, format="png")
+    sheet = draw_sheet(faces, duplicates, source)
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "audit.csv", duplicates.findings.to_csv(index=False).encode())
-        replace_file(out / "audit.png", picture.getvalue())
+        replace_file_by(out / "audit.png", lambda file: sheet.savefig(file, format="png"))
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror}); choose another folder") from None

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.presentation.words import percent
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, first_line
 from fer_lightning.runtime.files import read_json, replace_file
 from fer_lightning.runtime.run_folder import read_status
 
@@ -381,15 +381,10 @@ def push(trained: TrainedModel, repo_id: str) -> str:
     except utils.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "?")
         raise UserError(
-            f"--push={repo_id}: the Hub refuses ({status}: {_one_line(error)}); check name and token"
+            f"--push={repo_id}: the Hub refuses ({status}: {first_line(error)}); check name and token"
         ) from None
     except Exception as error:  # the Hub's client, its HTTP library and the network raise many kinds
         raise UserError(
-            f"--push={repo_id}: the Hub cannot be reached ({_one_line(error)}); check the network and try again"
+            f"--push={repo_id}: the Hub cannot be reached ({first_line(error)}); check the network and try again"
         ) from error
     return str(address)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:157]}..."

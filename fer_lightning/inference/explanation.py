@@ -1,6 +1,5 @@
 """Draw saliency maps of the faces in images, or mean maps over a model's own test images."""
 
-import io
 import itertools
 import json
 import logging
@@ -8,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from fer_lightning.inference.stream import PictureFaces
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.words import caption
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import replace_file
+from fer_lightning.runtime.files import replace_file_by
 
 log = logging.getLogger(__name__)
 
@@ -173,10 +172,7 @@ def explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
         result.faces, result.maps, result.right, result.total, "Mean saliency map of each emotion", subtitle
     )
     _save(figure, out / "saliency.png")
-    buffer = io.BytesIO()
-    arrays = {"maps": result.maps, "faces": result.faces, "right": result.right, "total": result.total}
-    np.savez_compressed(buffer, emotions=np.array(EMOTIONS), **arrays)
-    replace_file(out / "saliency.npz", buffer.getbuffer())
+    replace_file_by(out / "saliency.npz", lambda file: _save_arrays(file, result))
     areas = ", ".join(f"{name} {area:.3f}" for name, area in result.deletion.items())
     log.info("%s: wrote %s and %s", chosen, out / "saliency.png", out / "saliency.npz")
     log.info(
@@ -195,9 +191,14 @@ def _make_folder(folder: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    replace_file(path, buffer.getbuffer())
+    replace_file_by(path, lambda file: figure.savefig(file, format="png"))
+
+
+def _save_arrays(file: BinaryIO, result: saliency.MeanMaps) -> None:
+    names = np.array(EMOTIONS)
+    np.savez_compressed(
+        file, emotions=names, maps=result.maps, faces=result.faces, right=result.right, total=result.total
+    )
 
 
 def _shorten(name: str, length: int = 32) -> str:

@@ -108,7 +108,7 @@ class TestMaps:
         np.testing.assert_array_equal(free, frozen)
         assert free.max() == 1
 
-    def test_where_nothing_speaks_for_it_the_map_is_empty(self, untrained, faces):
+    def test_without_evidence_the_map_is_empty(self, untrained, faces):
         model = untrained()
         with torch.no_grad():
             model.network.classifier[-1].weight.zero_()
