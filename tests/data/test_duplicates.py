@@ -44,14 +44,14 @@ def tool(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
 
 
 def seen_again(image: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The same picture in other light, with the noise of another JPEG."""
+    """The same picture with other brightness and contrast, and noise as from JPEG."""
     noise = np.random.default_rng(seed).normal(0, 6, image.shape)
     return np.clip(0.8 * image + 20 + noise, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture
 def leaky() -> tuple[Faces, dict[str, int]]:
-    """Faces with one case of everything, and where the cases are."""
+    """Faces with one case of each finding, and the index of each."""
     faces = tiny_faces(training=6, public=3, private=3)
     images, labels, usage = faces.images.copy(), faces.labels, faces.usage
 

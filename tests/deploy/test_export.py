@@ -44,7 +44,7 @@ TEMPERATURE = 0.6
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Drawn faces as files."""
+    """An archive of drawn faces."""
     drawn = draw(400)
     names = [
         f"{'train' if usage == 0 else 'test'}/{EMOTIONS[label]}/{USAGES[usage]}_{number}.jpg"
@@ -56,7 +56,7 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, archive) -> Path:
-    """The run folder of a model trained on files; shared. Its temperature is one that makes answers differ most."""
+    """The run folder of a model trained on files; shared. Its temperature makes calibration visible in the results."""
     folder = tmp_path_factory.mktemp("trained")
     knobs = [knob for knob in TINY if not knob.startswith("data")]
     files = ("data=fer2013", f"data.path={archive}", f"data.cache_dir={folder / 'cache'}", "data.batch_size=28")
@@ -72,7 +72,7 @@ def trained(tmp_path_factory, archive) -> Path:
 
 
 def call(trained: Path, *arguments: str) -> dict[str, Any]:
-    """The tool in this process; the last line that it prints."""
+    """Run the command in this process; returns its last line of output."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         export.main([str(trained / "checkpoints" / "best.ckpt"), *arguments])
     return json.loads(out.getvalue().splitlines()[-1])
@@ -80,7 +80,7 @@ def call(trained: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def exported(trained) -> dict[str, dict[str, Any]]:
-    """What the tool says of each format, exported to the default place."""
+    """The command's result for each format, exported to the default path."""
     return {name: call(trained, "--format", name) for name in SUFFIXES}
 
 
@@ -100,13 +100,13 @@ def faces(archive, tmp_path_factory) -> Faces:
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth picture in colour."""
+    """A smooth colour picture."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
-    """Calibrated probabilities of RGB pictures, by the parts that other commands use."""
+    """Calibrated probabilities of RGB pictures, computed as other commands do."""
     gray = np.stack([as_face(np.ascontiguousarray(picture[..., ::-1])) for picture in photos])
     return apply_temperature(predict(model, gray, CPU), TEMPERATURE)
 
@@ -253,7 +253,7 @@ class TestPreprocessing:
 
 @pytest.mark.parametrize("name", ["exported_program", "safetensors"])
 def test_another_architecture(name, tmp_path):
-    """Three channels, an enlarged input, the stem as published, a cosine head with class factors; not calibrated."""
+    """Three channels, an enlarged input, the published stem, a cosine head with class factors; not calibrated."""
     torch.manual_seed(0)
     head = {"hidden": [8, 8], "activation": "GELU", "batch_norm": False, "dropout": 0.5, "cosine_scale": 9.0}
     architecture = {"name": "test_efficientnet", "weights": "none", "in_channels": 3, "image_size": 64}

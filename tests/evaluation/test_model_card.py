@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from hub_server import hub_server
 from huggingface_hub import ModelCard, constants
 
 from fer_lightning import card
-from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.model_card import MARKER
 from fer_lightning.evaluation.scorecard import store
@@ -21,15 +19,10 @@ from fer_lightning.runtime.files import read_json, write_json
 from fer_lightning.runtime.run_folder import write_status
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """The run folder of a tiny model; shared, so not to be changed."""
-    where = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(where)
-        patch.setattr(sys, "argv", ["fer_lightning", *TINY, "hydra.run.dir=run"])
-        main()
-    return where / "run"
+@pytest.fixture
+def trained(trained_once) -> Path:
+    """The run folder of a tiny model; shared, so do not change it."""
+    return trained_once(*TINY)
 
 
 @pytest.fixture
@@ -95,11 +88,6 @@ class TestText:
         assert "secret" not in str(made)
 
     def test_a_checkpoint_has_a_card_from_its_scorecard(self, trained, capfd):
-        card.main([str(trained)])
-        card.main([str(trained), "--out", str(trained / "again.md")])
-        (trained / "README.md").unlink()
-        (trained / "again.md").unlink()
-        capfd.readouterr()
         card.main([str(trained / "checkpoints" / "best.ckpt")])
         made = ModelCard(capfd.readouterr().out)
         metrics = read_json(trained / "metrics.json")

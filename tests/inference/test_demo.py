@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import pytest
 from command_line import TINY
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
-from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
 from fer_lightning.inference.detect import find_faces
@@ -41,12 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(folder: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["fer_lightning", *TINY, "hydra.run.dir=run"])
-        main()
-    return folder / "run" / "checkpoints" / "best.ckpt"
+def checkpoint(trained_once: Callable[..., Path]) -> Path:
+    return trained_once(*TINY) / "checkpoints" / "best.ckpt"
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ class TestHaar:
 
     @pytest.mark.real
     def test_most_faces_of_fer2013_in_a_larger_picture(self, real_archive):
-        """Framed as they were cut: its curators found them with a detector of this kind (Goodfellow et al. 2013)."""
+        """Detected boxes have FER-2013's framing, which came from a similar detector (Goodfellow et al. 2013)."""
         rng = np.random.default_rng(0)
         with zipfile.ZipFile(real_archive) as archive:
             names = sorted(name for name in archive.namelist() if "PrivateTest" in name)
@@ -101,9 +101,9 @@ STRIDES = (8, 16, 32)
 
 @pytest.fixture(scope="module")
 def yunet(tmp_path_factory) -> Path:
-    """A network with YuNet's inputs and outputs that takes every white cell of 32 pixels for a face of 32 pixels.
+    """A network with YuNet's inputs and outputs that reports every white cell of 32 pixels as a face of 32 pixels.
 
-    The real file is nobody's to ship here. OpenCV reads, runs and decodes this one in the same way.
+    The real file is not shipped here. OpenCV reads, runs and decodes this one in the same way.
     """
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper

@@ -1,6 +1,5 @@
 """Saliency maps through the command line."""
 
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from command_line import TINY, Outcome
 from photographs import group, landscape
 
 from fer_lightning import explain
-from fer_lightning.__main__ import main
 from fer_lightning.config import command_line
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
@@ -21,14 +19,9 @@ from fer_lightning.inference import saliency_figures
 PNG = b"\x89PNG"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["fer_lightning", *TINY, "optim.lr=0.01", "hydra.run.dir=run"])
-        main()
-    return folder / "run" / "checkpoints" / "best.ckpt"
+@pytest.fixture
+def checkpoint(trained_once: Callable[..., Path]) -> Path:
+    return trained_once(*TINY, "optim.lr=0.01") / "checkpoints" / "best.ckpt"
 
 
 @pytest.fixture
@@ -53,7 +46,7 @@ def tool(
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Three faces, one of them enlarged and one in a folder below, and a file that is none."""
+    """Three faces, one of them enlarged and one in a subfolder, and a text file."""
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     faces = draw(200, seed=3).images

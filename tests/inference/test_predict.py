@@ -19,7 +19,6 @@ from command_line import TINY, Outcome
 from photographs import EYES, PORTRAIT, group, landscape, portrait
 
 from fer_lightning import predict
-from fer_lightning.__main__ import main as train
 from fer_lightning.config import command_line
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
@@ -32,15 +31,10 @@ from fer_lightning.model.classifier import EmotionClassifier
 FACES = draw(400, seed=5).images[:12]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A model trained on drawn faces; shared, so not to be changed."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["fer_lightning", *TINY, "hydra.run.dir=run"])
-        train()
-    return folder / "run" / "checkpoints" / "best.ckpt"
+@pytest.fixture
+def checkpoint(trained_once) -> Path:
+    """A model trained on drawn faces; shared, so do not change it."""
+    return trained_once(*TINY) / "checkpoints" / "best.ckpt"
 
 
 @pytest.fixture
@@ -96,7 +90,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """Two faces, one of them deep down, and four files that are none, one of them no image by its name either."""
+    """Two faces, one of them in a deep subfolder; three damaged images, a text file, and a hidden image."""
     folder = tmp_path / "mixed"
     save(folder / "a.png", FACES[0])
     save(folder / "deep" / "er" / "than" / "others" / "b.png", FACES[1])
@@ -324,7 +318,7 @@ class TestDrawings:
             assert changed[y, x]
         assert not changed[(top + bottom) // 2, left + 20 : right - 20].any()
         assert not changed[bottom + 10 :].any()
-        assert changed[top - 30 : top - 5, left : left + 100].mean() > 0.9, "the words stand on a plate above the box"
+        assert changed[top - 30 : top - 5, left : left + 100].mean() > 0.9, "a filled label above the box"
 
     def test_small_gray_faces_are_enlarged(self, tool, tmp_path):
         save(tmp_path / "in" / "face.png", FACES[0])
@@ -359,7 +353,7 @@ class TestDrawings:
 class TestVideo:
     @pytest.fixture
     def clip(self, tmp_path) -> Path:
-        """Her portrait, gone for one frame, and again."""
+        """Six frames of the portrait, the third without a face."""
         here, gone = portrait(), landscape(600, 512)
         return film(tmp_path / "clip.mp4", [here, here, gone, here, here, here], rate=5)
 
@@ -438,7 +432,7 @@ class TestCamera:
         assert tool("7").out.startswith("7: ")
 
     def test_control_c_ends_it_with_what_there_is(self, tool, monkeypatch, tmp_path):
-        """The capture is of a file, since test machines have no camera; everything behind it is the real thing."""
+        """The capture reads a file, since test machines have no camera; everything else is real."""
         film(tmp_path / "camera.mp4", [portrait()] * 30)
         monkeypatch.setattr(pictures, "_open", lambda number: cv2.VideoCapture(str(tmp_path / "camera.mp4")))
         seen = []

@@ -1,14 +1,13 @@
 """Saliency maps: they mark the pixels that the prediction depends on, and leave the model unchanged."""
 
-import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command_line import TINY
 
-from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation.probabilities import predict
@@ -20,15 +19,10 @@ SURPRISE = EMOTIONS.index("surprise")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> EmotionClassifier:
+def trained(trained_once: Callable[..., Path]) -> EmotionClassifier:
     """A model trained briefly on drawn faces; shared, so do not change it."""
-    folder = tmp_path_factory.mktemp("trained")
     more = ("data.source.images=1000", "optim.lr=0.004", "trainer.max_epochs=6", "model.stem_stride=2")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["fer_lightning", *TINY, *more, "hydra.run.dir=run"])
-        main()
-    return EmotionClassifier.load(folder / "run" / "checkpoints" / "best.ckpt")
+    return EmotionClassifier.load(trained_once(*TINY, *more) / "checkpoints" / "best.ckpt")
 
 
 @pytest.fixture(scope="module")
