@@ -216,7 +216,7 @@ class TestForPeople:
 
     def test_a_model_that_was_never_tested(self, tool, checkpoint, tmp_path):
         content = torch.load(checkpoint, weights_only=True)
-        del content["hyper_parameters"]["scorecard"]
+        content["hyper_parameters"]["scorecard"] = None
         torch.save(content, tmp_path / "untested.ckpt")
         save(tmp_path / "face.png", FACES[0])
         out = tool("face.png", model=tmp_path / "untested.ckpt").out
