@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_lightning.comparison.runs import Run
+from fer_lightning.comparison.runs import FinishedRun
 from fer_lightning.runtime.errors import UserError
 
 BASELINE = "none"
@@ -14,16 +14,16 @@ BASELINE = "none"
 OWN_TEST_SETS = ("paper", "kfold")
 """Splits whose test images depend on the seed or fold."""
 
-Rows = Mapping[str, Sequence[Run]]
+Rows = Mapping[str, Sequence[FinishedRun]]
 """Row name -> its runs."""
 
 
-def primary_test_set(run: Run) -> str:
+def primary_test_set(run: FinishedRun) -> str:
     """The test set that runs of this one's split are compared on: every method on the same images."""
     return "test_large" if run.metrics["split"] == "paper" else "test"
 
 
-def refuse_incomparable(runs: Sequence[Run]) -> None:
+def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs whose difference would not be one of methods.
 
     Raises:
@@ -40,7 +40,7 @@ def refuse_incomparable(runs: Sequence[Run]) -> None:
             f"{lacking[0].name} was not tested on {test_set}, on which split={first.metrics['split']} is compared "
             f"({len(lacking)} of {len(runs)} runs); leave it out, or run it again"
         )
-    references: dict[Any, Run] = {}
+    references: dict[Any, FinishedRun] = {}
     for run in runs:
         reference = references.setdefault(run.repeat if first.metrics["split"] in OWN_TEST_SETS else None, run)
         mine, its = run.members[test_set], reference.members[test_set]
@@ -52,20 +52,20 @@ def refuse_incomparable(runs: Sequence[Run]) -> None:
             raise _refusal(reference, run, "labels of the test images", f"{its.sum():,}", f"{others:,} of them others")
 
 
-def _refusal(first: Run, other: Run, what: str, its: str, others: str) -> UserError:
+def _refusal(first: FinishedRun, other: FinishedRun, what: str, its: str, others: str) -> UserError:
     return UserError(
         f"{first.name} and {other.name} cannot be compared: they differ in {what} ({its}; {others}); "
         "give only the folders of runs that share it, and compare the others by themselves"
     )
 
 
-def named_rows(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def named_rows(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Sort runs into named rows: one per method, model and combination of settings that vary within them."""
     several_models = len({run.metrics["model"] for run in runs}) > 1
-    methods: dict[tuple[str, str], list[Run]] = {}
+    methods: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)
-    rows: dict[str, list[Run]] = {}
+    rows: dict[str, list[FinishedRun]] = {}
     for (imbalance, model), members in methods.items():
         differing = varying([run.settings for run in members])
         for run in members:
@@ -81,8 +81,8 @@ def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
 
 
-def find_baselines(rows: Rows, wanted: str | None) -> tuple[dict[str, str], list[str]]:
-    """The baseline of each row that has one, and what there is to say about that.
+def find_baselines(rows: Rows, wanted: str | None) -> dict[str, str]:
+    """The baseline of each row that has one.
 
     It is the row called ``wanted``, or of that method with the same model; where a sweep over a knob gives several, the
     one whose settings outside ``imbalance`` are the same.
@@ -92,7 +92,7 @@ def find_baselines(rows: Rows, wanted: str | None) -> tuple[dict[str, str], list
         wanted: a method or a row; None: ``none``, or the first method where there is no such run.
 
     Returns:
-        Row -> row, a baseline's own being itself; empty for a single row; and notes.
+        Row -> row, a baseline's own being itself; empty for a single row.
 
     Raises:
         UserError: nothing is called ``wanted``.
@@ -100,59 +100,50 @@ def find_baselines(rows: Rows, wanted: str | None) -> tuple[dict[str, str], list
     methods = list(dict.fromkeys(members[0].metrics["imbalance"] for members in rows.values()))
     accepted = list(dict.fromkeys([*methods, *rows]))
     if wanted is not None and wanted not in accepted:
-        raise UserError(f"--baseline {wanted}: these runs have none such; accepted are {', '.join(accepted)}")
-    notes = []
+        raise UserError(f"--baseline {wanted}: no run has this method or row; accepted are {', '.join(accepted)}")
+    if len(rows) == 1:
+        return {}
     if wanted is None:
         wanted = BASELINE if BASELINE in methods else methods[0]
         if len(methods) == 1 and wanted not in rows:
             wanted = next(iter(rows))  # several settings of one method: the first of them
-        if wanted != BASELINE and len(rows) > 1:
-            notes.append(
-                f"There is no run of the method {BASELINE}: differences are taken from {wanted}, the first one; "
-                "choose another with --baseline."
-            )
-    if len(rows) == 1:
-        return {}, notes
     candidates = [wanted] if wanted in rows else [name for name in rows if rows[name][0].metrics["imbalance"] == wanted]
-    found: dict[str, str] = {}
+    baselines: dict[str, str] = {}
     for name in rows:
         fitting = [name] if name in candidates else [each for each in candidates if _fits(rows[each][0], rows[name][0])]
         if len(fitting) > 1:
             fitting = [each for each in fitting if _outside(rows[each][0]) == _outside(rows[name][0])]
         if len(fitting) == 1:
-            found[name] = fitting[0]
-    without = [name for name in rows if name not in found]
-    if without:
-        notes.append(f"No difference is given for {', '.join(without)}: not exactly one row of {wanted} fits to it.")
-    return found, notes
+            baselines[name] = fitting[0]
+    return baselines
 
 
-def _fits(baseline: Run, run: Run) -> bool:
+def _fits(baseline: FinishedRun, run: FinishedRun) -> bool:
     return bool(baseline.metrics["model"] == run.metrics["model"])
 
 
-def _outside(run: Run) -> dict[str, str]:
+def _outside(run: FinishedRun) -> dict[str, str]:
     return {key: value for key, value in run.settings.items() if not key.startswith("imbalance.")}
 
 
-def paired(members: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
+def paired(members: Sequence[FinishedRun], others: Sequence[FinishedRun]) -> list[tuple[FinishedRun, FinishedRun]]:
     """Runs of two rows with the same seed and fold."""
     partners = {run.repeat: run for run in others}
     return [(run, partners[run.repeat]) for run in members if run.repeat in partners]
 
 
-def is_tested(runs: Sequence[Run], test_set: str) -> bool:
+def is_tested(runs: Sequence[FinishedRun], test_set: str) -> bool:
     """Whether all runs have this test set."""
     return all(test_set in run.members for run in runs)
 
 
-def common_test_sets(runs: Sequence[Run]) -> list[str]:
+def common_test_sets(runs: Sequence[FinishedRun]) -> list[str]:
     """Test sets that all runs have; of the paper's arms, ``test`` is another name for different ones."""
     names = [name for name in runs[0].members if is_tested(runs, name)]
     return [name for name in names if runs[0].metrics["split"] != "paper" or name not in ("test", "test_dedup")]
 
 
-def share_images(runs: Sequence[Run], test_set: str) -> bool:
+def share_images(runs: Sequence[FinishedRun], test_set: str) -> bool:
     """Whether all runs were tested on the same images."""
     first = runs[0].ids[runs[0].members[test_set]]
     return all(np.array_equal(run.ids[run.members[test_set]], first) for run in runs)

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fer_lightning.config.settings import MAY_DIFFER
+from fer_lightning.config.settings import MAY_DIFFER, flatten
 from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, emotion_indices
+from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
 
 NEEDED = ("imbalance", "model", "split", "seed", "data", "data_hash", "test/n", "test/accuracy", "test/f1_macro")
@@ -31,7 +32,7 @@ FIRST_STAGE = "imbalance.first_stage"
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run, as read from its folder.
 
     Images are in the order of their ids.
@@ -76,6 +77,18 @@ class Run:
         return self.metrics["seed"], self.fold
 
     @property
+    def training_images(self) -> int | None:
+        """How many images it was trained with; None where that is not recorded."""
+        counts = self.metrics.get("train/class_counts")
+        return sum(counts.values()) if counts else None
+
+    @property
+    def training_steps(self) -> int | None:
+        """Optimizer steps of its model, another run's first stage included; None where they are not recorded."""
+        steps = self.metrics.get("train/steps")
+        return None if steps is None else steps + self.metrics.get("first_stage/steps", 0)
+
+    @property
     def protocol(self) -> dict[str, str]:
         """What two runs must share to be compared, besides the test images."""
         metrics = self.metrics
@@ -98,7 +111,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; give the folders of runs or of sweeps")
         for root, folders, files in os.walk(path):
-            folders.sort(key=_natural)
+            folders.sort(key=natural_key)
             if {"metrics.json", "status.json"} & set(files) or ".hydra" in folders:
                 found[Path(root).resolve()] = None
                 folders.clear()
@@ -108,26 +121,11 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts ``2-focal`` before ``10-focal``."""
-    return [(int(part or -1), text) for part, text in re.findall(r"(\d*)(\D*)", name)]
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(config, Mapping):
-        return {prefix: str(config)}
-    return {
-        key: value
-        for name, part in config.items()
-        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
 def _is_setting(key: str) -> bool:
     return not any(key == name or key.startswith(f"{name}.") for name in NOT_A_SETTING)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Read a run folder.
 
     Runs of earlier versions lack ``labels``, ``temperature`` and the like in ``metrics.json``, and columns for their
@@ -158,20 +156,20 @@ def read_run(folder: Path) -> Run:
         if not np.isfinite(probabilities).all():
             raise ValueError("predictions.csv holds probabilities that are no numbers")
         config_file = folder / ".hydra" / "config.yaml"
-        config = _flat(OmegaConf.to_container(OmegaConf.load(config_file))) if config_file.exists() else {}
+        config = flatten(OmegaConf.load(config_file)) if config_file.exists() else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"damaged json: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"no {Path(error.filename).name}") from error
     except (OSError, OmegaConfBaseException, YAMLError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-    settings = {key: value for key, value in config.items() if _is_setting(key)}
+    settings = {key: str(value) for key, value in config.items() if _is_setting(key)}
     if settings.get(FIRST_STAGE, "None") != "None":
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")
     # Without groups each image is its own, also among the images of other runs.
     twins = table["twin_group"] if "twin_group" in table else table["id"].map(lambda name: crc32(name.encode()))
-    return Run(
+    return FinishedRun(
         folder=folder,
         metrics=metrics,
         settings=settings,
@@ -181,7 +179,7 @@ def read_run(folder: Path) -> Run:
         probabilities=probabilities,
         twins=twins.to_numpy(np.int64),
         members=members,
-        fold=config.get("split.fold"),
+        fold=str(config["split.fold"]) if "split.fold" in config else None,
     )
 
 
@@ -203,12 +201,12 @@ def _members(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarr
     return members
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
+def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, str]]:
     """Read run folders; returns the finished ones, and for the others the reason why they are left out.
 
     Of runs that repeat each other (same settings, seed and data) only the newest counts: it is no new seed.
     """
-    runs: dict[Any, Run] = {}
+    runs: dict[Any, FinishedRun] = {}
     skipped: dict[Path, str] = {}
     for folder in sorted(folders, key=lambda folder: _written(folder)):
         try:

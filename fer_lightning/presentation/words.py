@@ -1,5 +1,6 @@
 """Numbers in words: percent, points, intervals, p-values, lists."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,3 +62,8 @@ def count(n: float) -> str:
 def listed(names: Sequence[str]) -> str:
     """``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """Sort key that puts ``2-focal`` before ``10-focal``."""
+    return [(int(digits or -1), rest) for digits, rest in re.findall(r"(\d*)(\D*)", text)]

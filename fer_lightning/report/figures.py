@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, VERMILION, head, heatmap, row_shares, styled
-from fer_lightning.report.tables import SCORES, Score
 
 COLOURS = ("#5F666E", "#294FC1", "#761F0D", "#32A587", "#6E1461", "#1495DD", "#907002")
 """Of the methods, the baseline's first, on white: found by search so that any two differ by 0.12 in OKLab for normal,
@@ -203,7 +203,7 @@ def differences(rows: pd.DataFrame, numbers: Mapping[str, int], title: str, subt
                 axes.plot([low, high], [place, place], color=hue, linewidth=2, solid_capstyle="butt")
             face = hue if found[name]["p_holm"] < 0.05 else "white"
             axes.plot([value], [place], MARKS[mark(numbers[name])], color=hue, mfc=face, mew=1.6, ms=7)
-        axes.set_title(SCORES.get(metric, Score(metric)).heading)
+        axes.set_title(SCORES[metric].heading)
         axes.set_yticks(range(len(methods)), [short(name) for name in methods])
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.grid(axis="x", color="#E3E7EA")

@@ -8,19 +8,18 @@ the page shows everything; with them it sorts, switches views, and follows a met
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
-from fer_lightning.report import page_charts, tables
+from fer_lightning.comparison.analysis import Comparison
+from fer_lightning.metrics.names import SCORES
+from fer_lightning.report import notes, page_charts, pictures, sentences, tables
 from fer_lightning.report.figures import COLOURS, colour
 from fer_lightning.report.page_charts import Numbers, axis_range, mark_of, method_button, place_on, switched, ticks_on
-from fer_lightning.report.sections import Section, made_with, protocol, sections
-from fer_lightning.report.tables import SCORES, Cell, Table
-from fer_lightning.report.terminal import SYNTHETIC
-
-if TYPE_CHECKING:
-    from fer_lightning.compare import Comparison
+from fer_lightning.report.protocol import key, made_with, protocol
+from fer_lightning.report.sections import Section, sections
+from fer_lightning.report.tables import Cell, Table
 
 
 def _number_of(cell: Cell) -> float:
@@ -57,81 +56,96 @@ def _plot(cell: Cell, number: int, scale: tuple[float, float], hollow: bool) -> 
     return f'<td class="plot c{colour(number)}" aria-hidden="true">{drawn}</td>'
 
 
-def _table(table: Table, title: str, numbers: Numbers, baseline: str | None) -> str:
+def _table(table: Table, title: str, numbers: Numbers, baselines: Sequence[str]) -> str:
     """A table that a click on a heading sorts."""
-    columns = [[row[place] for row in table.rows] for place in range(len(table.headings))]
-    scales: list[tuple[float, float] | None] = [None] * len(columns)
-    for place, cells in enumerate(columns[1:], 1):
-        if any(math.isfinite(cell.low) for cell in cells):
-            ends = [end for cell in cells for end in (cell.low, cell.high, _number_of(cell))]
-            scales[place] = axis_range(ends, table.plot == "zero")
-    wide = scales[1] if table.plot in ("wide", "zero") else None
+    scales = _scales(table)
+    axis = scales[1] if table.plot in ("wide", "zero") else None
     heads = [
         f'<th scope="col" aria-sort="none"><button type="button" class="sort">{escape(heading)}</button></th>'
         for heading in table.headings
     ]
-    foot = ""
-    style = ""
-    if wide:
-        factor = 1 if table.plot == "wide" else 100
-        sign = "+" if table.plot == "zero" else ""
-        ticks = ticks_on(wide, 7)
-        words = "worse | better" if table.plot == "zero" else "first | last"
-        first, last = words.split(" | ")
-        heads.insert(1, f'<th scope="col" class="axis-head"><span>← {first}</span><span>{last} →</span></th>')
-        lines = []
-        for tick in ticks:
-            ink = "zero" if tick == 0 and table.plot == "zero" else "line"
-            lines.append(f"linear-gradient(var(--{ink}) 0 0) {place_on(tick, wide)}% 0/1px 100% no-repeat")
-        style = f' style="--grid:{",".join(lines)}"'
-        marks = "".join(
-            f'<span style="left:{place_on(tick, wide)}%">{round(tick * factor, 6):{sign if tick else ""}g}</span>'
-            for tick in ticks
-        )
-        rest = len(table.headings) - 1
-        foot = f'<tr><td></td><td class="axis">{marks}</td><td colspan="{rest}"></td></tr>'
+    style = foot = ""
+    if axis:
+        head, style, foot = _axis(axis, table.plot == "zero", len(table.headings) - 1)
+        heads.insert(1, head)
     body = []
     for row in table.rows:
         number = numbers.get(row[0].text)
-        tag = '<i class="tag">baseline</i>' if row[0].text == baseline else ""
+        tag = '<i class="tag">baseline</i>' if row[0].text in baselines else ""
         name = escape(row[0].text) if number is None else method_button(row[0].text, numbers, tag)
-        key = escape(str(row[0].value if row[0].value is not None else row[0].text))
-        entries = [f'<th scope="row" data-v="{key}">{name}</th>']
-        if wide:
-            entries.append(_plot(row[1], number or 0, wide, table.plot == "zero" and not row[1].best))
+        value = escape(str(row[0].value if row[0].value is not None else row[0].text))
+        entries = [f'<th scope="row" data-v="{value}">{name}</th>']
+        if axis:
+            entries.append(_plot(row[1], number or 0, axis, table.plot == "zero" and not row[1].best))
         drawn = scales if table.plot == "cells" else [None] * len(scales)
         entries += [_cell(cell, number, scale) for cell, scale in zip(row[1:], drawn[1:], strict=True)]
         followed = "" if number is None else f' data-m="{number}"'
         body.append(f"<tr{followed}>{''.join(entries)}</tr>")
-    caption = f"{title}: {table.label}"
+    caption = escape(f"{title}: {table.label}")
     note = f'<p class="about">{escape(table.caption[:1].upper() + table.caption[1:])}.</p>' if table.caption else ""
     kind = f"sortable {table.plot}".strip()
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{kind}"{style}>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{''.join(heads)}</tr></thead>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table class="{kind}"{style}>'
+        f"<caption>{caption}</caption><thead><tr>{''.join(heads)}</tr></thead>"
         f'<tbody>{"".join(body)}</tbody><tfoot aria-hidden="true">{foot}</tfoot></table></div>{note}'
     )
 
 
-def _section(c: "Comparison", section: Section, numbers: Numbers) -> str:
-    chart = ""
-    if section.name == "Trade-off":
-        views = [
-            (SCORES[key].heading, page_charts.trade_off(c, key, numbers))
-            for key in ("f1_macro", "balanced_accuracy", "worst_recall")
-        ]
-        chart = switched("trade-off", views)
-    elif section.name == "Confusion":
-        chart = page_charts.confusion(c, numbers)
-    elif section.name == "Calibration":
-        chart = page_charts.reliability(c, numbers)
-    views = [(table.label, _table(table, section.title, numbers, c.baseline)) for table in section.tables]
+def _scales(table: Table) -> list[tuple[float, float] | None]:
+    """The axis range of each column that holds intervals."""
+    scales: list[tuple[float, float] | None] = [None]
+    for cells in list(zip(*table.rows, strict=True))[1:] or [()] * (len(table.headings) - 1):
+        ends = [end for cell in cells for end in (cell.low, cell.high, _number_of(cell))]
+        known = any(math.isfinite(cell.low) for cell in cells)
+        scales.append(axis_range(ends, table.plot == "zero") if known else None)
+    return scales
+
+
+def _axis(scale: tuple[float, float], differences: bool, columns: int) -> tuple[str, str, str]:
+    """Heading, grid and tick labels of a column that is drawn along an axis, before ``columns`` others."""
+    first, last = ("worse", "better") if differences else ("first", "last")
+    factor, sign = (100, "+") if differences else (1, "")
+    head = f'<th scope="col" class="axis-head"><span>← {first}</span><span>{last} →</span></th>'
+    lines, labels = [], []
+    for tick in ticks_on(scale, 7):
+        ink = "zero" if tick == 0 and differences else "line"
+        place = place_on(tick, scale)
+        lines.append(f"linear-gradient(var(--{ink}) 0 0) {place}% 0/1px 100% no-repeat")
+        labels.append(f'<span style="left:{place}%">{round(tick * factor, 6):{sign if tick else ""}g}</span>')
+    foot = f'<tr><td></td><td class="axis">{"".join(labels)}</td><td colspan="{columns}"></td></tr>'
+    return head, f' style="--grid:{",".join(lines)}"', foot
+
+
+def _opening(c: Comparison, numbers: Numbers) -> str:
+    """The answer in one sentence, and the trade-off as a chart."""
+    views = [
+        (SCORES[metric].heading, page_charts.trade_off(c, metric, numbers))
+        for metric in ("f1_macro", "balanced_accuracy", "worst_recall")
+    ]
+    return (
+        '<section id="answer" aria-labelledby="answer-title"><h2 id="answer-title">Answer</h2>'
+        f'<p class="answer">{escape(sentences.answer(c))}</p>'
+        f'<div id="trade-off">{switched("trade-off", views)}</div></section>'
+    )
+
+
+def _section(c: Comparison, section: Section, numbers: Numbers) -> str:
+    charts = {"Confusion": page_charts.confusion, "Calibration": page_charts.reliability}
+    chart = charts[section.name](c, numbers) if section.name in charts else ""
+    bases = list(c.compared_with.values())
+    views = [(table.label, _table(table, section.title, numbers, bases)) for table in section.tables]
     name = section.name.lower()
     shown = switched(f"{name}-table", views) if views else ""
     return (
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">'
-        f'{escape(section.title)}</h2><p class="about">{escape(section.text)}</p>{chart}{shown}</section>'
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(section.title)}</h2>'
+        f'{_items(section.sentences, "sentences")}<p class="about">{escape(section.text)}</p>{chart}{shown}'
+        f"{_items(section.notes, 'notes')}</section>"
     )
+
+
+def _items(texts: Sequence[str], kind: str) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<ul class="{kind}">{items}</ul>' if items else ""
 
 
 def _list(entries: dict[str, str]) -> str:
@@ -146,22 +160,20 @@ def _palette() -> str:
     )
 
 
-def render(c: "Comparison") -> str:
+def render(c: Comparison, command: str | None = None) -> str:
     """One self-contained page: no request leaves it, and its content policy forbids any."""
-    numbers = {name: number for number, name in enumerate(c.rows)}
+    numbers = pictures.numbers(c)
     parts = sections(c)
     style = files("fer_lightning.report").joinpath("page.css").read_text(encoding="utf-8") + _palette()
     script = files("fer_lightning.report").joinpath("page.js").read_text(encoding="utf-8")
-    # Only this very script may run, whatever stands in a method's name.
+    # Only this very script may run, whatever a method's name contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; form-action 'none'"
-    links = [("answer", "Answer"), *((section.name.lower(), section.name) for section in parts), ("notes", "Notes")]
+    links = [("answer", "Answer"), *((part.name.lower(), part.name) for part in parts), ("protocol", "Protocol")]
     navigation = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in links)
-    banner = f'<p class="synthetic" role="note">{escape(SYNTHETIC)}</p>' if c.synthetic else ""
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in c.sentences) or "<li>Nothing to compare.</li>"
+    banner = f'<p class="synthetic" role="note">{escape(sentences.SYNTHETIC)}</p>' if c.synthetic else ""
     legend = "".join(f"<li>{method_button(name, numbers)}</li>" for name in tables.ordered(c))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in c.notes)
-    body = "".join(_section(c, section, numbers) for section in parts)
+    scores, *rest = (_section(c, section, numbers) for section in parts)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -169,26 +181,24 @@ def render(c: "Comparison") -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(c.key)}: comparison of methods</title>
+<title>{escape(key(c))}: comparison of methods</title>
 <style>{style}</style>
 </head>
 <body>
 <a class="skip" href="#answer">Skip to the answer</a>
 {banner}
-<header><div><h1>Comparison of methods</h1><p>{escape(c.key)}</p></div>
+<header><div><h1>Comparison of methods</h1><p>{escape(key(c))}</p></div>
 <button type="button" id="theme" hidden>theme: <span>auto</span></button></header>
 <nav aria-label="Sections">{navigation}</nav>
 <main>
-<section id="answer" aria-labelledby="answer-title"><h2 id="answer-title">What the data say</h2>
-<ul class="answer">{sentences}</ul></section>
+{_opening(c, numbers)}
+{scores}
+<aside class="legend" aria-label="Methods"><p>Select methods to highlight them everywhere.</p><ul>{legend}</ul></aside>
+{"".join(rest)}
 <section id="protocol" aria-labelledby="protocol-title"><h2 id="protocol-title">Protocol</h2>
-<dl class="protocol">{_list(protocol(c))}</dl></section>
-<aside class="legend" aria-label="Methods"><p>Pick methods to follow them through the page.</p><ul>{legend}</ul></aside>
-{body}
-<section id="notes" aria-labelledby="notes-title"><h2 id="notes-title">Notes</h2>
-<ul class="notes">{notes}</ul></section>
+<dl class="protocol">{_list(protocol(c))}</dl>{_items(notes.on_protocol(c), "notes")}</section>
 <section id="made" aria-labelledby="made-title"><h2 id="made-title">How it was made</h2>
-<dl class="made">{_list(made_with(c))}</dl></section>
+<dl class="made">{_list(made_with(c, command))}</dl></section>
 </main>
 <div id="tip" role="status" hidden></div>
 <script>{script}</script>

@@ -6,22 +6,20 @@ Places are in percent, so that a chart fits any width; colours are the page's ow
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import tables
 from fer_lightning.report.figures import colour, cut, mark
-from fer_lightning.report.tables import SCORES
-
-if TYPE_CHECKING:
-    from fer_lightning.compare import Comparison
+from fer_lightning.report.pictures import confusion_changes
 
 DARK_COLOURS = ("#AEACA2", "#3995FF", "#C66A2D", "#8AFCA0", "#B565A8", "#80E2FE", "#E6AA1F")
-"""``report_figures.COLOURS`` on a dark ground, found in the same way."""
+"""``figures.COLOURS`` on a dark ground, found in the same way."""
 
 SHAPES = (
     "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z",
@@ -29,7 +27,7 @@ SHAPES = (
     "M0-5.6L5.4 4.2H-5.4Z",
     "M0-6L6 0L0 6L-6 0Z",
 )
-"""``report_figures.MARKS`` as SVG paths."""
+"""``figures.MARKS`` as SVG paths."""
 
 Numbers = dict[str, int]
 """Method -> its number, counted from the baseline: what its colour, mark and highlighting go by."""
@@ -92,7 +90,7 @@ def _tick(value: float, sign: str = "") -> str:
     return f"{round(value * 100, 6):{sign if value else ''}g}"
 
 
-def trade_off(c: "Comparison", metric: str, numbers: Numbers) -> str:
+def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
     """Accuracy (x) against another metric (y), a mark with its intervals per method."""
     rows = c.summary[c.summary["test_set"] == c.test_set].to_dict("records")
     table = {(row["method"], row["metric"]): row for row in rows}
@@ -172,28 +170,24 @@ def _matrix(shares: np.ndarray, counts: np.ndarray | None, name: str, numbers: N
     )
 
 
-def confusion(c: "Comparison", numbers: Numbers) -> str:
-    """Confusion matrices of all methods, and their differences to the baseline."""
-    shares = {name: row_shares(c.confusion[name]) for name in tables.ordered(c) if name in c.confusion}
+def confusion(c: Comparison, numbers: Numbers) -> str:
+    """Confusion matrices of all methods, and the differences to each row's own baseline."""
+    shares = {name: row_shares(c.confusion[name]) for name in tables.ordered(c)}
     views = [
         (
             "shares",
             "".join(_matrix(share, c.confusion[name], name, numbers, None) for name, share in shares.items()),
         )
     ]
-    changes = {
-        name: share - shares[base]
-        for name, share in shares.items()
-        if (base := tables.baseline_of(c, name)) in shares and base is not None and base != name
-    }
+    changes = confusion_changes(c)
     if changes:
         limit = max((float(np.nanmax(np.abs(change), initial=0)) for change in changes.values()), default=0) or 0.01
         panels = "".join(_matrix(change, None, name, numbers, limit) for name, change in changes.items())
-        views.append(("differences to the baseline", panels))
+        views.append((tables.difference_title(c, "differences"), panels))
     return switched("confusion", [(label, f'<div class="panels">{panels}</div>') for label, panels in views])
 
 
-def reliability(c: "Comparison", numbers: Numbers) -> str:
+def reliability(c: Comparison, numbers: Numbers) -> str:
     """Accuracy against confidence before and after temperature scaling, a square per method."""
     panels = []
     for name in (name for name in tables.ordered(c) if name in set(c.reliability["method"])):

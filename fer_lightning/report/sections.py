@@ -1,184 +1,181 @@
 """The parts of a comparison's report in reading order, the same in markdown and on the web page."""
 
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fer_lightning.report.tables import (
-    Table,
-    baselines,
-    calibration,
-    ceiling,
-    class_counts,
-    cost,
-    differences,
-    mcnemar,
-    paper,
-    per_class,
-    ranks,
-    scores,
-    seeds,
-    twins,
-)
-
-if TYPE_CHECKING:
-    from fer_lightning.compare import Comparison
+from fer_lightning.comparison.analysis import PRIMARY, Comparison
+from fer_lightning.report import notes, sentences, tables
+from fer_lightning.report.tables import Table
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: one word for it, heading, what it shows, its tables and pictures."""
+    """A part of the report.
+
+    Attributes:
+        name: one word for it.
+        title: its heading.
+        text: how to read it.
+        tables: in reading order.
+        pictures: file names, as ``pictures.draw`` writes them.
+        sentences: what its numbers support.
+        notes: how its numbers were made, and what could mislead.
+    """
 
     name: str
     title: str
     text: str
-    tables: list[Table] = field(default_factory=list)
-    pictures: tuple[str, ...] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[str] = ()
+    sentences: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
-def sections(c: "Comparison") -> list[Section]:
-    """The report below its answer and its protocol, in reading order; what there is no data for is left out."""
-    several = seeds(c) > 1
+def sections(c: Comparison) -> list[Section]:
+    """The report below its opening, in reading order; a part without data is left out."""
+    parts = (_scores, _differences, _emotions, _ranks, _confusion, _calibration, _twins, _labels, _paper, _mcnemar)
+    return [section for part in (*parts, _cost) if (section := part(c))]
+
+
+def _scores(c: Comparison) -> Section:
+    several = tables.seeds(c) > 1
     over = "mean ± standard deviation over seeds, then the 95 % t interval over seeds" if several else "one seed"
     test_sets = [c.test_set, *(name for name in dict.fromkeys(c.summary["test_set"]) if name != c.test_set)]
-    found = [
-        Section(
-            "Scores",
-            "Scores",
-            f"Percent, NLL in nats; {over}. The best of each column is bold; for NLL and ECE less is better. "
-            "Methods are in the order of macro F1.",
-            [scores(c, name) for name in test_sets],
-            ("method_bars.png",),
-        )
-    ]
-    tested = list(dict.fromkeys(c.differences["metric"]))
-    tested.sort(key=lambda metric: metric != "f1_macro")
-    if len(c.differences) and c.baseline:
-        against = c.baseline if baselines(c) == 1 else "the baseline of the same model"
-        found.append(
-            Section(
-                "Differences",
-                f"Differences to {against}",
-                "Percentage points, right of zero is better, with 95 % intervals (paired over test images and seeds). "
-                "Filled marks and bold numbers: Holm's p over all methods is below 0.05.",
-                [
-                    differences(c, metric, name)
-                    for name in dict.fromkeys(c.differences["test_set"])
-                    for metric in tested
-                ],
-                ("differences.png",),
-            )
-        )
-    found.append(
-        Section(
-            "Trade-off",
-            "Accuracy against macro F1",
-            "Up and to the right is better. Crosses are 95 % intervals over seeds."
-            if several
-            else "Up and to the right is better.",
-            [],
-            ("trade_off.png",),
-        )
+    alone = not len(c.differences)  # there is no section of them, which these would stand in
+    return Section(
+        "Scores",
+        "Scores",
+        f"Percent, NLL in nats; {over}. The best of each column is bold; for NLL and ECE lower is better. "
+        "Methods are in the order of macro F1.",
+        [tables.scores(c, name) for name in test_sets],
+        ("method_bars.png",),
+        sentences.on_seeds(c) if alone else [],
+        [*notes.on_scores(c), *(notes.on_differences(c) if alone else [])],
     )
-    found.append(
-        Section(
-            "Emotions",
-            "Each emotion",
-            "Percent, the rarest emotion in training first; the best of each emotion is bold.",
-            [*(per_class(c, score) for score in ("recall", "precision", "f1")), class_counts(c)],
-            ("recall_by_class.png", "class_distribution.png"),
-        )
+
+
+def _differences(c: Comparison) -> Section | None:
+    if not len(c.differences):
+        return None
+    tested = sorted(dict.fromkeys(c.differences["metric"]), key=lambda metric: metric != PRIMARY)
+    test_sets = dict.fromkeys(c.differences["test_set"])
+    return Section(
+        "Differences",
+        tables.difference_title(c),
+        "Percentage points, right of zero is better, with 95 % intervals (paired over test images and seeds), each for "
+        "one method alone. Filled marks and bold numbers: Holm's p, which corrects for all methods, is below 0.05.",
+        [tables.differences(c, metric, name) for name in test_sets for metric in tested],
+        ("differences.png",),
+        [*sentences.on_differences(c), *sentences.on_seeds(c)],
+        notes.on_differences(c),
     )
-    if len(c.ranks):
-        primary = c.ranks.attrs.get("metric")
-        metrics = sorted(dict.fromkeys(c.ranks["metric"]), key=lambda metric: metric != primary)
-        blocks = c.ranks.attrs.get("blocks")
-        found.append(
-            Section(
-                "Ranks",
-                "Ranks",
-                f"Mean rank over {blocks} seeds, 1 is best. "
-                * bool(blocks)
-                + "Bars are half a critical difference (Nemenyi, 5 %) to each side: methods whose bars overlap are not "
-                "told apart.",
-                [ranks(c, metric) for metric in metrics],
-                ("ranks.png",),
-            )
-        )
-    found.append(
-        Section(
-            "Confusion",
-            "Confusion matrices",
-            "Percent of each true emotion (rows) that was called each emotion (columns)"
-            + (", all seeds together." if several else ".")
-            + (" Differences are percentage points to the baseline." if c.baseline else ""),
-            [],
-            ("confusion_matrices.png", "confusion_differences.png"),
-        )
+
+
+def _emotions(c: Comparison) -> Section:
+    return Section(
+        "Emotions",
+        "Each emotion",
+        "Percent, the rarest emotion in training first; the best of each emotion is bold.",
+        [*(tables.per_class(c, score) for score in ("recall", "precision", "f1")), tables.class_counts(c)],
+        ("recall_by_class.png", "class_distribution.png"),
+        sentences.on_emotions(c),
     )
-    if len(c.calibration):
-        found.append(
-            Section(
-                "Calibration",
-                "Calibration",
-                "Whether a model that says 80 % is right in 80 % of cases, before and after dividing the logits by one "
-                "temperature fitted on validation. ECE in percent, NLL in nats; less is better.",
-                [calibration(c)],
-                ("reliability.png",),
-            )
-        )
-    if table := twins(c):
-        found.append(
-            Section(
-                "Twins",
-                "Without twins",
-                "Test images with a pixel-identical twin in training are left out of the second number.",
-                [table],
-            )
-        )
-    if table := ceiling(c):
-        found.append(
-            Section(
-                "Labels",
-                "Label noise",
-                "Percent of test images whose FER-2013 label is what most of ten raters (FER+) said. Where they "
-                "disagree with the label, a model that sees what they see is counted wrong.",
-                [table],
-            )
-        )
-    if table := paper(c):
-        found.append(
-            Section("Paper", "The paper's numbers", "Accuracy in percent, ours with 95 % interval over seeds.", [table])
-        )
-    if len(c.mcnemar):
-        found.append(
-            Section(
-                "McNemar",
-                "McNemar's test",
-                "Images that only one of the two gets right, by majority vote over seeds; exact test.",
-                [mcnemar(c)],
-            )
-        )
-    if len(c.cost):
-        lead = "Means over runs; seconds in training steps, without validation."
-        found.append(Section("Cost", "Cost of training", lead, [cost(c)]))
-    return found
 
 
-def protocol(c: "Comparison") -> dict[str, str]:
-    """What a reader must know to judge the numbers: heading -> words."""
-    return {key: words for key, words in c.protocol.items() if key != "command"}
+def _ranks(c: Comparison) -> Section | None:
+    metrics = sorted(dict.fromkeys(c.ranks.mean["metric"]), key=lambda metric: metric != PRIMARY)
+    if not metrics:
+        return None
+    return Section(
+        "Ranks",
+        "Ranks",
+        f"Mean rank over {c.ranks.blocks} seeds, 1 is best. Bars are half a critical difference (Nemenyi, 5 %) to each "
+        "side: methods whose bars overlap cannot be distinguished.",
+        [tables.ranks(c, metric) for metric in metrics],
+        ("ranks.png",),
+        notes=notes.on_ranks(c),
+    )
 
 
-def made_with(c: "Comparison") -> dict[str, str]:
-    """How the report came about: command, code version and run folders."""
-    folders = [run.folder for runs in c.rows.values() for run in runs]
-    common = Path(os.path.commonpath(folders)) if len(folders) > 1 else folders[0]
-    common = common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common
-    commits = sorted({str(run.metrics.get("git_commit")) for runs in c.rows.values() for run in runs})
-    return {
-        "command": c.protocol.get("command") or f"python -m fer_lightning.compare {common}",
-        "code of the runs": ", ".join(commits),
-        "runs": f"{len(folders)} in {common}",
-    }
+def _confusion(c: Comparison) -> Section:
+    pooled = ", all seeds together." if tables.seeds(c) > 1 else "."
+    return Section(
+        "Confusion",
+        "Confusion matrices",
+        f"Percent of each true emotion (rows) that was called each emotion (columns){pooled}"
+        + " Differences are percentage points to each row's own baseline." * bool(c.compared_with),
+        pictures=("confusion_matrices.png", "confusion_differences.png"),
+    )
+
+
+def _calibration(c: Comparison) -> Section | None:
+    if not len(c.calibration):
+        return None
+    return Section(
+        "Calibration",
+        "Calibration",
+        "Whether a model that says 80 % is right in 80 % of cases, before and after dividing the logits by one "
+        "temperature fitted on validation. ECE in percent, NLL in nats; lower is better.",
+        [tables.calibration(c)],
+        ("reliability.png",),
+        notes=notes.on_calibration(c),
+    )
+
+
+def _twins(c: Comparison) -> Section | None:
+    table = tables.twins(c)
+    if table is None:
+        return None
+    return Section(
+        "Twins",
+        "Without twins",
+        "Test images with a pixel-identical twin in training are left out of the second number.",
+        [table],
+        sentences=sentences.on_twins(c.differences, c.baselines, c.test_set),
+        notes=notes.on_twins(c),
+    )
+
+
+def _labels(c: Comparison) -> Section | None:
+    table = tables.ceiling(c)
+    if table is None:
+        return None
+    return Section(
+        "Labels",
+        "Label noise",
+        "Percent of test images whose FER-2013 label is what most of ten raters (FER+) said. Where they disagree with "
+        "the label, a model that sees what they see is counted wrong.",
+        [table],
+    )
+
+
+def _paper(c: Comparison) -> Section | None:
+    table = tables.paper(c)
+    if table is None:
+        return None
+    return Section(
+        "Paper",
+        "The paper's numbers",
+        "Accuracy in percent, ours with 95 % interval over seeds.",
+        [table],
+        sentences=sentences.compare_with_paper(c),
+    )
+
+
+def _mcnemar(c: Comparison) -> Section | None:
+    if not len(c.mcnemar):
+        return None
+    return Section(
+        "McNemar",
+        "McNemar's test",
+        "Images that only one of the two gets right, by majority vote over seeds; exact test.",
+        [tables.mcnemar(c)],
+        notes=notes.on_mcnemar(),
+    )
+
+
+def _cost(c: Comparison) -> Section | None:
+    if not len(c.cost):
+        return None
+    text = "Means over runs; seconds in training steps, without validation."
+    return Section("Cost", "Cost of training", text, [tables.cost(c)])

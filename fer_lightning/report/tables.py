@@ -1,4 +1,4 @@
-"""The tables of a comparison: from numbers to words, the same for the terminal, markdown and the web page.
+"""The tables of a comparison: numbers as text, the same for the terminal, markdown and the web page.
 
 Shares are printed in percent and their differences in percentage points, both with one decimal: an image more or less
 of FER-2013's 3,589 is 0.03 points. The exact numbers are in ``summary.csv``.
@@ -6,45 +6,13 @@ of FER-2013's 3,589 is 0.03 points. The exact numbers are in ``summary.csv``.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pandas as pd
 
+from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.data.faces import EMOTIONS
-
-if TYPE_CHECKING:
-    from fer_lightning.compare import Comparison
-
-NOTHING = "-"
-"""What stands where there is no number."""
-
-
-class Score(NamedTuple):
-    """How a metric is printed: heading, factor, decimals, and whether less is better."""
-
-    heading: str
-    factor: float = 100
-    digits: int = 1
-    lower: bool = False
-
-    def words(self, value: Any, sign: str = "") -> str:
-        """Print a value; ``sign="+"`` for a difference."""
-        return NOTHING if _missing(value) else f"{value * self.factor:{sign}.{self.digits}f}"
-
-    def interval(self, low: float, high: float, sign: str = "") -> str:
-        """Print an interval; empty when there is none."""
-        return "" if _missing(low) or _missing(high) else f"{self.words(low, sign)} to {self.words(high, sign)}"
-
-
-SCORES = {
-    "accuracy": Score("accuracy"),
-    "balanced_accuracy": Score("balanced accuracy"),
-    "f1_macro": Score("macro F1"),
-    "worst_recall": Score("worst-class recall"),
-    "nll": Score("NLL", factor=1, digits=3, lower=True),
-    "ece": Score("ECE", lower=True),
-}
-SHARE = Score("")
+from fer_lightning.metrics.names import NOTHING, SCORES, SHARE
 
 TEST_SETS = {
     "test": "test",
@@ -84,7 +52,7 @@ class Table:
     """A table whose first column names methods (or emotions).
 
     Attributes:
-        label: a few words that tell it from the other tables of its section.
+        label: a few words that distinguish it from the other tables of its section.
         headings: one per column.
         rows: the entries.
         caption: how to read it.
@@ -99,22 +67,18 @@ class Table:
     plot: Literal["", "cells", "wide", "zero"] = ""
 
 
-def _missing(value: Any) -> bool:
-    return bool(pd.isna(value))
-
-
 def _number(value: Any, digits: int = 0) -> Cell:
-    return Cell(NOTHING) if _missing(value) else Cell(f"{float(value):,.{digits}f}", float(value))
+    return Cell(NOTHING) if pd.isna(value) else Cell(f"{float(value):,.{digits}f}", float(value))
 
 
 def _p(value: float, bold: bool = False) -> Cell:
-    if _missing(value):
+    if pd.isna(value):
         return Cell(NOTHING)
     return Cell("<0.001" if value < 0.001 else f"{value:.3f}", float(value), best=bold and value < 0.05)
 
 
 def _value(value: Any) -> float | None:
-    return None if value is None or _missing(value) else float(value)
+    return None if value is None or pd.isna(value) else float(value)
 
 
 def _by_method(frame: pd.DataFrame) -> dict[str, dict[Any, Any]]:
@@ -126,63 +90,50 @@ def set_name(name: str) -> str:
     return TEST_SETS.get(name, name.replace("_", " "))
 
 
-def means(c: "Comparison", test_set: str | None = None) -> pd.DataFrame:
+def means(c: Comparison, test_set: str | None = None) -> pd.DataFrame:
     """Mean of every metric, shape (methods in the order of ``rows``, ``SCORES``); NaN where there is none."""
     return _wide(c, "mean", test_set)
 
 
-def deviations(c: "Comparison") -> pd.DataFrame:
+def deviations(c: Comparison) -> pd.DataFrame:
     """Standard deviation over seeds; the same shape as ``means``."""
     return _wide(c, "sd", None)
 
 
-def _wide(c: "Comparison", column: str, test_set: str | None) -> pd.DataFrame:
+def _wide(c: Comparison, column: str, test_set: str | None) -> pd.DataFrame:
     rows = c.summary[c.summary["test_set"] == (test_set or c.test_set)]
     wide = rows.pivot(index="method", columns="metric", values=column)
     return wide.reindex(index=list(c.rows), columns=list(SCORES)).astype(float)
 
 
-def ordered(c: "Comparison") -> list[str]:
+def ordered(c: Comparison) -> list[str]:
     """The methods, best macro F1 on the primary test set first."""
-    return list(means(c)["f1_macro"].sort_values(ascending=False, kind="stable", na_position="last").index)
+    return list(means(c)[PRIMARY].sort_values(ascending=False, kind="stable", na_position="last").index)
 
 
-def seeds(c: "Comparison") -> int:
+def seeds(c: Comparison) -> int:
     """The largest number of runs of a method."""
     return max(len(runs) for runs in c.rows.values())
 
 
-def baseline_of(c: "Comparison", name: str) -> str | None:
-    """The row that differences of ``name`` are taken from: with several models, the baseline method on its own."""
-    if c.baseline is None:
-        return None
-    method, model = c.rows[c.baseline][0].metrics["imbalance"], c.rows[name][0].metrics["model"]
-    same = [
-        row
-        for row, runs in c.rows.items()
-        if (runs[0].metrics["imbalance"], runs[0].metrics["model"]) == (method, model)
-    ]
-    return same[0] if len(same) == 1 else c.baseline
-
-
-def train_counts(c: "Comparison") -> dict[str, int] | None:
-    """Training images per emotion; None when the runs do not tell, or were trained on different ones."""
+def train_counts(c: Comparison) -> dict[str, int] | None:
+    """Training images per emotion; None when the runs do not record them, or were trained on different ones."""
     counts = [run.metrics.get("train/class_counts") for runs in c.rows.values() for run in runs]
     return counts[0] if counts[0] and all(count == counts[0] for count in counts) else None
 
 
-def test_counts(c: "Comparison") -> dict[str, int]:
+def test_counts(c: Comparison) -> dict[str, int]:
     """Test images per emotion."""
     return {str(emotion): int(n) for emotion, n in zip(c.per_class["emotion"], c.per_class["n"], strict=True)}
 
 
-def rarest_first(c: "Comparison") -> list[str]:
+def rarest_first(c: Comparison) -> list[str]:
     """The emotions, rarest in training (or in the test set) first."""
     counts = train_counts(c) or test_counts(c)
     return sorted(EMOTIONS, key=lambda emotion: counts.get(emotion, 0))
 
 
-def scores(c: "Comparison", test_set: str | None = None) -> Table:
+def scores(c: Comparison, test_set: str | None = None) -> Table:
     """Method x metric: mean and deviation over seeds with the 95 % interval, the best of each metric marked."""
     test_set = test_set or c.test_set
     of_set = c.summary[c.summary["test_set"] == test_set].to_dict("records")
@@ -200,7 +151,7 @@ def scores(c: "Comparison", test_set: str | None = None) -> Table:
                 cells.append(Cell(NOTHING))
                 continue
             entry = table[name, key]
-            spread = "" if _missing(entry["sd"]) else f" ± {score.words(entry['sd'])}"
+            spread = "" if pd.isna(entry["sd"]) else f" ± {score.words(entry['sd'])}"
             cells.append(
                 Cell(
                     score.words(entry["mean"]) + spread,
@@ -217,14 +168,15 @@ def scores(c: "Comparison", test_set: str | None = None) -> Table:
     return Table(label, ["method", *(score.heading for score in SCORES.values()), "seeds"], rows, plot="cells")
 
 
-def differences(c: "Comparison", metric: str, test_set: str | None = None) -> Table:
-    """Differences of one metric to the baseline, with interval, p value, and Holm's p over the methods."""
+def differences(c: Comparison, metric: str, test_set: str | None = None) -> Table:
+    """Differences of one metric to each row's baseline, with interval, p value, and Holm's p over the methods."""
     test_set = test_set or c.test_set
-    found = _by_method(c.differences[(c.differences["test_set"] == test_set) & (c.differences["metric"] == metric)])
-    score = SCORES.get(metric, Score(metric))
+    entries = _by_method(c.differences[(c.differences["test_set"] == test_set) & (c.differences["metric"] == metric)])
+    score = SCORES[metric]
+    several = len(baselines(c)) > 1
     rows = []
-    for name in (name for name in ordered(c) if name in found):
-        entry = found[name]
+    for name in (name for name in ordered(c) if name in entries):
+        entry = entries[name]
         low, high = float(entry["low"]), float(entry["high"])
         interval = Cell(
             score.words(entry["difference"], "+"),
@@ -232,19 +184,30 @@ def differences(c: "Comparison", metric: str, test_set: str | None = None) -> Ta
             score.interval(low, high, "+"),
             low,
             high,
-            best=not _missing(entry["p_holm"]) and entry["p_holm"] < 0.05,
+            best=not pd.isna(entry["p_holm"]) and entry["p_holm"] < 0.05,
         )
-        rows.append(
-            [Cell(name, name), interval, _p(entry["p"]), _p(entry["p_holm"], bold=True), _number(entry["pairs"])]
-        )
+        base = [Cell(c.baselines[name], c.baselines[name])] * several
+        tests = [_p(entry["p"]), _p(entry["p_holm"], bold=True), _number(entry["pairs"])]
+        rows.append([Cell(name, name), interval, *tests, *base])
     rows.sort(key=lambda row: -(row[1].value if isinstance(row[1].value, float) else -math.inf))
     dedup = test_set == f"{c.test_set}_dedup"
     of = "" if test_set == c.test_set else ", no twins" if dedup else f", {set_name(test_set)}"
-    headings = ["method", f"{score.heading}, points", "p", "p (Holm)", "seed pairs"]
+    headings = ["method", f"{score.heading}, points", "p", "p (Holm)", "seed pairs", *["baseline"] * several]
     return Table(f"{score.heading}{of}", headings, rows, plot="zero")
 
 
-def per_class(c: "Comparison", score: str) -> Table:
+def baselines(c: Comparison) -> list[str]:
+    """The rows that differences are taken from, each once."""
+    return list(dict.fromkeys(c.compared_with.values()))
+
+
+def difference_title(c: Comparison, start: str = "Differences") -> str:
+    """A heading that names the baseline where all rows have the same."""
+    bases = baselines(c)
+    return f"{start} to {bases[0]}" if len(bases) == 1 else f"{start} to each row's own baseline"
+
+
+def per_class(c: Comparison, score: str) -> Table:
     """One score (recall, precision or f1) of every method for every emotion, rarest emotion first."""
     emotions = rarest_first(c)
     table = {(row["method"], row["emotion"]): row for row in c.per_class.to_dict("records")}
@@ -256,14 +219,14 @@ def per_class(c: "Comparison", score: str) -> Table:
         for emotion in emotions:
             entry = table.get((name, emotion), {})
             value, spread = entry.get(score), entry.get(f"{score}_sd")
-            text = SHARE.words(value) + ("" if _missing(spread) else f" ± {SHARE.words(spread)}")
+            text = SHARE.words(value) + ("" if pd.isna(spread) else f" ± {SHARE.words(spread)}")
             is_best = several and value == best.get(emotion)
             cells.append(Cell(text, _value(value), shade=_value(value), best=is_best))
         rows.append(cells)
     return Table({"f1": "F1"}.get(score, score), ["method", *emotions], rows)
 
 
-def class_counts(c: "Comparison") -> Table:
+def class_counts(c: Comparison) -> Table:
     """Images of every emotion in the training set and in the test set."""
     emotions = rarest_first(c)
     tested = test_counts(c)
@@ -273,34 +236,23 @@ def class_counts(c: "Comparison") -> Table:
     return Table("images", ["images", *emotions], rows)
 
 
-def ranks(c: "Comparison", metric: str) -> Table:
-    """Mean rank over the blocks, drawn as rank +- half the critical difference: two that overlap are not told apart."""
-    half = critical_difference(c, metric) / 2
-    found = c.ranks[c.ranks["metric"] == metric].sort_values("mean_rank", kind="stable")
+def ranks(c: Comparison, metric: str) -> Table:
+    """Mean rank over the blocks, drawn as rank +- half the critical difference: overlapping ones do not differ."""
+    half, friedman = c.ranks.critical_difference / 2, c.ranks.friedman_p[metric]
+    mean = c.ranks.mean[c.ranks.mean["metric"] == metric].sort_values("mean_rank", kind="stable")
     rows = []
-    for row in found.to_dict("records"):
+    for row in mean.to_dict("records"):
         name, rank = str(row["method"]), float(row["mean_rank"])
         rows.append([Cell(name, name), Cell(f"{rank:.2f}", rank, "", rank - half, rank + half)])
-    friedman = _by_metric(c.ranks.attrs.get("friedman_p"), metric)
-    caption = f"critical difference {half * 2:.2f}" if not _missing(half) else ""
-    if not _missing(friedman):
+    caption = f"critical difference {half * 2:.2f}"
+    if not pd.isna(friedman):
         caption += f"; Friedman test: p {'= ' if friedman >= 0.001 else ''}{_p(friedman).text}"
-    return Table(SCORES.get(metric, Score(metric)).heading, ["method", "mean rank"], rows, caption.lstrip("; "), "wide")
+    return Table(SCORES[metric].heading, ["method", "mean rank"], rows, caption, "wide")
 
 
-def critical_difference(c: "Comparison", metric: str) -> float:
-    """The difference of two mean ranks that chance does not explain; NaN where it was not computed."""
-    return _by_metric(c.ranks.attrs.get("critical_difference"), metric)
-
-
-def _by_metric(value: Any, metric: str) -> float:
-    found = _value(value.get(metric) if isinstance(value, dict) else value)
-    return math.nan if found is None else found
-
-
-def calibration(c: "Comparison") -> Table:
+def calibration(c: Comparison) -> Table:
     """Temperature, NLL and calibration errors before and after temperature scaling."""
-    found = _by_method(c.calibration)
+    entries = _by_method(c.calibration)
     columns = {
         "nll": ("NLL", SCORES["nll"]),
         "ece": ("ECE", SCORES["ece"]),
@@ -310,18 +262,18 @@ def calibration(c: "Comparison") -> Table:
     for heading, _ in columns.values():
         headings += [heading, f"{heading}, scaled"]
     rows = []
-    for name in (name for name in ordered(c) if name in found):
-        cells = [Cell(name, name), _number(found[name]["temperature"], 2)]
+    for name in (name for name in ordered(c) if name in entries):
+        cells = [Cell(name, name), _number(entries[name]["temperature"], 2)]
         for key, (_, score) in columns.items():
             for column in (key, f"{key}_scaled"):
-                value = found[name][column]
-                is_best = len(found) > 1 and value == c.calibration[column].min()
+                value = entries[name][column]
+                is_best = len(entries) > 1 and value == c.calibration[column].min()
                 cells.append(Cell(score.words(value), _value(value), best=is_best))
         rows.append(cells)
     return Table("calibration", headings, rows)
 
 
-def twins(c: "Comparison") -> Table | None:
+def twins(c: Comparison) -> Table | None:
     """Scores on the primary test set beside those without the images that have a twin in training."""
     dedup = f"{c.test_set}_dedup"
     if dedup not in set(c.summary["test_set"]):
@@ -342,8 +294,9 @@ def twins(c: "Comparison") -> Table | None:
     return Table("with and without twins", headings, rows)
 
 
-def mcnemar(c: "Comparison") -> Table:
-    """Exact McNemar tests of majority votes over seeds against the baseline."""
+def mcnemar(c: Comparison) -> Table:
+    """Exact McNemar tests of majority votes over seeds against each row's baseline."""
+    several = len(baselines(c)) > 1
     rows = [
         [
             Cell(str(row["method"]), str(row["method"])),
@@ -351,25 +304,27 @@ def mcnemar(c: "Comparison") -> Table:
             _number(row["only_baseline_right"]),
             _p(row["p"]),
             _p(row["p_holm"], bold=True),
+            *[Cell(c.baselines[row["method"]], c.baselines[row["method"]])] * several,
         ]
         for row in c.mcnemar.to_dict("records")
     ]
-    return Table("McNemar", ["method", "only the method right", "only the baseline right", "p", "p (Holm)"], rows)
+    headings = ["method", "only the method right", "only the baseline right", "p", "p (Holm)", *["baseline"] * several]
+    return Table("McNemar", headings, rows)
 
 
-def cost(c: "Comparison") -> Table:
+def cost(c: Comparison) -> Table:
     """What training cost."""
-    found = _by_method(c.cost)
+    entries = _by_method(c.cost)
     rows = []
-    for name in (name for name in ordered(c) if name in found):
-        row = found[name]
-        plain = [NOTHING if _missing(row[key]) else str(row[key]) for key in ("devices", "precision")]
+    for name in (name for name in ordered(c) if name in entries):
+        row = entries[name]
+        texts = [NOTHING if pd.isna(row[key]) else str(row[key]) for key in ("devices", "precision")]
         numbers = [_number(row[key]) for key in ("seconds", "images_per_second", "steps")]
-        rows.append([Cell(name, name), *numbers, *(Cell(text, text) for text in plain)])
+        rows.append([Cell(name, name), *numbers, *(Cell(text, text) for text in texts)])
     return Table("cost", ["method", "seconds a run", "images a second", "steps", "devices", "precision"], rows)
 
 
-def ceiling(c: "Comparison") -> Table | None:
+def ceiling(c: Comparison) -> Table | None:
     """How often ten raters' plurality is FER-2013's label, beside the best recall that a method reaches."""
     if c.ceiling is None:
         return None
@@ -390,7 +345,7 @@ def ceiling(c: "Comparison") -> Table | None:
     return Table("ceiling", headings, rows)
 
 
-def paper(c: "Comparison") -> Table | None:
+def paper(c: Comparison) -> Table | None:
     """The paper's accuracies beside ours."""
     if c.paper is None:
         return None
@@ -407,8 +362,3 @@ def paper(c: "Comparison") -> Table | None:
             ]
         )
     return Table("paper", ["method", "test set", "images", "the paper", "ours"], rows)
-
-
-def baselines(c: "Comparison") -> int:
-    """How many different baselines the methods are compared with."""
-    return len({baseline_of(c, name) for name in c.rows})

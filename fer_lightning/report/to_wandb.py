@@ -1,20 +1,23 @@
 """A comparison as one W&B run."""
 
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from fer_lightning.comparison.analysis import Comparison
+from fer_lightning.report import notes, sections, sentences
+from fer_lightning.report.protocol import protocol
 from fer_lightning.runtime import wandb_run
-from fer_lightning.training.tracking import log
 
-if TYPE_CHECKING:
-    from fer_lightning.compare import Comparison
+log = logging.getLogger(__name__)
 
 
-def log_report(comparison: "Comparison", out: Path, project: str, entity: str | None = None) -> None:
+def log_report(comparison: Comparison, out: Path, project: str, entity: str | None = None) -> None:
     """Log a comparison as one W&B run of type ``report``: its tables, pictures, page and sentences.
+
+    Whatever fails there is a warning.
 
     Args:
         comparison: the comparison.
@@ -34,9 +37,9 @@ def log_report(comparison: "Comparison", out: Path, project: str, entity: str | 
             name=f"report-{out.absolute().parent.name}",
             tags=[
                 "report",
-                *dict.fromkeys(run.metrics["imbalance"] for runs in comparison.rows.values() for run in runs),
+                *dict.fromkeys(run.metrics["imbalance"] for run in comparison.runs),
             ],
-            config=comparison.protocol,
+            config=protocol(comparison),
             dir=out,
         )
         try:
@@ -44,13 +47,13 @@ def log_report(comparison: "Comparison", out: Path, project: str, entity: str | 
                 "summary": comparison.summary,
                 "differences": comparison.differences,
                 "mcnemar": comparison.mcnemar,
-                "ranks": comparison.ranks,
+                "ranks": comparison.ranks.mean,
                 "per_class": comparison.per_class,
                 "calibration": comparison.calibration,
                 "cost": comparison.cost,
                 "ceiling": comparison.ceiling,
                 "paper": comparison.paper,
-                "findings": pd.DataFrame({"sentence": [*comparison.sentences, *comparison.notes]}),
+                "findings": pd.DataFrame({"sentence": _sentences(comparison)}),
             }
             means = comparison.summary[comparison.summary["test_set"] == comparison.test_set]
             run.summary.update({f"{row['metric']}/{row['method']}": row["mean"] for row in means.to_dict("records")})
@@ -63,3 +66,9 @@ def log_report(comparison: "Comparison", out: Path, project: str, entity: str | 
                 log.info("W&B runs offline; upload later with: %s", wandb_run.upload_command(run))
             run.finish()
             wandb.teardown()  # an offline run's finish() returns before its file is complete
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    """All sentences and notes of the report, in reading order."""
+    parts = [sentence for part in sections.sections(comparison) for sentence in (*part.sentences, *part.notes)]
+    return [sentences.answer(comparison), *parts, *notes.on_protocol(comparison)]

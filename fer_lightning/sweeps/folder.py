@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fer_lightning.config.schema import CONF_DIR, validate
 from fer_lightning.config.settings import flatten, may_change_results, without_hydra
+from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
 from fer_lightning.runtime.provenance import git_commit
@@ -160,8 +161,8 @@ def read_jobs(folder: Path) -> list[Job]:
     planned = read_json(folder / "sweep.json")["jobs"]
     if isinstance(planned, list) and planned:
         return [Job(number, folder / job["folder"], tuple(job["overrides"])) for number, job in enumerate(planned)]
-    run_folders = [path.parent for path in folder.rglob("status.json")]
-    return [Job(number, path) for number, path in enumerate(sorted(run_folders, key=_natural))]
+    run_folders = sorted((path.parent for path in folder.rglob("status.json")), key=lambda path: natural_key(str(path)))
+    return [Job(number, path) for number, path in enumerate(run_folders)]
 
 
 def job_states(folder: Path, live: bool) -> list[JobState]:
@@ -271,8 +272,3 @@ def _is_nan(value: Any) -> bool:
 
 def _settings(overrides: list[str]) -> list[str]:
     return [line for line in overrides if may_change_results(line.lstrip("+~").split("=")[0])]
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key that puts ``2-focal`` before ``10-focal``."""
-    return [(int(part or -1), text) for part, text in re.findall(r"(\d*)(\D*)", str(path))]

@@ -54,7 +54,7 @@ def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> dict[st
     untested = {run: metrics for run, metrics in scores.items() if "test/accuracy" not in metrics}
     files = {}
     if compare and (tested := [run for run in scores if run not in untested]):
-        from fer_lightning.compare import compare_sweep
+        from fer_lightning.report.write import compare_sweep
 
         if report := compare_sweep(tested, folder / "report"):
             files["report"] = str(report)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from fer_lightning.report import tables
+from fer_lightning.metrics import names
 
 SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
 SCORES = tuple(f"val/{name}" for name in SHOWN)
@@ -70,7 +70,7 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     settings = list(table.columns[: table.columns.get_loc("seeds")])
     shown = Table(
         *(Column(name, overflow="fold") for name in settings),
-        *("seeds", "sd", *(tables.SCORES[name].heading for name in SHOWN), "seconds"),
+        *("seeds", "sd", *(names.SCORES[name].heading for name in SHOWN), "seconds"),
         title=f"{len(table)} settings by {monitor}; the test images were not used",
         title_justify="left",
     )
@@ -79,8 +79,8 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
         shown.add_row(
             *(str(words[name]) for name in settings),
             str(words["seeds"]),
-            tables.SCORES[monitor.removeprefix("val/")].words(words["sd"]),
-            *(tables.SCORES[name].words(words[f"val/{name}"]) for name in SHOWN),
+            names.SCORES[monitor.removeprefix("val/")].words(words["sd"]),
+            *(names.SCORES[name].words(words[f"val/{name}"]) for name in SHOWN),
             f"{words['seconds']:.0f}",
         )
     Console().print(shown)

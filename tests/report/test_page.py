@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from comparisons import made_up
+from comparisons import all_notes, all_sentences, made_up
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from fer_lightning.compare import Comparison
+from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.report import page as report_page
-from tests.report.test_report import CASES, HOSTILE
+from fer_lightning.report.protocol import protocol
+from fer_lightning.report.sections import sections
+from tests.report.test_report import CASES, HOSTILE, hostile
 
 pytestmark = pytest.mark.slow  # a browser for each page
 
@@ -109,19 +111,24 @@ def test_file_is_small_and_names_no_server() -> None:
     assert "default-src 'none'" in page
 
 
-def test_answer_stands_before_protocol_and_tables(opened: Opener) -> None:
+def test_answer_picture_and_scores_come_first(opened: Opener) -> None:
     c = made_up(5, 5, extras=True, synthetic=True)
     page = opened(c)
     assert page.locator(".synthetic").is_visible()
     headings = page.locator("h2").all_inner_texts()
-    assert headings[:3] == ["What the data say", "Protocol", "Scores"]
+    assert headings[:3] == ["Answer", "Scores", "Differences to none"]
     assert {"Differences to none", "Ranks", "Label noise", "The paper's numbers", "Cost of training"} <= set(headings)
-    assert page.locator("#answer li").all_inner_texts() == c.sentences
+    assert page.locator("#answer p.answer").all_inner_texts() == all_sentences(c)[:1]
+    assert page.locator("#answer li").count() == page.locator("#scores ul.sentences").count() == 0
+    assert page.locator("ul.sentences li").all_inner_texts() == all_sentences(c)[1:]
+    assert page.locator("ul.notes li").all_inner_texts() == all_notes(c)
+    for part in sections(c):
+        assert page.locator(f"#{part.name.lower()} .sentences li").count() == len(part.sentences)
     assert "Friedman test: p = 0.012." in page.inner_text("#ranks")
-    protocol = dict(
+    shown = dict(
         zip(page.locator("#protocol dt").all_inner_texts(), page.locator("#protocol dd").all_inner_texts(), strict=True)
     )
-    assert protocol == c.protocol
+    assert shown == protocol(c)
     links = page.locator("nav a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
     assert all(page.locator(link).count() == 1 for link in links)
 
@@ -188,7 +195,7 @@ def test_views_switch_and_a_method_is_followed(opened: Opener) -> None:
     shares, changes = page.locator("#confusion .view").all()
     assert shares.is_visible()
     assert not changes.is_visible()
-    page.get_by_label("differences to the baseline").check()
+    page.get_by_label("differences to none").check()
     assert changes.is_visible()
     assert not shares.is_visible()
 
@@ -202,7 +209,7 @@ def test_views_switch_and_a_method_is_followed(opened: Opener) -> None:
     assert page.locator(".legend [aria-pressed=true]").count() == 2
 
 
-def test_points_tell_their_numbers(opened: Opener) -> None:
+def test_points_show_their_numbers(opened: Opener) -> None:
     page = opened(made_up(5))
     assert not page.locator("#tip").is_visible()
     point = page.locator("#trade-off .view:not([hidden]) .point").first
@@ -240,13 +247,12 @@ def test_names_of_points_cover_nothing(opened: Opener) -> None:
 
 def test_hostile_names_stay_words(opened: Opener) -> None:
     name = HOSTILE + "\"'><script>window.hacked = 1</script>"
-    words = {"names": ("none", name), "sentences": [name], "notes": [name], "key": name, "protocol": {name: name}}
-    page = opened(made_up(2, 3, **words))  # type: ignore[arg-type]
+    page = opened(hostile(made_up(2, 3, names=("none", name)), name))
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 1
     assert page.locator(".legend .method").nth(0).inner_text() in (name, "none")
-    assert page.title() == f"{name}: comparison of methods"
+    assert name in page.title()
 
 
 def test_only_the_pages_own_script_may_run(browser: Browser, tmp_path: Path) -> None:

@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparisons import METHODS, made_up
+from comparisons import METHODS, all_notes, all_sentences, made_up
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
-from fer_lightning.compare import Comparison
-from fer_lightning.report import tables, terminal
+from fer_lightning.comparison.analysis import Comparison
+from fer_lightning.metrics.names import SCORES
+from fer_lightning.presentation.plotting import row_shares
+from fer_lightning.report import page, pictures, sentences, tables, terminal
+from fer_lightning.report.markdown import _plain, markdown
+from fer_lightning.report.protocol import protocol
 
 HOSTILE = "<img src=x onerror=alert(1)>|[b]*_`$x$"
 
@@ -40,6 +44,14 @@ def gaps(c: Comparison) -> Comparison:
     return Comparison(**{**vars(c), **changes})
 
 
+def hostile(c: Comparison, name: str) -> Comparison:
+    """The same with ``name`` wherever a run's files can put one."""
+    for run in c.runs:
+        run.metrics.update(data=name, split=name, data_hash=name, git_commit=name)
+        run.settings[f"optim.{name}"] = str(run.metrics["seed"])
+    return Comparison(**{**vars(c), "skipped": {Path(name): name}})
+
+
 CASES = {
     "two methods, one seed": lambda: made_up(2, 1),
     "one method": lambda: made_up(1, 3),
@@ -47,7 +59,7 @@ CASES = {
     "many methods": lambda: made_up(22, 3),
     "no baseline": lambda: made_up(4, 3, baseline=False, names=METHODS[1:]),
     "gaps": lambda: gaps(made_up(4, 3)),
-    "hostile": lambda: made_up(3, 3, names=("none", HOSTILE, "a" * 90), sentences=[HOSTILE], notes=[HOSTILE]),
+    "hostile": lambda: hostile(made_up(3, 3, names=("none", HOSTILE, "a" * 90)), HOSTILE),
 }
 
 
@@ -58,70 +70,85 @@ def test_terminal_fits_and_names_everything(case: str, width: int) -> None:
     shown = printed(c, width)
     assert all(cell_len(line) <= width for line in shown.splitlines())
     words = re.sub(r"\s", "", shown)
-    for sentence in (*c.sentences, *c.notes):
-        assert re.sub(r"\s", "", sentence) in words
-    if case != "hostile":
+    assert all(re.sub(r"\s", "", sentence) in words for sentence in sentences.highlights(c))
+    if case not in ("hostile", "many methods"):
         assert all(name in shown for name in c.rows)
     assert "nan" not in shown
 
 
-def test_terminal_shows_scores_and_differences() -> None:
-    c = made_up(3, 3)
-    shown = printed(c, 100)
+@pytest.mark.parametrize("synthetic", [False, True])
+@pytest.mark.parametrize(("methods", "seeds"), [(2, 1), (4, 1), (5, 3), (10, 5), (11, 3), (22, 5)])
+def test_terminal_fits_one_screen(methods: int, seeds: int, synthetic: bool) -> None:
+    """80 x 24, with a line each for the report's path and the prompt."""
+    c = made_up(methods, seeds, synthetic=synthetic)
+    lines = printed(c, 80).rstrip().splitlines()
+    assert len(lines) <= 22
+    assert 1 <= sum(line.startswith("- ") for line in lines) <= 3
+    assert any(line.lstrip().startswith("none ") for line in lines), "the baseline is always shown"
+
+
+def test_terminal_shows_scores_and_says_what_is_left_out() -> None:
+    c = made_up(12, 3)
+    shown = printed(c, 80)
     table = c.summary[c.summary["test_set"] == "test"].set_index(["method", "metric"])
-    assert f"{table.loc[('weighted', 'f1_macro'), 'mean'] * 100:.1f} ± 0.8" in shown
-    row = c.differences.query("test_set == 'test' and method == 'weighted' and metric == 'f1_macro'").iloc[0]
-    interval = f"{row.difference * 100:+.1f} ({row.low * 100:+.1f} to {row.high * 100:+.1f})"
-    assert re.search(re.escape(interval) + rf"\s+{row.p_holm:.3f}", shown)
-    assert shown.index("weighted") < shown.index("none"), "best macro F1 first"
+    best = tables.ordered(c)[0]
+    assert f"{table.loc[(best, 'f1_macro'), 'mean'] * 100:.1f} ± 0.8" in shown
+    assert "more in the report" in shown
+    assert shown.index(best) < shown.index("none"), "best macro F1 first"
 
 
-def test_terminal_drops_differences_that_have_no_room() -> None:
-    assert "balanced" in printed(made_up(5), 120).split("Differences")[1]
-    narrow = printed(made_up(5), 80).split("Differences")[1]
-    assert "macro F1" in narrow
-    assert "balanced " not in narrow.split("balanced_softmax")[0]
+def test_report_opens_with_answer_picture_and_scores(tmp_path: Path) -> None:
+    c = made_up(5, 5, extras=True)
+    text = markdown(c, ["trade_off.png", "method_bars.png", "differences.png"])
+    opening, scores = text.split("## Scores")
+    assert _plain(sentences.answer(c)) in opening
+    assert opening.count("](") == opening.count("](trade_off.png)") == 1
+    assert not re.search("^- ", opening, re.MULTILINE)
+    assert scores.index("| none |") < scores.index("\n- ")
+    for sentence in (*all_sentences(c), *all_notes(c)):
+        assert text.count(_plain(sentence)) == 1
+    differences = text.split("## Differences to none")[1].split("\n## ")[0]
+    assert all(_plain(sentence) in differences for sentence in sentences.on_differences(c))
 
 
 def test_drawn_faces_are_announced_first() -> None:
     c = made_up(2, 1, synthetic=True)
     assert "SYNTHETIC" in printed(c, 80).splitlines()[0]
-    assert "SYNTHETIC" in terminal.markdown(c, []).split("## ")[0]
+    assert "SYNTHETIC" in markdown(c, []).split("## ")[0]
 
 
 # Pictures of many methods are in test_figures.
 @pytest.mark.parametrize("case", [case for case in CASES if case != "many methods"])
 def test_pictures_are_drawn_and_linked(case: str, tmp_path: Path) -> None:
     c = CASES[case]()
-    names = terminal.draw(c, tmp_path)
+    names = pictures.draw(c, tmp_path)
     assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
     assert {"method_bars.png", "trade_off.png", "confusion_matrices.png", "reliability.png"} <= set(names)
-    assert ("differences.png" in names) == (c.baseline is not None and len(c.rows) > 1)
-    assert ("ranks.png" in names) == (len(c.ranks) > 0)
+    assert ("differences.png" in names) == ("confusion_differences.png" in names) == (len(c.differences) > 0)
+    assert ("ranks.png" in names) == (len(c.ranks.mean) > 0)
     for name in names:
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
-    text = terminal.markdown(c, names)
+    text = markdown(c, names)
     assert sorted(re.findall(r"\]\((\w+\.png)\)", text)) == sorted(names)
     assert "nan" not in re.sub(r"\w*nan\w+|\w+nan\w*", "", text)
 
 
 def test_markdown_has_well_formed_tables_and_all_sections() -> None:
     c = made_up(5, 5, extras=True)
-    text = terminal.markdown(c, [])
+    text = markdown(c, [])
     for heading in ("Protocol", "Scores", "Differences to none", "Ranks", "Calibration", "Label noise", "Cost"):
         assert f"## {heading}" in text
-    assert all(f"| {key} | {terminal._plain(value)} |" in text for key, value in c.protocol.items())
+    assert all(f"| {key} | {_plain(value)} |" in text for key, value in protocol(c).items())
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(blocks) > 15
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
     assert "python -m fer_lightning.compare /sweep" in text
-    assert text.index(terminal._plain(c.sentences[0])) < text.index("## Protocol")
 
 
 def test_markdown_shows_hostile_names_as_they_are() -> None:
-    text = terminal.markdown(CASES["hostile"](), [])
+    text = re.sub(r"(?<!\\)`[^`]*`", "", markdown(CASES["hostile"](), []))
     assert not re.search(r"(?<!\\)<img", text)
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
@@ -131,17 +158,39 @@ def test_best_is_marked_and_less_is_better_for_losses() -> None:
     c = made_up(5)
     table = tables.scores(c)
     means = tables.means(c)
-    for place, (key, score) in enumerate(tables.SCORES.items(), 1):
+    for place, (key, score) in enumerate(SCORES.items(), 1):
         (best,) = (row[0].text for row in table.rows if row[place].best)
         assert best == (means[key].idxmin() if score.lower else means[key].idxmax())
 
 
-def test_differences_of_several_models_have_their_own_baseline() -> None:
-    c = made_up(4, 2)
-    for name, (method, model) in zip(
-        c.rows, [("none", "b0"), ("focal", "b0"), ("none", "b2"), ("focal", "b2")], strict=True
-    ):
-        for run in c.rows[name]:
-            run.metrics.update(imbalance=method, model=model)
-    assert [tables.baseline_of(c, name) for name in c.rows] == [METHODS[0], METHODS[0], METHODS[2], METHODS[2]]
-    assert "## Differences to the baseline of the same model" in terminal.markdown(c, [])
+def two_factors() -> Comparison:
+    """``imbalance=none,focal optim.lr=a,b``: each focal has the none with its learning rate as baseline."""
+    names = ("none lr=a", "none lr=b", "focal lr=a", "focal lr=b")
+    c = made_up(4, 2, names=names)
+    baselines = {name: f"none {name.split()[1]}" for name in names}
+    rows = c.differences[c.differences["method"].str.startswith("focal")]
+    mcnemar = c.mcnemar[c.mcnemar["method"].str.startswith("focal")]
+    return Comparison(**{**vars(c), "baselines": baselines, "differences": rows, "mcnemar": mcnemar})
+
+
+def test_every_part_takes_each_rows_own_baseline() -> None:
+    c = two_factors()
+    changes = pictures.confusion_changes(c)
+    assert set(changes) == {"focal lr=a", "focal lr=b"}
+    for rate in "ab":
+        expected = row_shares(c.confusion[f"focal lr={rate}"]) - row_shares(c.confusion[f"none lr={rate}"])
+        np.testing.assert_array_equal(changes[f"focal lr={rate}"], expected)
+    for table in (tables.differences(c, "f1_macro"), tables.mcnemar(c)):
+        assert table.headings[-1] == "baseline"
+        assert {row[0].text: row[-1].text for row in table.rows} == c.compared_with
+    text = markdown(c, [])
+    assert "## Differences to each row's own baseline" in text
+    assert not re.search("ifferences to none", text)
+    for sentence in sentences.on_differences(c):
+        assert not re.search("lr=a.*none lr=b|lr=b.*none lr=a", sentence)
+    html = page.render(c)
+    assert "differences to each row&#x27;s own baseline" in html
+    for rate in "ab":
+        (cell,) = {f"{100 * changes[f'focal lr={rate}'][1, 1]:+.1f}"}
+        panel = html.split("differences to each row&#x27;s own baseline</p>")[1].split(f"<span>focal lr={rate}")[1]
+        assert f"disgust, called disgust: {cell} points" in panel.split("</table>")[0]

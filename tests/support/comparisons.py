@@ -1,15 +1,18 @@
 """A comparison of methods with made-up numbers, to see how it is shown."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fer_lightning.compare import METRICS, TESTED, Comparison
-from fer_lightning.comparison.runs import Run
+from fer_lightning.comparison.analysis import METRICS, PRIMARY, TESTED, Comparison, Ranks
+from fer_lightning.comparison.runs import FinishedRun
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.classification import precision_recall_f1
+from fer_lightning.report import notes, sentences
+from fer_lightning.report.sections import sections
 
 METHODS = (
     "none",
@@ -95,52 +98,58 @@ def made_up(
         for name, rank in table["test"][:, metric].rank(ascending=False).items()
     ]
     rank_frame = pd.DataFrame(ranks if methods > 1 and seeds > 1 else [], columns=["metric", "method", "mean_rank"])
-    rank_frame.attrs = {
-        "critical_difference": dict.fromkeys(TESTED, 0.5 * methods**0.9),
-        "friedman_p": dict.fromkeys(TESTED, 0.0123),
-        "blocks": seeds,
-        "metric": "f1_macro",
-    }
     metrics = {
         "test/n": 3589,
         "test_dedup/n": 3301,
-        "imbalance": "x",
+        "data": "fer2013",
+        "data_hash": "5f1c9a0e3b7d",
+        "split": "official",
+        "budget": "steps",
         "model": "efficientnet_b0",
         "git_commit": "1a2b3c",
+        "temperature": 1.5,
+        "train/steps": 3380,
+        "train/class_counts": dict(zip(EMOTIONS, TRAIN, strict=True)),
     }
-    metrics["train/class_counts"] = dict(zip(EMOTIONS, TRAIN, strict=True))
+    places = np.arange(sum(TEST))
+    members = {"test": places >= 0, "test_dedup": places < 3301}
     rows = {
         name: [
-            Run(
+            FinishedRun(
                 folder=Path(f"/sweep/{number}-{seed}"),
                 metrics={**metrics, "imbalance": name, "seed": seed},
-                **dict.fromkeys(set(Run.__dataclass_fields__) - {"folder", "metrics"}),  # type: ignore[arg-type]
+                settings={"optim.lr": "0.001"},
+                ids=places.astype(str),
+                labels=np.repeat(np.arange(7), TEST),
+                predictions=np.repeat(np.arange(7), TEST),
+                probabilities=np.full((len(places), 7), 1 / 7),
+                twins=places,
+                members=members,
+                fold=None,
             )
             for seed in range(seeds)
         ]
         for number, name in enumerate(names)
     }
+    pairs = [
+        (one, other, table["test", one, PRIMARY] - table["test", other, PRIMARY])
+        for one, other in combinations(names, 2)
+    ]
     parts: dict[str, Any] = {
-        "key": "FER-2013 · split official · test n = 3,589",
-        "protocol": {
-            "data": "FER-2013, 35,887 images",
-            "data hash": "5f1c9a0e3b7d",
-            "labels": "FER-2013's own",
-            "split": "official: train Training, select PublicTest, report PrivateTest",
-            "test set": "PrivateTest",
-            "test images": "3,589; 3,301 without a twin in Training",
-            "seeds": f"{seeds} (0 to {seeds - 1})",
-            "budget": "equal optimizer steps",
-            "training steps": "3,380",
-            "baseline": names[0],
-            "tuning": "none: every method with its published defaults",
-            "code version": "1a2b3c4",
-        },
-        "baseline": first,
-        "test_set": "test",
-        "synthetic": False,
         "rows": rows,
+        "baselines": dict.fromkeys(names, first) if first and methods > 1 else {},
+        "test_set": "test",
+        "sizes": {"test": 3589, "test_dedup": 3301},
+        "shared": True,
+        "synthetic": False,
         "summary": summary,
+        "pairs": pd.DataFrame(
+            [
+                (one, other, gap, gap - 0.013, gap + 0.015, 0.04, seeds, min(1.0, 0.04 * len(pairs)))
+                for one, other, gap in pairs
+            ],
+            columns=["first", "second", "difference", "low", "high", "p", "seeds", "p_holm"],
+        ),
         "differences": pd.DataFrame(
             differences,
             columns=["test_set", "method", "metric", "difference", "low", "high", "p", "p_holm", "pairs"],
@@ -149,7 +158,7 @@ def made_up(
             [(name, 200 + 5 * k, 190, 0.04, min(1.0, 0.04 * methods)) for k, name in enumerate(names[1:])],
             columns=["method", "only_method_right", "only_baseline_right", "p", "p_holm"],
         ),
-        "ranks": rank_frame,
+        "ranks": Ranks(rank_frame, seeds, 0.5 * methods**0.9, dict.fromkeys(TESTED, 0.0123)),
         "per_class": pd.DataFrame(
             classes,
             columns=["method", "emotion", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"],
@@ -177,17 +186,9 @@ def made_up(
         ),
         "ceiling": None,
         "paper": None,
-        "sentences": [
-            f"{names[-1]} beats {names[0]} in macro F1 by 2.1 points (95 % interval 0.9 to 3.2, Holm p = 0.012).",
-            "There is no evidence of a difference in accuracy between any method and the baseline.",
-            f"{len(names)} methods with {seeds} seeds cannot show differences below about 1.5 points.",
-        ],
-        "notes": [
-            "Intervals of differences are paired cluster bootstrap intervals over test images and seeds.",
-            "No method was tuned.",
-        ],
     }
     if extras:
+        parts["sizes"] |= {"test_large": 7365, "test_balanced": 1050}
         parts["ceiling"] = pd.DataFrame(
             {
                 "emotion": EMOTIONS,
@@ -204,3 +205,13 @@ def made_up(
             columns=["method", "test_set", "paper_accuracy", "mean", "low", "high", "n"],
         )
     return Comparison(**{**parts, **changes})
+
+
+def all_sentences(c: Comparison) -> list[str]:
+    """Every sentence of a report, the answer first."""
+    return [sentences.answer(c), *(sentence for part in sections(c) for sentence in part.sentences)]
+
+
+def all_notes(c: Comparison) -> list[str]:
+    """Every note of a report."""
+    return [*(note for part in sections(c) for note in part.notes), *notes.on_protocol(c)]

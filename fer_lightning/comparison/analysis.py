@@ -1,0 +1,378 @@
+"""A comparison of finished runs as numbers: scores, differences, tests, ranks, calibration, cost.
+
+Rows are methods, repeats are seeds (or folds), and methods are paired by them. ``report`` makes sentences, tables and
+pages of the result.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fer_lightning.comparison import paper, statistics
+from fer_lightning.comparison.rows import (
+    Rows,
+    common_test_sets,
+    find_baselines,
+    is_tested,
+    named_rows,
+    paired,
+    primary_test_set,
+    refuse_incomparable,
+    share_images,
+)
+from fer_lightning.comparison.runs import FinishedRun
+from fer_lightning.comparison.statistics import Estimate
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics import calibration
+from fer_lightning.metrics.calibration import CALIBRATION_BINS, calibration_error
+from fer_lightning.metrics.classification import confusion_matrix, precision_recall_f1
+from fer_lightning.metrics.names import SCORES
+from fer_lightning.runtime.errors import UserError
+
+METRICS = tuple(SCORES)
+"""What is summarised over seeds."""
+
+TESTED = ("accuracy", "balanced_accuracy", "f1_macro")
+"""What differences to the baseline are tested in: the order of ``statistics.scores``."""
+
+PRIMARY = "f1_macro"
+"""What rows are ordered by, and what all pairs of rows are tested in."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of the rows within each seed or fold (Demsar 2006).
+
+    Attributes:
+        mean: metric (``TESTED``), method, mean_rank; empty for one row or one block.
+        blocks: the seeds or folds that all rows have.
+        critical_difference: Nemenyi's, at 5 %; NaN where ``mean`` is empty.
+        friedman_p: metric -> p-value; NaN for two rows.
+    """
+
+    mean: pd.DataFrame
+    blocks: int
+    critical_difference: float
+    friedman_p: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods compared on one protocol. Frames are tidy; ``method`` holds row names, in the order of ``rows``.
+
+    Attributes:
+        rows: row name -> its runs, baselines first.
+        baselines: row -> the row that its differences are taken from, a baseline's own being itself. Rows without
+            a baseline are absent, and it is empty for a single row.
+        test_set: the primary test set: ``test``, or ``test_large`` for the paper's split.
+        sizes: test set -> images in it; the largest, where seeds have test sets of their own.
+        shared: whether all runs have the same images in ``test_set``.
+        synthetic: whether the images are drawn.
+        summary: test_set, method, metric (``METRICS``), mean, sd, low, high, seeds. The 95 % interval is Student's t
+            over seeds; sd, low and high are NaN for one seed.
+        pairs: first, second, difference, low, high, p, seeds (that both have), p_holm (over all pairs): every pair of
+            rows once, in ``PRIMARY`` on ``test_set``.
+        differences: test_set, method, metric (``TESTED``), difference, low, high, p, p_holm, pairs.
+        mcnemar: method, only_method_right, only_baseline_right, p, p_holm; empty where seeds have their own test sets.
+        ranks: mean ranks over the seeds.
+        per_class: method, emotion, n, recall, recall_sd, precision, precision_sd, f1, f1_sd.
+        calibration: method, temperature, nll, nll_scaled, ece, ece_scaled, classwise_ece, classwise_ece_scaled.
+        reliability: method, scaled (bool), bin_low, bin_high, confidence, accuracy, count.
+        confusion: row name -> int64 (7, 7), rows true, all seeds together.
+        cost: method, seconds, images_per_second, steps, devices, precision.
+        ceiling: emotion, n, agreement, zero_votes: with FER+ votes only.
+        paper: method, test_set, paper_accuracy, mean, low, high, n: for the paper's split only.
+        skipped: folders that were not compared -> the reason.
+    """
+
+    rows: dict[str, list[FinishedRun]]
+    baselines: dict[str, str]
+    test_set: str
+    sizes: dict[str, int]
+    shared: bool
+    synthetic: bool
+    summary: pd.DataFrame
+    pairs: pd.DataFrame
+    differences: pd.DataFrame
+    mcnemar: pd.DataFrame
+    ranks: Ranks
+    per_class: pd.DataFrame
+    calibration: pd.DataFrame
+    reliability: pd.DataFrame
+    confusion: dict[str, np.ndarray]
+    cost: pd.DataFrame
+    ceiling: pd.DataFrame | None
+    paper: pd.DataFrame | None
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[FinishedRun]:
+        """The runs of all rows."""
+        return [run for members in self.rows.values() for run in members]
+
+    @property
+    def compared_with(self) -> dict[str, str]:
+        """Row -> its baseline, without the baselines themselves."""
+        return {name: base for name, base in self.baselines.items() if name != base}
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of runs on one test set: place of a run in the arrays, points (runs, 3), resampled (R, runs, 3)."""
+
+    places: dict[Path, int]
+    points: np.ndarray
+    resampled: np.ndarray
+
+    def difference(self, pairs: Sequence[tuple[FinishedRun, FinishedRun]], metric: str) -> Estimate:
+        """The first of each pair minus the second."""
+        k = TESTED.index(metric)
+        left, right = ([self.places[pair[side].folder] for pair in pairs] for side in (0, 1))
+        gaps = self.points[left, k] - self.points[right, k]
+        return statistics.paired_difference(gaps, self.resampled[:, left, k] - self.resampled[:, right, k])
+
+
+def analyse(
+    runs: Sequence[FinishedRun],
+    baseline: str | None = None,
+    votes: str | Path | None = None,
+    skipped: Mapping[Path, str] | None = None,
+) -> Comparison:
+    """Compare runs.
+
+    Args:
+        runs: one or more finished runs.
+        baseline: imbalance method or row that differences are taken from; default: ``none`` where there is one, else
+            the first method.
+        votes: FER+ votes, for the ceiling.
+        skipped: kept in the result.
+
+    Raises:
+        UserError: the runs are not comparable, there is no such baseline, or the votes cannot be read.
+    """
+    refuse_incomparable(runs)
+    named = named_rows(runs)
+    baselines = find_baselines(named, baseline)
+    rows = dict(sorted(named.items(), key=lambda item: item[0] not in baselines.values()))
+    runs = [run for members in rows.values() for run in members]
+    test_set = primary_test_set(runs[0])
+    shared = share_images(runs, test_set)
+    scored = {name: _score(runs, name) for name in (test_set, f"{test_set}_dedup") if is_tested(runs, name)}
+    sizes = {name: max(int(run.members[name].sum()) for run in runs) for name in common_test_sets(runs)}
+    summary = _summary(rows, test_set)
+    return Comparison(
+        rows=rows,
+        baselines=baselines,
+        test_set=test_set,
+        sizes=sizes,
+        shared=shared,
+        synthetic=any(bool(run.metrics.get("synthetic")) for run in runs),
+        summary=summary,
+        pairs=_pairs(rows, scored[test_set]),
+        differences=_differences(rows, baselines, scored),
+        mcnemar=_mcnemar(rows, baselines, test_set if shared else None),
+        ranks=_ranks(rows, scored[test_set]),
+        per_class=_per_class(rows, test_set),
+        calibration=_calibration(rows, test_set),
+        reliability=_reliability(rows, test_set),
+        confusion={
+            name: np.sum([_confusion(run, test_set) for run in members], axis=0) for name, members in rows.items()
+        },
+        cost=_cost(rows),
+        ceiling=None if votes is None else _ceiling(runs, test_set, votes),
+        paper=paper.beside_ours(rows, summary, sizes) if test_set == "test_large" else None,
+        skipped=dict(skipped or {}),
+    )
+
+
+def _pairs(rows: Rows, scored: _Scored) -> pd.DataFrame:
+    records = []
+    for one, other in combinations(rows, 2):
+        both = paired(rows[one], rows[other])
+        estimate = scored.difference(both, PRIMARY)
+        records.append((one, other, estimate.value, estimate.low, estimate.high, estimate.p, len(both)))
+    frame = pd.DataFrame(records, columns=["first", "second", "difference", "low", "high", "p", "seeds"])
+    return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy(float)))
+
+
+def _score(runs: Sequence[FinishedRun], test_set: str) -> _Scored:
+    """Score runs on what those with the same seed have in common of a test set, as it is and resampled."""
+    common: dict[Any, np.ndarray] = {}
+    for run in runs:
+        ids = run.ids[run.members[test_set]]
+        common[run.repeat] = np.intersect1d(common[run.repeat], ids) if run.repeat in common else ids
+    chosen = [np.isin(run.ids, common[run.repeat]) & run.members[test_set] for run in runs]
+    labels, predictions, twins = (
+        [getattr(run, name)[rows] for run, rows in zip(runs, chosen, strict=True)]
+        for name in ("labels", "predictions", "twins")
+    )
+    points = statistics.scores(np.stack([confusion_matrix(*each) for each in zip(labels, predictions, strict=True)]))
+    empty = any(not len(each) for each in labels)
+    resampled = (
+        np.full((0, len(runs), len(TESTED)), np.nan)
+        if empty
+        else statistics.bootstrap_scores(labels, predictions, twins, len(EMOTIONS))
+    )
+    return _Scored({run.folder: place for place, run in enumerate(runs)}, points, resampled)
+
+
+def _summary(rows: Rows, test_set: str) -> pd.DataFrame:
+    names = common_test_sets([run for members in rows.values() for run in members])
+    records = []
+    for name in sorted(names, key=lambda name: name != test_set):
+        for row, members in rows.items():
+            for metric in METRICS:
+                values = [_number(run.metrics.get(f"{name}/{metric}")) for run in members]
+                mean, deviation, low, high = statistics.t_interval(np.array(values))
+                records.append((name, row, metric, mean, deviation, low, high, len(members)))
+    return pd.DataFrame(records, columns=["test_set", "method", "metric", "mean", "sd", "low", "high", "seeds"])
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _differences(rows: Rows, baselines: Mapping[str, str], scored: Mapping[str, _Scored]) -> pd.DataFrame:
+    records = []
+    methods = [name for name in rows if baselines.get(name, name) != name]
+    for test_set, scores in scored.items():
+        for metric in TESTED:
+            pairs = {name: paired(rows[name], rows[baselines[name]]) for name in methods}
+            estimates = {name: scores.difference(pairs[name], metric) for name in methods}
+            adjusted = statistics.holm([estimate.p for estimate in estimates.values()])
+            for (name, estimate), p_holm in zip(estimates.items(), adjusted, strict=True):
+                numbers = (estimate.value, estimate.low, estimate.high, estimate.p, p_holm, len(pairs[name]))
+                records.append((test_set, name, metric, *numbers))
+    columns = ["test_set", "method", "metric", "difference", "low", "high", "p", "p_holm", "pairs"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _mcnemar(rows: Rows, baselines: Mapping[str, str], test_set: str | None) -> pd.DataFrame:
+    """Majority votes over the seeds that a row and its baseline share, on one test set that all share."""
+    records = []
+    for name, members in rows.items():
+        pairs = paired(members, rows[baselines[name]]) if baselines.get(name, name) != name else []
+        if not pairs or test_set is None:
+            continue
+        right = []
+        for side in (0, 1):
+            runs = [pair[side] for pair in pairs]
+            member = runs[0].members[test_set]
+            votes = statistics.majority_vote(
+                np.stack([run.predictions[run.members[test_set]] for run in runs]),
+                np.stack([run.probabilities[run.members[test_set]] for run in runs]),
+            )
+            right.append(votes == runs[0].labels[member])
+        records.append((name, *statistics.exact_mcnemar(*right)))
+    frame = pd.DataFrame(records, columns=["method", "only_method_right", "only_baseline_right", "p"])
+    return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy()))
+
+
+def _ranks(rows: Rows, scored: _Scored) -> Ranks:
+    by_repeat = [{run.repeat: scored.places[run.folder] for run in members} for members in rows.values()]
+    blocks = [repeat for repeat in by_repeat[0] if all(repeat in each for each in by_repeat)]
+    records, p_values = [], {}
+    distance = np.nan
+    if len(rows) > 1 and len(blocks) > 1:
+        places = np.array([[each[repeat] for each in by_repeat] for repeat in blocks])
+        for metric in TESTED:
+            values = scored.points[places, TESTED.index(metric)]
+            if np.isnan(values).any():
+                continue
+            ranks, p_values[metric], distance = statistics.mean_ranks(values)
+            records += [(metric, name, rank) for name, rank in zip(rows, ranks, strict=True)]
+    frame = pd.DataFrame(records, columns=["metric", "method", "mean_rank"])
+    return Ranks(frame, len(blocks), distance, p_values)
+
+
+def _confusion(run: FinishedRun, test_set: str) -> np.ndarray:
+    member = run.members[test_set]
+    return confusion_matrix(run.labels[member], run.predictions[member])
+
+
+def _per_class(rows: Rows, test_set: str) -> pd.DataFrame:
+    records = []
+    for name, members in rows.items():
+        matrices = np.stack([_confusion(run, test_set) for run in members])
+        precision, recall, f1 = precision_recall_f1(matrices)
+        for k, emotion in enumerate(EMOTIONS):
+            scores = (statistics.t_interval(each[:, k])[:2] for each in (recall, precision, f1))
+            n = int(np.round(matrices[:, k].sum(axis=1).mean()))
+            records.append((name, emotion, n, *(number for pair in scores for number in pair)))
+    columns = ["method", "emotion", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _answers(run: FinishedRun, test_set: str, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities, NaN when there is no temperature to scale with, and labels."""
+    member = run.members[test_set]
+    probabilities = run.probabilities[member]
+    if scaled:
+        temperature = _number(run.metrics.get("temperature"))
+        probabilities = calibration.apply_temperature(probabilities, temperature)
+    return probabilities, run.labels[member]
+
+
+def _calibration(rows: Rows, test_set: str) -> pd.DataFrame:
+    errors: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "nll": calibration.nll,
+        "ece": calibration_error,
+        "classwise_ece": calibration.classwise_calibration_error,
+    }
+    records = []
+    for name, members in rows.items():
+        temperatures = [_number(run.metrics.get("temperature")) for run in members]
+        record: dict[str, Any] = {"method": name, "temperature": float(np.mean(temperatures))}
+        for key, error in errors.items():
+            record[key] = np.mean([error(*_answers(run, test_set, scaled=False)) for run in members])
+            known = not np.isnan(temperatures).any()
+            values = [error(*_answers(run, test_set, scaled=True)) for run in members] if known else [np.nan]
+            record[f"{key}_scaled"] = np.mean(values)
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def _reliability(rows: Rows, test_set: str) -> pd.DataFrame:
+    frames = []
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    for name, members in rows.items():
+        known = all(run.metrics.get("temperature") is not None for run in members)
+        for scaled in (False, True) if known else (False,):
+            answers = [_answers(run, test_set, scaled) for run in members]
+            probabilities, labels = (np.concatenate(part) for part in zip(*answers, strict=True))
+            confidence, accuracy, count = calibration.reliability(probabilities, labels)
+            columns = {"bin_low": edges[:-1], "bin_high": edges[1:], "confidence": confidence, "accuracy": accuracy}
+            frames.append(pd.DataFrame({"method": name, "scaled": scaled, **columns, "count": count}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _cost(rows: Rows) -> pd.DataFrame:
+    records = []
+    for name, members in rows.items():
+        record: dict[str, Any] = {"method": name}
+        for key in ("seconds", "images_per_second", "steps"):
+            record[key] = np.mean([_number(run.metrics.get(f"train/{key}")) for run in members])
+        for key in ("devices", "precision"):
+            values = sorted({str(run.metrics[key]) for run in members if run.metrics.get(key) is not None})
+            record[key] = ", ".join(values) or None
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def _ceiling(runs: Sequence[FinishedRun], test_set: str, votes: str | Path) -> pd.DataFrame:
+    if runs[0].protocol["labels"] != "fer":
+        raise UserError(
+            f"--ferplus-votes: these runs have labels={runs[0].protocol['labels']}, the votes' own; leave it out"
+        )
+    from fer_lightning.data.ferplus import ceiling
+
+    labels: dict[str, str] = {}
+    for run in runs:
+        member = run.members[test_set]
+        labels |= dict(zip(run.ids[member].tolist(), np.array(EMOTIONS)[run.labels[member]].tolist(), strict=True))
+    return ceiling(list(labels), list(labels.values()), str(votes))

@@ -1,0 +1,39 @@
+"""The scores of a run: their keys in ``metrics.json``, and how they are named and printed everywhere."""
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+NOTHING = "-"
+"""Printed where there is no number."""
+
+
+class MetricFormat(NamedTuple):
+    """How a metric is printed: heading, factor, decimals, and whether lower is better."""
+
+    heading: str
+    factor: float = 100
+    digits: int = 1
+    lower: bool = False
+
+    def words(self, value: Any, sign: str = "") -> str:
+        """Format a value; ``sign="+"`` for a difference. ``NOTHING`` for None and NaN."""
+        return NOTHING if pd.isna(value) else f"{value * self.factor:{sign}.{self.digits}f}"
+
+    def interval(self, low: float, high: float, sign: str = "") -> str:
+        """Format an interval; empty when there is none."""
+        return "" if pd.isna(low) or pd.isna(high) else f"{self.words(low, sign)} to {self.words(high, sign)}"
+
+
+SCORES = {
+    "accuracy": MetricFormat("accuracy"),
+    "balanced_accuracy": MetricFormat("balanced accuracy"),
+    "f1_macro": MetricFormat("macro F1"),
+    "worst_recall": MetricFormat("worst-class recall"),
+    "nll": MetricFormat("NLL", factor=1, digits=3, lower=True),
+    "ece": MetricFormat("ECE", lower=True),
+}
+"""Key -> format; shares in percent, NLL in nats."""
+
+SHARE = MetricFormat("")
+"""A share in percent that has no heading of its own."""

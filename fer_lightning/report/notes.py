@@ -1,0 +1,130 @@
+"""How the numbers of a comparison were made, and what in the runs could mislead: notes on each part of the report."""
+
+from fer_lightning.comparison.analysis import Comparison
+from fer_lightning.comparison.rows import BASELINE, is_tested, paired, share_images, varying
+from fer_lightning.comparison.statistics import RESAMPLES
+from fer_lightning.presentation.words import listed
+from fer_lightning.report.protocol import span
+
+NAMED_BY_ROW = ("model.name", "model.head.cosine_scale", "model.head.class_scale")
+"""Settings that may differ between methods without a note: the row names the model, the method sets the others."""
+
+
+def on_scores(c: Comparison) -> list[str]:
+    """About seeds and the interval of a single method."""
+    counts = {len(members) for members in c.rows.values()}
+    notes = []
+    if len(counts) > 1:
+        notes.append(f"The methods have unequal numbers of seeds ({min(counts)} to {max(counts)}).")
+    if max(counts) > 1:
+        notes.append(
+            "The interval of a single method is Student's over seeds: how its trainings vary"
+            + (" on these test images" if c.shared else "")
+            + ". Methods are compared by the intervals of their differences, not by whether their own overlap."
+        )
+    return notes
+
+
+def on_differences(c: Comparison) -> list[str]:
+    """How differences are estimated, and which rows have none."""
+    notes = [*_on_baselines(c), *_on_pairs(c)]
+    counts = {len(members) for members in c.rows.values()}
+    if c.compared_with:
+        notes.append(
+            f"Methods are paired by seed and by test image. {RESAMPLES:,} bootstrap resamples of the test images "
+            "(twins together) give the variance that images cause, the seeds give that of training (Obuchowski and "
+            "Rockette 1995; critical values of Cochran and Cox 1957). Holm's p-values are over all methods, for each "
+            "metric separately." + " With one seed the variance of training is left out." * (max(counts) == 1)
+        )
+        if 2 in counts:
+            notes.append(
+                "Two seeds are too few: in simulations their intervals, very wide, still hold, but Holm's p-values "
+                "over several methods reported a difference where there was none in up to 10 % of cases. Use at least "
+                "three."
+            )
+    if not c.shared:
+        notes.append(
+            "Each seed or fold has test images of its own; all methods with one seed share them. An image that several "
+            "seeds test is resampled in all of them together. There is no McNemar test."
+        )
+    return notes
+
+
+def _on_baselines(c: Comparison) -> list[str]:
+    if len(c.rows) == 1:
+        return []
+    notes = []
+    if c.baselines and all(run.metrics["imbalance"] != BASELINE for run in c.runs):
+        bases = listed(list(dict.fromkeys(c.baselines.values())))
+        notes.append(
+            f"No run has the method {BASELINE}: differences are taken from {bases}; choose another with --baseline."
+        )
+    if without := [name for name in c.rows if name not in c.baselines]:
+        notes.append(f"{listed(without)}: no difference, because not exactly one baseline has the same setup.")
+    return notes
+
+
+def _on_pairs(c: Comparison) -> list[str]:
+    notes = []
+    for name, base in c.compared_with.items():
+        pairs = len(paired(c.rows[name], c.rows[base]))
+        if pairs == 0:
+            notes.append(f"{name} and {base} share no seed, so there is no difference between them.")
+        elif pairs < max(len(c.rows[name]), len(c.rows[base])):
+            notes.append(f"The difference between {name} and {base} is over the {pairs} seeds that both have.")
+    return notes
+
+
+def on_twins(c: Comparison) -> list[str]:
+    """About test images without a twin, where methods train on different images."""
+    dedup = f"{c.test_set}_dedup"
+    same_seed = [run for run in c.runs if run.repeat == c.runs[0].repeat]
+    if not is_tested(c.runs, dedup) or share_images(same_seed, dedup):
+        return []
+    return [
+        f"The methods train on different images, so {dedup} differs between them; differences on it are taken on the "
+        "images that are in all of them."
+    ]
+
+
+def on_ranks(c: Comparison) -> list[str]:
+    """What ranks within the seeds of one data set can show."""
+    blocks = c.ranks.blocks
+    return [
+        f"Ranks are within {blocks} blocks, the seeds{' or folds' * (not c.shared)} of one data set, not several data "
+        "sets: they say how stable the order is here"
+        + (", and so few blocks rarely show a difference." if blocks < 10 else ".")
+    ]
+
+
+def on_mcnemar() -> list[str]:
+    """What McNemar's test leaves out."""
+    return [
+        "McNemar's exact test compares the majority votes of these very models on these images; that another training "
+        "would vote otherwise is not in it, so a small p is weaker evidence about the methods."
+    ]
+
+
+def on_calibration(c: Comparison) -> list[str]:
+    """Whether temperatures are known."""
+    if any(run.metrics.get("temperature") is not None for run in c.runs):
+        return []
+    return ["No run has a temperature (none had validation images to fit it on): calibration is as trained."]
+
+
+def on_protocol(c: Comparison) -> list[str]:
+    """What differs between the runs besides the method, and which folders were skipped."""
+    notes = []
+    steps = list(dict.fromkeys(span(run.training_steps for run in members) for members in c.rows.values()))
+    if len(steps) > 1:
+        notes.append(
+            f"The methods made unequal numbers of optimizer steps ({'; '.join(steps)}): part of a difference may come "
+            "from longer training."
+        )
+    different = varying([run.settings for run in c.runs])
+    if other := [key for key in different if not key.startswith("imbalance.") and key not in NAMED_BY_ROW]:
+        notes.append(f"Not the same in all runs: {', '.join(other)}.")
+    commits = {str(run.metrics.get("git_commit")) for run in c.runs}
+    if len(commits) > 1:
+        notes.append(f"The runs come from different versions of the code: {', '.join(sorted(commits))}.")
+    return notes + [f"Skipped: {folder}: {reason}." for folder, reason in c.skipped.items()]

@@ -1,0 +1,101 @@
+"""The pictures of a comparison, as files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fer_lightning.comparison.analysis import PRIMARY, Comparison
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.evaluation import figures as run_figures
+from fer_lightning.metrics.names import SCORES
+from fer_lightning.presentation.plotting import row_shares
+from fer_lightning.report import figures, tables
+from fer_lightning.report.protocol import key
+
+HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
+"""The scores that are drawn as bars."""
+
+
+def draw(c: Comparison, folder: Path) -> list[str]:
+    """Write the pictures of a comparison into ``folder``; returns their names."""
+    drawn = {**_overview(c), **_classes(c), **_differences(c), **_ranks_and_reliability(c)}
+    for name, figure in drawn.items():
+        figure.savefig(folder / name)
+    return list(drawn)
+
+
+def numbers(c: Comparison) -> dict[str, int]:
+    """Row -> its number, counted from the first baseline: its colour and mark."""
+    return {name: number for number, name in enumerate(c.rows)}
+
+
+def _overview(c: Comparison) -> dict[str, Figure]:
+    order = tables.ordered(c)
+    titles = [SCORES[metric].heading for metric in HEADLINES]
+    means, deviations = (
+        frame.loc[order, list(HEADLINES)].set_axis(titles, axis=1) for frame in (tables.means(c), tables.deviations(c))
+    )
+    spread = "mean ± deviation over seeds" if tables.seeds(c) > 1 else "one seed: no ranking"
+    summary = c.summary[c.summary["test_set"] == c.test_set]
+    return {
+        "method_bars.png": figures.method_bars(means, deviations, "Methods compared", f"{key(c)} · percent, {spread}"),
+        "trade_off.png": figures.trade_off(summary, numbers(c), "Accuracy against macro F1", key(c)),
+    }
+
+
+def _classes(c: Comparison) -> dict[str, Figure]:
+    several = tables.seeds(c) > 1
+    recalls = c.per_class.pivot(index="method", columns="emotion", values="recall").astype(float)
+    recalls = recalls.reindex(index=tables.ordered(c), columns=list(EMOTIONS))
+    trained, tested = tables.train_counts(c), tables.test_counts(c)
+    counts = {"training": [trained[emotion] for emotion in EMOTIONS]} if trained else {}
+    counts["test"] = [tested.get(emotion, 0) for emotion in EMOTIONS]
+    percent = "percent of each true class" + ", all seeds together" * several
+    return {
+        "recall_by_class.png": figures.recall_by_class(
+            recalls, trained, "Recall of each class", key(c) + " · mean over seeds" * several
+        ),
+        "confusion_matrices.png": figures.confusion_matrices(
+            {name: c.confusion[name] for name in tables.ordered(c)}, "Confusion matrices", f"{key(c)} · {percent}"
+        ),
+        "class_distribution.png": run_figures.class_distribution(counts, "Images per class", key(c)),
+    }
+
+
+def _differences(c: Comparison) -> dict[str, Figure]:
+    if not len(c.differences):
+        return {}
+    rows = c.differences[c.differences["test_set"] == c.test_set]
+    return {
+        "differences.png": figures.differences(rows, numbers(c), tables.difference_title(c), key(c)),
+        "confusion_differences.png": figures.confusion_differences(
+            confusion_changes(c),
+            tables.difference_title(c, "Confusion: differences"),
+            f"{key(c)} · percentage points of each true class",
+        ),
+    }
+
+
+def confusion_changes(c: Comparison) -> Mapping[str, np.ndarray]:
+    """Row -> its shares of the confusion matrix minus those of its own baseline, shape (7, 7); best macro F1 first."""
+    bases = c.compared_with
+    return {
+        name: row_shares(c.confusion[name]) - row_shares(c.confusion[bases[name]])
+        for name in tables.ordered(c)
+        if name in bases
+    }
+
+
+def _ranks_and_reliability(c: Comparison) -> dict[str, Figure]:
+    drawn = {}
+    ranks = c.ranks.mean[c.ranks.mean["metric"] == PRIMARY].set_index("method")["mean_rank"]
+    if len(ranks):
+        drawn["ranks.png"] = figures.critical_difference(
+            ranks, c.ranks.critical_difference, numbers(c), f"Mean ranks by {SCORES[PRIMARY].heading}", key(c)
+        )
+    if len(c.reliability):
+        title = "Reliability before and after temperature scaling"
+        drawn["reliability.png"] = figures.reliability(c.reliability, tables.ordered(c), numbers(c), title, key(c))
+    return drawn

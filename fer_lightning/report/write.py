@@ -1,0 +1,93 @@
+"""Compare run folders and write the report: tables as files, pictures, ``report.md`` and ``report.html``."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from fer_lightning.comparison.analysis import Comparison, analyse
+from fer_lightning.comparison.runs import find_runs, read_runs
+from fer_lightning.report import page, pictures, terminal, to_wandb
+from fer_lightning.report.markdown import markdown
+from fer_lightning.runtime.errors import UserError
+
+
+def compare(
+    run_dirs: Sequence[str | Path],
+    out: str | Path,
+    console: Console | None = None,
+    baseline: str | None = None,
+    votes: str | Path | None = None,
+    wandb_project: str | None = None,
+) -> Comparison:
+    """Compare the finished runs at or below ``run_dirs`` and write a report.
+
+    Writes ``summary.csv``, ``differences.csv``, ``report.md`` with its pictures, and ``report.html`` into ``out``.
+    Folders of unfinished or failed runs are noted with the reason.
+
+    Args:
+        run_dirs: folders of runs or of sweeps.
+        out: the report folder; made when missing.
+        console: where the scores are printed; None prints to standard output.
+        baseline: as for ``analyse``.
+        votes: as for ``analyse``.
+        wandb_project: where the report is logged as well.
+
+    Raises:
+        UserError: no run folders, none of them finished, or as ``analyse``.
+    """
+    console = console or terminal.default_console()
+    folders = find_runs(run_dirs)
+    runs, skipped = read_runs(folders)
+    if not runs:
+        folder, reason = next(iter(skipped.items()))
+        raise UserError(f"none of the {len(folders)} runs is finished; {folder}: {reason}")
+    comparison = analyse(runs, baseline, votes, skipped)
+    terminal.print_comparison(comparison, console)
+    options = {"--out": out, "--baseline": baseline, "--ferplus-votes": votes}
+    write_report(comparison, Path(out), _command(run_dirs, {key: str(each) for key, each in options.items() if each}))
+    console.print(f"Report: {Path(out) / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    if wandb_project:
+        to_wandb.log_report(comparison, Path(out), wandb_project)
+    return comparison
+
+
+def write_report(c: Comparison, out: Path, command: str | None = None) -> None:
+    """Write the files of a report into ``out``, which is made when missing; ``command`` is named in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    c.summary.to_csv(out / "summary.csv", index=False)
+    c.differences.to_csv(out / "differences.csv", index=False)
+    drawn = pictures.draw(c, out)
+    (out / "report.md").write_text(markdown(c, drawn, command), encoding="utf-8")
+    (out / "report.html").write_text(page.render(c, command), encoding="utf-8")
+
+
+def _command(run_dirs: Sequence[str | Path], options: dict[str, str]) -> str:
+    """The command line that makes the report again, with paths from the working directory."""
+    places = [os.path.commonpath(run_dirs)] if len(run_dirs) > 3 else run_dirs  # a sweep passes all its jobs
+    shown = [
+        place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place for place in map(Path, places)
+    ]
+    words = [*map(str, shown), *(word for option in options.items() for word in option)]
+    return f"python -m fer_lightning.compare {shlex.join(words)}"
+
+
+def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
+    """Compare a sweep's tested runs at its end, in W&B too when they log there.
+
+    Returns:
+        The report folder; None, and a line with the reason, when the runs cannot be compared.
+    """
+    try:
+        comparison = compare(folders, out)
+    except UserError as error:
+        print(f"[sweep] no comparison: {error}", flush=True)
+        return None
+    logged = next((run.folder for run in comparison.runs if (run.folder / "wandb").is_dir()), None)
+    if logged is not None:
+        logger = OmegaConf.load(logged / ".hydra" / "config.yaml").logger
+        to_wandb.log_report(comparison, out, logger.project, logger.entity)
+    return out
