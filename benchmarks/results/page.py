@@ -22,9 +22,10 @@ from run import PARTS, ROOT, knob
 
 sys.path.insert(0, str(ROOT))
 
-from fer_lightning.compare import compare
+from fer_lightning.comparison.paper import ACCURACY as PAPER
 from fer_lightning.comparison.runs import find_runs
-from fer_lightning.report.sentences import PAPER
+from fer_lightning.report import sentences
+from fer_lightning.report.write import compare
 
 HEAD = """\
 # Results on FER-2013
@@ -81,8 +82,10 @@ class Packed:
     def report(self) -> pd.DataFrame:
         """Write the comparison to ``out``; returns its ``summary.csv``."""
         made = Path("docs", "results", self.folder.name)
-        compare(find_runs([self.folder]), made, votes=self.votes)
-        self.words = _findings((made / "report.md").read_text())
+        c = compare(find_runs([self.folder]), made, votes=self.votes)
+        groups = (sentences.on_differences, sentences.compare_with_paper, sentences.on_seeds, sentences.on_emotions)
+        lines = [sentences.answer(c), *(line for group in groups for line in group(c))]
+        self.words = "".join(f"- {line}\n" for line in lines)
         shutil.copytree(made, self.out, dirs_exist_ok=True)
         return pd.read_csv(self.out / "summary.csv")
 
@@ -286,11 +289,6 @@ def _missing(names: Sequence[str]) -> str:
         "overrides at the end.\n\n"
         "```\n" + "\n".join(lines) + "\n```\n"
     )
-
-
-def _findings(report: str) -> str:
-    lines = report.splitlines()
-    return "\n".join(line for line in lines[: lines.index("## Protocol")] if line.startswith("- ")) + "\n"
 
 
 def _paper_sets(accuracy: pd.DataFrame) -> list[str]:
