@@ -189,14 +189,14 @@ def test_images_of_another_size_or_colour_are_converted_and_counted(cli, tmp_pat
 
 
 @pytest.mark.parametrize("knob", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=9"])
-def test_a_run_that_never_validates_tests_its_last_epoch_and_says_so(cli, tmp_path, knob):
+def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, knob):
     outcome = cli(*TINY, knob)
     assert outcome.code == 0, outcome.err
     assert "no validation has chosen a checkpoint: the last epoch is tested" in outcome.out
     assert outcome.json["test/n"] == 56
 
 
-def test_download_without_a_network_says_what_to_do(cli, tmp_path, monkeypatch):
+def test_download_without_a_network_names_the_remedy(cli, tmp_path, monkeypatch):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kaggle"))
@@ -235,7 +235,7 @@ def test_read_only_data_folder_is_enough(cli, tmp_path, mounted):
     assert outcome.json["test/n"] == 14
 
 
-def test_cache_folder_that_cannot_be_used_is_told_and_done_without(cli, tmp_path):
+def test_an_unusable_cache_folder_is_reported_and_skipped(cli, tmp_path):
     (tmp_path / "file").touch()
     outcome = cli(*FILES, f"data.path={whole_zip(tmp_path)}", f"data.cache_dir={tmp_path / 'file' / 'cache'}")
     assert outcome.code == 0, outcome.err

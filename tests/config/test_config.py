@@ -92,7 +92,7 @@ def test_mistake_is_one_line_and_leaves_nothing(cli, tmp_path, overrides, messag
     assert not (tmp_path / "outputs").exists()
 
 
-def test_mistakes_are_told_before_anything_heavy_is_imported():
+def test_mistakes_are_reported_before_heavy_imports():
     code = """
 import sys
 from fer_lightning.__main__ import main
@@ -145,7 +145,7 @@ def test_the_name_of_a_choice_is_its_file_name(group):
         assert OmegaConf.load(path).name == path.stem
 
 
-def test_trainer_knobs_are_lightnings_own():
+def test_trainer_keys_are_lightnings_own():
     accepted = set(inspect.signature(L.Trainer).parameters)
     assert {field.name for field in fields(schema.Trainer)} <= accepted
 
@@ -189,7 +189,7 @@ def test_masked_gpus_are_not_counted(monkeypatch, masked, expected):
         ({"SLURM_PROCID": "3"}, False),
     ],
 )
-def test_only_the_first_process_speaks(cli, monkeypatch, environment, first):
+def test_only_the_first_process_prints(cli, monkeypatch, environment, first):
     for rank in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"):
         monkeypatch.delenv(rank, raising=False)
     for rank, value in environment.items():

@@ -259,12 +259,12 @@ class TestLauncher:
         assert not (tmp_path / "SPRUNG").exists()
 
     @pytest.mark.parametrize("words", [{"setup": ["touch SPRUNG"]}, {"partition": "x\ntouch SPRUNG #"}])
-    def test_such_words_run(self, tmp_path, words):
+    def test_such_values_run_code(self, tmp_path, words):
         script = _make_sbatch_string(command="true", folder=tmp_path, **words)
         subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, timeout=20, check=False)
         assert (tmp_path / "SPRUNG").exists()
 
-    def test_plain_words_of_a_file_are_taken(self, tmp_path):
+    def test_plain_values_of_a_file_are_accepted(self, tmp_path):
         (tmp_path / "hydra" / "launcher").mkdir(parents=True)
         (tmp_path / "hydra" / "launcher" / "ours.yaml").write_text(
             "defaults: [submitit_slurm]\npartition: gpu\naccount: me\ntimeout_min: 600\ngpus_per_node: 2\n"
@@ -282,7 +282,7 @@ class TestLauncher:
         with pytest.raises(UserError, match=r"hydra\.job\.env_set\.A=b: changes what programs do"):
             safety.check_recorded(["+hydra.job.env_set={A: b}"])
 
-    def test_a_recorded_command_line_may_say_everything_else(self):
+    def test_a_recorded_command_line_may_set_everything_else(self):
         safety.check_recorded(["-m", *TINY, "hydra.launcher.n_jobs=2", "hydra/launcher=joblib", "hydra.sweep.dir=a b"])
 
 
@@ -322,7 +322,7 @@ class TestTrust:
         assert self.OWN.named in outcome.error
         assert "FER_LIGHTNING_TRUST=trap.Sampler" in outcome.error
 
-    def test_a_trusted_package_vouches_for_no_key_of_its_name(self, attack, tmp_path, monkeypatch):
+    def test_a_trusted_package_does_not_trust_a_key_of_its_name(self, attack, tmp_path, monkeypatch):
         monkeypatch.setenv(safety.TRUST, "bait")
         assert attack(ATTACKS["a node elsewhere"]).code == 2
         assert not (tmp_path / "SPRUNG").exists()
@@ -336,7 +336,7 @@ class TestTrust:
 
 
 class TestAllowList:
-    def test_it_is_what_stands_in_the_package(self):
+    def test_it_holds_the_targets_of_the_package(self):
         def targets(node):
             if isinstance(node, dict):
                 yield from [node["_target_"]] if "_target_" in node else []
@@ -363,7 +363,7 @@ class TestAllowList:
         with pytest.raises(UserError, match=r"bait\._target_=os\.mkdir"):
             safety.check({"data": {"source": "${bait}"}, "bait": {"_target_": "os.mkdir"}})
 
-    def test_it_costs_little(self):
+    def test_the_check_is_fast(self):
         cfg = composed()
         started = time.perf_counter()
         for _ in range(10):
@@ -372,10 +372,10 @@ class TestAllowList:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("x: {_target_: trap.touch}", "callbacks.x._target_=trap.touch: is not code of this project"), ("x: [", "YAML")],
 )
-def test_a_file_that_is_not_chosen_is_named(attack, tmp_path, text, told):
+def test_a_file_that_is_not_chosen_is_named(attack, tmp_path, text, message):
     outcome = attack(Attack("", ("--config-dir=mine", "seed=1"), {"callbacks/evil.yaml": text}))
     assert outcome.code == 2
     assert outcome.error.startswith("error: callbacks/evil.yaml: ")

@@ -32,16 +32,16 @@ def sweep(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def rank_one(folder: Path) -> int:
-    """The second process of the two-device run in ``folder``."""
-    (found,) = [pid for pid in processes_in(folder) if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()]
-    return found
+    """Process id of the second process of the two-device run in ``folder``."""
+    (pid,) = [pid for pid in processes_in(folder) if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()]
+    return pid
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """What ``condition`` says as soon as that is true; fails after so many seconds."""
+    """Wait until ``condition()`` is true and return it; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
     return result
 
@@ -56,5 +56,5 @@ def status_of(folder: Path) -> dict[str, Any]:
 
 
 def statuses(sweep_folder: Path) -> list[str]:
-    """The status of every job that has one, in job order."""
+    """The recorded statuses of a sweep's jobs, in job order."""
     return [status_of(path.parent)["status"] for path in sorted(sweep_folder.glob("*/status.json"))]

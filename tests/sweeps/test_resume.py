@@ -31,14 +31,14 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_the_folder_says_what_was_started(cli, tmp_path):
+def test_sweep_json_records_the_command_and_its_jobs(cli, tmp_path):
     cli("-m", *FAILING)
-    said = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert said["argv"] == ["-m", *FAILING]
-    assert said["cwd"] == str(tmp_path)
-    assert [entry["folder"] for entry in said["jobs"]] == ["0-none-seed0", "1-none-seed0"]
-    assert [entry["overrides"] for entry in said["jobs"]] == [[*TINY, "optim.lr=-1"], [*TINY, "optim.lr=-2"]]
-    assert len(said["code"]) == 32
+    record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert record["argv"] == ["-m", *FAILING]
+    assert record["cwd"] == str(tmp_path)
+    assert [entry["folder"] for entry in record["jobs"]] == ["0-none-seed0", "1-none-seed0"]
+    assert [entry["overrides"] for entry in record["jobs"]] == [[*TINY, "optim.lr=-1"], [*TINY, "optim.lr=-2"]]
+    assert len(record["code"]) == 32
 
 
 def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
@@ -66,7 +66,7 @@ def test_another_sweep_in_the_same_folder_is_refused(cli, tmp_path, line, differ
     assert refused.error.endswith("as it was started: python -m fer_lightning.sweep resume sweep")
 
 
-def test_other_code_is_refused_unless_told_otherwise(cli, tool, tmp_path):
+def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     cli("-m", *FAILING)
     edit(tmp_path / "sweep" / "sweep.json", code="other")
     for refused in (cli("-m", *FAILING), tool("resume", "sweep")):
@@ -76,7 +76,7 @@ def test_other_code_is_refused_unless_told_otherwise(cli, tool, tmp_path):
     assert tool("resume", "sweep", "--anyway").json["failed"] == ["0-none-seed0", "1-none-seed0"]
 
 
-def test_the_tool_starts_it_again_where_it_was_started(cli, tool, tmp_path, monkeypatch):
+def test_resume_starts_in_the_recorded_working_directory(cli, tool, tmp_path, monkeypatch):
     """Its relative paths hold, also when the folder has moved; an -m at the end, behind which Hydra reads nothing."""
     mine = tmp_path / "there" / "mine" / "imbalance"
     mine.mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_nothing_is_imported_from_the_working_directory_that_a_file_names(proces
     assert (tmp_path / "SPRUNG").exists(), "it is a trap"
 
 
-def test_a_folder_that_is_no_sweep_is_refused(tool, tmp_path):
+def test_a_folder_without_a_sweep_is_refused(tool, tmp_path):
     for command in ("resume", "status"):
         refused = tool(command, str(tmp_path))
         assert refused.code == 2
@@ -141,7 +141,7 @@ def test_a_sweep_in_use_is_refused_at_once(cli, tmp_path):
     assert cli("-m", *FAILING).code == 1, "the lock is free again"
 
 
-def test_a_job_that_somebody_still_runs_is_left_alone(cli, tmp_path, monkeypatch):
+def test_a_job_that_another_process_runs_is_not_started(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "GRACE_SECONDS", -10)
     cli("-m", *FAILING)
     folder = tmp_path / "sweep" / "1-none-seed0"
@@ -173,7 +173,7 @@ def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_done_jobs_stay_as_they_are(process, tmp_path):
+def test_done_jobs_are_not_changed(process, tmp_path):
     """Whatever changes around them: not run again, and their record of what they ran with not touched."""
     mine = tmp_path / "mine" / "imbalance"
     mine.mkdir(parents=True)

@@ -122,7 +122,7 @@ def test_three_methods_on_two_devices_are_submitted_finished_and_collected(sweep
 
 
 @pytest.mark.slurm
-def test_two_nodes_a_mistake_a_dead_process_and_a_job_cancelled_in_the_queue(sweep):
+def test_faults_of_one_job_leave_the_others_running(sweep):
     """What goes wrong in one job leaves the others alone, and the sweep ends."""
     running = sweep(
         "trainer.num_nodes=2", "trainer.max_epochs=8", "data.source.images=1,400,401,402",
@@ -143,7 +143,7 @@ def test_two_nodes_a_mistake_a_dead_process_and_a_job_cancelled_in_the_queue(swe
 
 
 @pytest.mark.slurm
-def test_a_signal_requeues_a_cancel_does_not_and_both_go_on_to_the_same_weights(sweep):
+def test_requeued_and_cancelled_jobs_resume_to_the_same_weights(sweep):
     running = sweep("tags=[requeued],[cancelled],[undisturbed]", "trainer.devices=2", "trainer.max_epochs=8")
     running.wait_until(lambda: running.says(0, "epoch 1/8"))
     _run("scancel", "--signal=USR1", running.job(0))
@@ -175,7 +175,7 @@ def test_a_signal_requeues_a_cancel_does_not_and_both_go_on_to_the_same_weights(
 
 
 @pytest.mark.slurm
-def test_the_time_limit_requeues_but_not_for_ever(sweep):
+def test_the_time_limit_requeues_until_there_is_no_progress(sweep):
     """One job trains past its limit and finishes in a later turn; one never comes to its first step."""
     running = sweep(
         "seed=0,1", "trainer.max_epochs=100000", "trainer.max_time={seconds:50}",
@@ -197,7 +197,7 @@ def test_the_time_limit_requeues_but_not_for_ever(sweep):
 
 
 @pytest.mark.slurm
-def test_what_slurm_refuses_is_told_in_one_line(sweep, process):
+def test_a_refusal_by_slurm_is_one_line(sweep, process):
     outcome = process("-m", "hydra/launcher=slurm", *TINY, *SMALL, "hydra.launcher.partition=nowhere")
     assert outcome.code == 2
     assert "invalid partition specified: nowhere" in outcome.error
@@ -210,7 +210,7 @@ def test_without_slurm_the_sweep_is_refused(process, tmp_path):
     assert "no sbatch" in outcome.error
 
 
-def test_where_the_processes_of_a_run_come_from(monkeypatch):
+def test_cluster_environment_of_a_run(monkeypatch):
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     assert slurm_task.cluster_environment(2) == []

@@ -18,7 +18,7 @@ def metrics_of(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_one_and_two_devices_and_a_failing_job_stay_apart(process, tmp_path):
+def test_one_device_two_devices_and_a_failing_job_are_isolated(process, tmp_path):
     """The sweep that goes silently wrong when jobs share a process: 1 device, then 2, with a failure between."""
     sizes = [knob for knob in TINY if "images" not in knob] + ["data.source.images=400,1"]
     outcome = process("-m", "trainer.devices=1,2", *sizes, "hydra.sweep.dir=sweep", timeout=240)
@@ -74,7 +74,7 @@ def test_a_mistake_in_every_job_ends_non_zero(process, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("jobs_per_device=0",), "error: jobs_per_device=0: must be at least 1"),
         (
@@ -85,14 +85,14 @@ def test_a_mistake_in_every_job_ends_non_zero(process, tmp_path):
         (("hydra/launcher=parallel", "hydra.launcher.n_jobs=abc"), "error: hydra.launcher.n_jobs=abc: Value 'abc'"),
     ],
 )
-def test_what_every_job_would_fail_of_is_told_once(cli, tmp_path, words, told):
+def test_a_mistake_of_every_job_is_reported_once(cli, tmp_path, words, message):
     outcome = cli("-m", *TINY, "seed=0,1", *words, "hydra.sweep.dir=sweep")
     assert outcome.code == 2
-    assert outcome.error.startswith(told)
+    assert outcome.error.startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_only_some_jobs_fail_of_is_no_reason_to_start_none(cli, tmp_path):
+def test_different_mistakes_do_not_refuse_the_sweep(cli, tmp_path):
     outcome = cli("-m", *TINY, "seed=0", "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
     assert outcome.code == 1
     assert len(outcome.json["failed"]) == 2
@@ -105,12 +105,12 @@ def test_options_may_stand_anywhere(cli, tmp_path, words):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [(["--nonsense"], "unrecognized arguments: --nonsense"), (["--cfg", "jobs"], "'jobs'")]
+    ("words", "message"), [(["--nonsense"], "unrecognized arguments: --nonsense"), (["--cfg", "jobs"], "'jobs'")]
 )
-def test_unknown_options_are_refused_in_one_line(cli, words, told):
+def test_unknown_options_are_refused_in_one_line(cli, words, message):
     outcome = cli(*words, *TINY)
     assert outcome.code == 2
-    assert told in outcome.error
+    assert message in outcome.error
     assert "usage" not in outcome.err
 
 
@@ -131,6 +131,6 @@ def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
         assert running.wait(60) == 75
         assert processes_in(tmp_path) == []
     assert statuses(folder) == ["interrupted"], "the second job was never started"
-    said = (tmp_path / "terminal").read_text()
-    assert "[sweep] not started: 1 of 2 jobs" in said
-    assert "[sweep] run the remaining jobs with: python -m fer_lightning.sweep resume sweep" in said
+    printed = (tmp_path / "terminal").read_text()
+    assert "[sweep] not started: 1 of 2 jobs" in printed
+    assert "[sweep] run the remaining jobs with: python -m fer_lightning.sweep resume sweep" in printed

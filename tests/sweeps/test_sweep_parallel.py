@@ -1,4 +1,4 @@
-"""Parallel sweeps: who gets which GPU, the live view, and what is left after a signal or a kill."""
+"""Parallel sweeps: GPUs of the jobs, progress, and the state after a signal or a kill."""
 
 import json
 import os
@@ -24,20 +24,15 @@ PARALLEL = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch) -> Path:
+def slots_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
-def now_or_never() -> bool:
-    """Gives up at the second asking."""
-    now_or_never.asked = not getattr(now_or_never, "asked", True)  # type: ignore[attr-defined]
-    return now_or_never.asked  # type: ignore[attr-defined]
-
-
-def take(need: Need, per_device: int = 1) -> dict[str, int] | None:
-    now_or_never.asked = True  # type: ignore[attr-defined]
-    return devices.acquire(need, per_device, now_or_never)
+def acquire(need: Need, per_device: int = 1) -> dict[str, int] | None:
+    """Try once."""
+    give_up = iter((False, True))
+    return devices.acquire(need, per_device, lambda: next(give_up))
 
 
 @pytest.mark.parametrize(
@@ -79,58 +74,58 @@ GPUS = tuple(map(str, range(8)))
         ([Need(2, ())], 1, 1, 1),
     ],
 )
-def test_as_many_jobs_at_once_as_the_machine_holds(needs, per_device, cores, expected):
+def test_number_of_jobs_at_once(needs, per_device, cores, expected):
     assert devices.jobs_at_once(needs, per_device, cores) == expected
 
 
-def test_a_busy_gpu_is_not_given_again_until_its_job_has_ended(places):
-    """The place belongs to the job's process: it outlives the process that started the job."""
-    taken = take(Need(1, ("0",)))
-    running = subprocess.Popen(["sleep", "60"], pass_fds=list(taken.values()))
-    devices.release(taken)
+def test_a_gpu_is_free_again_when_its_job_has_ended(slots_folder):
+    """The slot belongs to the job's process: it outlives the process that started the job."""
+    slots = acquire(Need(1, ("0",)))
+    running = subprocess.Popen(["sleep", "60"], pass_fds=list(slots.values()))
+    devices.release(slots)
     try:
-        assert take(Need(1, ("0",))) is None
-        assert list(take(Need(1, ("0", "1")))) == ["1"]
+        assert acquire(Need(1, ("0",))) is None
+        assert list(acquire(Need(1, ("0", "1")))) == ["1"]
     finally:
         running.kill()
         running.wait()
-    assert list(take(Need(1, ("0",)))) == ["0"]
+    assert list(acquire(Need(1, ("0",)))) == ["0"]
 
 
-def test_places_are_all_or_none(places):
-    first = take(Need(1, ("0", "1")))
-    assert take(Need(2, ("0", "1"))) is None
-    assert list(take(Need(1, ("0", "1")))) == ["1"], "the job that got only one of two gave it back"
+def test_slots_are_acquired_all_or_none(slots_folder):
+    first = acquire(Need(1, ("0", "1")))
+    assert acquire(Need(2, ("0", "1"))) is None
+    assert list(acquire(Need(1, ("0", "1")))) == ["1"], "the job that got one of two released it"
     devices.release(first)
 
 
-def test_jobs_share_a_gpu_only_when_both_were_told_to(places):
+def test_jobs_share_a_gpu_only_with_the_same_jobs_per_device(slots_folder):
     pair = Need(1, ("0", "1"))
-    assert [list(take(pair, per_device=2)) for _ in range(4)] == [["0"], ["1"], ["0"], ["1"]], "spread out first"
-    assert take(pair, per_device=2) is None
-    assert list(take(Need(1, ("2",)), per_device=2)) == ["2"]
-    assert take(Need(1, ("2",)), per_device=1) is None
-    assert list(take(Need(1, ("3",)), per_device=1)) == ["3"]
-    assert take(Need(1, ("3",)), per_device=2) is None
+    assert [list(acquire(pair, per_device=2)) for _ in range(4)] == [["0"], ["1"], ["0"], ["1"]], "spread out first"
+    assert acquire(pair, per_device=2) is None
+    assert list(acquire(Need(1, ("2",)), per_device=2)) == ["2"]
+    assert acquire(Need(1, ("2",)), per_device=1) is None
+    assert list(acquire(Need(1, ("3",)), per_device=1)) == ["3"]
+    assert acquire(Need(1, ("3",)), per_device=2) is None
 
 
-def test_large_and_small_jobs_all_get_their_turn_and_never_meet(places):
-    """Two-GPU jobs among one-GPU jobs: no deadlock, no GPU twice, nobody waits for ever."""
+def test_large_and_small_jobs_all_run_and_never_share_a_gpu(slots_folder):
+    """Two-GPU jobs among one-GPU jobs: no deadlock, no GPU used twice, no job waits for ever."""
     busy: list[str] = []
     met: list[str] = []
     ended: list[int] = []
     guard = threading.Lock()
 
     def run(count: int) -> None:
-        taken = devices.acquire(Need(count, ("0", "1")), 1, lambda: False)
+        slots = devices.acquire(Need(count, ("0", "1")), 1, lambda: False)
         with guard:
-            met.extend(set(busy) & set(taken))
-            busy.extend(taken)
+            met.extend(set(busy) & set(slots))
+            busy.extend(slots)
         time.sleep(0.05)
         with guard:
-            for gpu in taken:
+            for gpu in slots:
                 busy.remove(gpu)
-        devices.release(taken)
+        devices.release(slots)
         ended.append(count)
 
     jobs = [threading.Thread(target=run, args=(count,), daemon=True) for count in (1, 2, 1, 2, 1)]
@@ -160,11 +155,11 @@ def test_the_environment_of_a_job(monkeypatch, tmp_path):
     ("given", "set_by_user", "at_once", "threads"),
     [(-1, None, 3, "2"), (2, None, 2, "4"), (50, None, 3, "2"), (-1, "8", 3, None)],
 )
-def test_cpu_cores_are_shared_out_unless_the_user_did(monkeypatch, given, set_by_user, at_once, threads):
+def test_cpu_threads_are_divided_unless_the_user_set_them(monkeypatch, given, set_by_user, at_once, threads):
     """Eight cores, three jobs of two processes; the threads are those of a job."""
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     for name in (*job.THREAD_VARIABLES, launchers.THREADS):
-        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
         monkeypatch.delenv(name)
     if set_by_user:
         monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
@@ -185,13 +180,13 @@ def test_cpu_cores_are_shared_out_unless_the_user_did(monkeypatch, given, set_by
         (-15, True, "interrupted", "stopped by the sweep before it could save"),
     ],
 )
-def test_a_job_that_could_not_say_why_it_ended(tmp_path, code, asked, status, reason):
+def test_the_sweep_records_the_end_of_a_killed_job(tmp_path, code, asked, status, reason):
     write_status(tmp_path, "running")
     job.record_end(tmp_path, code, asked)
     assert status_of(tmp_path) == {"status": status, "reason": reason}
 
 
-def test_a_job_that_said_how_it_ended_keeps_its_words(tmp_path):
+def test_a_recorded_end_is_kept(tmp_path):
     write_status(tmp_path, "interrupted", "stopped by SIGTERM", step=12)
     job.record_end(tmp_path, 75, True)
     assert status_of(tmp_path) == {"status": "interrupted", "reason": "stopped by SIGTERM", "step": 12}
@@ -258,7 +253,7 @@ def test_without_a_terminal_there_is_a_line_for_every_change(tmp_path, capsys, m
     assert len(lines) == 3
 
 
-def test_a_terminal_belongs_to_the_view(tmp_path):
+def test_a_terminal_shows_one_redrawn_table(tmp_path):
     """In a pseudo-terminal, by a real sweep whose jobs all fail at once."""
     terminal, inside = os.openpty()
     line = [sys.executable, "-m", "fer_lightning", "-m", *PARALLEL, *TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep"]
@@ -277,7 +272,7 @@ def test_a_terminal_belongs_to_the_view(tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_run_side_by_side_each_with_its_own_output(process, tmp_path):
+def test_parallel_jobs_write_separate_output(process, tmp_path):
     """Loader workers included, which joblib's own processes could not start (hydra #964); a failing job stops none."""
     outcome = process(
         "-m", *PARALLEL, *TINY, "data.num_workers=1", "data.source.images=400,1,420",
@@ -296,7 +291,7 @@ def test_jobs_run_side_by_side_each_with_its_own_output(process, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "to_group", "code"), [("SIGTERM", False, 75), ("SIGINT", True, 130)])
-def test_a_signal_lets_every_job_save_and_the_sweep_goes_on_later(process, tmp_path, signum, to_group, code):
+def test_after_a_signal_every_job_saves_and_the_sweep_resumes(process, tmp_path, signum, to_group, code):
     """Ctrl-C in a terminal reaches the workers, too."""
     folder = tmp_path / "sweep"
     with sweep(tmp_path, *PARALLEL, *TINY, "trainer.max_epochs=25", "seed=0,1,2", "hydra.sweep.dir=sweep") as running:
@@ -304,10 +299,10 @@ def test_a_signal_lets_every_job_save_and_the_sweep_goes_on_later(process, tmp_p
         (os.killpg if to_group else os.kill)(running.pid, getattr(signal, signum))
         assert running.wait(45) == code
         assert processes_in(tmp_path) == []
-    said = (tmp_path / "terminal").read_text()
-    assert "Traceback" not in said
-    assert "not started: 1 of 3 jobs" in said
-    assert "python -m fer_lightning.sweep resume sweep" in said
+    printed = (tmp_path / "terminal").read_text()
+    assert "Traceback" not in printed
+    assert "not started: 1 of 3 jobs" in printed
+    assert "python -m fer_lightning.sweep resume sweep" in printed
     assert statuses(folder) == ["interrupted", "interrupted"]
     outcome = process("resume", "sweep", module="fer_lightning.sweep")
     assert outcome.code == 0, outcome.out + outcome.err
@@ -345,7 +340,7 @@ def test_a_killed_rank_ends_its_job_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_job_is_told_so_and_run_again(process, tmp_path):
+def test_a_killed_job_is_reported_and_run_again(process, tmp_path):
     folder = tmp_path / "sweep"
     with sweep(tmp_path, *PARALLEL, *TINY, "trainer.max_epochs=25", "seed=0,1", "hydra.sweep.dir=sweep") as running:
         wait_for(lambda: len(training(folder)) == 2)

@@ -16,7 +16,7 @@ def metrics(accuracy: float, seconds: float = 10.0) -> dict[str, object]:
     return {**scores, "train/seconds": seconds, "monitor": "val/accuracy"}
 
 
-def test_seeds_are_one_trial_and_the_monitored_score_decides():
+def test_seeds_form_one_trial_ranked_by_the_monitored_score():
     table = rank(
         [
             (["optim.lr=0.1", "seed=0", "augment=light", "test=false"], metrics(0.5)),
@@ -43,7 +43,7 @@ def test_an_override_that_only_some_runs_have():
     assert table["model.drop_path"].tolist() == ["0.1", ""]
 
 
-def test_a_trial_leaves_the_test_images_alone(cli, tmp_path):
+def test_a_trial_does_not_use_the_test_images(cli, tmp_path):
     assert cli(*TINY, "test=false", "trainer.max_epochs=2", "monitor=val/accuracy").code == 0
     run = only_run(tmp_path)
     found = read_json(run / "metrics.json")
@@ -74,13 +74,13 @@ def test_a_search_ends_with_its_ranking(process, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["monitor=test/accuracy"], "monitor=test/accuracy: must be one of val/f1_macro"),
         (["split=paper", "test=false"], "test=false: split=paper has no validation set"),
     ],
 )
-def test_what_cannot_be_is_refused(cli, overrides, told):
+def test_a_search_without_validation_images_is_refused(cli, overrides, message):
     outcome = cli(*TINY, *overrides)
     assert outcome.code == 2
-    assert told in outcome.error
+    assert message in outcome.error
