@@ -1,4 +1,4 @@
-"""The data that a checkpoint was trained with, or others put in their place, and whether it has seen them."""
+"""The data that a checkpoint was trained with, or other data, and whether the model has seen them."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ from fer_lightning.runtime.errors import UserError
 log = logging.getLogger(__name__)
 
 FOLDER = "folder"
-"""The choice of ``data`` whose images have no split: all are tested on."""
+"""The choice of ``data`` whose images have no split: all are test images."""
 
 
 def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConfig, Faces, Split]:
@@ -39,7 +39,7 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
 
 
 def what_was_scored(checkpoint: Path, cfg: DictConfig, faces: Faces) -> dict[str, Any]:
-    """What the scores are of, for ``metrics.json`` and the captions."""
+    """Data, split and model of the scores, for ``metrics.json`` and the captions."""
     is_folder = cfg.data.name == FOLDER
     return {
         "checkpoint": str(checkpoint),
@@ -59,7 +59,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
 
     Raises:
         UserError: for an unknown key, and for a checkpoint that names other code than ``conf/`` does: a checkpoint is
-            data, and must not choose what is executed.
+            data and must not choose what is executed.
     """
     cfg = OmegaConf.create(model.hparams["config"])
     try:
@@ -73,7 +73,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
             if override.key_or_group == "data":
                 continue
             if OmegaConf.is_dict(OmegaConf.select(cfg, override.key_or_group)):
-                raise UserError(f"{override.input_line}: a whole group stays as trained; give one of its keys")
+                raise UserError(f"{override.input_line}: a whole group cannot be replaced; give one of its keys")
             OmegaConf.update(cfg, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(schema.explain(error)) from None
@@ -83,33 +83,32 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     schema.check_keys(given["data"], stored["data"], "data")
     schema.check_keys(given["split"], stored["split"], "split")
     split_rules(cfg.split)
-    if "labels" in cfg:
-        label_rules(cfg.labels)
-    if given["data"].get("drop_duplicates") != stored["data"].get("drop_duplicates"):
-        raise UserError("data.drop_duplicates: stays as trained; it says which images the model has seen")
+    label_rules(cfg.labels)
+    if given["data"]["drop_duplicates"] != stored["data"]["drop_duplicates"]:
+        raise UserError("data.drop_duplicates: cannot be changed; it determines which images the model has seen")
     return cfg
 
 
 def _swap_data(cfg: DictConfig, name: Any) -> None:
-    """Put another choice of ``conf/data`` in the place of the trained one; a folder has its own labels."""
+    """Replace the trained choice of ``conf/data`` by another one; a folder has its own labels."""
     files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
     trained = cfg.data
     cfg.data = OmegaConf.load(files[name])
-    cfg.data.drop_duplicates = trained.get("drop_duplicates")
+    cfg.data.drop_duplicates = trained.drop_duplicates
     if name == FOLDER:
         cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
 
 
 def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split) -> None:
-    """Say what is known of whether the test images trained or selected the model.
+    """Log whether the test images may have trained or selected the model.
 
     Raises:
-        UserError: some did.
+        UserError: some of them did.
     """
     if cfg.data.name == FOLDER:
-        log.info("whether any of these images trained the model is not known: its checkpoint does not hold them")
+        log.info("it is unknown whether any of these images trained the model: checkpoints do not list their images")
         return
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:
         log.info("these are not the images the model was trained with")
@@ -119,5 +118,5 @@ def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split
     if len(seen):
         raise UserError(
             f"{len(seen)} of the {len(split.tests['test'])} test images trained or selected this model; "
-            "leave seed and split as they were"
+            "keep seed and split as trained"
         )

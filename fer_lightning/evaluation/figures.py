@@ -1,4 +1,4 @@
-"""Pictures of a run: pure functions from numbers to a matplotlib ``Figure``; ``report_figures`` has a comparison's.
+"""Pictures of a run: pure functions from numbers to a matplotlib ``Figure``; ``report.figures`` has a comparison's.
 
 They use ``Figure`` directly rather than pyplot, so nothing is kept open and no display is needed. Colours are
 those of Okabe & Ito (2008) and a single-hue scale, readable with any colour vision; hue never carries
@@ -113,7 +113,7 @@ def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
 
     Args:
         metrics: ``metrics.csv``, a row per epoch with ``epoch``, ``step``, ``lr``, ``train/loss``, ``val/loss``,
-            ``val/accuracy``, ``val/f1_macro`` and ``val/balanced_accuracy``; what is not there is left out.
+            ``val/accuracy``, ``val/f1_macro`` and ``val/balanced_accuracy``; missing columns are left out.
         title: the bold first line.
         subtitle: the second line.
     """
@@ -159,7 +159,7 @@ def curves(metrics: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
 
 @styled
 def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str = "") -> Figure:
-    """Show wrongly classified faces with what they are and what the model said.
+    """Show wrongly classified faces with their labels and predictions.
 
     Args:
         images: uint8, shape (n, height, width), one per row of ``rows``.
@@ -176,7 +176,7 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
         axes.set_axis_off()
     for axes, image, row in zip(grid.flat, images, rows.itertuples(), strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
-        words = f"labelled {row.label}\nsaid {row.prediction} {row.confidence:.0%}"
+        words = f"labelled {row.label}\npred. {row.prediction} {row.confidence:.0%}"
         axes.set_title(words, fontsize=9, fontweight="normal", linespacing=1.25, pad=4)
     if not len(rows):
         grid[0, 0].text(0, 0.5, "no mistakes", fontsize=11)
@@ -184,7 +184,7 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
 
 
 def of_test(predictions: pd.DataFrame, images: np.ndarray, title: str, subtitle: str = "") -> dict[str, Figure]:
-    """Show how a test went: ``confusion_matrix`` and ``mistakes``.
+    """Show the predictions of a test set: ``confusion_matrix`` and ``mistakes``.
 
     Args:
         predictions: the rows of ``predictions.csv``, of one test set.

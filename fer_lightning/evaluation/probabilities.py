@@ -9,11 +9,11 @@ from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 
 BATCH_SIZE = 256
-"""Images at once, at 48 pixels or on a GPU."""
+"""Batch size at 48 pixels or on a GPU."""
 
 
 def batch_size(image_size: int, device: torch.device) -> int:
-    """Images at once: on a CPU fewer large ones, so that what a layer gives stays close to the caches."""
+    """Batch size; smaller for large images on a CPU, so that activations fit the cache."""
     return BATCH_SIZE if device.type != "cpu" else min(BATCH_SIZE, max(16, BATCH_SIZE * 48**2 // image_size**2))
 
 
@@ -33,7 +33,7 @@ def predict(
         float64, (n, 7): the softmax of the float32 logits, averaged over the views.
 
     Raises:
-        UserError: when the weights are so broken that answers are not finite.
+        UserError: when the probabilities are not finite.
     """
     model = model.to(device).eval()
     step = batch_size(model.image_size, device)
@@ -43,25 +43,25 @@ def predict(
     logits = [torch.stack([model(view).float().cpu() for view in views(batch)]) for batch in batches]
     probabilities = torch.cat(logits, dim=1).double().softmax(dim=2).mean(dim=0).numpy()
     if not np.isfinite(probabilities).all():
-        raise UserError("the model answers NaN: its training diverged; try a smaller optim.lr")
+        raise UserError("the model's probabilities are NaN: its training diverged; try a smaller optim.lr")
     return probabilities
 
 
 def classify(model: EmotionClassifier, images: np.ndarray, device: torch.device) -> np.ndarray:
-    """``predict``, calibrated by the temperature in the model's scorecard where it has one: float64, (n, 7)."""
+    """``predict``, calibrated by the temperature of the model's scorecard, if it has one: float64, (n, 7)."""
     temperature = (model.hparams["scorecard"] or {}).get("temperature")
     return apply_temperature(predict(model, images, device), temperature or 1.0)
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """The device that Lightning's ``accelerator`` name stands for.
+    """The device of a ``trainer.accelerator``.
 
     Raises:
-        UserError: when this machine has none.
+        UserError: when this machine has no such device.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    wanted = {"auto": tuple(here), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = {"auto": tuple(available), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
     for kind in wanted:
-        if here.get(kind):
+        if available.get(kind):
             return torch.device(kind)
     raise UserError(f"trainer.accelerator={accelerator}: this machine has no such device; use trainer.accelerator=cpu")

@@ -1,7 +1,7 @@
 """Exact scores of a model: predictions, then metrics, on one device.
 
-Always one process and float32, whatever the run was trained with: every image counts once, and the same checkpoint
-gives the same numbers again.
+Always one process and float32, however the model was trained: every image counts once, and the same checkpoint gives
+the same numbers again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Evaluation:
         metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``; ``temperature`` (None without one), and
             ``nll_calibrated`` and ``ece_calibrated`` of the test sets with it; ``<test set>_<augmentation>/<metric>``.
         predictions: one row per image of any test set: id, usage, label, prediction, ``p_<emotion>``, twin_group, and
-            a column of 0 and 1 per test set that says whether the image belongs to it. Not calibrated.
+            a column per test set, 1 where the image belongs to it and else 0. Not calibrated.
         augmented: the same table for each test-time augmentation.
     """
 
@@ -51,11 +51,11 @@ def evaluate(
     """Score every test set of a split, and its validation set when it has one.
 
     Args:
-        model: what is scored.
+        model: the model to score.
         faces: the data.
         split: which of them are validation and test images.
         device: where to compute.
-        temperature: that calibrates the model's probabilities; None fits it on the validation images.
+        temperature: calibrates the model's probabilities; None fits it on the validation images.
         augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
     """
     sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
@@ -104,13 +104,13 @@ def _table(faces: Faces, split: Split, test: np.ndarray, probabilities: np.ndarr
 
 
 def headline(metrics: Mapping[str, Any], name: str = "test") -> dict[str, Any]:
-    """The few numbers that a run is known by."""
+    """Size and main scores of one set."""
     wanted = ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
     return {f"{name}/{key}": metrics[f"{name}/{key}"] for key in wanted}
 
 
 def print_table(metrics: Mapping[str, Any], name: str = "test") -> None:
-    """Scores by set, then recall, precision and F1 by emotion in the set ``name``."""
+    """Print scores by set, then recall, precision and F1 by emotion in the set ``name``."""
     title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
     sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
     table = Table(

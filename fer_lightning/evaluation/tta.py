@@ -1,7 +1,7 @@
 """Test-time augmentation: several views of each image, whose probabilities are averaged.
 
-Averaged are probabilities, not logits, as by Krizhevsky et al. (2012), section 4.1, whose ten crops these are. The
-published results above 73 % on FER-2013 use them (such as Khaireddin and Chen 2021, 73.28 %).
+Probabilities are averaged, not logits, over the ten crops of Krizhevsky et al. (2012), section 4.1. Published results
+above 73 % on FER-2013 use them (such as Khaireddin and Chen 2021, 73.28 %).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import functional  # type: ignore[import-untyped]
 
 CROP_SIZE = 44
-"""Side of a crop of a 48x48 image, in pixels; the model resizes it to its input, as it does whole images."""
+"""Side of a crop of a 48x48 image, in pixels; the model resizes crops to its input as it does whole images."""
 
 Views = Callable[[Tensor], Sequence[Tensor]]
 """Images (B, H, W) -> views of all of them, each (B, h, w)."""
@@ -32,4 +32,4 @@ def ten_crop(images: Tensor) -> tuple[Tensor, ...]:
 
 
 VIEWS: dict[str, Views] = {"flip": flip, "ten_crop": ten_crop}
-"""By the name that results carry: ``test_flip/accuracy``."""
+"""By the name in the results: ``test_flip/accuracy``."""

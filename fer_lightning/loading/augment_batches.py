@@ -1,8 +1,8 @@
 """Random changes of whole batches, where the images live: ``augment.backend=batched``.
 
-The same operations and strengths as ``augment.Augmentation``, each image with its own draw. What is done to an image
-follows from its seed alone, so neither the batch that it is in nor the device changes it. The warp samples straight
-at the network's input size: one interpolation where a warp and a resize would be two.
+The same operations and strengths as ``augment_images.Augmentation``, sampled for each image on its own. The change of
+an image is a function of its seed alone, so it depends neither on the batch nor on the device. The warp samples at the
+network's input size: one interpolation instead of a warp and a resize.
 """
 
 import numpy as np
@@ -28,11 +28,11 @@ class BatchedAugmentation:
     def __init__(self, strengths: Strengths) -> None:
         self.strengths = strengths
 
-    def draw(self, seeds: np.ndarray) -> Tensor:
-        """Decide what is done to each of n images.
+    def sample(self, seeds: np.ndarray) -> Tensor:
+        """Sample how each of n images is changed.
 
         Args:
-            seeds: uint64, (n,), as from ``draw_seed``.
+            seeds: uint64, (n,), as from ``entry_seed``.
 
         Returns:
             float32, (n, 14): an affine map of sampling points (6, row by row, in coordinates from -1 to 1), whether
@@ -71,7 +71,7 @@ class BatchedAugmentation:
 
         Args:
             images: uint8, (B, 48, 48); not written to.
-            changes: (B, 14), as from ``draw``, on the same device.
+            changes: (B, 14), as from ``sample``, on the same device.
             size: side of the network's input in pixels.
 
         Returns:
@@ -107,6 +107,6 @@ def _sampling_points(moves: Tensor, size: int) -> Tensor:
 
 
 def _inside(changes: Tensor, first: int, last: int, size: int) -> Tensor:
-    """Which of ``size`` pixels along one side lie in the rectangle, (B, size)."""
+    """Which of ``size`` pixels along one side are inside the rectangle, (B, size)."""
     places = torch.arange(size, device=changes.device) * IMAGE_SIZE // size
     return (places >= changes[:, first, None]) & (places < changes[:, last, None])

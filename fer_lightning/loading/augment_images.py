@@ -54,7 +54,7 @@ class Augmentation:
 
         Args:
             image: uint8, (H, W); not written to.
-            seed: 0 or more, as from ``draw_seed``.
+            seed: 0 or more, as from ``entry_seed``.
 
         Returns:
             uint8, (H, W); ``image`` itself where nothing was changed.

@@ -15,8 +15,15 @@ from fer_lightning.data.splits import Split
 from fer_lightning.imbalance import mixing
 from fer_lightning.imbalance.samplers import Draw, EpochSampler, EvalShard
 from fer_lightning.loading.augment_batches import BatchedAugmentation
-from fer_lightning.loading.batches import Batch, EpochBatches, EvalBatches, KeptImages, Places, TrainingBatches
-from fer_lightning.loading.randomness import draw_seed, uniforms
+from fer_lightning.loading.device_batches import (
+    Batch,
+    BatchDataset,
+    EpochBatches,
+    EvalBatches,
+    KeptImages,
+    TrainingBatches,
+)
+from fer_lightning.loading.randomness import entry_seed, uniforms
 from fer_lightning.runtime import signals
 from fer_lightning.runtime.errors import UserError
 
@@ -62,18 +69,18 @@ class TrainingFaces(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, draw: Draw) -> Item:
-        seed = draw_seed(self.seed, draw.epoch, draw.position)
-        image = self._image(draw.index, seed)
+    def __getitem__(self, entry: Draw) -> Item:
+        seed = entry_seed(self.seed, entry.epoch, entry.position)
+        image = self._image(entry.index, seed)
         if self.soft is None and self.mix is None:
-            return image, int(self.labels[draw.index])
-        target = self._target(draw.index)
+            return image, int(self.labels[entry.index])
+        target = self._target(entry.index)
         if self.mix is not None:
-            numbers = uniforms(np.array([draw_seed(seed, 0, 0)], dtype=np.uint64), mixing.COLUMNS)
-            mixes = self.mix.draw(draw.epoch, numbers)
+            numbers = uniforms(np.array([entry_seed(seed, 0, 0)], dtype=np.uint64), mixing.COLUMNS)
+            mixes = self.mix.draw(entry.epoch, numbers)
             partner = int(mixes.partner)
             if partner >= 0:
-                other, other_target = self._image(partner, draw_seed(seed, 0, 1)), self._target(partner)
+                other, other_target = self._image(partner, entry_seed(seed, 0, 1)), self._target(partner)
                 pair = (part[None] for part in (image, target, other, other_target))
                 image, target = (part[0] for part in self.mix(*pair, mixes))
         return image, target
@@ -170,7 +177,8 @@ class FERDataModule(L.LightningDataModule):
         ranks = self.trainer.world_size if self.trainer else 1
         if self.loading.batch_size % ranks:
             raise UserError(
-                f"data.batch_size={self.loading.batch_size}: is the global batch and must divide by the {ranks} devices"
+                f"data.batch_size={self.loading.batch_size}: is the global batch size and must be a multiple of the "
+                f"{ranks} devices"
             )
         return self.loading.batch_size // ranks
 
@@ -186,7 +194,7 @@ class FERDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         if isinstance(self.augmentation, BatchedAugmentation):
-            return _loader(Places(), EpochBatches(self.sampler, self.per_device_batch_size))
+            return _loader(BatchDataset(), EpochBatches(self.sampler, self.per_device_batch_size))
         one_by_one = TrainingFaces(
             self.faces.images, self.split.train, self.labels, self.augmentation, self.seed, self.soft, self.mix
         )
@@ -202,16 +210,16 @@ class FERDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         size = 4 * self.per_device_batch_size
         size = max(size, GPU_EVAL_BATCH) if self.root_device.type == "cuda" else size
-        return _loader(Places(), EvalBatches(EvalShard(len(self.val_rows)), size))
+        return _loader(BatchDataset(), EvalBatches(EvalShard(len(self.val_rows)), size))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Put images and targets in the place of a ``Batch``."""
+        """Replace a ``Batch`` by its images and targets."""
         if not isinstance(batch, Batch):
             return batch
-        if batch.draws.epoch >= 0:
+        if batch.entries.epoch >= 0:
             return self._kept("train", self._training_batches)(batch)
         images, labels = self._kept("val", self._validation)
-        rows = batch.draws.indices[batch.start : batch.stop].to(images.rows.device, non_blocking=True)
+        rows = batch.entries.indices[batch.start : batch.stop].to(images.rows.device, non_blocking=True)
         return images.at(rows, self.root_device), labels[rows.to(labels.device, non_blocking=True)]
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
@@ -249,5 +257,5 @@ def _loader(dataset: Dataset[Any], sampler: Any, batch_size: int | None = None, 
 
 def _begin_worker(worker: int) -> None:
     signals.ignore()
-    # A collection would write to every object that was there before, and so copy the pages shared with the parent.
+    # A garbage collection would write to every object the parent made, and so copy the memory shared with it.
     gc.freeze()

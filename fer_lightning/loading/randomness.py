@@ -8,7 +8,7 @@ _MASK = 2**64 - 1
 _STEP = 0x9E3779B97F4A7C15
 
 
-def draw_seed(seed: Any, epoch: int, position: Any) -> Any:
+def entry_seed(seed: Any, epoch: int, position: Any) -> Any:
     """Return the seed, in [0, 2^64), of one entry of one epoch, or uint64 (n,) of n entries.
 
     Neighbouring arguments give unrelated seeds, and no two positions of an epoch the same one. The mixing
@@ -29,7 +29,7 @@ def uniforms(seeds: np.ndarray, columns: int) -> np.ndarray:
     """Return ``columns`` numbers in [0, 1) for each seed: float32, (n, columns), from the seed alone.
 
     Args:
-        seeds: uint64, (n,), as from ``draw_seed``.
+        seeds: uint64, (n,), as from ``entry_seed``.
         columns: how many of each.
     """
     steps = np.arange(1, columns + 1, dtype=np.uint64) * np.uint64(_STEP)

@@ -47,8 +47,8 @@ def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature T that minimises the NLL of softmax(log p / T) (Guo et al. 2017, section 4.2).
 
-    Fit it on validation images: on test images it would flatter. The NLL is convex in 1/T, so there is one minimum;
-    it is looked for between 0.05 and 20, where models without a mistake and without any skill end.
+    Fit it on validation images: on test images it would be optimistic. The NLL is convex in 1/T, so there is one
+    minimum; it is searched between 0.05 and 20, the bounds that models without a mistake and without any skill reach.
 
     Args:
         probabilities: shape (n, C), rows summing to 1.
@@ -61,7 +61,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     if not len(labels) or len(labels) != len(probabilities):
         raise ValueError(f"{len(probabilities)} probabilities and {len(labels)} labels; give both for each image")
     if not np.isfinite(probabilities).all():
-        raise ValueError("probabilities hold values that are not finite")
+        raise ValueError("probabilities contain values that are not finite")
     logs = np.log(np.maximum(probabilities, _TINY))
     chosen = logs[np.arange(len(labels)), labels]
 
@@ -69,14 +69,14 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
         inverse = np.exp(-log_temperature)
         return float((scipy.special.logsumexp(inverse * logs, axis=1) - inverse * chosen).mean())
 
-    found = scipy.optimize.minimize_scalar(
+    optimum = scipy.optimize.minimize_scalar(
         loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
 def classwise_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """Calibration error of each class's probability, not of the answer alone, averaged over classes.
+    """Calibration error of each class's probability, not only of the top label, averaged over classes.
 
     Kull et al. (2019), "Beyond temperature scaling", eq. 4: equal-width bins (0, 1/bins], ...; NaN without images.
     """
@@ -94,9 +94,9 @@ def reliability(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean confidence, accuracy (NaN in empty bins) and count of each of the ECE's bins; three arrays (bins,)."""
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+    correct = probabilities.argmax(axis=1) == labels
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(index, weights=each, minlength=bins) / count for each in (confidence, right)]
+        means = [np.bincount(index, weights=each, minlength=bins) / count for each in (confidence, correct)]
     return means[0], means[1], count

@@ -1,6 +1,6 @@
 """Scores of a classifier: per class, macro-averaged, and calibration.
 
-All numpy, so that reading finished runs needs no torch; ``running_metrics.py`` has those of training. Conventions are
+Numpy only, so that reading finished runs needs no torch; ``model.step_metrics`` has those of training. Conventions are
 those of scikit-learn and torchmetrics: balanced accuracy averages recall over the classes that have images,
 macro F1 averages over the classes that have images or predictions, and the precision of a class that is never
 predicted is 0.
@@ -55,7 +55,7 @@ def macro_f1(matrix: np.ndarray) -> np.ndarray:
 def classification_metrics(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, prefix: str = "test/"
 ) -> dict[str, float | None]:
-    """All scores of one set of images, as they stand in ``metrics.json``.
+    """All scores of one set of images, under the keys of ``metrics.json``.
 
     Args:
         probabilities: shape (n, 7), rows summing to 1.
@@ -76,7 +76,7 @@ def classification_metrics(
         expected = (len(labels), len(EMOTIONS))
         raise ValueError(f"probabilities must have shape {expected}, got {probabilities.shape}")
     if not np.isfinite(probabilities).all():
-        raise ValueError("probabilities hold values that are not finite")
+        raise ValueError("probabilities contain values that are not finite")
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1))
     precision, recall, f1 = precision_recall_f1(matrix)
     n = len(labels)

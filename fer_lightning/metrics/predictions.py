@@ -24,15 +24,15 @@ def emotion_indices(names: Sequence[str]) -> np.ndarray:
 
 
 def confident_mistakes(predictions: pd.DataFrame, limit: int = 24) -> pd.DataFrame:
-    """Pick the wrong predictions that the model was surest of, surest first.
+    """Select the wrong predictions with the highest confidence, in descending order.
 
     Args:
         predictions: the rows of ``predictions.csv``.
         limit: how many at most.
 
     Returns:
-        ``predictions``' rows with a column ``confidence`` added; the index still counts rows of
-        ``predictions``, so it finds the pictures.
+        Rows of ``predictions`` with a column ``confidence`` added; the index is the row number in ``predictions``, for
+        finding the images.
     """
     rows = predictions.reset_index(drop=True)
     rows["confidence"] = rows[list(PROBABILITY_COLUMNS)].max(axis=1)

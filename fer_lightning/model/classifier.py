@@ -56,8 +56,8 @@ class EmotionClassifier(L.LightningModule):
         provenance: ``data_hash``, ``git_commit`` and versions, kept in the checkpoint.
         loss: module called with (logits (B, 7), labels (B,)), which returns the loss of each image (B,); only training
             needs it. Not stored in checkpoints.
-        second_stage: the callback that a decoupled method trains its head with. Not stored either.
-        adjusted: what was changed in the last layer after training (method, ``tau``), kept in the checkpoint.
+        second_stage: the second stage of a decoupled method. Not stored in checkpoints.
+        adjusted: how the last layer was changed after training (method, ``tau``), kept in the checkpoint.
         scorecard: the test scores and the temperature of a tested model (``scorecard.py``), kept in the checkpoint.
 
     The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
@@ -65,6 +65,7 @@ class EmotionClassifier(L.LightningModule):
 
     loss: nn.Module | None
 
+    # Nine parameters: the seven hyper-parameters of every checkpoint under their own keys, and two that are not stored.
     def __init__(
         self,
         model: dict[str, Any],
@@ -94,8 +95,8 @@ class EmotionClassifier(L.LightningModule):
         self.logged = False
         self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
         self.optim = optim
-        # Neither the loss is a submodule nor the normalisation a buffer: weight averaging would average their
-        # constants too, which rounds them a little further in every step.
+        # Keep the loss out of submodules and the normalisation out of buffers: weight averaging would average their
+        # constants too, and round them in every step.
         self.__dict__["loss"] = loss
         self.second_stage = second_stage
         # One gray mean and deviation: with summed stem weights, per-channel ones would shift the input.
@@ -110,7 +111,7 @@ class EmotionClassifier(L.LightningModule):
         return self.network(self.prepare(images, self.image_size))
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head's last layer gets, (B, D)."""
+        """Input of the head's last layer, (B, D)."""
         prepared = self.prepare(images, self.image_size)
         pooled = self.network.forward_head(self.network.forward_features(prepared), pre_logits=True)
         return self.network.classifier[:-1](pooled)
@@ -136,7 +137,7 @@ class EmotionClassifier(L.LightningModule):
         labels = targets.argmax(dim=1) if soft else targets
         self.train_metrics.update(logits.detach(), labels)
         self.train_loss.update(loss.detach())  # batches are of equal size
-        if not self.logged:  # once an epoch tells Lightning what to compute at its end; a call a step costs 2 ms
+        if not self.logged:  # one call an epoch is enough to have them computed at its end; one a step costs 2 ms
             self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
             self.log("train/loss", self.train_loss, prog_bar=True, on_step=False, on_epoch=True)
             self.logged = True
@@ -164,7 +165,7 @@ class EmotionClassifier(L.LightningModule):
         passes = iter((False, True))
 
         def one_pass() -> Any:
-            self.perturbed = next(passes)  # whose scores are not the model's
+            self.perturbed = next(passes)  # scores of the second pass are not the model's
             return closure()
 
         try:
@@ -177,39 +178,39 @@ class EmotionClassifier(L.LightningModule):
             self.loss.to(self.device)
 
     def on_train_start(self) -> None:
-        self.on_train_epoch_start()  # which Lightning leaves out for an epoch that is resumed in its middle
+        self.on_train_epoch_start()  # Lightning skips it for an epoch that is resumed in its middle
 
     def on_train_epoch_start(self) -> None:
         self.logged = False
         set_epoch = getattr(self.loss, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self.current_epoch)
-        learning = self._learning()
+        trained = self._trainable_part()
         if self.freeze_epochs or self.second_stage is not None:
-            # Toggled after DDP has wrapped the model: its hooks are made for parameters that require gradients then.
-            mine = {id(parameter) for parameter in learning.parameters()}
-            if learning is self.network:
-                mine -= self._waiting()
+            # Toggled after DDP has wrapped the model: DDP hooks only the parameters that require gradients then.
+            trainable = {id(parameter) for parameter in trained.parameters()}
+            if trained is self.network:
+                trainable -= self._class_scale_parameters()
             for parameter in self.network.parameters():
-                parameter.requires_grad = id(parameter) in mine
+                parameter.requires_grad = id(parameter) in trainable
         self.network.eval()
-        learning.train()
+        trained.train()
 
-    def _learning(self) -> nn.Module:
-        """The part of the network that learns in this epoch; the rest keeps its batch statistics too."""
+    def _trainable_part(self) -> nn.Module:
+        """The part of the network that is trained in this epoch; the rest keeps its batch statistics too."""
         if self.second_stage is not None and self.current_epoch >= self.second_stage.first_epoch:
             return self.second_stage.learning(self.network)
         return self.network.classifier if self.current_epoch < self.freeze_epochs else self.network
 
-    def _waiting(self) -> set[int]:
-        """The factors per class, which only the second stage moves."""
+    def _class_scale_parameters(self) -> set[int]:
+        """Ids of the factors per class, which only the second stage trains."""
         scales = (module for module in self.network.classifier.modules() if isinstance(module, ClassScale))
         return {id(parameter) for scale in scales for parameter in scale.parameters()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.network, self.optim)
         total = int(self.trainer.estimated_stepping_batches)
-        limit = self.hparams["config"].get("trainer", {}).get("max_steps", -1)  # which the Trainer is not told
+        limit = self.hparams["config"]["trainer"]["max_steps"]  # not the Trainer's own, see ExactResume
         total = min(total, limit) if limit >= 0 else total
         stage = self.second_stage
         first = None if stage is None else total * stage.first_epoch // stage.epochs
@@ -221,7 +222,7 @@ class EmotionClassifier(L.LightningModule):
     def load(cls, path: Path) -> "EmotionClassifier":
         """Read a checkpoint for inference, on the CPU and in ``eval`` mode.
 
-        Nothing is fetched (the weights are in the file) and nothing in the file is executed.
+        Nothing is downloaded (the weights are in the file) and nothing in the file is executed.
 
         Raises:
             UserError: see ``read_checkpoint``.

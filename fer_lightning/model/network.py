@@ -29,7 +29,7 @@ class CosineLinear(nn.Module):
         nn.init.normal_(self.weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # a cosine in bfloat16, times 30, is off by 0.1
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would be off by 0.1 after the scale of 30
             return self.scale * F.linear(F.normalize(features.float()), F.normalize(self.weight.float()))
 
 
@@ -64,11 +64,15 @@ def build_head(
     """
     activation_class = getattr(nn, activation, None)
     if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
-        raise UserError(f"model.head.activation={activation}: no class of torch.nn; such as ReLU, SiLU or GELU")
+        raise UserError(
+            f"model.head.activation={activation}: no class of torch.nn; give one such as ReLU, SiLU or GELU"
+        )
     try:
         activation_class()
     except TypeError as error:
-        raise UserError(f"model.head.activation={activation}: is no activation; such as ReLU, SiLU or GELU") from error
+        raise UserError(
+            f"model.head.activation={activation}: is no activation; give one such as ReLU or GELU"
+        ) from error
     layers: list[nn.Module] = []
     for width in hidden:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))
@@ -116,14 +120,14 @@ def build_network(
         arguments["pretrained_cfg_overlay"] = {"file": weights}
     try:
         network: Any = timm.create_model(name, pretrained=weights != "none", **arguments)
-    except Exception as error:  # timm's hub raises whatever its HTTP client does
+    except Exception as error:  # timm raises the errors of its HTTP client
         if weights == "none":
             raise
         if weights != "imagenet":
             mismatch = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"model.weights={weights}: does not fit {name} ({mismatch})") from error
         raise UserError(
-            f"model.weights=imagenet: could not get timm's weights of {name} ({first_line(error)}); "
+            f"model.weights=imagenet: could not download timm's weights of {name} ({first_line(error)}); "
             "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
         ) from error
     network.conv_stem.stride = (stem_stride, stem_stride)
@@ -132,13 +136,13 @@ def build_network(
 
 
 def _check_weights_fit(name: str, path: Path) -> None:
-    """timm loads with ``strict=False`` once the classifier differs, so a wrong file would pass in silence."""
+    """Refuse a file of another network: timm loads with ``strict=False`` and would ignore missing tensors."""
     try:
-        found = read_weights(str(path), weights_only=True)
+        tensors = read_weights(str(path), weights_only=True)
     except Exception as error:
         raise UserError(f"model.weights={path}: cannot be read as weights ({type(error).__name__})") from error
     wanted = {key for key in timm.create_model(name).state_dict() if not key.startswith("classifier.")}
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
             f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}"

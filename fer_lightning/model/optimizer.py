@@ -28,7 +28,7 @@ def build_optimizer(network: EfficientNet, optim: dict[str, Any]) -> torch.optim
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({first_line(error)})") from error
-    # A fused step could unscale float16 gradients itself; here they are unscaled before, to be clipped.
+    # A fused step could unscale float16 gradients itself; here they are unscaled earlier, for clipping.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
 
@@ -71,7 +71,7 @@ def build_schedule(
 
     ``cosine`` and ``constant``: see ``schedule_factor``. ``one_cycle``: up and down again over the share
     ``warmup_fraction`` and the rest of the run, momentum the other way (Smith & Topin 2018, "Super-Convergence").
-    After ``first_stage_steps`` a second stage begins with a schedule of its own, ``second_stage_scale`` as high.
+    After ``first_stage_steps`` a second stage starts with its own schedule, scaled by ``second_stage_scale``.
     """
     if schedule == "one_cycle":
         cycled = any(key in optimizer.defaults for key in ("momentum", "betas"))
@@ -91,6 +91,6 @@ def build_schedule(
 
 
 def _fused(name: str) -> dict[str, Any]:
-    """The argument that makes a step one kernel, where an optimizer has it: torch's own."""
+    """``fused=True`` for optimizers that have it: a step is then one kernel."""
     has = "fused" in inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
     return {"fused": True} if has else {}

@@ -18,10 +18,10 @@ def two_passes(closure: Callable[[], Any], network: nn.Module, rho: float) -> An
     Args:
         closure: clears the gradients, runs forward and backward.
         network: whose parameters are perturbed, and are as before afterwards.
-        rho: how far, in the L2 norm over all parameters.
+        rho: radius, in the L2 norm over all parameters.
 
     Returns:
-        What the closure returned for the network as it is.
+        What the closure returned for the unperturbed network.
     """
     result = closure()
     with _at_the_worst_point(network, rho), _statistics_kept(network):
@@ -35,7 +35,7 @@ def _at_the_worst_point(network: nn.Module, rho: float) -> Iterator[None]:
     gradients: Any = [parameter.grad for parameter in moved]
     before = [parameter.detach().clone() for parameter in moved]
     with torch.no_grad():
-        # The norm stays on the device: reading it would make the host wait.
+        # The norm stays on the device: reading it would block the host.
         scale = rho / (nn.utils.get_total_norm(gradients) + 1e-12)
         torch._foreach_add_(moved, torch._foreach_mul(gradients, scale))
     try:
@@ -47,7 +47,7 @@ def _at_the_worst_point(network: nn.Module, rho: float) -> Iterator[None]:
 
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Batch normalisation takes its running statistics from the network as it is, not from the perturbed one."""
+    """Keep the running statistics of batch normalisation, which are those of the unperturbed network."""
     layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:

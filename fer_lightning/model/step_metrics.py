@@ -1,4 +1,4 @@
-"""Scores that are updated batch by batch while training, without a step ever waiting for its device."""
+"""Scores that are updated batch by batch while training, without blocking on the device."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from fer_lightning.data.faces import EMOTIONS
 
 
 class _CountedByComparison:
-    """Counts without ``torch.bincount``, which reads its result's size back from the device in every step."""
+    """Counts without ``torch.bincount``, which copies its result's size from the device in every step."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add logits (B, C) and labels (B,)."""
@@ -32,11 +32,11 @@ def training_metrics(num_classes: int = len(EMOTIONS)) -> MetricCollection:
     """Accuracy, balanced accuracy and macro F1 to update batch by batch.
 
     Use ``.clone(prefix="val/")`` for each split. States are summed over processes: uneven shards are exact. Each
-    metric counts for itself: where several share their counts, one that is read alone may be behind.
+    metric keeps its own counts: shared ones may be out of date where a metric is read alone.
     """
     return MetricCollection(
         {
-            # Checking arguments would make every step wait, too.
+            # Validating arguments would block every step too.
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "balanced_accuracy": BalancedAccuracy(num_classes, average="macro", validate_args=False),
             "f1_macro": MacroF1(num_classes, average="macro", validate_args=False),

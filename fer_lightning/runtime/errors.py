@@ -1,4 +1,4 @@
-"""Errors that the user can correct, and stops that the user asked for."""
+"""Errors that the user can correct, and stops by a signal."""
 
 
 class UserError(Exception):

@@ -11,13 +11,13 @@ from fer_lightning.runtime.errors import UserError
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a run that speaks and writes, told without torch from what starts processes."""
+    """Whether this is the process of a run that prints and writes; from the launchers' variables, without torch."""
     ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
     return not any(int(os.environ.get(rank) or 0) for rank in ranks)
 
 
 def device_count(devices: Any) -> int | None:
-    """How many devices per node are asked for; None where only Lightning can tell (``auto``, ``-1``).
+    """Number of requested devices per node; None where only Lightning can determine it (``auto``, ``-1``).
 
     Raises:
         UserError: for anything that is no count, list of indices or ``auto``.
@@ -35,7 +35,7 @@ def device_count(devices: Any) -> int | None:
 
 
 def visible_gpus() -> int | None:
-    """Number of CUDA GPUs this process may use, without importing torch; None where that cannot be told cheaply."""
+    """Number of CUDA GPUs this process may use, without importing torch; None where that is unknown."""
     masked = os.environ.get("CUDA_VISIBLE_DEVICES")
     if masked is not None and masked.strip() in ("", "-1"):
         return 0

@@ -1,4 +1,4 @@
-"""What made a result: the commit of the code, the versions of the libraries, the machine."""
+"""Origin of a result: the commit of the code, the versions of the libraries, the machine."""
 
 import platform
 import subprocess
@@ -45,7 +45,7 @@ def environment() -> dict[str, str]:
             stamp[package] = version(package)
         except PackageNotFoundError:
             stamp[package] = "not installed"
-    import torch  # a sweep's own process does without
+    import torch  # a sweep's own process does not need it
 
     if torch.cuda.is_available():
         stamp["cuda"] = str(torch.version.cuda)

@@ -1,7 +1,7 @@
-"""The small files of a run folder, written atomically, and the lock that says somebody works in it.
+"""The status of a run folder, written atomically, and the lock of the process that works in it.
 
-``status.json`` says how a run stands: ``running``, ``done``, ``failed`` (with the reason), or ``interrupted`` (stopped
-by a signal with everything saved; ``resume=auto`` goes on). ``running`` without a lock held means killed.
+``status.json`` holds ``running``, ``done``, ``failed`` (with the reason), or ``interrupted`` (stopped by a signal with
+everything saved; ``resume=auto`` resumes). ``running`` while nobody holds the lock means killed.
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
 
 RESUMABLE = 75
-"""Exit code of a run that a signal stopped and that ``resume=auto`` goes on from (``EX_TEMPFAIL`` of sysexits.h)."""
+"""Exit code of a run that a signal stopped and that ``resume=auto`` resumes (``EX_TEMPFAIL`` of sysexits.h)."""
 
 
 def write_status(folder: Path, status: str, reason: str = "", **more: Any) -> None:
-    """Record ``running``, ``done``, ``failed`` or ``interrupted``, with the one-line reason and what else is known."""
+    """Record ``running``, ``done``, ``failed`` or ``interrupted``, with the one-line reason and further fields."""
     write_json(folder / "status.json", {"status": status, **({"reason": reason} if reason else {}), **more})
 
 
@@ -28,14 +28,14 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def lock_folder(folder: Path) -> filelock.FileLock:
-    """Take an existing folder for this process, until it releases the lock or ends in whatever way.
+    """Lock an existing folder for this process, until it releases the lock or ends.
 
     Raises:
         UserError: another process works in the folder.
     """
     lock = filelock.FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=1)  # who only looks holds it for a moment
+        lock.acquire(timeout=1)  # a process that only checks holds it for a moment
     except filelock.Timeout:
         raise UserError(f"{folder}: another process is working in this folder; wait for it or stop it") from None
     except OSError as error:
@@ -44,7 +44,7 @@ def lock_folder(folder: Path) -> filelock.FileLock:
 
 
 def lock_for_run(folder: Path, resume: str | None) -> filelock.FileLock:
-    """Take an existing folder for a run, which must be its first one or go on with what is there.
+    """Lock an existing folder for a run, which must be its first one or resume the one in it.
 
     Raises:
         UserError: another process works in it, or it holds a run and ``resume`` is None.
@@ -52,5 +52,7 @@ def lock_for_run(folder: Path, resume: str | None) -> filelock.FileLock:
     lock = lock_folder(folder)
     if resume is None and read_status(folder)["status"] != "missing":
         lock.release()
-        raise UserError(f"hydra.run.dir={folder}: holds a run already; go on with resume=auto, or take another folder")
+        raise UserError(
+            f"hydra.run.dir={folder}: holds a run already; resume it with resume=auto, or choose another folder"
+        )
     return lock

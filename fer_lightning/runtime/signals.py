@@ -1,8 +1,8 @@
 """Stopping on a signal without losing anything; imports nothing heavy, so that it works from the first second.
 
 SIGTERM (a scheduler's preemption, ``kill``, ``timeout``), SIGUSR1 and SIGUSR2 (a scheduler's warning before its time
-limit) ask a run to stop. While there are training steps to save, the wish is only noted, and ``LastCheckpoint`` acts
-on it after the step that is being made; at any other time it ends the run at once.
+limit) ask a run to stop. During training the signal is only recorded, and ``LastCheckpoint`` saves and stops after the
+current step; at any other time it ends the run at once.
 """
 
 import os
@@ -22,52 +22,52 @@ SECONDS_TO_END = 5.0
 _signal: int | None = None
 _since = 0.0
 _deferred = False
-_on_the_way_out = False
+_ending = False
 
 
 def listen() -> None:
-    """Take the signals over; again after Lightning has put its own handlers in place."""
+    """Install the handlers; again after Lightning has installed its own."""
     if threading.current_thread() is threading.main_thread():
         for signum in SIGNALS:
-            signal.signal(signum, _note)
+            signal.signal(signum, _record)
 
 
 def ignore() -> None:
-    """Be deaf: loader workers leave the signals to the process that started them, whom a group-wide one hits too."""
+    """Ignore stop signals in loader workers; the parent handles them."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def reset() -> None:
-    """Begin a new run in this process."""
-    global _signal, _deferred, _on_the_way_out
-    _signal, _deferred, _on_the_way_out = None, False, False
+    """Forget earlier signals, before a new run in this process."""
+    global _signal, _deferred, _ending
+    _signal, _deferred, _ending = None, False, False
 
 
 def defer(on: bool) -> None:
-    """From now on only note a signal (True), or let it end the run at once (False)."""
+    """From now on only record a signal (True), or let it end the run at once (False)."""
     global _deferred
     _deferred = on
 
 
 def requested() -> bool:
-    """Whether a signal has come."""
+    """Whether a signal was received."""
     return _signal is not None
 
 
 def raise_interrupted(why: str = "") -> NoReturn:
-    """End the run; later signals cannot disturb its way out.
+    """End the run; later signals are ignored while it ends.
 
     Raises:
         Interrupted: always.
     """
-    global _on_the_way_out
-    _on_the_way_out = True
+    global _ending
+    _ending = True
     raise Interrupted(reason() + why)
 
 
 def seconds_since() -> float:
-    """Seconds since the signal came; 0 when none has."""
+    """Seconds since the signal was received; 0 without one."""
     return time.monotonic() - _since if requested() else 0.0
 
 
@@ -77,9 +77,9 @@ def reason() -> str:
 
 
 def end_with_parent() -> None:
-    """End this process within seconds of its parent's death, however that came about.
+    """End this process within seconds after its parent has ended, for any reason.
 
-    For the further processes of a run: with the first one gone, they would wait in a collective operation for ever.
+    For the further processes of a run: without the first one they would wait in a collective operation forever.
     """
     parent = os.getppid()
 
@@ -91,9 +91,9 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="end_with_parent").start()
 
 
-def _note(signum: int, frame: FrameType | None) -> None:
+def _record(signum: int, frame: FrameType | None) -> None:
     global _signal, _since
     if _signal is None:
         _signal, _since = signum, time.monotonic()
-    if not _deferred and not _on_the_way_out:
+    if not _deferred and not _ending:
         raise_interrupted()

@@ -22,10 +22,10 @@ def first_task() -> bool:
 
 
 def cluster_environment(processes: int | None) -> list[Any]:
-    """Lightning's plugin that knows where a run's processes come from; none outside of SLURM.
+    """Lightning's plugin for the launcher of a run's processes; none outside of SLURM.
 
     Args:
-        processes: devices times nodes of the run; None where only Lightning can tell.
+        processes: devices times nodes of the run; None where only Lightning can determine it.
 
     Raises:
         UserError: SLURM started several tasks, but not one for each device.
@@ -34,11 +34,11 @@ def cluster_environment(processes: int | None) -> list[Any]:
         return []
     from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-    if tasks() == 1:  # in an allocation, Lightning takes for granted that srun started the processes
+    if tasks() == 1:  # in an allocation, Lightning would assume that srun started the processes
         return [LightningEnvironment()]
     if processes != tasks():
         raise UserError(
             f"trainer.devices, trainer.num_nodes: ask for {processes or 'any number of'} processes, but SLURM started "
-            f"{tasks()} tasks; give the whole sweep one number of devices, or sweep over it in sweeps of their own"
+            f"{tasks()} tasks; use one number of devices in the whole sweep, or one sweep for each number"
         )
     return [SLURMEnvironment(auto_requeue=False)]  # settle() does, after the run has saved exactly

@@ -19,11 +19,11 @@ WANDB_START_SECONDS = 30
 """How long to wait for the W&B server before a run is kept offline."""
 
 WANDB_FINISH_SECONDS = 15
-"""How long to wait at the end of a run until W&B has it all: well within the 30 s that a stopped run has."""
+"""How long to wait at the end of a run for W&B's upload: well within the 30 s that a stopped run has."""
 
 
 def has_login() -> bool:
-    """Whether W&B finds a key without asking: in the environment, or in the netrc file that ``wandb login`` writes."""
+    """Whether W&B finds a key without a prompt: in the environment, or in the netrc file of ``wandb login``."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
@@ -37,7 +37,7 @@ def has_login() -> bool:
 
 
 def mode() -> str:
-    """The mode for ``wandb.init``: the user's ``WANDB_MODE``, but never online without a key, which would ask."""
+    """The mode for ``wandb.init``: the user's ``WANDB_MODE``, but never online without a key, which would prompt."""
     wanted = os.environ.get("WANDB_MODE") or "online"
     if wanted == "dryrun" or (wanted not in ("offline", "disabled") and not has_login()):
         return "offline"
@@ -61,27 +61,27 @@ def start(mode: str, **arguments: Any) -> Any:
         )
 
     # Started here rather than by Lightning, whose offline=True would leave WANDB_MODE set for every later run of
-    # this process, and so that a dead network or a wrong key shows now and not in the middle of training.
+    # this process, and so that a missing network or a wrong key is reported before the training.
     try:
         return start(mode)
     except wandb.Error as error:
         log.warning("W&B is not available (%s); the run is kept offline", first_line(error))
-        wandb.teardown()  # it has the id in use
+        wandb.teardown()  # it holds the id
         return start("offline")
 
 
 def upload_command(run: Any) -> str:
-    """The ``wandb sync`` command that uploads what a run has left on disk."""
+    """The ``wandb sync`` command that uploads a run from disk."""
     option = "" if run.offline else "--include-online "
     return f"wandb sync {option}{shlex.quote(str(Path(run.dir).parent))}"
 
 
 @contextmanager
 def only_warn(consequence: str) -> Iterator[None]:
-    """Go on when W&B fails.
+    """Report a failure of W&B as a warning.
 
-    Its errors come as ``wandb.Error``, as OSError (its service process is gone, its disk is full, it timed out), and
-    as those of its service's mailbox and messages. Anything else is a bug, here or there, and not hidden.
+    Its errors are ``wandb.Error``, OSError (its service process has ended, the disk is full, a timeout), and those of
+    its service's mailbox and messages. Anything else is a bug and is raised.
     """
     import wandb
     from google.protobuf.message import Error as MessageError  # type: ignore[import-untyped]
@@ -100,7 +100,7 @@ def only_warn(consequence: str) -> Iterator[None]:
 def files_kept_in(folder: Path) -> Iterator[None]:
     """Stage the pictures of tables in the run folder, so that it can be synced later.
 
-    W&B would put them into the user's home, which on a compute node may be read-only or gone.
+    W&B would write them to the user's home, which on a compute node may be read-only or missing.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield

@@ -1,4 +1,4 @@
-"""What Lightning does not have: an end on NaN, a clock of training steps, a line per epoch, curves that survive."""
+"""Callbacks that Lightning lacks: stop on NaN, step timer, log line per epoch, resume-safe ``metrics.csv``."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class StopOnNonFinite(L.Callback):
-    """End the run when the loss becomes NaN or infinite, before a checkpoint of broken weights is written.
+    """Stops the run when the loss becomes NaN or infinite, before a checkpoint of broken weights is written.
 
     The flag is kept on the device and read every ``log_every_n_steps`` and at the end of an epoch, so that no step
-    waits for the device.
+    blocks on the device.
     """
 
     def __init__(self) -> None:
@@ -49,20 +49,19 @@ class StopOnNonFinite(L.Callback):
         self._check(trainer)
 
     def _check(self, trainer: L.Trainer) -> None:
-        # Together: a process that stopped alone would leave the others waiting for its gradients.
+        # All processes decide together: one that stopped alone would leave the others waiting for its gradients.
         if self.finite is not None and not trainer.strategy.reduce_boolean_decision(bool(self.finite), all=True):
             last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
             kept = "the last good checkpoint is kept" if last.exists() else "there is no good checkpoint yet"
             raise UserError(
                 f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1} by step {trainer.global_step}; "
-                f"{kept}; try a smaller optim.lr, more optim.warmup_fraction or "
-                "trainer.precision=32-true"
+                f"{kept}; try a smaller optim.lr, a larger optim.warmup_fraction or trainer.precision=32-true"
             )
         self.finite = None
 
 
 class CountsOnHost(L.Callback):
-    """Keeps weight averaging's count of updates off the GPU: it is read twice a step, and each would wait."""
+    """Keeps weight averaging's count of updates on the CPU: it is read twice a step, which would block on a GPU."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -106,7 +105,7 @@ class TrainClock(L.Callback):
 
 
 class EpochLine(L.Callback):
-    """One printed line per epoch, for logs and pipes where a progress bar would only leave garbage."""
+    """Logs one line per epoch, where output goes to a file or a pipe and a progress bar would fill it."""
 
     def __init__(self) -> None:
         self.started = 0.0
@@ -135,10 +134,10 @@ class EpochLine(L.Callback):
 
 
 class Curves(L.Callback):
-    """``metrics.csv``: one row per finished epoch, kept in the checkpoints too.
+    """Writes ``metrics.csv``: one row per finished epoch, saved in the checkpoints too.
 
-    So a resumed run has every row once, wherever it was interrupted; a logger that appends to a file has some twice
-    and others, logged between the last save and the interruption, never.
+    So a resumed run has every row once, wherever it was interrupted. A logger that appends to a file would repeat
+    some rows and miss others, logged between the last save and the interruption.
 
     Args:
         path: of the file.
@@ -156,7 +155,7 @@ class Curves(L.Callback):
         self.validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Scores of an earlier validation stay among the metrics until the next one.
+        # Lightning keeps the scores of the last validation among the metrics until the next one.
         prefixes = ("train/", "val/") if self.validated else ("train/",)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(prefixes)}
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, when it is written, and how, so that a run resumed from it ends with the same bits."""
+"""What a checkpoint holds, when and how it is written, so that a run resumed from it ends with the same bits."""
 
 import math
 import random
@@ -18,32 +18,32 @@ from fer_lightning.runtime import signals
 
 
 class ExactResume(L.Callback):
-    """What a checkpoint needs beyond Lightning's own content for a resumed run to end with the same bits.
+    """Adds to a checkpoint what Lightning does not save, so that a resumed run ends with the same bits.
 
     ``position``: the epoch and the batches of it that are done. ``processes``: of each process, its random states
-    and, in mid-epoch, the sums of its training metrics. Order and augmentation need nothing: they are functions of
-    seed, epoch and position.
+    and, within an epoch, the sums of its training metrics. Order and augmentation need no state: they are functions
+    of seed, epoch and position.
 
     Args:
-        max_steps: optimizer steps after which training ends; -1 for no limit. Told to the Trainer, it would repeat the
-            end of an epoch that a checkpoint was written after.
+        max_steps: optimizer steps after which training ends; -1 for no limit. As the Trainer's own argument, a run
+            resumed from a checkpoint after an epoch would repeat the end of that epoch.
     """
 
     def __init__(self, max_steps: int = -1) -> None:
         self.max_steps = max_steps
-        self.found: dict[str, Any] | None = None
+        self.state: dict[str, Any] | None = None
         self.group: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            # Small messages between the processes' hosts, which do not wait for their GPUs.
+            # For small messages on the CPU, which do not wait for the GPUs.
             self.group = distributed.new_group(backend="gloo")
 
-    def any_process(self, mine: bool) -> bool:
-        """Whether ``mine`` is true in any process; all of them must ask."""
+    def any_process(self, condition: bool) -> bool:
+        """Whether ``condition`` is true in any process; a collective call, which all of them must make."""
         if self.group is None:
-            return mine
-        flag = torch.tensor(int(mine))
+            return condition
+        flag = torch.tensor(int(condition))
         distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.group)
         return bool(flag)
 
@@ -55,23 +55,23 @@ class ExactResume(L.Callback):
             "epoch": epoch.processed + (in_epoch and not mid_epoch),
             "batches": trainer.fit_loop.epoch_loop.batch_progress.current.ready if mid_epoch else 0,
         }
-        mine: dict[str, Any] = {"random": _random_state(pl_module.device)}
+        own: dict[str, Any] = {"random": _random_state(pl_module.device)}
         if mid_epoch:
-            mine["metrics"] = {
+            own["metrics"] = {
                 name: {key: value.cpu() for key, value in metric.metric_state.items()}
                 for name, metric in _training_metrics(pl_module)
             }
-        states: list[Any] = [mine] * trainer.world_size
+        states: list[Any] = [own] * trainer.world_size
         if self.group is not None:
-            distributed.all_gather_object(states, mine, group=self.group)
+            distributed.all_gather_object(states, own, group=self.group)
         checkpoint["processes"] = states
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint["processes"]
-        self.found = states[trainer.global_rank] if trainer.global_rank < len(states) else None
+        self.state = states[trainer.global_rank] if trainer.global_rank < len(states) else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning forgets on the way through a checkpoint that it had stopped early.
+        # Lightning does not save that it had stopped early.
         stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
         trainer.should_stop = any(stopper.wait_count >= stopper.patience for stopper in stoppers)
         self._stop_after_max_steps(trainer)
@@ -88,14 +88,14 @@ class ExactResume(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # As late as possible: building loaders and models draws random numbers too.
-        if self.found is None:
+        # As late as possible: building loaders and models uses random numbers too.
+        if self.state is None:
             return
-        _set_random_state(self.found["random"], pl_module.device)
+        _set_random_state(self.state["random"], pl_module.device)
         for name, metric in _training_metrics(pl_module):
-            for key, value in self.found.get("metrics", {}).get(name, {}).items():
+            for key, value in self.state.get("metrics", {}).get(name, {}).items():
                 setattr(metric, key, value.to(pl_module.device))
-        self.found = None
+        self.state = None
 
 
 def _training_metrics(module: L.LightningModule) -> list[tuple[str, Any]]:
@@ -124,19 +124,19 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 class LastCheckpoint(Checkpoint):
-    """``last.ckpt``: written after every epoch, every so many steps where asked for, and when a signal stops the run.
+    """Writes ``last.ckpt`` after every epoch, every ``every_n_steps``, and when a signal stops the run.
 
-    Nothing can be saved between an epoch's last step and the end of its validation. So where the validation ahead may
-    take long, the checkpoint is also written before that step: what is repeated is one step, not the epoch.
+    Nothing can be saved between an epoch's last step and the end of its validation. So where the next validation may
+    take long, the checkpoint is also written before that step: a resumed run then repeats one step, not the epoch.
 
     Args:
         path: of the checkpoint.
         every_n_steps: optimizer steps between saves within an epoch; None for none.
-        exact: what the processes agree through.
+        exact: lets the processes agree on whether to save.
     """
 
     PATIENCE_SECONDS = 20.0
-    """How long a stopped run goes on validating in the hope of saving the finished epoch."""
+    """How long a stopped run continues a validation so that the finished epoch can be saved."""
 
     def __init__(self, path: Path, every_n_steps: int | None, exact: ExactResume) -> None:
         self.path = path
@@ -146,14 +146,14 @@ class LastCheckpoint(Checkpoint):
         self.validating_since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        signals.listen()  # Lightning has just put handlers of its own there, which hang in a collective operation
+        signals.listen()  # Lightning has just installed handlers of its own, which hang in a collective operation
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         signals.defer(True)
         if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # the end of the epoch saves; gradients that are still being summed up cannot be saved
+            return  # saved at the end of the epoch; gradients that are being accumulated cannot be saved
         stopped = self.exact.any_process(signals.requested())
         due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
         if self._one_step_before_validation(trainer, batch_idx):
@@ -187,7 +187,7 @@ class LastCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # The others end with the first process.
+        # The other processes end with the first one.
         if trainer.is_global_zero and signals.seconds_since() > self.PATIENCE_SECONDS:
             signals.raise_interrupted(" in a long validation")
 
@@ -207,9 +207,9 @@ class LastCheckpoint(Checkpoint):
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """Remembers its best checkpoint in a run that goes on in another folder, or in one that was moved.
+    """Keeps its best checkpoint in a run that is resumed in another folder, or in one that was moved.
 
-    Lightning forgets it when the folder's path has changed, and would take the next epoch for the best.
+    Lightning discards it when the folder's path has changed, and would take the next epoch for the best.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -218,17 +218,17 @@ class MovableCheckpoint(ModelCheckpoint):
 
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         if paths["best_model_path"] and not Path(paths["best_model_path"]).exists():
-            return  # only its score came along; the best from here on is better than none
+            return  # the file is missing: the best of the remaining epochs is kept instead
         models = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place and renames it, so that the previous one is there until then.
+    """Writes a checkpoint beside its final path and renames it, so that the previous one exists until then.
 
     Lightning moves it from the system's temporary folder instead. From another file system that is a copy, and when
-    the disk fills up in the middle of it, both the old and the new checkpoint are lost. The ``last.ckpt`` before is
-    kept as ``previous.ckpt``, should the disk have lied.
+    the disk fills up in the middle of it, both the old and the new checkpoint are lost. The previous ``last.ckpt`` is
+    kept as ``previous.ckpt``, in case the write was not durable.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -60,7 +60,7 @@ class ResumePoint:
 
 
 def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> ResumePoint | None:
-    """The checkpoint that ``cfg.resume`` means, or None to start anew.
+    """The checkpoint that ``cfg.resume`` selects, or None to start a new training.
 
     A damaged ``last.ckpt`` of a run folder is reported, and the previous one is used. When another run's folder is
     resumed, its best checkpoint so far is copied into this one.

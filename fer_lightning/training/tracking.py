@@ -1,7 +1,7 @@
-"""The dashboards of a run, Weights & Biases or TensorBoard, as asked.
+"""The dashboards of a run: Weights & Biases or TensorBoard.
 
-A dashboard is a copy: whatever happens to it, the run folder is complete, and the run only warns. Only the first
-process of a distributed run has any.
+A dashboard is a copy: when it fails the run only warns, and the run folder is complete. Only the first process of a
+distributed run has any.
 """
 
 import logging
@@ -34,16 +34,16 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
     """Open the dashboards of a run.
 
     Args:
-        cfg: the whole configuration, plain Python, interpolations resolved. A run that ``cfg["resume"]`` goes on
-            within its own folder goes on in the same W&B run too.
+        cfg: the whole configuration, plain Python, interpolations resolved. A run that ``cfg["resume"]`` resumes in
+            its own folder also resumes its W&B run.
         run_dir: the run folder.
 
     Returns:
-        The logger that ``cfg["logger"]["name"]`` asks for: ``wandb`` (offline without a key), ``tensorboard``, or
+        The logger that ``cfg["logger"]["name"]`` selects: ``wandb`` (offline without a key), ``tensorboard``, or
         ``auto`` for W&B where the user is logged in; none for ``csv``, and in further processes of a run.
 
     Raises:
-        UserError: TensorBoard is asked for and not installed.
+        UserError: TensorBoard is selected and not installed.
     """
     if not is_first_process():
         return []
@@ -62,7 +62,7 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
 
 
 def _earlier_wandb_id(resume: str | None, run_dir: Path) -> str | None:
-    """The id of the W&B run that earlier parts of this run left in its folder, if it goes on there."""
+    """The id of the W&B run that this run folder holds already, if the run is resumed in it."""
     if resume is None or (resume != "auto" and not Path(resume).resolve().is_relative_to(run_dir.resolve())):
         return None
     parts = sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
@@ -70,9 +70,9 @@ def _earlier_wandb_id(resume: str | None, run_dir: Path) -> str | None:
 
 
 class _RowPerStep(WandbLogger):
-    """Counts W&B's rows by optimizer step.
+    """Numbers W&B's rows by optimizer step.
 
-    So the rows of a resumed run follow those of its earlier parts, and what these have logged is not logged again.
+    So the rows of a resumed run follow those of its earlier parts, and no row is logged twice.
     """
 
     @rank_zero_only
@@ -84,12 +84,11 @@ class _RowPerStep(WandbLogger):
 
 
 def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
-
     names = [cfg[group]["name"] for group in ("imbalance", "model", "split", "data")]
     tags = list(dict.fromkeys(str(tag)[:64] for tag in (*names, *cfg["tags"]) if str(tag)))
     mode = wandb_run.mode()
     earlier = _earlier_wandb_id(cfg["resume"], run_dir)
-    # Chosen here, so that the attempt to start online and the offline run that follows it have the same.
+    # Chosen here, so that a failed start online and the offline run after it share the id.
     run_id = earlier or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
     run = wandb_run.start(
@@ -107,7 +106,7 @@ def _wandb_logger(cfg: Mapping[str, Any], run_dir: Path) -> WandbLogger:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if run.offline:
-        # Only this part: in a sync of them all, one that was killed before W&B wrote anything stops the others.
+        # Only this part: syncing all parts stops at one that was killed before W&B wrote anything.
         log.info("W&B runs offline; upload later with: %s", wandb_run.upload_command(run))
     return _RowPerStep(experiment=run, project=cfg["logger"]["project"], save_dir=run_dir)
 
@@ -120,13 +119,13 @@ def log_results(
     run_dir: Path,
     name: str = "test",
 ) -> None:
-    """Show a finished run on the dashboards.
+    """Log a finished run to the dashboards.
 
     W&B gets ``metrics.json`` as summary, the run folder's pictures, a table with one row per class, and a table
     of the most confident mistakes with their faces. TensorBoard gets the pictures.
 
     Args:
-        loggers: from ``build_loggers``. One that fails is warned about.
+        loggers: from ``build_loggers``. A failing one is reported as a warning.
         metrics: the content of ``metrics.json``.
         predictions: the rows of ``predictions.csv`` of the reported set.
         images: uint8, (n, 48, 48), one per row.
@@ -149,7 +148,7 @@ def log_results(
                 run.config.update(facts, allow_val_change=True)
                 run.summary.update(dict(metrics))
                 run.log({name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures}, commit=False)
-                # Last, because tables alone need the server.
+                # Last, because only tables need the server.
                 mistakes = _mistake_table(predictions, images)
                 per_class = wandb.Table(dataframe=_class_table(metrics, predictions, name))
                 run.log({"per_class": per_class, "confident_mistakes": mistakes})
@@ -182,10 +181,10 @@ def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
 
 
 def finish(loggers: Sequence[Logger], failed: bool) -> None:
-    """Close the run on every dashboard, as failed when it failed; all is written on return. Safe to call twice.
+    """Close the run on every dashboard, marked as failed where it failed. Safe to call twice.
 
-    Takes at most ``WANDB_FINISH_SECONDS`` (or as long as the environment variable ``WANDB_FINISH_TIMEOUT`` says) and
-    a few more.
+    Everything is written on return, which takes little more than ``WANDB_FINISH_SECONDS``, or than the environment
+    variable ``WANDB_FINISH_TIMEOUT``.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):

@@ -299,7 +299,7 @@ def test_checkpoint_from_before_votes_and_duplicates_is_evaluated(
     assert again.code == 0, again.err
     assert again.json["test/accuracy"] == done.json["test/accuracy"]
     moved = evaluated(str(path), "data.drop_duplicates=train")
-    assert "data.drop_duplicates: stays as trained" in moved.error
+    assert "data.drop_duplicates: cannot be changed" in moved.error
 
 
 @pytest.mark.parametrize(

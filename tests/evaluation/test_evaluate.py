@@ -106,7 +106,7 @@ class TestOtherImages:
         assert "these are not the images the model was trained with" in caplog.text
         assert json.loads(out.splitlines()[-1])["test/n"] == 21
 
-    def test_missing_archive_is_told(self, trained, score):
+    def test_missing_archive_is_reported(self, trained, score):
         with pytest.raises(UserError, match=r"data\.path=gone\.zip does not exist"):
             score(trained, "data.path=gone.zip")
 
@@ -157,7 +157,7 @@ class TestDevice:
 
     @pytest.mark.parametrize("name", ["gpu", "cuda"])
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-    def test_missing_gpu_is_told(self, trained, score, name):
+    def test_missing_gpu_is_reported(self, trained, score, name):
         with pytest.raises(UserError, match=f"trainer.accelerator={name}: .*use trainer.accelerator=cpu"):
             score(trained, f"trainer.accelerator={name}")
 
@@ -190,7 +190,7 @@ class TestUntrustedCheckpoint:
             {"_target_": "fer_lightning.data.fer2013.load", "_args_": [MKDIR]},
             {"_target_": "fer_lightning.data.fer2013.load", "path": "x", "_recursive_": True, "cache_dir": MKDIR},
         ],
-        ids=["elsewhere", "through this package", "nested", "nested in a list", "told to look inside"],
+        ids=["elsewhere", "through this package", "nested", "nested in a list", "recursive"],
     )
     def test_data_source_is_not_executed(self, score, forge, tmp_path, node):
         forged = forge(source=node)
@@ -241,10 +241,10 @@ class TestPrediction:
             if weight.ndim == 4
         )
 
-    def test_broken_weights_are_told(self, model):
+    def test_broken_weights_are_reported(self, model):
         with torch.no_grad():
             model.network.conv_stem.weight.mul_(float("nan"))
-        with pytest.raises(UserError, match="the model answers NaN"):
+        with pytest.raises(UserError, match="the model's probabilities are NaN"):
             inference.predict(model, np.zeros((2, 48, 48), np.uint8), torch.device("cpu"))
 
     def test_every_set_is_scored_on_its_own_images(self, model):

@@ -166,7 +166,7 @@ class TestFolder:
         rows = pd.read_csv(tmp_path / "scores" / "predictions.csv")
         assert len(rows) == metrics["test/n"] == len(DRAWN)
         assert metrics["data"] == "folder tree"
-        assert "whether any of these images trained the model is not known" in caplog.text
+        assert "it is unknown whether any of these images trained the model" in caplog.text
         model = EmotionClassifier.load(trained / "checkpoints" / "best.ckpt")
         expected = classification_metrics(inference.predict(model, DRAWN.images, torch.device("cpu")), DRAWN.labels)
         for key, value in expected.items():
@@ -200,7 +200,7 @@ class TestFolder:
             (["data=folders"], "data=folders: no such choice; data is one of: fer2013, folder, synthetic"),
             (["data=folder", "data.source._target_=os.mkdir"], "data.source._target_=os.mkdir: is not code of"),
             (["data=folder", "data.pth=x"], "data.pth: no such key"),
-            (["split=kfold"], "split=kfold: a whole group stays as trained"),
+            (["split=kfold"], "split=kfold: a whole group cannot be replaced"),
         ],
     )
     def test_mistakes_are_one_line_and_write_nothing(self, score, tmp_path, arguments, message):

@@ -22,8 +22,8 @@ def test_ten_crop_is_corners_and_centre_and_their_mirrors():
     assert len(views) == 10
     for view, crop in zip(views[:5], crops, strict=True):
         assert torch.equal(view, crop)
-    found = {tuple(view.flatten().tolist()) for view in views[5:]}
-    assert found == {tuple(crop.flip(-1).flatten().tolist()) for crop in crops}
+    result = {tuple(view.flatten().tolist()) for view in views[5:]}
+    assert result == {tuple(crop.flip(-1).flatten().tolist()) for crop in crops}
 
 
 class Peek(torch.nn.Module):
@@ -47,10 +47,10 @@ def images() -> np.ndarray:
 
 
 def test_probabilities_are_averaged_not_logits(images):
-    found = probabilities.predict(Peek(), images, torch.device("cpu"), tta.VIEWS["flip"])
+    result = probabilities.predict(Peek(), images, torch.device("cpu"), tta.VIEWS["flip"])
     one, other = (torch.tensor([a, b, 0, 0, 0, 0, 0]).double().softmax(0) for a, b in ((4.0, 0.0), (0.0, 4.0)))
     expected = ((one + other) / 2).numpy()
-    np.testing.assert_allclose(found, np.tile(expected, (len(images), 1)), atol=1e-6)
+    np.testing.assert_allclose(result, np.tile(expected, (len(images), 1)), atol=1e-6)
 
 
 def test_batches_stay_as_small_as_without(images):

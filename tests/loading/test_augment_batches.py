@@ -1,4 +1,4 @@
-"""Batched augmentation: each image by its own draw, and the same distribution as albumentations'."""
+"""Batched augmentation: each image by its own random numbers, and the same distribution as albumentations'."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from fer_lightning.config.augment import Strengths
 from fer_lightning.data.synthetic import draw
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.augment_images import Augmentation
-from fer_lightning.loading.randomness import draw_seed, uniforms
+from fer_lightning.loading.randomness import entry_seed, uniforms
 from tests.loading.test_augment_images import DOTS, assert_uniform, pose
 
 STRONG = Strengths(0.5, 15.0, 0.1, 0.15, 0.3, 0.3, 0.25, [0.02, 0.2])
@@ -18,26 +18,26 @@ IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 48, 48)
 
 
 def seeds(n: int, seed: int = 0) -> np.ndarray:
-    return draw_seed(seed, 0, np.arange(n, dtype=np.uint64))
+    return entry_seed(seed, 0, np.arange(n, dtype=np.uint64))
 
 
 def repeated(strengths: Strengths, image: np.ndarray, n: int, size: int = 48) -> np.ndarray:
     """One image changed in n ways."""
     augmentation = BatchedAugmentation(strengths)
     images = torch.from_numpy(image).expand(n, 48, 48)
-    return augmentation(images, augmentation.draw(seeds(n)), size).numpy()
+    return augmentation(images, augmentation.sample(seeds(n)), size).numpy()
 
 
 def one_by_one(strengths: Strengths, image: np.ndarray, n: int) -> np.ndarray:
     augmentation = Augmentation(strengths)
-    return np.stack([augmentation(image, draw_seed(1, 0, position)) for position in range(n)])
+    return np.stack([augmentation(image, entry_seed(1, 0, position)) for position in range(n)])
 
 
-class TestDraws:
+class TestRandomNumbers:
     def test_an_array_of_seeds_is_the_seeds(self):
-        assert draw_seed(3, 5, np.arange(50, dtype=np.uint64)).tolist() == [draw_seed(3, 5, k) for k in range(50)]
-        again = draw_seed(draw_seed(3, 5, np.arange(50, dtype=np.uint64)), 0, 1)
-        assert again.tolist() == [draw_seed(draw_seed(3, 5, k), 0, 1) for k in range(50)]
+        assert entry_seed(3, 5, np.arange(50, dtype=np.uint64)).tolist() == [entry_seed(3, 5, k) for k in range(50)]
+        again = entry_seed(entry_seed(3, 5, np.arange(50, dtype=np.uint64)), 0, 1)
+        assert again.tolist() == [entry_seed(entry_seed(3, 5, k), 0, 1) for k in range(50)]
 
     def test_numbers_are_uniform_and_independent(self):
         numbers = uniforms(seeds(20_000), 6)
@@ -55,7 +55,7 @@ class TestDraws:
 class TestPurity:
     def test_neither_the_batch_nor_its_order_changes_an_image(self):
         augmentation = BatchedAugmentation(STRONG)
-        changes = augmentation.draw(seeds(64))
+        changes = augmentation.sample(seeds(64))
         whole = augmentation(IMAGES, changes, 96)
         for size in (1, 7, 32):
             parts = [augmentation(IMAGES[k : k + size], changes[k : k + size], 96) for k in range(0, 64, size)]
@@ -66,18 +66,18 @@ class TestPurity:
     def test_images_are_left_alone_and_no_global_state_is_used(self):
         before, state = IMAGES.clone(), torch.get_rng_state()
         augmentation = BatchedAugmentation(STRONG)
-        augmentation(IMAGES, augmentation.draw(seeds(64)), 64)
+        augmentation(IMAGES, augmentation.sample(seeds(64)), 64)
         assert torch.equal(before, IMAGES)
         assert torch.equal(state, torch.get_rng_state())
 
     def test_nothing_to_do_returns_the_images(self):
         augmentation = BatchedAugmentation(Strengths())
-        assert augmentation(IMAGES, augmentation.draw(seeds(64)), 96) is IMAGES
+        assert augmentation(IMAGES, augmentation.sample(seeds(64)), 96) is IMAGES
 
     @pytest.mark.parametrize("size", [48, 64, 96, 112])
     def test_a_movement_of_nothing_is_the_resize_of_evaluation(self, size):
         moved = BatchedAugmentation(Strengths(rotate=1e-7))
-        result = moved(IMAGES, moved.draw(seeds(64)), size)
+        result = moved(IMAGES, moved.sample(seeds(64)), size)
         resized = F.interpolate(IMAGES[:, None].float(), (size, size), mode="bilinear", align_corners=False)[:, 0]
         torch.testing.assert_close(result, resized, atol=0.01, rtol=0)
 
@@ -141,7 +141,7 @@ class TestStrengths:
         assert kstest(np.array(gray) / 256, "uniform").pvalue > 1e-4
 
     def test_steps_are_independent(self):
-        changes = BatchedAugmentation(STRONG).draw(seeds(20_000)).numpy()
+        changes = BatchedAugmentation(STRONG).sample(seeds(20_000)).numpy()
         angle = np.arctan2(-changes[:, 3], changes[:, 4])
         parts = np.stack([changes[:, 6], angle, changes[:, 7], changes[:, 8], changes[:, 10] > 0, changes[:, 13]])
         assert np.abs(np.corrcoef(parts) - np.eye(len(parts))).max() < 0.04
@@ -180,7 +180,7 @@ class TestAsAlbumentations:
         )
         for statistic in (lambda x: x.max(axis=(1, 2)), lambda x: (x > 0).mean(axis=(1, 2))):
             assert ks_2samp(statistic(ours), statistic(theirs)).pvalue > 1e-3
-        # Where they lie: the share of pictures in which each pixel is hidden.
+        # Where they are: the share of images in which each pixel is hidden.
         hidden = [(part > 0).mean(axis=0) for part in (ours, theirs)]
         assert np.abs(hidden[0] - hidden[1]).max() < 0.06
 

@@ -1,4 +1,4 @@
-"""Augmentation: a pure function of image and seed, with the strengths that were asked for."""
+"""Augmentation: a pure function of image and seed, with the given strengths."""
 
 import inspect
 import os
@@ -21,7 +21,7 @@ from fer_lightning.config.augment import Strengths
 from fer_lightning.config.schema import CONF_DIR
 from fer_lightning.imbalance.samplers import Draw, InstanceSampler
 from fer_lightning.loading.augment_images import Augmentation
-from fer_lightning.loading.randomness import draw_seed
+from fer_lightning.loading.randomness import entry_seed
 from fer_lightning.runtime.errors import UserError
 
 OFF = {
@@ -85,7 +85,7 @@ class AugmentedFaces:
         self.seed = seed
 
     def __getitem__(self, draw: Draw) -> torch.Tensor:
-        seed = draw_seed(self.seed, draw.epoch, draw.position)
+        seed = entry_seed(self.seed, draw.epoch, draw.position)
         return torch.from_numpy(self.augmentation(IMAGES[draw.index], seed).copy())
 
 
@@ -157,16 +157,16 @@ class TestPurity:
 
 class TestDrawSeed:
     def test_distinct_over_seeds_epochs_and_positions(self):
-        seeds = {draw_seed(*key) for key in product(range(5), range(5), range(2000))}
+        seeds = {entry_seed(*key) for key in product(range(5), range(5), range(2000))}
         assert len(seeds) == 50_000
         assert all(0 <= seed < 2**64 for seed in seeds)
 
     def test_values_never_change(self):
-        assert draw_seed(0, 0, 0) == 2558736989570252433
-        assert draw_seed(1, 2, 3) == 7702586659592502839
+        assert entry_seed(0, 0, 0) == 2558736989570252433
+        assert entry_seed(1, 2, 3) == 7702586659592502839
 
     def test_bits_are_fair(self):
-        seeds = np.array([draw_seed(0, epoch, position) for epoch in range(5) for position in range(2000)], np.uint64)
+        seeds = np.array([entry_seed(0, epoch, position) for epoch in range(5) for position in range(2000)], np.uint64)
         for bit in range(64):
             ones = int((seeds >> np.uint64(bit) & np.uint64(1)).sum())
             assert binomtest(ones, len(seeds)).pvalue > 1e-6
@@ -182,7 +182,7 @@ class TestStrengths:
         augmentation = only(hflip=probability)
         flipped = 0
         for position in range(2000):
-            result = augmentation(IMAGES[0], draw_seed(0, 0, position))
+            result = augmentation(IMAGES[0], entry_seed(0, 0, position))
             is_flipped = np.array_equal(result, IMAGES[0][:, ::-1])
             assert is_flipped or np.array_equal(result, IMAGES[0])
             flipped += is_flipped
@@ -190,7 +190,7 @@ class TestStrengths:
 
     @pytest.mark.parametrize(("knob", "limit"), [("rotate", 15.0), ("scale", 0.15), ("translate", 0.1)])
     def test_geometry(self, knob, limit):
-        measured = [pose(only(**{knob: limit})(DOTS, draw_seed(0, 0, position))) for position in range(1000)]
+        measured = [pose(only(**{knob: limit})(DOTS, entry_seed(0, 0, position))) for position in range(1000)]
         angle, size, right, down = np.array(measured).T
         if knob == "rotate":
             assert_uniform(angle, limit, slack=0.5)
@@ -209,12 +209,12 @@ class TestStrengths:
 
     def test_brightness(self):
         flat = np.full((48, 48), 100, dtype=np.uint8)
-        shifts = [int(only(brightness=0.3)(flat, draw_seed(0, 0, k))[0, 0]) - 100 for k in range(1000)]
+        shifts = [int(only(brightness=0.3)(flat, entry_seed(0, 0, k))[0, 0]) - 100 for k in range(1000)]
         assert_uniform(np.array(shifts) / 255, 0.3, slack=1 / 255)
 
     def test_contrast(self):
         flat = np.full((48, 48), 100, dtype=np.uint8)
-        factors = [only(contrast=0.3)(flat, draw_seed(0, 0, k))[0, 0] / 100 for k in range(1000)]
+        factors = [only(contrast=0.3)(flat, entry_seed(0, 0, k))[0, 0] / 100 for k in range(1000)]
         assert_uniform(np.array(factors) - 1, 0.3, slack=0.01)
 
     def test_erase(self):
@@ -222,7 +222,7 @@ class TestStrengths:
         background = np.zeros((48, 48), dtype=np.uint8)
         areas = []
         for position in range(2000):
-            result = augmentation(background, draw_seed(0, 0, position))
+            result = augmentation(background, entry_seed(0, 0, position))
             left, top, width, height = cv2.boundingRect(result)
             if width == 0:
                 continue
@@ -241,7 +241,7 @@ class TestStrengths:
         halves = np.repeat(np.array([[200, 100]], dtype=np.uint8), 24, axis=1).repeat(48, axis=0)
         by_angle, by_erasing = np.zeros((2, 2)), np.zeros((2, 2))
         for position in range(1000):
-            seed = draw_seed(0, 0, position)
+            seed = entry_seed(0, 0, position)
             result = turned(DOTS, seed)
             by_angle[int(result[:, :24].max() < result[:, 24:].max()), int(pose(result)[0] > 0)] += 1
             result = erased(halves, seed)

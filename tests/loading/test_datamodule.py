@@ -24,8 +24,8 @@ from fer_lightning.imbalance.mixing import CMO, Mixup
 from fer_lightning.imbalance.samplers import ClassWeightedSampler, InstanceSampler, UnderSampler
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.augment_images import Augmentation
-from fer_lightning.loading.batches import KeptImages
 from fer_lightning.loading.datamodule import FERDataModule, Loading
+from fer_lightning.loading.device_batches import KeptImages
 from fer_lightning.runtime.errors import UserError
 
 FACES = draw(400)
@@ -154,7 +154,7 @@ class TestTargets:
 
     @both_backends
     def test_images_without_a_partner_stay_as_they_are(self, strong):
-        """CMO begins in its second epoch here."""
+        """CMO starts in its second epoch here."""
         split = official(FACES, 0)
         build_mix = partial(CMO, epochs=3, off_epochs=1, prob=1.0)
         mixed, plain = (
@@ -181,7 +181,7 @@ class TestAugmentation:
         small, large = (epoch(build(augmentation=STRONG, batch_size=size), 0) for size in (16, 48))
         assert all(torch.equal(one, other) for one, other in zip(small, large, strict=True))
 
-    def test_a_resumed_epoch_goes_on_with_the_same_pictures(self):
+    def test_a_resumed_epoch_continues_with_the_same_pictures(self):
         whole = epoch(build(augmentation=STRONG), 1)
         resumed = build(augmentation=STRONG)
         resumed.resume_at(1, batches=3)

@@ -223,7 +223,7 @@ def test_curves_without_validation_or_rates() -> None:
 def test_mistakes_say_label_and_prediction() -> None:
     images, rows = mistaken(3)
     figure = figures.mistakes(images, rows, "T")
-    assert "labelled disgust\nsaid surprise 70%" in said(figure)
+    assert "labelled disgust\npred. surprise 70%" in said(figure)
     shown: list[Any] = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(np.stack(shown), images)
 

@@ -180,23 +180,23 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """What two runs must share, by name."""
 
     def digest(value: Any) -> str:
-        found = hashlib.blake2b(digest_size=8)
+        hashed = hashlib.blake2b(digest_size=8)
 
         def walk(node: Any) -> None:
             if isinstance(node, dict):
                 for key in sorted(node, key=str):
-                    found.update(str(key).encode())
+                    hashed.update(str(key).encode())
                     walk(node[key])
             elif isinstance(node, list | tuple):
                 for child in node:
                     walk(child)
             elif isinstance(node, torch.Tensor):
-                found.update(node.contiguous().numpy().tobytes())
+                hashed.update(node.contiguous().numpy().tobytes())
             else:
-                found.update(repr(node).encode())
+                hashed.update(repr(node).encode())
 
         walk(value)
-        return found.hexdigest()
+        return hashed.hexdigest()
 
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
@@ -213,8 +213,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 def differences(folder: Path, expected: dict[str, str]) -> list[str]:
     """The parts of a finished run that are not as expected."""
-    found = fingerprint(folder)
-    return [key for key in expected if found[key] != expected[key]]
+    actual = fingerprint(folder)
+    return [key for key in expected if actual[key] != expected[key]]
 
 
 def trial(folder: Path, overrides: list[str], dice: random.Random, steps: int, seconds: float, devices: int) -> str:

@@ -1,6 +1,6 @@
 """A local stand-in for the W&B backend: as much of its protocol as ``wandb.init`` and ``wandb sync`` need.
 
-It keeps what it is told, as the real one does: runs by name, history lines by their offset, files. So a test can ask
+It stores what it receives, as the real one does: runs by name, history lines by their offset, files. So a test can ask
 what a user would see, and it can refuse a key, or fall silent or go away in the middle of a run.
 """
 

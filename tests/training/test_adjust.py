@@ -46,11 +46,11 @@ def adjusted(cli: Any, plain: Path, run: Path, method: str, *more: str) -> Path:
 def test_logit_adjustment_of_a_trained_run(cli, plain, tmp_path):
     """Equal to z - tau log pi on the answers of the run that was given, without a step of training."""
     run = adjusted(cli, plain, tmp_path / "run", "posthoc_logit_adjusted", "imbalance.adjust.tau=1.0")
-    found = metrics(run)
-    assert found["train/steps"] == 0
-    assert (found["first_stage/imbalance"], found["first_stage/steps"]) == ("none", metrics(plain)["train/steps"])
-    assert found["tau"] == 1.0
-    counts = np.array(list(found["train/class_counts"].values()))
+    reported = metrics(run)
+    assert reported["train/steps"] == 0
+    assert (reported["first_stage/imbalance"], reported["first_stage/steps"]) == ("none", metrics(plain)["train/steps"])
+    assert reported["tau"] == 1.0
+    counts = np.array(list(reported["train/class_counts"].values()))
     expected = probabilities(plain) / (counts / counts.sum())
     expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities(run), expected, rtol=1e-4)
@@ -114,7 +114,7 @@ def test_in_one_go_and_interrupted_after_the_adjustment(cli, tmp_path, process):
     assert outcome.json["test/f1_macro"] == pytest.approx(first["test/f1_macro"])
 
 
-def test_a_missing_first_stage_is_told(cli, tmp_path):
+def test_a_missing_first_stage_is_reported(cli, tmp_path):
     outcome = cli(*RUN, "imbalance=tau_norm", f"imbalance.first_stage={tmp_path / 'none.ckpt'}")
     assert outcome.code == 2
     assert "no such checkpoint" in outcome.error

@@ -1,4 +1,4 @@
-"""Going on after whatever ended a run: bit for bit, from the last good checkpoint, or refused with a reason."""
+"""Resuming after any interruption: bit for bit, from the last good checkpoint, or refused with a reason."""
 
 import itertools
 import json
@@ -148,9 +148,11 @@ def test_a_signal_saves_within_the_epoch_and_the_rest_is_the_same(start, process
 
 
 @pytest.mark.parametrize(
-    ("epochs", "told"), [(500, "saved at step "), (1, "nothing was trained yet, start again ")], ids=["late", "early"]
+    ("epochs", "message"),
+    [(500, "saved at step "), (1, "nothing was trained yet, start again ")],
+    ids=["late", "early"],
 )
-def test_ctrl_c_says_how_to_go_on(start, tmp_path, epochs, told):
+def test_ctrl_c_reports_how_to_resume(start, tmp_path, epochs, message):
     run = start(*RUN, f"trainer.max_epochs={epochs}", "hydra.run.dir=run")
     if epochs > 1:
         wait_for(run, "epoch 1/500")
@@ -161,7 +163,7 @@ def test_ctrl_c_says_how_to_go_on(start, tmp_path, epochs, told):
     said = run.communicate(timeout=60)[0]
     assert run.returncode == 130
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: interrupted; {told}")
+    assert line.startswith(f"error: interrupted; {message}")
     assert line.endswith(f"with resume=auto hydra.run.dir={tmp_path / 'run'}")
     assert "Traceback" not in said
 
@@ -322,7 +324,7 @@ class TestGradScaler:
 
         MixedPrecision.__init__ = init
 
-    def test_scale_and_growth_tracker_go_on(self, tmp_path):
+    def test_scale_and_growth_tracker_are_resumed(self, tmp_path):
         whole, parts, without = (tmp_path / name for name in ("whole", "parts", "without"))
         assert kill_and_resume.run_forked(whole, [*self.RUN], self.arm) == 0
         bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 12)
@@ -415,7 +417,7 @@ class TestRefused:
         before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
         outcome = cli(*run, "imbalance=focal")
         assert outcome.code == 2
-        assert "holds a run already; go on with resume=auto, or take another folder" in outcome.error
+        assert "holds a run already; resume it with resume=auto, or choose another folder" in outcome.error
         assert {path: path.read_bytes() for path in before} == before
 
     def test_a_folder_that_is_being_worked_in(self, cli, tmp_path):
@@ -460,9 +462,9 @@ class TestOutOfMemory:
                 "trainer": {"devices": devices, "num_nodes": 1, "accumulate_grad_batches": 1},
             }
         )
-        mended = as_user_error(torch.OutOfMemoryError("CUDA out of memory. Tried..."), cfg, Path("run"))
-        assert mended is not None
-        assert words in str(mended)
+        error = as_user_error(torch.OutOfMemoryError("CUDA out of memory. Tried..."), cfg, Path("run"))
+        assert error is not None
+        assert words in str(error)
 
 
 def test_curves_have_every_epoch_once(cli, tmp_path: Path):

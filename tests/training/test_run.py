@@ -115,7 +115,7 @@ def test_every_choice_trains(cli, tmp_path, overrides):
     assert ("val/n" in metrics) == ("split=paper" not in overrides or "split.val_fraction=0.2" in overrides)
 
 
-def test_resume_goes_on_from_the_last_epoch(cli, tmp_path):
+def test_resume_starts_after_the_last_epoch(cli, tmp_path):
     three = ["optim.schedule=constant", "optim.warmup_fraction=0"]
     assert cli(*TINY, *three, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}").code == 0
     outcome = cli(*TINY, *three, "trainer.max_epochs=3", "resume=auto", f"hydra.run.dir={tmp_path / 'run'}")
@@ -147,7 +147,7 @@ def test_another_folder_remembers_the_best(cli, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert cli(*same, "trainer.max_epochs=6", f"hydra.run.dir={first}").code == 0
     best = json.loads((first / "metrics.json").read_text())
-    # One epoch on random labels would be a lie; a best score that cannot be beaten tells the same.
+    # A best score that cannot be beaten stands for a run that gets worse.
     checkpoint = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
     for name, state in checkpoint["callbacks"].items():
         if "f1_macro" in name:

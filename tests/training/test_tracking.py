@@ -249,7 +249,7 @@ def test_auto_is_wandb_with_a_login_and_respects_wandb_mode(
     assert len(read_offline_runs(tmp_path / "run")) == 1
 
 
-def test_no_key_never_asks_even_when_told_to_be_online(tmp_path: Path) -> None:
+def test_no_key_never_prompts_even_with_mode_online(tmp_path: Path) -> None:
     """In a terminal (a pty) with WANDB_MODE=online and no key, where ``wandb.init`` alone would wait for an answer."""
     code = (
         "import json, sys; from pathlib import Path; from fer_lightning import tracking;"
@@ -313,7 +313,7 @@ def upload(said: str, folder: Path, **environment: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_going_on_in_the_own_folder_goes_on_in_the_same_wandb_run(
+def test_resuming_in_the_same_folder_resumes_the_wandb_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     """The second part starts at a checkpoint before the end of the first."""
@@ -345,7 +345,7 @@ def test_going_on_in_the_own_folder_goes_on_in_the_same_wandb_run(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_online(
+def test_a_resumed_run_resumes_online(
     process: Callable[..., Outcome], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [*TINY, "logger=wandb", "hydra.run.dir=run"]
@@ -457,7 +457,7 @@ def test_tensorboard_gets_curves_and_pictures(tmp_path: Path) -> None:
     assert set(events.Tags()["images"]) == {"confusion_matrix", "class_distribution", "curves", "mistakes"}
 
 
-def test_missing_tensorboard_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise ModuleNotFoundError("No module named 'tensorboard'")
 

@@ -1,7 +1,7 @@
 """Training and validation batches made whole, on the device where the images are kept.
 
-A loader hands out places in an epoch instead of images (``Batch``). What they stand for, and what is done to it, is
-decided for the whole epoch at once; a step then only indexes and computes, without a copy from the host.
+The loader yields ranges of an epoch's entries instead of images (``Batch``). Which images they are and how they are
+changed is decided for the whole epoch at once; a step then only indexes and computes, without a copy from the host.
 """
 
 import warnings
@@ -18,10 +18,10 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance import mixing
 from fer_lightning.imbalance.samplers import EpochSampler, EvalShard
 from fer_lightning.loading.augment_batches import BatchedAugmentation
-from fer_lightning.loading.randomness import draw_seed, uniforms
+from fer_lightning.loading.randomness import entry_seed, uniforms
 
 
-class Draws:
+class EpochEntries:
     """The entries of one epoch that one process shows.
 
     Args:
@@ -35,19 +35,19 @@ class Draws:
         self.indices = indices
         self.positions = positions
         self.plan: Any = None
-        """What ``TrainingBatches`` makes of them, decided at the first batch."""
+        """Set by ``TrainingBatches`` at the first batch."""
 
 
 class Batch(NamedTuple):
-    """The entries ``start`` to ``stop`` of an epoch's draws."""
+    """The entries ``start`` to ``stop`` of an epoch."""
 
-    draws: Draws
+    entries: EpochEntries
     start: int
     stop: int
 
 
-class Places(Dataset[Batch]):
-    """A data set of what its sampler hands out."""
+class BatchDataset(Dataset[Batch]):
+    """The data set of a loader whose sampler yields batches: each index is its own item."""
 
     def __getitem__(self, batch: Batch) -> Batch:
         return batch
@@ -74,9 +74,9 @@ class EpochBatches(Sampler[Batch]):
         return len(self.sampler) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        draws = Draws(self.sampler.epoch, *self.sampler.mine())
-        for stop in range(self.batch_size, len(draws.indices) + 1, self.batch_size):
-            yield Batch(draws, stop - self.batch_size, stop)
+        entries = EpochEntries(self.sampler.epoch, *self.sampler.mine())
+        for stop in range(self.batch_size, len(entries.indices) + 1, self.batch_size):
+            yield Batch(entries, stop - self.batch_size, stop)
 
 
 class EvalBatches(Sampler[Batch]):
@@ -96,9 +96,9 @@ class EvalBatches(Sampler[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         indices = torch.tensor(list(self.shard), dtype=torch.int64)
-        draws = Draws(-1, indices, indices)
+        entries = EpochEntries(-1, indices, indices)
         for start in range(0, len(indices), self.batch_size):
-            yield Batch(draws, start, min(start + self.batch_size, len(indices)))
+            yield Batch(entries, start, min(start + self.batch_size, len(indices)))
 
 
 class KeptImages:
@@ -106,20 +106,21 @@ class KeptImages:
 
     Args:
         images: uint8, (N, 48, 48), the whole set; possibly a memory map, which all processes of a machine share.
-        rows: (n,), the images of it that are asked for.
-        home: where they are kept: the device that computes, or the CPU.
+        rows: (n,), the rows to keep.
+        storage_device: where they are kept: the device that computes, or the CPU.
     """
 
-    def __init__(self, images: np.ndarray, rows: np.ndarray, home: torch.device) -> None:
+    def __init__(self, images: np.ndarray, rows: np.ndarray, storage_device: torch.device) -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*not writable.*")  # and nothing writes
+            warnings.filterwarnings("ignore", message=".*not writable.*")  # and nothing writes to it
             whole = torch.from_numpy(images)
-        # On another device only what is asked for; on the CPU nothing is copied at all.
-        self.images = whole if home.type == "cpu" else whole[torch.from_numpy(rows)].to(home)
-        self.rows = torch.from_numpy(rows) if home.type == "cpu" else torch.arange(len(rows), device=home)
+        # On another device only the rows that are needed; on the CPU nothing is copied.
+        on_cpu, rows_tensor = storage_device.type == "cpu", torch.from_numpy(rows)
+        self.images = whole if on_cpu else whole[rows_tensor].to(storage_device)
+        self.rows = rows_tensor if on_cpu else torch.arange(len(rows), device=storage_device)
 
     def at(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Images uint8 (B, 48, 48) on ``device``, by their ``indices`` (B,) among ``rows``, on the images' home."""
+        """Images uint8 (B, 48, 48) on ``device``, by their ``indices`` (B,) among ``rows``, on the storage device."""
         return self.images[self.rows[indices]].to(device, non_blocking=True)
 
 
@@ -129,7 +130,7 @@ class TrainingBatches:
     Args:
         images: of the training subset.
         labels: int64, (n,).
-        augmentation: applied to every image, and to its partner with a draw of its own.
+        augmentation: applied to every image, and to its partner with random numbers of its own.
         seed: of both.
         size: gives the side of the network's input in an epoch.
         device: where batches are computed.
@@ -160,39 +161,39 @@ class TrainingBatches:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images, uint8 or float32 from 0 to 255, (B, H, W), and targets, int64 (B,) or float32 (B, 7)."""
-        draws, start, stop = batch
-        if draws.plan is None:
-            draws.plan = self._plan(draws)
-        own, partners, mixes = draws.plan
-        size = self.size(draws.epoch)
-        images, targets = self._made(own.rows(start, stop), size)
+        entries, start, stop = batch
+        if entries.plan is None:
+            entries.plan = self._plan_epoch(entries)
+        own, partners, mixes = entries.plan
+        size = self.size(entries.epoch)
+        images, targets = self._augmented(own.rows(start, stop), size)
         if partners is None or mixes is None:
             return images, targets
-        return self.mix(images, targets, *self._made(partners.rows(start, stop), size), mixes.rows(start, stop))
+        return self.mix(images, targets, *self._augmented(partners.rows(start, stop), size), mixes.rows(start, stop))
 
-    def _made(self, plan: "_Plan", size: int) -> tuple[Tensor, Tensor]:
-        images = self.augmentation(self.images.at(plan.at_home, self.device), plan.changes, size)
+    def _augmented(self, plan: "_Plan", size: int) -> tuple[Tensor, Tensor]:
+        images = self.augmentation(self.images.at(plan.stored_indices, self.device), plan.changes, size)
         return images, self.targets[plan.indices]
 
-    def _plan(self, draws: Draws) -> tuple["_Plan", "_Plan | None", mixing.Mixes | None]:
-        seeds = draw_seed(self.seed, draws.epoch, draws.positions.numpy().astype(np.uint64))
-        own = self._planned(draws.indices, seeds)
+    def _plan_epoch(self, entries: EpochEntries) -> tuple["_Plan", "_Plan | None", mixing.Mixes | None]:
+        seeds = entry_seed(self.seed, entries.epoch, entries.positions.numpy().astype(np.uint64))
+        own = self._plan_images(entries.indices, seeds)
         if self.mix is None:
             return own, None, None
-        mixes = self.mix.draw(draws.epoch, uniforms(draw_seed(seeds, 0, 0), mixing.COLUMNS))
-        partners = self._planned(mixes.partner.clamp(min=0), draw_seed(seeds, 0, 1))
+        mixes = self.mix.draw(entries.epoch, uniforms(entry_seed(seeds, 0, 0), mixing.COLUMNS))
+        partners = self._plan_images(mixes.partner.clamp(min=0), entry_seed(seeds, 0, 1))
         return own, partners, mixes.at(self.device)
 
-    def _planned(self, indices: Tensor, seeds: np.ndarray) -> "_Plan":
-        changes = self.augmentation.draw(seeds)
+    def _plan_images(self, indices: Tensor, seeds: np.ndarray) -> "_Plan":
+        changes = self.augmentation.sample(seeds)
         return _Plan(indices.to(self.device), indices.to(self.images.rows.device), changes.to(self.device))
 
 
 class _Plan(NamedTuple):
-    """Which images, by their indices on both devices, and what is done to them; all (n, ...)."""
+    """Which images, by index on the computing and on the storage device, and how they are changed; all (n, ...)."""
 
     indices: Tensor
-    at_home: Tensor
+    stored_indices: Tensor
     changes: Tensor
 
     def rows(self, start: int, stop: int) -> "_Plan":
