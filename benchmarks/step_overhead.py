@@ -49,27 +49,16 @@ def compose(name: str, size: int, batch: int, steps: int, more: list[str]) -> An
 
 def parts(cfg: Any, faces: Any) -> tuple[Any, Any]:
     """The data module and the model of a run."""
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from fer_lightning.config.augment import Strengths
     from fer_lightning.data.splits import official
-    from fer_lightning.loading.augment_batches import BatchedAugmentation
-    from fer_lightning.loading.datamodule import FERDataModule, Loading
     from fer_lightning.model.classifier import EmotionClassifier
+    from fer_lightning.training.build import build_datamodule, build_loss
 
     L.seed_everything(0, verbose=False)
-    knobs: Any = {key: value for key, value in cfg.augment.items() if key not in ("name", "backend")}
-    augmentation = BatchedAugmentation(Strengths(**knobs))
-    sampler, split = (
-        instantiate(cfg.imbalance.sampler, _partial_=True),
-        official(faces, 0, train_size=cfg.split.train_size),
-    )
-    size = cfg.model.image_size
-    loading = Loading(cfg.data.batch_size, size=lambda epoch: size)
-    datamodule = FERDataModule(faces, split, sampler, augmentation, loading, 0)
+    datamodule = build_datamodule(cfg, faces, official(faces, 0, train_size=cfg.split.train_size))
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    loss = instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=datamodule.class_counts)
+    loss = build_loss(cfg, datamodule.class_counts)
     model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, {}, loss)
     return datamodule, model.to(memory_format=torch.channels_last)
 
@@ -148,7 +137,7 @@ def bare_loop(
 def _indexed(datamodule: Any, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     images = torch.from_numpy(np.array(datamodule.faces.images[datamodule.split.train])).to(device)
     labels = torch.from_numpy(datamodule.labels).to(device)
-    for rows in datamodule.sampler.mine()[0].to(device).split(datamodule.batch_size):
+    for rows in datamodule.sampler.mine()[0].to(device).split(datamodule.loading.batch_size):
         yield images[rows], labels[rows]
 
 

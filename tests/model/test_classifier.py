@@ -12,20 +12,16 @@ import timm
 import torch
 from command_line import TINY
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassF1Score
 
-from fer_lightning.config.augment import Strengths
 from fer_lightning.config.schema import CONF_DIR
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
-from fer_lightning.loading.augment_batches import BatchedAugmentation
-from fer_lightning.loading.datamodule import FERDataModule, Loading
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier, input_size
@@ -327,9 +323,7 @@ def fit(faces, tmp_path) -> Callable[..., tuple[EmotionClassifier, Recorder, L.T
     def call(*overrides: str) -> tuple[EmotionClassifier, Recorder, L.Trainer]:
         cfg = composed(*TINY, "trainer.limit_train_batches=3", *overrides)
         L.seed_everything(0, verbose=False)
-        sampler = instantiate(cfg.imbalance.sampler, _partial_=True)
-        nothing = BatchedAugmentation(Strengths())
-        datamodule = FERDataModule(faces, official(faces, 0), sampler, nothing, Loading(32), 0)
+        datamodule = build.build_datamodule(cfg, faces, official(faces, 0))
         loss = build.build_loss(cfg, datamodule.class_counts)
         plain = OmegaConf.to_container(cfg, resolve=True)
         model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, {}, loss)
