@@ -84,6 +84,8 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
         if cfg.resume != "auto":
             raise UserError(f"resume={cfg.resume}: no such checkpoint {path}")
         return None
+    if "position" not in checkpoint:  # saved by another program's Trainer
+        raise UserError(f"resume={cfg.resume}: {path} has no position in the training; give a run's last.ckpt")
     point = ResumePoint(path, **checkpoint["position"])
     _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=point.batches > 0)
     if point.batches and len(checkpoint["processes"]) != processes:
