@@ -25,7 +25,7 @@ from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import read_status
 
 FACES = tiny_faces()
-FILES = (*(knob for knob in TINY if not knob.startswith("data")), "data=fer2013", "data.batch_size=14")
+FILES = (*(word for word in TINY if not word.startswith("data")), "data=fer2013", "data.batch_size=14")
 """A whole run on a tiny archive; needs ``data.path``."""
 
 ANGRY = str(FACES.ids[0])
@@ -188,9 +188,9 @@ def test_images_of_another_size_or_colour_are_converted_and_counted(cli, tmp_pat
     assert outcome.json["test/n"] == 14
 
 
-@pytest.mark.parametrize("knob", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=9"])
-def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, knob):
-    outcome = cli(*TINY, knob)
+@pytest.mark.parametrize("override", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=9"])
+def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, override):
+    outcome = cli(*TINY, override)
     assert outcome.code == 0, outcome.err
     assert "no validation has chosen a checkpoint: the last epoch is tested" in outcome.out
     assert outcome.json["test/n"] == 56
@@ -425,7 +425,7 @@ class TestWeights:
 
 
 def test_a_good_run_leaves_a_good_status(cli, tmp_path):
-    """The counterpart: what the tests above call refused is told apart from what works."""
+    """The counterpart: a run that works differs from the refused ones above."""
     outcome = cli(*FILES, f"data.path={whole_zip(tmp_path)}")
     run = only_run(tmp_path)
     assert (outcome.code, read_status(run)) == (0, {"status": "done"})

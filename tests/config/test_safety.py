@@ -314,6 +314,16 @@ class TestTrust:
         assert outcome.code == 0, outcome.err
         assert outcome.json["imbalance"] == "found"
 
+    @pytest.mark.slow
+    def test_own_code_runs_in_the_jobs_of_a_sweep(self, process, tmp_path):
+        """It is found where the sweep was started, as in a single run."""
+        (tmp_path / "trap.py").write_text(self.SAMPLER)
+        (tmp_path / "mine" / "imbalance").mkdir(parents=True)
+        for name, text in self.OWN.files.items():
+            (tmp_path / "mine" / name).write_text(text)
+        outcome = process("--config-dir=mine", "-m", *TINY, "imbalance=found", FER_LIGHTNING_TRUST="trap")
+        assert outcome.code == 0, outcome.out + outcome.err
+
     @pytest.mark.parametrize("trust", ["", "tra", "trap.Sample", "trap.Sampler.x", "imbalance", "imbalance.sampler"])
     def test_what_is_not_named_does_not(self, attack, monkeypatch, trust):
         monkeypatch.setenv(safety.TRUST, trust)
@@ -458,11 +468,11 @@ NEEDS_WEIGHTS_ONLY = {"torch.load", "read_weights", "trainer.fit"}
 
 def unsafe(code: str) -> list[str]:
     """What in some code unpickles, evaluates or starts a shell."""
-    found = []
+    matches = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
-            found += [name for name in names if name.split(".")[-1] in UNSAFE_MODULES]
+            matches += [name for name in names if name.split(".")[-1] in UNSAFE_MODULES]
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             given = {word.arg: ast.unparse(word.value) for word in node.keywords}
@@ -475,8 +485,8 @@ def unsafe(code: str) -> list[str]:
                 or given.get("allow_pickle", "False") != "False"
                 or given.get("shell", "False") != "False"
             ):
-                found.append(ast.unparse(node))
-    return found
+                matches.append(ast.unparse(node))
+    return matches
 
 
 def test_nothing_in_the_package_can_unpickle_or_evaluate():

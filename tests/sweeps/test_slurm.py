@@ -46,9 +46,9 @@ class Sweep:
     def job(self, number: int) -> str:
         """SLURM's id of a job of the sweep."""
         self.wait_until(lambda: "[sweep] SLURM job" in self.output.read_text())
-        found = re.search(r"SLURM job (\d+)", self.output.read_text())
-        assert found is not None
-        return f"{found.group(1)}_{number}"
+        match = re.search(r"SLURM job (\d+)", self.output.read_text())
+        assert match is not None
+        return f"{match.group(1)}_{number}"
 
     def status(self, number: int) -> dict:
         file = self.folder / str(number) / "status.json"
@@ -73,7 +73,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
-    """Start ``python -m fer_lightning -m hydra/launcher=slurm ...``; what is left of it ends with the test."""
+    """Start ``python -m fer_lightning -m hydra/launcher=slurm ...``; ended with the test."""
     assert _run("sinfo", "--noheader").strip(), "no SLURM answers; make test-slurm starts one"
     started: list[Sweep] = []
 
@@ -247,16 +247,16 @@ def _starts(running: Sweep, number: int) -> int:
 
 def _processes(folder: Path, task: int | None = None) -> list[int]:
     """The processes of a run that SLURM's tasks, or one of them, have started."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and f"hydra.run.dir='{folder}'".encode() in (entry / "cmdline").read_bytes():
                 environment = (entry / "environ").read_bytes().split(b"\0")
                 if task is None or f"SLURM_PROCID={task}".encode() in environment:
-                    found.append(int(entry.name))
+                    pids.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

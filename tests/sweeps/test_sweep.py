@@ -20,7 +20,7 @@ def metrics_of(folder: Path) -> dict:
 @pytest.mark.slow
 def test_one_device_two_devices_and_a_failing_job_are_isolated(process, tmp_path):
     """The sweep that goes silently wrong when jobs share a process: 1 device, then 2, with a failure between."""
-    sizes = [knob for knob in TINY if "images" not in knob] + ["data.source.images=400,1"]
+    sizes = [word for word in TINY if "images" not in word] + ["data.source.images=400,1"]
     outcome = process("-m", "trainer.devices=1,2", *sizes, "hydra.sweep.dir=sweep", timeout=240)
     assert outcome.code == 1
     jobs = {path.name: path for path in (tmp_path / "sweep").iterdir() if path.name[0].isdigit()}
@@ -38,7 +38,7 @@ def test_one_device_two_devices_and_a_failing_job_are_isolated(process, tmp_path
 
 @pytest.mark.slow
 def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
-    """Config folders, hydra overrides and knobs of the sweep reach every job."""
+    """Config folders, Hydra overrides and settings of the sweep reach every job."""
     mine = tmp_path / "mine" / "imbalance"
     mine.mkdir(parents=True)
     (mine / "gentle.yaml").write_text(

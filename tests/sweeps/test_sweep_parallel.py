@@ -138,8 +138,8 @@ def test_large_and_small_jobs_all_run_and_never_share_a_gpu(slots_folder):
 
 
 def test_the_environment_of_a_job(monkeypatch, tmp_path):
-    found = {"LOCAL_RANK": "0", "SLURM_NTASKS": "4", "OMP_NUM_THREADS": "16", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
-    for name, value in {**found, "MINE": "kept"}.items():
+    inherited = {"LOCAL_RANK": "0", "SLURM_NTASKS": "4", "OMP_NUM_THREADS": "16", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    for name, value in {**inherited, "MINE": "kept"}.items():
         monkeypatch.setenv(name, value)
     env = job.environment(tmp_path / "sweeps" / "today", ["2", "3"], 4)
     assert "LOCAL_RANK" not in env
@@ -221,8 +221,8 @@ def test_the_view_shows_counts_epochs_reasons_and_time_left(tmp_path, capsys):
     (half / ".hydra" / "config.yaml").write_text("trainer:\n  max_epochs: 4\n")
     (half / "metrics.csv").write_text("epoch\n0\n1\n")
     write_status(failed, "failed", "optim.lr=-1: must be positive")
-    stands = folder.job_states(tmp_path, live=True)
-    assert progress.headline(stands, since) == (
+    states = folder.job_states(tmp_path, live=True)
+    assert progress.headline(states, since) == (
         "4 jobs: 1 done, 1 running, 1 failed, 1 waiting; about 36 s left"  # 2.5 jobs in 60 s, 1.5 to go
     )
     progress.show(tmp_path)
@@ -310,7 +310,7 @@ def test_after_a_signal_every_job_saves_and_the_sweep_resumes(process, tmp_path,
     for name in ("0-none-seed0", "1-none-seed1"):
         rows = (folder / name / "metrics.csv").read_text().splitlines()
         assert len(rows) == 26, "every epoch once"
-        assert (folder / name / "output.log").read_text().count("epoch 1/25") == 1, "it went on"
+        assert (folder / name / "output.log").read_text().count("epoch 1/25") == 1, "it resumed"
 
 
 @pytest.mark.slow

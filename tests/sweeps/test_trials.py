@@ -46,15 +46,15 @@ def test_an_override_that_only_some_runs_have():
 def test_a_trial_does_not_use_the_test_images(cli, tmp_path):
     assert cli(*TINY, "test=false", "trainer.max_epochs=2", "monitor=val/accuracy").code == 0
     run = only_run(tmp_path)
-    found = read_json(run / "metrics.json")
-    assert not [key for key in found if key.startswith("test")]
-    assert found["monitor"] == "val/accuracy"
+    scores = read_json(run / "metrics.json")
+    assert not [key for key in scores if key.startswith("test")]
+    assert scores["monitor"] == "val/accuracy"
     curves = pd.read_csv(run / "metrics.csv").dropna(subset=["val/accuracy"]).set_index("epoch")
-    assert found["epoch"] == curves["val/accuracy"].idxmax()
-    assert found["val/accuracy"] == pytest.approx(curves["val/accuracy"].max(), abs=1e-6)
+    assert scores["epoch"] == curves["val/accuracy"].idxmax()
+    assert scores["val/accuracy"] == pytest.approx(curves["val/accuracy"].max(), abs=1e-6)
     predictions = pd.read_csv(run / "predictions.csv")
     assert set(predictions["usage"]) == {"PublicTest"}
-    assert len(predictions) == found["val/n"]
+    assert len(predictions) == scores["val/n"]
     assert (run / "confusion_matrix.png").exists()
     card = read_checkpoint(run / "checkpoints" / "best.ckpt")["hyper_parameters"]["scorecard"]
     assert "test/accuracy" not in card
