@@ -63,7 +63,7 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """The folder's name with its parent's, which tells runs of several sweeps apart."""
+        """The folder's name with its parent's, which distinguishes runs of several sweeps."""
         return "/".join(self.folder.parts[-2:])
 
     @property
@@ -106,19 +106,19 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         UserError: a path that is no folder, or nothing that looks like a run below any of them.
     """
-    found: dict[Path, None] = {}
+    run_folders: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; give the folders of runs or of sweeps")
         for root, folders, files in os.walk(path):
             folders.sort(key=natural_key)
             if {"metrics.json", "status.json"} & set(files) or ".hydra" in folders:
-                found[Path(root).resolve()] = None
+                run_folders[Path(root).resolve()] = None
                 folders.clear()
-    if not found:
+    if not run_folders:
         names = ", ".join(map(str, paths))
         raise UserError(f"no run folder in {names}; a run folder holds metrics.json and predictions.csv")
-    return list(found)
+    return list(run_folders)
 
 
 def _is_setting(key: str) -> bool:
@@ -146,7 +146,7 @@ def read_run(folder: Path) -> FinishedRun:
         if missing:
             raise ValueError(f"metrics.json lacks {', '.join(missing)}")
         table = pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys(("id", "label", "prediction"), str))
-        missing = [name for name in ("id", "label", "prediction", *PROBABILITY_COLUMNS) if name not in table]
+        missing = [name for name in ("id", "label", "prediction", "test", *PROBABILITY_COLUMNS) if name not in table]
         if missing:
             raise ValueError(f"predictions.csv lacks {', '.join(missing)}")
         table = table.sort_values("id", kind="stable", ignore_index=True)
@@ -184,20 +184,12 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _members(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Which images belong to each test set; what an earlier version called otherwise gets its name."""
+    """Which images belong to each test set."""
     members = {name: table[name].to_numpy() == 1 for name in table.columns if re.match(r"test(_|$)", name)}
-    members.setdefault("test", np.ones(len(table), bool))
     for name, member in members.items():
         n = metrics.get(f"{name}/n")
         if n is not None and member.sum() != n:
             raise ValueError(f"predictions.csv has {member.sum()} rows of {name} but {name}/n is {n}")
-    if metrics["split"] == "paper" and "test_large" not in members:
-        # Its metrics name the other arm's test set; what is left for the name `test` is this arm's own.
-        own = "test_large" if "test_balanced/n" in metrics else "test_balanced"
-        for ending in ("", "_dedup") if "test_dedup" in members else ("",):
-            members[own + ending] = members[f"test{ending}"]
-            same = {key: value for key, value in metrics.items() if key.startswith(f"test{ending}/")}
-            metrics |= {f"{own}{ending}/{key.partition('/')[2]}": value for key, value in same.items()}
     return members
 
 

@@ -103,15 +103,15 @@ def bootstrap_scores(
         for truth, answer, start, end in zip(labels, predictions, starts[:-1], starts[1:], strict=True)
     ]
     rng = np.random.default_rng(seed)
-    found = np.empty((resamples, len(labels), 3))
+    resampled = np.empty((resamples, len(labels), 3))
     for start in range(0, resamples, _BLOCK):
         size = min(_BLOCK, resamples - start)
         drawn = rng.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups).T.astype(np.float32)
         for run, count in enumerate(counts):
             matrices = (count @ weights).T.reshape(size, classes, classes)
-            found[start : start + size, run] = scores(matrices)
-    return found
+            resampled[start : start + size, run] = scores(matrices)
+    return resampled
 
 
 def paired_difference(differences: np.ndarray, resampled: np.ndarray) -> Estimate:

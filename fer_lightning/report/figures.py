@@ -192,16 +192,16 @@ def differences(rows: pd.DataFrame, numbers: Mapping[str, int], title: str, subt
     figure = Figure(figsize=(3.3 * len(metrics) + 2.2, 1.6 + 0.34 * len(methods)))
     head(figure, title, f"{subtitle} · points with 95 % interval · filled: Holm p < 0.05")
     panels = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (metric, found) in zip(panels, by_metric.items(), strict=True):
+    for axes, (metric, by_method) in zip(panels, by_metric.items(), strict=True):
         axes.axvline(0, color=FAINT, linewidth=1)
         for place, name in enumerate(methods):
-            if name not in found or math.isnan(found[name]["difference"]):
+            if name not in by_method or math.isnan(by_method[name]["difference"]):
                 continue
-            value, low, high = (float(found[name][key]) * 100 for key in ("difference", "low", "high"))
+            value, low, high = (float(by_method[name][key]) * 100 for key in ("difference", "low", "high"))
             hue = COLOURS[colour(numbers[name])]
             if not math.isnan(low + high):
                 axes.plot([low, high], [place, place], color=hue, linewidth=2, solid_capstyle="butt")
-            face = hue if found[name]["p_holm"] < 0.05 else "white"
+            face = hue if by_method[name]["p_holm"] < 0.05 else "white"
             axes.plot([value], [place], MARKS[mark(numbers[name])], color=hue, mfc=face, mew=1.6, ms=7)
         axes.set_title(SCORES[metric].heading)
         axes.set_yticks(range(len(methods)), [short(name) for name in methods])
@@ -229,7 +229,7 @@ def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, sub
     table = {(row["method"], row["metric"]): row for row in summary.to_dict("records")}
     figure = Figure(figsize=(8.6, 6.2))
     crossed = bool(summary["low"].notna().any())
-    head(figure, title, subtitle + " · crosses: 95 % intervals over seeds" * crossed)
+    head(figure, title, subtitle + " · crosses: 95 % intervals over seeds, cut at the frame" * crossed)
     axes = figure.add_subplot()
     axes.grid(color="#E3E7EA")
     axes.set_axisbelow(True)
@@ -250,7 +250,9 @@ def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, sub
         crosses += [((x_low, y), (x_high, y)), ((x, y_low), (x, y_high))]
     axes.set_xlabel("accuracy")
     axes.set_ylabel("macro F1")
-    axes.margins(0.1)
+    if points:
+        axes.set_xlim(view_range([x for _, x, _ in points], [end for ends in crosses for end, _ in ends]))
+        axes.set_ylim(view_range([y for _, _, y in points], [end for ends in crosses for _, end in ends]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
@@ -259,6 +261,16 @@ def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, sub
     if not _name_points(figure, axes, points, crosses) and len(points) <= 8:
         axes.legend(loc="best", fontsize=8.5)
     return figure
+
+
+def view_range(points: Sequence[float], ends: Sequence[float]) -> tuple[float, float]:
+    """An axis that shows all points; the ends of intervals only as far as the points stay distinguishable."""
+    low, high = min(points), max(points)
+    room = max(high - low, 0.02)
+    known = [end for end in ends if math.isfinite(end)]
+    low, high = max(low - room, min([low, *known])), min(high + room, max([high, *known]))
+    margin = 0.1 * (high - low) or 0.01
+    return low - margin, high + margin
 
 
 def _name_points(
@@ -300,75 +312,6 @@ def _name_points(
                 break
             words.remove()
     return len(axes.texts) == len(points)
-
-
-@styled
-def critical_difference(
-    ranks: pd.Series, critical: float, numbers: Mapping[str, int], title: str, subtitle: str = ""
-) -> Figure:
-    """Show mean ranks on a line; bars join methods that are not told apart (Demsar 2006).
-
-    Args:
-        ranks: method -> mean rank, 1 is best.
-        critical: the critical difference.
-        numbers: method -> its number, for colour and mark.
-        title: the bold first line.
-        subtitle: the second line.
-    """
-    ranks = ranks.astype(float).sort_values(kind="stable")
-    values, names = ranks.to_numpy(), [short(str(name), 28) for name in ranks.index]
-    k = len(values)
-    cliques = indistinguishable(values, critical)
-    half = (k + 1) // 2
-    top, step = 0.55 + 0.22 * len(cliques), 0.36
-    depth = top + step * half
-    figure = Figure(figsize=(9.5, 1.5 + 0.62 * depth))
-    head(figure, title, f"{subtitle} · critical difference {critical:.2f} · bars join what is not told apart")
-    axes = figure.add_subplot()
-    low, high = math.floor(values.min()), math.ceil(values.max())
-    high = max(high, low + 1, math.ceil(low + critical))
-    width = high - low
-    axes.set_xlim(low - 0.42 * width, high + 0.42 * width)
-    axes.set_ylim(depth, -1.05)
-    axes.set_axis_off()
-    axes.plot([low, high], [0, 0], color=INK, linewidth=1.4)
-    for tick in range(low, high + 1, max(1, width // 10)):
-        axes.plot([tick, tick], [0, -0.12], color=INK, linewidth=1.2)
-        axes.text(tick, -0.18, str(tick), ha="center", va="bottom", fontsize=9)
-    axes.plot([low, low + critical], [-0.72, -0.72], color=VERMILION, linewidth=2.5, solid_capstyle="butt")
-    axes.text(low + critical, -0.72, f"  CD = {critical:.2f}", va="center", fontsize=9, color=VERMILION)
-    for number, (value, name) in enumerate(zip(values, names, strict=True)):
-        left = number < half
-        line = top + step * (number if left else k - 1 - number)
-        end = low - 0.03 * width if left else high + 0.03 * width
-        axes.plot([value, value, end], [0, line, line], color=FAINT, linewidth=0.9)
-        number_of = numbers[str(ranks.index[number])]
-        axes.plot([value], [0], MARKS[mark(number_of)], color=COLOURS[colour(number_of)], ms=6, mec="white", mew=0.6)
-        words = f"{name}  {value:.2f}" if left else f"{value:.2f}  {name}"
-        axes.text(
-            end - 0.01 * width if left else end + 0.01 * width,
-            line,
-            words,
-            ha="right" if left else "left",
-            va="center",
-            fontsize=9,
-            fontweight="bold" if number == 0 else "normal",
-        )
-    for row, (first, last) in enumerate(cliques):
-        line = 0.28 + 0.22 * row
-        pad = 0.006 * width
-        axes.plot(
-            [values[first] - pad, values[last] + pad], [line, line], color=BLUE, linewidth=4, solid_capstyle="butt"
-        )
-    return figure
-
-
-def indistinguishable(ranks: Sequence[float] | np.ndarray, critical: float) -> list[tuple[int, int]]:
-    """Find the longest stretches of ascending ``ranks`` within ``critical``, as (first, last) places of two or more."""
-    reach = [int(np.searchsorted(ranks, rank + critical, side="right")) - 1 for rank in ranks]
-    return [
-        (first, last) for first, last in enumerate(reach) if last > first and (first == 0 or last > reach[first - 1])
-    ]
 
 
 @styled

@@ -15,7 +15,7 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import tables
-from fer_lightning.report.figures import colour, cut, mark
+from fer_lightning.report.figures import colour, cut, mark, view_range
 from fer_lightning.report.pictures import confusion_changes
 
 DARK_COLOURS = ("#AEACA2", "#3995FF", "#C66A2D", "#8AFCA0", "#B565A8", "#80E2FE", "#E6AA1F")
@@ -80,6 +80,11 @@ def place_on(value: float, scale: tuple[float, float]) -> float:
     return round(100 * (value - scale[0]) / (scale[1] - scale[0]), 2)
 
 
+def _within(value: float, scale: tuple[float, float]) -> float:
+    """The same, cut at the ends of the axis."""
+    return min(max(place_on(value, scale), 0), 100)
+
+
 def ticks_on(scale: tuple[float, float], count: int) -> list[float]:
     """Round values on an axis, about ``count``."""
     ticks = MaxNLocator(count, steps=(1, 2, 5, 10)).tick_values(*scale)
@@ -101,8 +106,12 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
         if (name, "accuracy") in table and (name, metric) in table
     }
     both = {name: axes for name, axes in both.items() if math.isfinite(axes[0][0] + axes[1][0])}
-    x_scale = axis_range(value for (x, _) in both.values() for value in x)
-    y_scale = axis_range(value for (_, y) in both.values() for value in y)
+    x_scale, y_scale = (
+        view_range([axes[place][0] for axes in both.values()], [end for axes in both.values() for end in axes[place]])
+        if both
+        else (0.0, 1.0)
+        for place in (0, 1)
+    )
     drawn = []
     for tick in ticks_on(x_scale, 6):
         place = place_on(tick, x_scale)
@@ -117,10 +126,10 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
         left, top = place_on(x, x_scale), round(100 - place_on(y, y_scale), 2)
         number, cross = numbers[name], ""
         if math.isfinite(x_low + x_high):
-            ends_x = f'x1="{place_on(x_low, x_scale)}%" x2="{place_on(x_high, x_scale)}%"'
+            ends_x = f'x1="{_within(x_low, x_scale)}%" x2="{_within(x_high, x_scale)}%"'
             cross += f'<line {ends_x} y1="{top}%" y2="{top}%"/>'
         if math.isfinite(y_low + y_high):
-            ends_y = f'y1="{100 - place_on(y_low, y_scale):.2f}%" y2="{100 - place_on(y_high, y_scale):.2f}%"'
+            ends_y = f'y1="{100 - _within(y_low, y_scale):.2f}%" y2="{100 - _within(y_high, y_scale):.2f}%"'
             cross += f'<line {ends_y} x1="{left}%" x2="{left}%"/>'
         words = [name]
         for key, value, low, high in (("accuracy", x, x_low, x_high), (metric, y, y_low, y_high)):

@@ -13,6 +13,7 @@ from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import figures, tables
 from fer_lightning.report.protocol import key
+from fer_lightning.report.rank_figure import critical_difference
 
 HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
 """The scores that are drawn as bars."""
@@ -92,7 +93,7 @@ def _ranks_and_reliability(c: Comparison) -> dict[str, Figure]:
     drawn = {}
     ranks = c.ranks.mean[c.ranks.mean["metric"] == PRIMARY].set_index("method")["mean_rank"]
     if len(ranks):
-        drawn["ranks.png"] = figures.critical_difference(
+        drawn["ranks.png"] = critical_difference(
             ranks, c.ranks.critical_difference, numbers(c), f"Mean ranks by {SCORES[PRIMARY].heading}", key(c)
         )
     if len(c.reliability):

@@ -30,8 +30,8 @@ def answer(c: Comparison) -> str:
     means = {str(row["method"]): float(row["mean"]) for row in rows.to_dict("records")}
     common = c.pairs["seeds"]
     seeds = min([*(len(members) for members in c.rows.values()), *common[common > 0]])
-    found = winner(means, c.pairs, seeds)
-    return f"On drawn, not real, faces: {found}" if c.synthetic else found
+    sentence = winner(means, c.pairs, seeds)
+    return f"On drawn, not real, faces: {sentence}" if c.synthetic else sentence
 
 
 def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int, metric: str = PRIMARY) -> str:
@@ -119,11 +119,10 @@ def against_baseline(differences: pd.DataFrame, baselines: Mapping[str, str], te
                 seeds = "" if row["pairs"] > 1 else ", as far as one seed can show"
                 sentences.append(f"{method} {verb} {base} in {name} by {points(abs(gap))} ({_evidence(size)}){seeds}.")
             else:
-                text = f"{method} ({signed(gap)} points, {_evidence(row)})"
-                unclear.setdefault((base, row["p"] < SIGNIFICANT), []).append(text)
+                unclear.setdefault((base, row["p"] < SIGNIFICANT), []).append(f"{method} ({signed(gap)})")
         for (base, alone), methods in unclear.items():
             start = f"Not clear once {len(rows)} methods are corrected for" if alone else "Inconclusive"
-            sentences.append(f"{start}: a difference to {base} in {name}: {', '.join(methods)}.")
+            sentences.append(f"{start}: a difference to {base} in {name} of {listed(methods)} points.")
     return sentences + _trades(known, baselines)
 
 

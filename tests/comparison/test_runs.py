@@ -25,27 +25,19 @@ def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
     assert run.protocol == {"data": "fer2013", "data hash": "abc", "labels": "fer", "split": "official"}
 
 
-def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "0", old=True))
-    assert run.members["test"].all()
-    assert run.members["test_dedup"].sum() == 355
-    assert run.protocol["labels"] == "fer"
-    table = pd.read_csv(run.folder / "predictions.csv")
-    table.drop(columns="twin_group").sample(frac=0.5, random_state=0).to_csv(
-        run.folder / "predictions.csv", index=False
-    )
-    file = run.folder / "metrics.json"
-    file.write_text(json.dumps({**run.metrics, "test/n": 180, "test_dedup/n": None}))
-    half = read_run(run.folder)
-    assert len(set(half.twins)) == 180
+def test_without_twin_groups_each_image_is_its_own(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0")
+    table = pd.read_csv(folder / "predictions.csv").drop(columns="twin_group")
+    table.to_csv(folder / "predictions.csv", index=False)
+    assert len(set(read_run(folder).twins)) == len(table) == 360
 
 
-@pytest.mark.parametrize(("own", "other"), [("large", "balanced"), ("balanced", "large")])
-def test_an_earlier_run_of_the_papers_split_names_its_test_set(tmp_path: Path, own: str, other: str) -> None:
-    run = read_run(write_run(tmp_path / "0", old=True, split="paper", **{f"test_{other}/n": 70}))
-    assert run.members[f"test_{own}"].sum() == run.metrics[f"test_{own}/n"] == 360
-    assert run.metrics[f"test_{own}_dedup/f1_macro"] == run.metrics["test_dedup/f1_macro"]
-    assert f"test_{other}" not in run.members
+def test_predictions_without_their_test_set_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0")
+    table = pd.read_csv(folder / "predictions.csv")
+    table.drop(columns="test").to_csv(folder / "predictions.csv", index=False)
+    with pytest.raises(ValueError, match=r"predictions\.csv lacks test"):
+        read_run(folder)
 
 
 def test_a_first_stage_of_its_own_makes_no_other_experiment(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation import figures
 from fer_lightning.presentation import plotting, words
 from fer_lightning.report import figures as report_figures
-from fer_lightning.report import page_charts
+from fer_lightning.report import page_charts, rank_figure
 
 TRAIN = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 RUN = {
@@ -75,7 +75,7 @@ def compared(methods: int, seeds: int = 5) -> dict[str, Callable[[], Figure]]:
     """The pictures of a comparison."""
     c = made_up(methods, seeds)
     numbers = {name: number for number, name in enumerate(c.rows)}
-    ranks = c.ranks[c.ranks["metric"] == "f1_macro"].set_index("method")["mean_rank"]
+    ranks = c.ranks.mean[c.ranks.mean["metric"] == "f1_macro"].set_index("method")["mean_rank"]
     primary = c.differences["test_set"] == "test"
     changes = {
         name: plotting.row_shares(m) - plotting.row_shares(c.confusion["none"]) for name, m in c.confusion.items()
@@ -85,7 +85,7 @@ def compared(methods: int, seeds: int = 5) -> dict[str, Callable[[], Figure]]:
         "trade_off": lambda: report_figures.trade_off(
             c.summary[c.summary["test_set"] == "test"], numbers, "Trade-off", LINE
         ),
-        "ranks": lambda: report_figures.critical_difference(ranks, 2.1, numbers, "Ranks", LINE),
+        "ranks": lambda: rank_figure.critical_difference(ranks, 2.1, numbers, "Ranks", LINE),
         "reliability": lambda: report_figures.reliability(c.reliability, list(numbers), numbers, "Reliability", LINE),
         "changes": lambda: report_figures.confusion_differences(changes, "Differences", LINE),
         "matrices": lambda: report_figures.confusion_matrices(c.confusion, "Matrices", LINE),
@@ -277,7 +277,7 @@ def test_trade_off_names_points_and_draws_their_intervals() -> None:
 def test_bars_join_ranks_within_the_critical_difference(
     ranks: list[float], critical: float, joined: list[tuple[int, int]]
 ) -> None:
-    assert report_figures.indistinguishable(ranks, critical) == joined
+    assert rank_figure.indistinguishable(ranks, critical) == joined
 
 
 def test_every_method_looks_different_and_the_baseline_alone_is_grey() -> None:

@@ -26,7 +26,6 @@ def write_run(
     images: np.ndarray | None = None,
     sets: dict[str, np.ndarray] | None = None,
     settings: dict[str, Any] | None = None,
-    old: bool = False,
     **metrics: Any,
 ) -> Path:
     """Write a finished run folder; ``skill`` is the share of images that are right, disgust (``rare_skill``) apart.
@@ -42,7 +41,6 @@ def write_run(
         images: tested places in the pool, the union of ``sets``; default: all.
         sets: test set -> places in the pool; default: ``test``, and ``test_dedup`` without the first five.
         settings: dotted keys of the configuration.
-        old: as an earlier version wrote it, without columns for test sets.
         metrics: put into ``metrics.json``.
     """
     (folder / ".hydra").mkdir(parents=True)
@@ -77,8 +75,7 @@ def write_run(
         "synthetic": False,
         "git_commit": "1234",
     }
-    if not old:
-        scores |= {"temperature": 1.5, "budget": "steps", "labels": "fer", "tau": None}
+    scores |= {"temperature": 1.5, "budget": "steps", "labels": "fer", "tau": None}
     named = np.array(EMOTIONS)
     table = pd.DataFrame(
         {
@@ -91,8 +88,7 @@ def write_run(
         }
     )
     for name, places in sets.items():
-        if not old or name == "test_dedup":
-            table[name] = np.isin(images, places).astype(int)
+        table[name] = np.isin(images, places).astype(int)
     table.to_csv(folder / "predictions.csv", index=False)
     (folder / "metrics.json").write_text(json.dumps({**scores, **metrics}))
     (folder / "status.json").write_text(json.dumps({"status": "done"}))
