@@ -195,7 +195,7 @@ def test_views_switch_and_a_method_is_followed(opened: Opener) -> None:
     shares, changes = page.locator("#confusion .view").all()
     assert shares.is_visible()
     assert not changes.is_visible()
-    page.get_by_label("differences to none").check()
+    page.get_by_role("radio", name="differences to none").check()
     assert changes.is_visible()
     assert not shares.is_visible()
 
