@@ -1,8 +1,68 @@
-"""Class-imbalance experiments on FER-2013 with PyTorch Lightning and Hydra."""
+"""Class-imbalance experiments on FER-2013 with PyTorch Lightning and Hydra.
 
+Examples:
+    >>> import fer_lightning as fl
+    >>> run = fl.train(["experiment=demo", "imbalance=focal"])
+    >>> run.metrics["test/f1_macro"], len(run.predictions)
+    >>> classifier = fl.load(run)
+    >>> classifier.predict("face.png").labels
+    ['happy']
+    >>> fl.compare(["outputs/sweeps/demo"]).summary
+"""
+
+import importlib
 import os
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fer_lightning.api.compare import compare as compare
+    from fer_lightning.api.load import Classifier as Classifier
+    from fer_lightning.api.load import Prediction as Prediction
+    from fer_lightning.api.load import load as load
+    from fer_lightning.api.run import Run as Run
+    from fer_lightning.api.train import train as train
+    from fer_lightning.comparison.analysis import Comparison as Comparison
+    from fer_lightning.runtime.errors import UserError as UserError
 
 __version__ = "0.1.0"
 
 # Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_MODULES = {
+    "Classifier": "fer_lightning.api.load",
+    "Comparison": "fer_lightning.comparison.analysis",
+    "Prediction": "fer_lightning.api.load",
+    "Run": "fer_lightning.api.run",
+    "UserError": "fer_lightning.runtime.errors",
+    "compare": "fer_lightning.api.compare",
+    "load": "fer_lightning.api.load",
+    "train": "fer_lightning.api.train",
+}
+"""The public names, and where they are imported from at their first use: torch and pandas take seconds."""
+
+__all__ = ["Classifier", "Comparison", "Prediction", "Run", "UserError", "__version__", "compare", "load", "train"]
+
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
+class _Package(types.ModuleType):
+    """Keeps ``compare`` the function: Python binds an imported submodule, here the command's, to its name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

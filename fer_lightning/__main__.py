@@ -32,9 +32,12 @@ def app(cfg: DictConfig) -> float | None:
     signals.listen()
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        from fer_lightning.training.results import print_results
         from fer_lightning.training.run import run
 
         result = run(cfg, folder)
+        if result is not None:
+            print_results(cfg, folder, result.metrics)
     except UserError as error:
         command_line.fail(error)  # Hydra would print "Error executing job" and all overrides first
     except Interrupted as stopped:

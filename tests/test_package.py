@@ -32,6 +32,7 @@ def test_the_wheel_holds_every_config_and_module(wheel):
         assert f"fer_lightning/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
     for path in (ROOT / "fer_lightning").rglob("*.py"):
         assert path.relative_to(ROOT).as_posix() in names
+    assert "fer_lightning/py.typed" in names
 
 
 def test_an_installed_wheel_trains(wheel, tmp_path):

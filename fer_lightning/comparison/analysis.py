@@ -25,7 +25,7 @@ from fer_lightning.comparison.rows import (
     refuse_incomparable,
     share_images,
 )
-from fer_lightning.comparison.runs import FinishedRun
+from fer_lightning.comparison.runs import FinishedRun, find_runs, read_runs
 from fer_lightning.comparison.statistics import Estimate
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics import calibration
@@ -135,6 +135,27 @@ class _Scored:
         left, right = ([self.places[pair[side].folder] for pair in pairs] for side in (0, 1))
         gaps = self.points[left, k] - self.points[right, k]
         return statistics.paired_difference(gaps, self.resampled[:, left, k] - self.resampled[:, right, k])
+
+
+def analyse_folders(
+    folders: Sequence[str | Path], baseline: str | None = None, votes: str | Path | None = None
+) -> Comparison:
+    """Compare the finished runs at or below ``folders``; the others are in ``skipped``.
+
+    Args:
+        folders: of runs or of sweeps.
+        baseline: as for ``analyse``.
+        votes: as for ``analyse``.
+
+    Raises:
+        UserError: no run folders, none of them finished, or as ``analyse``.
+    """
+    found = find_runs(folders)
+    runs, skipped = read_runs(found)
+    if not runs:
+        folder, reason = next(iter(skipped.items()))
+        raise UserError(f"none of the {len(found)} runs is finished; {folder}: {reason}")
+    return analyse(runs, baseline, votes, skipped)
 
 
 def analyse(

@@ -1,10 +1,34 @@
 """Compose the configuration of a run outside ``hydra.main``."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.version import VersionBase, setbase
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config import schema
+from fer_lightning.config.hook import check_run
+from fer_lightning.config.messages import explain
+from fer_lightning.config.safety import GuardedLoader
 from fer_lightning.config.settings import without_hydra
+from fer_lightning.runtime.errors import UserError
+
+HYDRA_KEYS = ("hydra.run.dir", "hydra.searchpath")
+"""What may be set of Hydra's own configuration; the rest is about its command line, its sweeps and its logging."""
+
+_RESOLVERS = ("now", "hydra", "python_version")
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -19,3 +43,77 @@ def compose_config(overrides: list[str]) -> DictConfig:
         run = without_hydra(cfg)
         schema.validate(run, cfg.hydra.runtime.choices)
     return run
+
+
+@contextmanager
+def composed(overrides: Sequence[str], folder: Path | None = None) -> Iterator[DictConfig]:
+    """A run's configuration, valid, while ``${hydra:...}`` can be resolved in it.
+
+    Args:
+        overrides: ``key=value``, as typed on the command line.
+        folder: the run folder, instead of ``hydra.run.dir``.
+
+    Yields:
+        The configuration with its ``hydra`` node, where ``hydra.runtime.output_dir`` is the run folder, which is not
+        made yet.
+
+    Raises:
+        UserError: what the command line would refuse; several values for a key, which is a sweep; one of Hydra's own
+            keys that is not in ``HYDRA_KEYS``.
+    """
+    with _hydra_of_its_own():
+        try:
+            _check_overrides(overrides, folder)
+            loader = GlobalHydra.instance().config_loader()
+            cfg = loader.load_configuration("config", list(overrides), RunMode.RUN)
+            cfg.hydra.mode = RunMode.RUN
+            if folder is not None:
+                cfg.hydra.run.dir = str(folder)
+            HydraConfig.instance().set_config(cfg)  # a copy, which ${hydra:...} is resolved in
+            check_run(cfg)
+            with read_write(cfg.hydra), open_dict(cfg.hydra.runtime):
+                cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
+            HydraConfig.instance().set_config(cfg)
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise UserError(explain(error, overrides)) from None
+        yield cfg
+
+
+def _check_overrides(overrides: Sequence[str], folder: Path | None) -> None:
+    example = 'give a list such as ["imbalance=focal", "seed=1"]'
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        raise UserError(f"overrides={overrides!r}: must be a list of strings; {example}")
+    options = [word for word in overrides if word.startswith("-")]
+    if options:
+        raise UserError(f"{options[0]}: options belong to the command line, python -m fer_lightning; {example}")
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, line = override.get_key_element().lstrip("+~"), override.input_line
+        if override.is_sweep_override():
+            raise UserError(
+                f"{line}: several values make several runs; call this once for each, or sweep with "
+                f"python -m fer_lightning -m; for one list give [a,b]"
+            )
+        if key.split(".")[0].split("/")[0] == "hydra" and key not in HYDRA_KEYS:
+            raise UserError(f"{line}: belongs to the command line; of Hydra's keys give only {', '.join(HYDRA_KEYS)}")
+        if key == "hydra.run.dir" and folder is not None:
+            raise UserError(f"{line}: the folder is given twice; leave out this or folder={str(folder)!r}")
+
+
+@contextmanager
+def _hydra_of_its_own() -> Iterator[None]:
+    """Initialise Hydra with the guarded loader, and afterwards give back what the process had of it before."""
+    hydra, config = GlobalHydra.instance(), HydraConfig.instance()
+    runtime, base = JobRuntime.instance(), VersionBase.instance()
+    before = hydra.hydra, config.cfg, runtime.get("name"), base.version_base
+    new_resolvers = [name for name in _RESOLVERS if not OmegaConf.has_resolver(name)]
+    try:
+        setbase("1.3")
+        hydra.clear()
+        search_path = create_config_search_path(str(schema.CONF_DIR))
+        hydra.initialize(Hydra(task_name="fer_lightning", config_loader=GuardedLoader(search_path)))
+        yield
+    finally:
+        hydra.hydra, config.cfg, name, base.version_base = before
+        runtime.set("name", name)
+        for resolver in new_resolvers:
+            OmegaConf.clear_resolver(resolver)

@@ -15,18 +15,30 @@ from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.run_folder import lock_for_run
 
 
+def check_run(config: DictConfig) -> None:
+    """Check a run before its folder is made or written to.
+
+    Args:
+        config: composed, with the ``hydra`` node; its ``hydra.run.dir`` is the run folder.
+
+    Raises:
+        UserError: see ``schema.validate``; or the folder holds a run that is not resumed, or is in use.
+    """
+    run = without_hydra(config)
+    if config.hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
+    validate(run, config.hydra.runtime.choices)
+    folder = Path(config.hydra.run.dir)
+    if is_first_process() and folder.is_dir():
+        lock_for_run(folder, run.resume).release()  # before Hydra writes into it
+
+
 class Validate(Callback):
     """Hydra callback that validates before the run folder is created, so that a typo leaves no folder behind."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        run = without_hydra(config)
         try:
-            if config.hydra.job.chdir:
-                raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
-            validate(run, config.hydra.runtime.choices)
-            folder = Path(config.hydra.run.dir)
-            if is_first_process() and folder.is_dir():
-                lock_for_run(folder, run.resume).release()  # before Hydra writes into it
+            check_run(config)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             fail(error)
         except Exception as error:

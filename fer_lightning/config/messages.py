@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -25,8 +25,14 @@ METHOD_KEYS = {
 """Keys that only some methods have, and why the chosen method has none."""
 
 
-def explain(error: Exception) -> str:
-    """Describe an error of Hydra, OmegaConf or YAML in one line: what was given, what is accepted."""
+def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
+    """Describe an error of Hydra, OmegaConf or YAML in one line: what was given, what is accepted.
+
+    Args:
+        error: what they raised.
+        overrides: that were composed; None for those of the command line.
+    """
+    overrides = sys.argv[1:] if overrides is None else overrides
     if isinstance(error, YAMLError):
         return " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -45,7 +51,7 @@ def explain(error: Exception) -> str:
         return f"{merging.group(1)}: {_first_line(error.__cause__)}"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(unknown.group(1) if unknown else str(error.full_key))  # type: ignore[attr-defined]
+        return _unknown_key(unknown.group(1) if unknown else str(error.full_key), overrides)  # type: ignore[attr-defined]
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'configuration'}: {_first_line(error)}"
     return _first_line(error)
@@ -57,10 +63,10 @@ def did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
     return f" (did you mean {prefix}{close[0]}?)" if close and not word.startswith(f"{close[0]}.") else ""
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """Describe an unknown key and what is accepted there, given the groups chosen on the command line."""
     groups = "|".join(path.name for path in CONF_DIR.iterdir() if path.is_dir())
-    chosen = [re.sub(",.*", "", word) for word in sys.argv[1:] if re.fullmatch(rf"({groups})(/\w+)?=[\w,]+", word)]
+    chosen = [re.sub(",.*", "", word) for word in overrides if re.fullmatch(rf"({groups})(/\w+)?=[\w,]+", word)]
     chosen = [word for word in chosen if not word.startswith(f"{key}=")]
     GlobalHydra.instance().clear()
     try:

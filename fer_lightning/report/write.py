@@ -8,8 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fer_lightning.comparison.analysis import Comparison, analyse
-from fer_lightning.comparison.runs import find_runs, read_runs
+from fer_lightning.comparison.analysis import Comparison, analyse_folders
 from fer_lightning.report import page, pictures, terminal, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
@@ -37,15 +36,10 @@ def compare(
         wandb_project: where the report is logged as well.
 
     Raises:
-        UserError: no run folders, none of them finished, or as ``analyse``.
+        UserError: as ``analyse_folders``.
     """
     console = console or terminal.default_console()
-    folders = find_runs(run_dirs)
-    runs, skipped = read_runs(folders)
-    if not runs:
-        folder, reason = next(iter(skipped.items()))
-        raise UserError(f"none of the {len(folders)} runs is finished; {folder}: {reason}")
-    comparison = analyse(runs, baseline, votes, skipped)
+    comparison = analyse_folders(run_dirs, baseline, votes)
     terminal.print_comparison(comparison, console)
     options = {"--out": out, "--baseline": baseline, "--ferplus-votes": votes}
     write_report(comparison, Path(out), _command(run_dirs, {key: str(each) for key, each in options.items() if each}))

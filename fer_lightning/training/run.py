@@ -82,8 +82,6 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
     finally:
         if lock is not None:
             lock.release()
-    if trained is not None:
-        results.print_results(cfg, folder, trained.metrics)  # after the loggers' lines: the last one is for programs
     return trained
 
 

@@ -1,0 +1,154 @@
+"""``fl.load``: a trained model that answers for images."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from fer_lightning.api.images import Images, read_images
+from fer_lightning.api.run import Run
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.data.images import as_face, may_be_a_crop
+from fer_lightning.evaluation.probabilities import classify, pick_device
+from fer_lightning.evaluation.scorecard import scorecard_line
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.runtime.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Answers for N images, in the order of the images.
+
+    Attributes:
+        names: N paths, or positions (``"0"``, ``"1"``, ...) of images that are no files.
+        labels: N class names, each the most probable.
+        probabilities: float64, shape (N, C); columns in the order of ``classes``.
+        classes: the C class names.
+    """
+
+    names: list[str]
+    labels: list[str]
+    probabilities: npt.NDArray[np.float64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """Probability of each label; float64, shape (N,)."""
+        confidence: npt.NDArray[np.float64] = self.probabilities.max(axis=1)
+        return confidence
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per image: ``image``, ``label``, ``confidence``, and ``p_<class>`` for each class."""
+        columns = {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
+        return pd.DataFrame({"image": self.names, "label": self.labels, "confidence": self.confidence, **columns})
+
+
+class Classifier:
+    """A trained model for inference; made by ``fl.load``.
+
+    Attributes:
+        checkpoint: the file that it was read from.
+        model: the LightningModule, in ``eval`` mode.
+        device: where it computes.
+        classes: the C class names, in the order of the probabilities.
+    """
+
+    def __init__(self, checkpoint: Path, device: str) -> None:
+        self.device = _pick_device(device)
+        self.checkpoint = checkpoint
+        self.model = EmotionClassifier.load(checkpoint)
+        self.classes: tuple[str, ...] = EMOTIONS
+
+    def __repr__(self) -> str:
+        return f"Classifier({str(self.checkpoint)!r}): {scorecard_line(self.scorecard)}"
+
+    @property
+    def scorecard(self) -> Mapping[str, Any] | None:
+        """Scores of the run's test, such as ``test/accuracy`` and ``test/recall/<class>``; None when untested."""
+        card: Mapping[str, Any] | None = self.model.hparams["scorecard"]
+        return card
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether ``predict`` calibrates: the scorecard has a temperature, which validation images gave."""
+        return (self.scorecard or {}).get("temperature") is not None
+
+    def predict(self, images: Images) -> Prediction:
+        """Classify images of one cropped face each.
+
+        An image is turned to gray and its middle square is resized, as for ``python -m fer_lightning.predict``.
+
+        Args:
+            images: the path of a file or of a folder (searched to any depth), a Pillow image, a uint8 array (H, W) gray
+                or (H, W, 3) red-green-blue, a batch of them (N, H, W) or (N, H, W, 3), or a list of single images.
+                Of an array with three axes, a last one of 3 makes it a colour image.
+
+        Returns:
+            Labels and probabilities in the order of the images; the probabilities are calibrated where ``calibrated``.
+
+        Raises:
+            UserError: no image of this kind, or a file that cannot be read; nothing is skipped.
+
+        Warns:
+            UserWarning: an image is rather a photograph than a cropped face.
+
+        Examples:
+            >>> classifier = fl.load("outputs/demo/run/checkpoints/best.ckpt")
+            >>> classifier.predict("faces/").to_frame()
+            >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).probabilities.shape
+            (2, 7)
+        """
+        names: list[str] = []
+        faces: list[npt.NDArray[Any]] = []
+        photographs: list[str] = []
+        for name, picture in read_images(images):
+            names.append(name)
+            faces.append(as_face(picture))
+            photographs += [] if may_be_a_crop(picture) else [name]
+        if photographs:
+            warnings.warn(
+                f"{len(photographs)} of {len(names)} images have not the size or shape of a cropped face (the first: "
+                f"{photographs[0]}); the middle square is taken as the face; "
+                "python -m fer_lightning.predict --faces finds the faces in a photograph",
+                stacklevel=2,
+            )
+        probabilities = np.empty((0, len(self.classes)))
+        if faces:
+            probabilities = classify(self.model, np.stack(faces), self.device)
+        labels = [self.classes[k] for k in probabilities.argmax(axis=1)]
+        return Prediction(names, labels, probabilities, self.classes)
+
+
+def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:
+    """Load a trained model for inference; nothing in the file is executed, and nothing is downloaded.
+
+    Args:
+        source: a checkpoint, a run folder (its tested checkpoint), or a run of ``fl.train``.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        UserError: no such file, no checkpoint of this project, a damaged one, or no such device.
+
+    Examples:
+        >>> classifier = fl.load("outputs/demo/run")
+        >>> classifier.scorecard["test/recall/disgust"]
+    """
+    if isinstance(source, Run):
+        return Classifier(source.checkpoint, device)
+    path = Path(source)
+    return Classifier(Run(path).checkpoint if path.is_dir() else path, device)
+
+
+def _pick_device(name: str) -> Any:
+    try:
+        return pick_device(name)
+    except UserError:
+        raise UserError(f"device={name!r}: this machine has no such device; use device='cpu'") from None

@@ -1,0 +1,84 @@
+"""A run on disk, whether ``fl.train`` or the command line made it."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json
+from fer_lightning.runtime.run_folder import read_status
+
+
+class Run:
+    """A run folder; its files are read when they are asked for.
+
+    Args:
+        folder: with the run's ``status.json``.
+
+    Raises:
+        UserError: not a run folder.
+
+    Examples:
+        >>> run = fl.Run("outputs/fer2013/2026-01-31_12-00-00-000000")
+        >>> run.metrics["test/accuracy"]
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "status.json").is_file():
+            raise UserError(f"{self.folder}: not a run folder (it has no status.json); give outputs/NAME/TIME of a run")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def status(self) -> str:
+        """``done``, ``running``, ``failed`` or ``interrupted``."""
+        return str(read_status(self.folder)["status"])
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """``metrics.json``: scores under ``<test set>/<metric>``, and what identifies the run.
+
+        Raises:
+            UserError: the run is not finished.
+        """
+        return read_json(self._finished("metrics.json"))
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """``predictions.csv``: one row per image of any test set.
+
+        Columns ``id``, ``usage``, ``label``, ``prediction``, ``p_<class>`` (not calibrated), ``twin_group``, and one of
+        0 and 1 for each test set.
+
+        Raises:
+            UserError: the run is not finished.
+        """
+        return pd.read_csv(self._finished("predictions.csv"), dtype={"id": str})
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that was tested: ``best.ckpt``, or ``last.ckpt`` where no validation chose one.
+
+        Raises:
+            UserError: the run has none.
+        """
+        best, last = (self.folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+        if not best.exists() and not last.exists():
+            raise UserError(f"{self.folder}: has no checkpoint (the run is {self.status}); {self._remedy}")
+        return best if best.exists() else last
+
+    @property
+    def _remedy(self) -> str:
+        return "resume it with resume=auto, or give a finished run"
+
+    def _finished(self, name: str) -> Path:
+        status = read_status(self.folder)
+        file = self.folder / name
+        if status["status"] != "done" or not file.is_file():
+            reason = f": {status['reason']}" if status.get("reason") else ""
+            raise UserError(f"{self.folder}: has no {name} (the run is {status['status']}{reason}); {self._remedy}")
+        return file
