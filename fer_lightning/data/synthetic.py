@@ -45,11 +45,11 @@ EXPRESSIONS = {
 Neighbours as in FER-2013: disgust and angry, fear and surprise, sad and neutral.
 """
 
-# How hard the task is: these three decide how far the emotions overlap.
+# These three decide how far the emotions overlap at difficulty 1.
 INTENSITY = (0.35, 1.0)
 """Least and greatest share of the full expression that a face shows; at the lower end all look neutral."""
 SPREAD = 0.22
-"""Standard deviation that every movement has around its emotion's."""
+"""Standard deviation of every movement around its emotion's."""
 NOISE = (4.0, 22.0)
 """Least and greatest standard deviation of the pixel noise, in gray levels."""
 
@@ -59,7 +59,7 @@ _CIRCLE = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _ARC = np.linspace(-1, 1, 13)
 
 
-def draw(images: int = 3000, seed: int = 0) -> Faces:
+def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_class: int = LEAST_PER_CLASS) -> Faces:
     """Draw faces with FER-2013's class ratios and its three usages (80, 10 and 10 % of the images).
 
     Args:
@@ -72,24 +72,24 @@ def draw(images: int = 3000, seed: int = 0) -> Faces:
     Raises:
         UserError: too few images for eight of each emotion in each usage.
     """
-    least = LEAST_PER_CLASS * len(EMOTIONS)
+    least = least_per_class * len(EMOTIONS)
     if images < 3 * least:
         raise UserError(
-            f"data.source.images={images}: {3 * least} or more are needed ({LEAST_PER_CLASS} of each emotion"
+            f"data.source.images={images}: {3 * least} or more are needed ({least_per_class} of each emotion"
             " in Training, PublicTest and PrivateTest)"
         )
     test_size = max(round(TEST_SHARE * images), least)
     sizes = (images - 2 * test_size, test_size, test_size)
     labels, usage = [], []
     for number, size in enumerate(sizes):
-        counts = apportion(size, CLASS_WEIGHTS, least=LEAST_PER_CLASS)
+        counts = apportion(size, CLASS_WEIGHTS, least=least_per_class)
         labels += [label for label, count in enumerate(counts) for _ in range(count)]
         usage += [number] * size
     rng = np.random.default_rng(seed)
     order = rng.permutation(images)
     labels_drawn = np.array(labels)[order]
     usage_drawn = np.array(usage)[order]
-    pixels = np.stack([_draw_face(EXPRESSIONS[EMOTIONS[label]], rng) for label in labels_drawn])
+    pixels = np.stack([_draw_face(EXPRESSIONS[EMOTIONS[label]], difficulty, rng) for label in labels_drawn])
     ids = np.array(
         [
             f"drawn/{EMOTIONS[label]}/{USAGES[use]}_{n}"
@@ -99,9 +99,11 @@ def draw(images: int = 3000, seed: int = 0) -> Faces:
     return Faces.from_arrays(pixels, labels_drawn, usage_drawn, ids, kind="drawn faces", synthetic=True)
 
 
-def _draw_face(full: Expression, rng: np.random.Generator) -> np.ndarray:
+def _draw_face(full: Expression, difficulty: float, rng: np.random.Generator) -> np.ndarray:
     """One face, (48, 48) uint8: a random person, pose and light, and a random share of an expression."""
-    shown = Expression(*(np.array(full) * rng.uniform(*INTENSITY) + rng.normal(0, SPREAD, len(full))))
+    faintest, strongest = INTENSITY
+    intensity = rng.uniform(faintest + (1 - difficulty) * (strongest - faintest), strongest)
+    shown = Expression(*(np.array(full) * intensity + rng.normal(0, difficulty * SPREAD, len(full))))
     skin = rng.uniform(110, 215)
     dark = skin * rng.uniform(0.25, 0.5)
     background = rng.uniform(20, 235)
@@ -121,7 +123,7 @@ def _draw_face(full: Expression, rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
     light = 1 + rng.uniform(0, 0.35) * (np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None])
-    noise = rng.normal(0, rng.uniform(*NOISE), small.shape)
+    noise = rng.normal(0, difficulty * rng.uniform(*NOISE), small.shape)
     return np.clip(small * light * rng.uniform(0.7, 1.15) + noise, 0, 255).astype(np.uint8)
 
 
