@@ -201,21 +201,40 @@ def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits - total, others - total
 
 
-class CrossEntropy(nn.Module):
-    """``cross_entropy`` with class weights.
+class WeightedLoss(nn.Module):
+    """Base of the losses with class weights: a module that keeps them, in float32 and out of checkpoints.
 
     Args:
         class_counts: number of training images of each class, in label order.
-        weighting: scheme of ``class_weights``.
+        scheme: of ``class_weights``.
         normalization: of ``class_weights``.
-        beta: of ``class_weights``, used by weighting ``effective`` only.
+        beta: of ``class_weights``, used by scheme ``effective`` only.
+
+    Raises:
+        UserError: as ``class_weights``.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self, class_counts: Sequence[int], scheme: str, normalization: str = "balanced", beta: float = 0.9999
+    ) -> None:
+        super().__init__()
+        weight = class_weights(class_counts, scheme, normalization, beta)
+        self.register_buffer("weight", weight.float(), persistent=False)
+
+
+class CrossEntropy(WeightedLoss):
+    """``cross_entropy`` with class weights.
+
+    Args:
+        class_counts: as ``WeightedLoss``, with ``normalization`` and ``beta``.
+        weighting: scheme of ``class_weights``.
         label_smoothing: in [0, 1).
 
     Raises:
         UserError: for a knob out of range; see also ``class_weights``.
     """
-
-    weight: Tensor
 
     def __init__(
         self,
@@ -225,33 +244,29 @@ class CrossEntropy(nn.Module):
         beta: float = 0.9999,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(class_counts, weighting, normalization, beta)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing={label_smoothing} is out of range: it must be at least 0 and below 1")
         self.label_smoothing = label_smoothing
-        weight = class_weights(class_counts, weighting, normalization, beta)
-        self.register_buffer("weight", weight.float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""
         return cross_entropy(logits, target, self.weight, self.label_smoothing)
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(WeightedLoss):
     """``focal_loss`` with class weights.
 
     Args:
-        class_counts: number of training images of each class, in label order.
+        class_counts: as ``WeightedLoss``, with ``normalization`` and ``beta``.
         gamma: focusing parameter, at least 0.
-        alpha: scheme of ``class_weights`` for the class weights.
-        normalization: of ``class_weights``.
-        beta: of ``class_weights``, used by alpha ``effective`` only.
+        alpha: scheme of ``class_weights``.
 
     Raises:
         UserError: for a knob out of range; see also ``class_weights``.
     """
 
-    weight: Tensor
+    focal = staticmethod(focal_loss)
 
     def __init__(
         self,
@@ -261,75 +276,30 @@ class FocalLoss(nn.Module):
         normalization: str = "balanced",
         beta: float = 0.9999,
     ) -> None:
-        super().__init__()
-        self.gamma = _checked_gamma(gamma)
-        weight = class_weights(class_counts, alpha, normalization, beta)
-        self.register_buffer("weight", weight.float(), persistent=False)
+        super().__init__(class_counts, alpha, normalization, beta)
+        if not 0 <= gamma < math.inf:
+            raise UserError(f"gamma={gamma} is out of range: the focal loss needs a gamma of 0 or more, usually 1 to 5")
+        self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""
-        return focal_loss(logits, target, self.gamma, self.weight)
+        return self.focal(logits, target, self.gamma, self.weight)
 
 
-class WeightedBCE(nn.Module):
-    """``weighted_bce`` with inverse class frequencies for weights.
-
-    The sum over classes is not divided by C. PyTorch's mean over all B * C terms with ``sum_C`` weights is
-    this loss with ``sum_1`` weights.
-
-    Args:
-        class_counts: number of training images of each class, in label order.
-        reading: one of ``READINGS``.
-        normalization: of ``class_weights``; the paper's "normalize them over the seven classes" fits
-            ``sum_1`` and ``sum_C``.
-        positive_weight: p_c, above 0.
-
-    Raises:
-        UserError: for a knob out of range; see also ``class_weights``.
-    """
-
-    weight: Tensor
-
-    def __init__(
-        self,
-        class_counts: Sequence[int],
-        reading: str = "sample",
-        normalization: str = "sum_C",
-        positive_weight: float = 1.0,
-    ) -> None:
-        super().__init__()
-        if reading not in READINGS:
-            raise UserError(f"unknown reading {reading!r}: choose one of {', '.join(READINGS)}")
-        if not 0 < positive_weight < math.inf:
-            raise UserError(f"positive_weight={positive_weight} is out of range: it must be above 0")
-        self.reading = reading
-        self.positive_weight = positive_weight
-        weight = class_weights(class_counts, "inverse", normalization)
-        self.register_buffer("weight", weight.float(), persistent=False)
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Losses (B,) of logits (B, C) and targets (B,)."""
-        return weighted_bce(logits, target, self.weight, self.reading, self.positive_weight)
-
-
-class ClassBalancedFocal(nn.Module):
+class ClassBalancedFocal(FocalLoss):
     """Focal loss weighted by the inverse effective number of samples.
 
     Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 4.3. Its focal loss is a
     sum of sigmoid terms, the default here; form ``softmax`` is ``FocalLoss`` with alpha ``effective``.
 
     Args:
-        class_counts: number of training images of each class, in label order.
-        gamma: focusing parameter, at least 0.
+        class_counts: as ``FocalLoss``, with ``gamma`` and ``normalization``.
         form: one of ``FORMS``.
         beta: of ``class_weights``. The official code's own default of 0 switches the weights off.
-        normalization: of ``class_weights``.
 
     Raises:
         UserError: for a knob out of range; see also ``class_weights``.
     """
-
-    weight: Tensor
 
     def __init__(
         self,
@@ -339,18 +309,48 @@ class ClassBalancedFocal(nn.Module):
         beta: float = 0.9999,
         normalization: str = "balanced",
     ) -> None:
-        super().__init__()
+        super().__init__(class_counts, gamma, "effective", normalization, beta)
         if form not in FORMS:
             raise UserError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
-        self.gamma = _checked_gamma(gamma)
-        self.form = form
-        weight = class_weights(class_counts, "effective", normalization, beta)
-        self.register_buffer("weight", weight.float(), persistent=False)
+        if form == "sigmoid":
+            self.focal = sigmoid_focal_loss
+
+
+class WeightedBCE(WeightedLoss):
+    """``weighted_bce`` with inverse class frequencies for weights.
+
+    The sum over classes is not divided by C. PyTorch's mean over all B * C terms with ``sum_C`` weights is
+    this loss with ``sum_1`` weights.
+
+    Args:
+        class_counts: as ``WeightedLoss``.
+        reading: one of ``READINGS``.
+        normalization: of ``class_weights``; the paper's "normalize them over the seven classes" fits
+            ``sum_1`` and ``sum_C``.
+        positive_weight: p_c, above 0.
+
+    Raises:
+        UserError: for a knob out of range; see also ``class_weights``.
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        reading: str = "sample",
+        normalization: str = "sum_C",
+        positive_weight: float = 1.0,
+    ) -> None:
+        super().__init__(class_counts, "inverse", normalization)
+        if reading not in READINGS:
+            raise UserError(f"unknown reading {reading!r}: choose one of {', '.join(READINGS)}")
+        if not 0 < positive_weight < math.inf:
+            raise UserError(f"positive_weight={positive_weight} is out of range: it must be above 0")
+        self.reading = reading
+        self.positive_weight = positive_weight
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""
-        focal = sigmoid_focal_loss if self.form == "sigmoid" else focal_loss
-        return focal(logits, target, self.gamma, self.weight)
+        return weighted_bce(logits, target, self.weight, self.reading, self.positive_weight)
 
 
 class LogitAdjusted(nn.Module):
@@ -378,26 +378,23 @@ class LogitAdjusted(nn.Module):
         return logit_adjusted(logits, target, self.log_prior, self.tau)
 
 
-class LDAM(nn.Module):
+class LDAM(WeightedLoss):
     """``ldam`` with deferred re-weighting: class weights 1 at first, the inverse effective number later.
 
     Cao et al. 2019, "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss". The logits must be
     ``scale`` times cosines.
 
     Args:
-        class_counts: number of training images of each class, in label order.
+        class_counts: as ``WeightedLoss``, with ``beta`` and ``normalization``.
         epochs: length of the run, of which ``deferred_share`` is the end.
         max_margin: margin of the rarest class, in cosine units, at least 0.
         scale: of the cosine logits, above 0.
         deferred_share: last share of the epochs, which has the weights; 0 for never, 1 for always.
-        beta: of ``class_weights``.
-        normalization: of ``class_weights``.
 
     Raises:
         UserError: for a knob out of range or a class without images; see also ``class_weights``.
     """
 
-    weight: Tensor
     margin: Tensor
 
     def __init__(
@@ -410,29 +407,21 @@ class LDAM(nn.Module):
         beta: float = 0.9999,
         normalization: str = "balanced",
     ) -> None:
-        super().__init__()
+        super().__init__(class_counts, "effective", normalization, beta)
         if not 0 <= max_margin <= 2:
             raise UserError(f"max_margin={max_margin} is out of range: cosines leave room for 0 to 2, usually 0.5")
         if not 0 < scale < math.inf:
             raise UserError(f"scale={scale} is out of range: it must be above 0, usually 30")
         if not 0 <= deferred_share <= 1:
             raise UserError(f"deferred_share={deferred_share} is out of range: give 0 (no class weights) to 1 (always)")
-        weight = class_weights(class_counts, "effective", normalization, beta)
         self.first_weighted = epochs - (max(1, round(deferred_share * epochs)) if deferred_share else 0)
-        self.register_buffer("weight", weight.float(), persistent=False)
         self.register_buffer("margin", (scale * ldam_margins(class_counts, max_margin)).float(), persistent=False)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch, from 0, the next calls belong to."""
+        """Set the epoch, from 0, of the next calls."""
         self.weighted = epoch >= self.first_weighted
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C), scale times cosines, and targets (B,)."""
         return ldam(logits, target, self.margin, self.weight if self.weighted else None)
-
-
-def _checked_gamma(gamma: float) -> float:
-    if not 0 <= gamma < math.inf:
-        raise UserError(f"gamma={gamma} is out of range: the focal loss needs a gamma of 0 or more, usually 1 to 5")
-    return gamma
