@@ -137,7 +137,7 @@ def bare_loop(
 def _indexed(datamodule: Any, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     images = torch.from_numpy(np.array(datamodule.faces.images[datamodule.split.train])).to(device)
     labels = torch.from_numpy(datamodule.labels).to(device)
-    for rows in datamodule.sampler.mine()[0].to(device).split(datamodule.loading.batch_size):
+    for rows in datamodule.sampler.rank_entries()[0].to(device).split(datamodule.loading.batch_size):
         yield images[rows], labels[rows]
 
 

@@ -1,4 +1,4 @@
-"""What goes together in a method, told before anything is imported; ``rules.check_rules`` calls it."""
+"""The rules of the ``imbalance`` group, checked before anything heavy is imported by ``rules.check_rules``."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def imbalance_rules(cfg: DictConfig) -> None:
     """
     method = cfg.imbalance
     loss, sampler = method.loss, method.sampler
-    for key in ("per_class", "num_samples"):  # null in the files, which tells nothing of their kind
+    for key in ("per_class", "num_samples"):  # null in the files, which says nothing of their type
         count = sampler.get(key)
         is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
         require(count is None or is_count, f"imbalance.sampler.{key}", count, "must be a number of images, or null")
@@ -36,7 +36,7 @@ def imbalance_rules(cfg: DictConfig) -> None:
 
 
 def refuse_double_corrections(method: DictConfig) -> None:
-    """Each of these alone aims at balanced classes; two of them overshoot, and favour the rare ones.
+    """Refuse two corrections at once: each alone aims at balanced classes, two favour the rare ones.
 
     Args:
         method: the ``imbalance`` group.
@@ -86,7 +86,7 @@ def _sampler_correction(sampler: DictConfig) -> tuple[str, str] | None:
 
 
 def _epoch_rules(cfg: DictConfig) -> None:
-    """What changes with the epochs needs to know how many there are."""
+    """A part that follows a schedule over the epochs must know their number."""
     method, epochs = cfg.imbalance, cfg.trainer.max_epochs
     parts = [part for part in ("loss", "sampler", "mix", "second_stage") if "epochs" in (method.get(part) or {})]
     trainer = cfg.trainer

@@ -1,1 +1,1 @@
-"""FER-2013 as arrays: sources, cache, splits, drawn faces, augmentation, and the LightningDataModule."""
+"""FER-2013 as arrays: sources, archives, cache, labels, splits and drawn faces."""

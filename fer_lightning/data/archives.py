@@ -145,14 +145,14 @@ def is_tar(path: Path) -> bool:
     with unpacked(path, MAX_PIECE) as stream:
         try:
             return stream.read(512)[257:262] == b"ustar"
-        except (OSError, EOFError, zlib.error, lzma.LZMAError):  # whoever reads it as something else will say
+        except (OSError, EOFError, zlib.error, lzma.LZMAError):  # the reader of another format reports it
             return False
 
 
 class Limited(io.RawIOBase):
-    """A stream that does not go on beyond ``limit`` bytes, whatever the headers in it say.
+    """A stream of at most ``limit`` bytes, whatever its headers claim.
 
-    Reading on, or more than ``MAX_PIECE`` bytes at once, raises ``UserError``.
+    Reading beyond it, or more than ``MAX_PIECE`` bytes at once, raises ``UserError``.
     """
 
     def __init__(self, stream: IO[bytes], path: Path, limit: int) -> None:
@@ -171,7 +171,7 @@ class Limited(io.RawIOBase):
         return self._stream.tell()
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_PIECE:  # of a header, which is believed before it is read
+        if not 0 <= size <= MAX_PIECE:  # a size from a header that cannot be trusted
             raise UserError(f"{self._path} is damaged or made to fill the memory: one part claims {size} bytes")
         return super().read(size) or b""
 
@@ -216,8 +216,8 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict
 
 
 @contextmanager
-def damage_told(path: Path) -> Iterator[None]:
-    """Turn what the archive readers raise on a damaged or unreadable file into one clear line.
+def readable_errors(path: Path) -> Iterator[None]:
+    """Raise a ``UserError`` of one line for what the archive readers raise on a damaged or unreadable file.
 
     Raises:
         UserError: the file is damaged, cut short or may not be read.

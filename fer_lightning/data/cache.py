@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 def default_cache_dir() -> Path:
-    """Where parsed data sets are kept unless told otherwise: the user's cache folder."""
+    """Where parsed data sets are kept by default: the user's cache folder."""
     return Path(platformdirs.user_cache_dir("fer_lightning"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from fer_lightning.data.archives import MAX_FILE, Container, Folder, Limited, Tar, Zip, damage_told, is_tar
+from fer_lightning.data.archives import MAX_FILE, Container, Folder, Limited, Tar, Zip, is_tar, readable_errors
 from fer_lightning.data.cache import cached, content_key, default_cache_dir
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
 from fer_lightning.data.image_tree import has_image_tree, read_image_tree
@@ -50,7 +50,7 @@ def load(path: str | None, cache_dir: str | None = None) -> Faces:
     if path is not None and (not path.strip() or not source.exists()):
         raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
     directory = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    with damage_told(source):
+    with readable_errors(source):
         key = content_key(source)
     faces = cached(key, lambda: read(source), directory)
     counts = usage_counts(faces)
@@ -61,7 +61,7 @@ def load(path: str | None, cache_dir: str | None = None) -> Faces:
 
 def read(source: Path) -> Faces:
     """Parse a file or folder that exists, without the cache; as ``load`` otherwise."""
-    with damage_told(source):
+    with readable_errors(source):
         faces = _read_any(source)
     _check_classes(faces, source)
     return faces

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from fer_lightning.data.archives import MAX_PIECE, Container, Folder, Tar, Zip, damage_told, is_tar
-from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
-from fer_lightning.data.images import IMAGE_SUFFIXES, as_face, decode
+from fer_lightning.data.archives import Container, Folder, Tar, Zip, is_tar, readable_errors
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
+from fer_lightning.data.images import IMAGE_SUFFIXES, read_faces
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def load(path: str | None, classes: str | None = None) -> Faces:
     if not source.exists():
         raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
     mapping = read_mapping(Path(classes).expanduser()) if classes else {}
-    with damage_told(source):
+    with readable_errors(source):
         faces = _read(_container(source), mapping, inside)
     counts = dict(zip(EMOTIONS, count_classes(faces.labels), strict=True))
     log.info("Found %d images: %s", len(faces), ", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
@@ -107,16 +107,7 @@ def _container(source: Path) -> Container:
 
 def _read(container: Container, mapping: Mapping[str, str | None], inside: str) -> Faces:
     places = _locate(container, mapping, inside)
-    images = np.empty((len(places), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    converted = 0
-    for number, name in enumerate(places):  # in the container's own order: a packed tar can only be read forwards
-        with container.open(name) as stream:
-            data = stream.read(MAX_PIECE + 1)
-        image = decode(data, f"{container.path}: {name}")
-        images[number] = as_face(image)
-        converted += images[number].shape != image.shape
-    if converted:
-        log.info("Converted %d images of another size or colour to 48x48 gray", converted)
+    images = read_faces(container, list(places))
     ids, labels = np.array(list(places)), np.array(list(places.values()))
     order = np.argsort(ids, kind="stable")
     usage = np.full(len(ids), USAGES.index("Test"))

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fer_lightning.data.archives import MAX_PIECE, Container
-from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces
-from fer_lightning.data.images import IMAGE_SUFFIXES, as_face, decode
+from fer_lightning.data.archives import Container
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.images import IMAGE_SUFFIXES, read_faces
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,17 +49,7 @@ def read_image_tree(container: Container) -> Faces:
     """
     entries = _locate(container)
     prefixed = _check_prefixes(entries, container)
-    images = np.empty((len(entries), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    converted = 0
-    # In the container's own order, because a compressed tar can only be read forwards.
-    for number, entry in enumerate(entries):
-        with container.open(entry.name) as stream:
-            data = stream.read(MAX_PIECE + 1)
-        image = decode(data, f"{container.path}: {entry.name}")
-        images[number] = as_face(image)
-        converted += image.shape != (IMAGE_SIZE, IMAGE_SIZE)
-    if converted:
-        log.info("Converted %d images of another size or colour to 48x48 gray", converted)
+    images = read_faces(container, [entry.name for entry in entries])
     ids = np.array([entry.id for entry in entries])
     labels = np.array([entry.label for entry in entries])
     usage = np.array([_usage(entry) for entry in entries])

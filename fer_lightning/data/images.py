@@ -1,7 +1,9 @@
 """From the bytes of an image file to a face as the models know it: 48x48, gray."""
 
 import io
+import logging
 import warnings
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -10,6 +12,8 @@ from PIL import Image
 from fer_lightning.data import archives
 from fer_lightning.data.faces import IMAGE_SIZE
 from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -45,6 +49,32 @@ def decode(data: bytes, where: str) -> np.ndarray:
         reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
         raise UserError(f"{where} {reason}: replace or remove it")
     return image
+
+
+def read_faces(container: archives.Container, names: Sequence[str]) -> np.ndarray:
+    """Decode the named files to 48x48 gray; the number of those of another size or colour is logged.
+
+    Args:
+        container: where the files are.
+        names: in the container's own order, because a compressed tar can only be read forwards.
+
+    Returns:
+        uint8, (n, 48, 48).
+
+    Raises:
+        UserError: as ``decode``, naming the file.
+    """
+    faces = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    converted = 0
+    for number, name in enumerate(names):
+        with container.open(name) as stream:
+            data = stream.read(archives.MAX_PIECE + 1)
+        image = decode(data, f"{container.path}: {name}")
+        faces[number] = as_face(image)
+        converted += image.shape != (IMAGE_SIZE, IMAGE_SIZE)
+    if converted:
+        log.info("Converted %d images of another size or colour to 48x48 gray", converted)
+    return faces
 
 
 def may_be_a_crop(image: np.ndarray) -> bool:

@@ -33,7 +33,7 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
         UserError: naming the row, for a file that is not such a csv or a row that is not an image.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    # A line is cut off where it goes on for ever; its row is then told to be damaged.
+    # An endless line is cut off; its row is then refused as damaged.
     rows = _rows(csv.reader(iter(lambda: text.readline(MAX_LINE), "")), source)
     header = [name.strip().lower() for name in next(rows, [])]
     if not header:
@@ -68,7 +68,7 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
 
 
 def _rows(reader: Iterator[list[str]], source: str) -> Iterator[list[str]]:
-    """The rows that are not blank; what is no text at all is told in one line."""
+    """The rows that are not blank; binary content is refused in one line."""
     try:
         yield from (row for row in reader if row)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -92,7 +92,7 @@ def _check_header(header: list[str], source: str) -> None:
 def _pixels(text: str, where: str) -> np.ndarray:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # how older numpy tells of unreadable text
+            warnings.simplefilter("error", DeprecationWarning)  # how older numpy reports unreadable text
             values = np.fromstring(text, dtype=np.int64, sep=" ")
     except (ValueError, DeprecationWarning):
         raise UserError(f"{where}: the pixels hold something that is no whole number") from None

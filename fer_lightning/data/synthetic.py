@@ -63,15 +63,21 @@ def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_c
     """Draw faces with FER-2013's class ratios and its three usages (80, 10 and 10 % of the images).
 
     Args:
-        images: how many; each test usage has a tenth of them, but at least eight of each emotion.
+        images: how many; each test usage has a tenth of them, but at least ``least_per_class`` of each emotion.
         seed: the same seed draws the same images, on every machine that rounds alike.
+        difficulty: from 0 (full expressions without noise) to 1 (expressions overlap much as in FER-2013).
+        least_per_class: images of each emotion that every usage has at the least.
 
     Returns:
         Faces of distinct images, with ``synthetic`` set.
 
     Raises:
-        UserError: too few images for eight of each emotion in each usage.
+        UserError: too few images for ``least_per_class`` of each emotion in each usage, or an argument out of range.
     """
+    if not 0 <= difficulty <= 1:
+        raise UserError(f"data.source.difficulty={difficulty} is out of range: give 0 (clear faces) to 1 (hard ones)")
+    if least_per_class < 1:
+        raise UserError(f"data.source.least_per_class={least_per_class} is out of range: give 1 or more")
     least = least_per_class * len(EMOTIONS)
     if images < 3 * least:
         raise UserError(

@@ -1,1 +1,1 @@
-"""Methods against class imbalance: class weights, losses and samplers."""
+"""Methods against class imbalance: weights, losses, samplers, mixing, second stage and adjustment."""

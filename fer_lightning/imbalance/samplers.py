@@ -22,7 +22,7 @@ BUDGETS = ("steps", "epochs")
 """What an epoch of a smaller set is as long as: the whole training set, or one pass."""
 
 
-class Draw(NamedTuple):
+class Entry(NamedTuple):
     """One entry of an epoch.
 
     Attributes:
@@ -31,13 +31,13 @@ class Draw(NamedTuple):
         position: place in the epoch's global list, the same for any number of processes.
     """
 
-    index: int  # type: ignore[assignment]  # tuple.index is not missed
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     epoch: int
     position: int
 
 
-class EpochSampler(Sampler[Draw]):
-    """Base of the training samplers: deals an epoch's global list out to the processes.
+class EpochSampler(Sampler[Entry]):
+    """Base of the training samplers: distributes an epoch's global list over the processes.
 
     The list is cut to a multiple of the number of processes, so that all make the same number of steps.
 
@@ -63,23 +63,23 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def leave_out(self, epoch: int, entries: int) -> None:
-        """Leave the first ``entries`` of one epoch's global list out: a resumed run has shown them already."""
+        """Skip the first ``entries`` of one epoch's global list, which the interrupted run has shown already."""
         self.done = (epoch, entries)
 
     def __len__(self) -> int:
         return self.total // _rank_and_world()[1]
 
-    def mine(self) -> tuple[Tensor, Tensor]:
+    def rank_entries(self) -> tuple[Tensor, Tensor]:
         """Indices and positions, int64 (n,) each, of this process's entries of ``self.epoch``."""
         rank, world = _rank_and_world()
         entries = self.done[1] if self.done[0] == self.epoch else 0
         positions = torch.arange(entries + rank, max(entries + rank, len(self) * world), world)
         return self.draw(_generator(self.seed, _ORDER, self.epoch))[positions], positions
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[Entry]:
         epoch = self.epoch
-        for index, position in zip(*(part.tolist() for part in self.mine()), strict=True):
-            yield Draw(index, epoch, position)
+        for index, position in zip(*(part.tolist() for part in self.rank_entries()), strict=True):
+            yield Entry(index, epoch, position)
 
 
 class InstanceSampler(EpochSampler):
@@ -300,7 +300,7 @@ def _generator(seed: int, *stream: int) -> torch.Generator:
 
 
 def _rank_and_world() -> tuple[int, int]:
-    # Asked for at iteration time: samplers are built before the processes have found each other.
+    # At iteration time: samplers are built before the processes have found each other.
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

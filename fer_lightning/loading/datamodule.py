@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, Faces, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.imbalance import mixing
-from fer_lightning.imbalance.samplers import Draw, EpochSampler, EvalShard
+from fer_lightning.imbalance.samplers import Entry, EpochSampler, EvalShard
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.device_batches import (
     Batch,
@@ -34,7 +34,7 @@ GPU_EVAL_BATCH = 1024
 
 
 class TrainingFaces(Dataset[Item]):
-    """Training images augmented one by one, in the loader's workers; indexed by a sampler's ``Draw``.
+    """Training images augmented one by one, in the loader's workers; indexed by a sampler's ``Entry``.
 
     As ``TrainingBatches``, a pure function of (seed, epoch, position in the epoch).
 
@@ -69,7 +69,7 @@ class TrainingFaces(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, entry: Draw) -> Item:
+    def __getitem__(self, entry: Entry) -> Item:
         seed = entry_seed(self.seed, entry.epoch, entry.position)
         image = self._image(entry.index, seed)
         if self.soft is None and self.mix is None:
@@ -170,7 +170,7 @@ class FERDataModule(L.LightningDataModule):
     @property
     def drawn_counts(self) -> list[int]:
         """Images per emotion that the first epoch shows."""
-        return count_classes(self.labels[self.sampler.mine()[0].numpy()])
+        return count_classes(self.labels[self.sampler.rank_entries()[0].numpy()])
 
     @property
     def per_device_batch_size(self) -> int:

@@ -74,7 +74,7 @@ class EpochBatches(Sampler[Batch]):
         return len(self.sampler) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        entries = EpochEntries(self.sampler.epoch, *self.sampler.mine())
+        entries = EpochEntries(self.sampler.epoch, *self.sampler.rank_entries())
         for stop in range(self.batch_size, len(entries.indices) + 1, self.batch_size):
             yield Batch(entries, stop - self.batch_size, stop)
 

@@ -104,3 +104,15 @@ def test_every_split_takes_drawn_faces(faces: Faces) -> None:
     for made in (official(faces, 0), paper(faces, 0), paper(faces, 0, subset="balanced"), kfold(faces, 0)):
         assert min(count_classes(faces.labels[made.train])) > 0
         np.testing.assert_array_equal(made.tests["test"], made.tests["test_dedup"])
+
+
+def test_difficulty_changes_the_faces_and_1_is_the_default() -> None:
+    assert synthetic.draw(168, difficulty=1.0).data_hash == synthetic.draw(168).data_hash
+    assert synthetic.draw(168, difficulty=0.5).data_hash != synthetic.draw(168).data_hash
+
+
+def test_least_per_class_holds_in_every_usage() -> None:
+    counts = usage_counts(synthetic.draw(500, least_per_class=15))
+    assert min(min(n) for n in counts.values()) == 15
+    with pytest.raises(UserError, match=r"315 or more are needed \(15 of each emotion"):
+        synthetic.draw(314, least_per_class=15)

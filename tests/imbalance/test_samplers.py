@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fer_lightning.imbalance.samplers import (
     ClassWeightedSampler,
-    Draw,
+    Entry,
     EpochSampler,
     EvalShard,
     InstanceSampler,
@@ -44,7 +44,7 @@ def build_all(labels: np.ndarray, seed: int) -> dict[str, EpochSampler]:
     }
 
 
-def draws(sampler: EpochSampler, epoch: int) -> list[Draw]:
+def draws(sampler: EpochSampler, epoch: int) -> list[Entry]:
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -244,7 +244,7 @@ class TestEverySampler:
 class Echo:
     """A data set that returns what it was asked for."""
 
-    def __getitem__(self, draw: Draw) -> Draw:
+    def __getitem__(self, draw: Entry) -> Entry:
         return draw
 
 

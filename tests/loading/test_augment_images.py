@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from fer_lightning.config.augment import Strengths
 from fer_lightning.config.schema import CONF_DIR
-from fer_lightning.imbalance.samplers import Draw, InstanceSampler
+from fer_lightning.imbalance.samplers import Entry, InstanceSampler
 from fer_lightning.loading.augment_images import Augmentation
 from fer_lightning.loading.randomness import entry_seed
 from fer_lightning.runtime.errors import UserError
@@ -84,7 +84,7 @@ class AugmentedFaces:
         self.augmentation = augmentation
         self.seed = seed
 
-    def __getitem__(self, draw: Draw) -> torch.Tensor:
+    def __getitem__(self, draw: Entry) -> torch.Tensor:
         seed = entry_seed(self.seed, draw.epoch, draw.position)
         return torch.from_numpy(self.augmentation(IMAGES[draw.index], seed).copy())
 
