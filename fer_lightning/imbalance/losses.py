@@ -266,8 +266,6 @@ class FocalLoss(WeightedLoss):
         UserError: for a knob out of range; see also ``class_weights``.
     """
 
-    focal = staticmethod(focal_loss)
-
     def __init__(
         self,
         class_counts: Sequence[int],
@@ -280,6 +278,7 @@ class FocalLoss(WeightedLoss):
         if not 0 <= gamma < math.inf:
             raise UserError(f"gamma={gamma} is out of range: the focal loss needs a gamma of 0 or more, usually 1 to 5")
         self.gamma = gamma
+        self.focal: Callable[..., Tensor] = focal_loss
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""
