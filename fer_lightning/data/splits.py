@@ -137,11 +137,8 @@ def paper(
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
     large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
-    named = {
-        "test": large if subset == "large" else balanced,
-        "test_large": large,
-        "test_balanced": balanced,
-    }
+    test = large if subset == "large" else balanced
+    named = {"test": test, "test_large": large, "test_balanced": balanced}
     return _finish(faces, seed, train, val, named, train_size, drop_duplicates)
 
 

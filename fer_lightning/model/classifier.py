@@ -66,7 +66,7 @@ class EmotionClassifier(L.LightningModule):
     loss: nn.Module | None
 
     # Nine parameters: the seven hyper-parameters of every checkpoint under their own keys, and two that are not stored.
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: dict[str, Any],
         optim: dict[str, Any],
