@@ -48,7 +48,7 @@ def explained_face(
         title: the bold first line.
         subtitle: the second line.
     """
-    figure = Figure(figsize=(8.4, 3.4))
+    figure = Figure(figsize=(9.6, 3.4))  # wide enough for the subtitle
     head(figure, title, subtitle)
     plain, explained, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
     _picture(plain, face, "model input")
