@@ -1,5 +1,6 @@
 """The command line, called in this process (fast) or in a real one (sweeps, several devices)."""
 
+import gc
 import hashlib
 import os
 import tempfile
@@ -18,6 +19,12 @@ from pathlib import Path
 import filelock
 import pytest
 from command_line import Outcome
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end; every collection of garbage would go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

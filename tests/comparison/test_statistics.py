@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 import torch
 from simulation import simulate, true_gap
+from statsmodels.stats.multitest import multipletests
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fer_lightning.comparison import statistics
@@ -150,6 +151,12 @@ def test_differences_that_cannot_be_judged() -> None:
 def test_holm_ignores_what_is_unknown() -> None:
     np.testing.assert_allclose(statistics.holm([0.01, np.nan, 0.04, 0.03]), [0.03, np.nan, 0.06, 0.06])
     assert statistics.holm([]).shape == (0,)
+
+
+def test_holm_equals_statsmodels() -> None:
+    p = np.random.default_rng(0).random((50, 7)) ** 3
+    for family in p:
+        np.testing.assert_allclose(statistics.holm(family), multipletests(family, method="holm")[1], atol=1e-15)
 
 
 def test_holm_finds_something_exactly_when_bonferroni_does() -> None:
