@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "python_api.py"
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_prints_what_it_explains(tmp_path):
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

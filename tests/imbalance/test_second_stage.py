@@ -31,6 +31,12 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
     return {key for key in weights if not torch.equal(weights[key], others[key])}
 
 
+@pytest.fixture
+def plain(trained_once) -> Path:
+    """A finished run of ``imbalance=none``."""
+    return trained_once(*STAGED, "imbalance=none", "trainer.max_epochs=1")
+
+
 @pytest.mark.parametrize("method", ["crt", "lws"])
 def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, method):
     """previous.ckpt is the end of the first stage, last.ckpt the end of the second."""
@@ -85,24 +91,22 @@ def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
 
 
 @pytest.mark.parametrize("method", ["crt", "progressive_sampler"])
-def test_another_method_cannot_take_over(cli, tmp_path, method):
+def test_another_method_cannot_take_over(cli, plain, tmp_path, method):
     """Behind the border nothing would begin: the head would be the old one under the new method's name."""
-    run = tmp_path / "run"
-    assert cli(*STAGED, "imbalance=none", "trainer.max_epochs=1", f"hydra.run.dir={run}").code == 0
+    run = shutil.copytree(plain, tmp_path / "run")
     outcome = cli(*STAGED, f"imbalance={method}", f"hydra.run.dir={run}", "resume=auto")
     assert outcome.code == 2
     assert "imbalance." in outcome.error
     assert "there and cannot become" in outcome.error
 
 
-def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert cli(*STAGED, "imbalance=none", "trainer.max_epochs=2", f"hydra.run.dir={first}").code == 0
-    best = first / "checkpoints" / "best.ckpt"
+def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, plain, tmp_path):
+    second = tmp_path / "second"
+    best = plain / "checkpoints" / "best.ckpt"
     arguments = [*STAGED, "imbalance=crt", f"imbalance.first_stage={best}", "trainer.max_epochs=1"]
     outcome = cli(*arguments, f"hydra.run.dir={second}")
     assert outcome.code == 0, outcome.err
-    before, after = state(first, "best"), state(second)
+    before, after = state(plain, "best"), state(second)
     assert all(key.startswith("network.classifier.") for key in differing(before, after))
     assert differing(before, after)
 
@@ -118,10 +122,8 @@ def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, tmp_p
     ],
     ids=["seed", "images", "head", "input", "split"],
 )
-def test_a_first_stage_that_does_not_fit_is_refused(cli, tmp_path, change, message):
-    first = tmp_path / "first"
-    assert cli(*STAGED, "imbalance=none", "trainer.max_epochs=1", f"hydra.run.dir={first}").code == 0
-    best = first / "checkpoints" / "best.ckpt"
+def test_a_first_stage_that_does_not_fit_is_refused(cli, plain, change, message):
+    best = plain / "checkpoints" / "best.ckpt"
     outcome = cli(*STAGED, "imbalance=crt", f"imbalance.first_stage={best}", *change)
     assert outcome.code == 2
     assert message in outcome.error

@@ -25,15 +25,9 @@ def probabilities(run: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(trained_once) -> Path:
     """A finished run of ``imbalance=none``."""
-    import subprocess
-    import sys
-
-    folder = tmp_path_factory.mktemp("plain") / "run"
-    arguments = [*RUN, "imbalance=none", f"hydra.run.dir={folder}"]
-    subprocess.run([sys.executable, "-m", "fer_lightning", *arguments], check=True, capture_output=True, timeout=200)
-    return folder
+    return trained_once(*RUN, "imbalance=none")
 
 
 def adjusted(cli: Any, plain: Path, run: Path, method: str, *more: str) -> Path:

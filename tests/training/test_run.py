@@ -1,8 +1,6 @@
 """Whole runs through the entry: the run folder, its numbers, resume, several processes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,11 +179,8 @@ def test_resuming_another_experiment_is_refused(cli, finished_once, changes, mes
 
 
 @pytest.fixture(scope="module")
-def finished_once(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    run = [sys.executable, "-m", "fer_lightning", *TINY, f"hydra.run.dir={folder}"]
-    subprocess.run(run, check=True, capture_output=True, cwd=folder)
-    return folder
+def finished_once(trained_once) -> Path:
+    return trained_once(*TINY)
 
 
 @pytest.mark.slow
