@@ -1,6 +1,10 @@
 """The structure of the package: what may import what, what lies at the top level, how long a function may be."""
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
@@ -19,18 +23,18 @@ def test_no_import_runs_upwards_or_in_a_circle(capsys, monkeypatch):
     )
 
 
-def test_the_contract_notices_an_import_of_a_command(capsys, monkeypatch, tmp_path):
-    package = tmp_path / "fer_lightning"
-    for path in MODULES:
-        copy = package / path.relative_to(ROOT / "fer_lightning")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(path.read_text())
-    (package / "runtime" / "files.py").write_text("def upwards():\n    from fer_lightning import compare\n")
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert lint_imports(config_filename=str(tmp_path / "pyproject.toml"), no_cache=True) != EXIT_STATUS_SUCCESS
-    assert "fer_lightning.runtime" in capsys.readouterr().out
+def test_the_contract_notices_an_import_of_a_command(tmp_path):
+    """In a process of its own, since this one has imported the package."""
+    shutil.copytree(ROOT / "fer_lightning", tmp_path / "fer_lightning")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "fer_lightning" / "runtime" / "files.py").write_text(
+        "def f():\n    from fer_lightning import compare\n"
+    )
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "fer_lightning.runtime is not allowed to import fer_lightning.compare" in done.stdout
 
 
 def test_the_top_level_holds_only_what_can_be_typed():

@@ -304,7 +304,7 @@ def mcnemar(c: Comparison) -> Table:
             _number(row["only_baseline_right"]),
             _p(row["p"]),
             _p(row["p_holm"], bold=True),
-            *[Cell(c.baselines[row["method"]], c.baselines[row["method"]])] * several,
+            *([Cell(c.baselines[row["method"]], c.baselines[row["method"]])] if several else []),
         ]
         for row in c.mcnemar.to_dict("records")
     ]

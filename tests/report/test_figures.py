@@ -322,9 +322,9 @@ def test_colours_differ_in_lightness_for_any_colour_vision() -> None:
     assert plotting.SCALE.name == "Blues"
 
 
-@pytest.mark.parametrize(("metrics", "words"), [({}, "FER-2013"), ({"synthetic": True}, "SYNTHETIC")])
-def test_caption_names_the_data(metrics: dict[str, Any], words: str) -> None:
-    assert words.caption({**RUN, **metrics}).startswith(words)
+@pytest.mark.parametrize(("metrics", "expected"), [({}, "FER-2013"), ({"synthetic": True}, "SYNTHETIC")])
+def test_caption_names_the_data(metrics: dict[str, Any], expected: str) -> None:
+    assert words.caption({**RUN, **metrics}).startswith(expected)
 
 
 def test_drawing_leaves_the_users_settings_alone() -> None:

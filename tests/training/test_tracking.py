@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.evaluation import figures
 from fer_lightning.metrics.classification import classification_metrics, confusion_matrix
 from fer_lightning.metrics.predictions import confident_mistakes
-from fer_lightning.runtime import provenance
+from fer_lightning.runtime import provenance, wandb_run
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.training import tracking
 
@@ -252,7 +253,7 @@ def test_auto_is_wandb_with_a_login_and_respects_wandb_mode(
 def test_no_key_never_prompts_even_with_mode_online(tmp_path: Path) -> None:
     """In a terminal (a pty) with WANDB_MODE=online and no key, where ``wandb.init`` alone would wait for an answer."""
     code = (
-        "import json, sys; from pathlib import Path; from fer_lightning import tracking;"
+        "import json, sys; from pathlib import Path; from fer_lightning.training import tracking;"
         "tracking.finish(tracking.build_loggers(json.loads(sys.argv[1]), Path(sys.argv[2])), failed=False)"
     )
     leader, follower = os.openpty()
@@ -278,7 +279,7 @@ def test_an_unreachable_server_leaves_an_offline_run(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "WANDB_START_SECONDS", 2)
+    monkeypatch.setattr(wandb_run, "WANDB_START_SECONDS", 2)
     loggers = tracking.build_loggers(CFG, tmp_path)
     tracking.finish(loggers, failed=False)
     assert "kept offline" in caplog.text
@@ -425,6 +426,8 @@ def test_a_dead_wandb_process_does_not_stop_the_run(
     processes = [line.split(None, 2) for line in listed.splitlines()]
     (service,) = [int(pid) for pid, parent, name in processes if int(parent) == os.getpid() and "wandb-core" in name]
     os.kill(service, signal.SIGKILL)
+    while Path(f"/proc/{service}/stat").exists() and " Z " not in Path(f"/proc/{service}/stat").read_text():
+        time.sleep(0.05)
     fit(loggers)
     tracking.log_results(loggers, *results, tmp_path)
     tracking.finish(loggers, failed=False)
@@ -468,7 +471,7 @@ def test_missing_tensorboard_is_reported_in_one_line(tmp_path: Path, monkeypatch
 
 def test_other_ranks_open_no_run(tmp_path: Path) -> None:
     code = (
-        "import json, sys; from pathlib import Path; from fer_lightning import tracking;"
+        "import json, sys; from pathlib import Path; from fer_lightning.training import tracking;"
         "loggers = tracking.build_loggers(json.loads(sys.argv[1]), Path(sys.argv[2]));"
         "tracking.finish(loggers, failed=False);"
         "print(tracking.is_first_process(), [type(each).__name__ for each in loggers])"
