@@ -95,7 +95,7 @@ def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_c
     order = rng.permutation(images)
     labels_drawn = np.array(labels)[order]
     usage_drawn = np.array(usage)[order]
-    pixels = np.stack([_draw_face(EXPRESSIONS[EMOTIONS[label]], difficulty, rng) for label in labels_drawn])
+    pixels = np.stack([_draw_face(EXPRESSIONS[EMOTIONS[label]], rng, difficulty) for label in labels_drawn])
     ids = np.array(
         [
             f"drawn/{EMOTIONS[label]}/{USAGES[use]}_{n}"
@@ -105,7 +105,7 @@ def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_c
     return Faces.from_arrays(pixels, labels_drawn, usage_drawn, ids, kind="drawn faces", synthetic=True)
 
 
-def _draw_face(full: Expression, difficulty: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_face(full: Expression, rng: np.random.Generator, difficulty: float = 1.0) -> np.ndarray:
     """One face, (48, 48) uint8: a random person, pose and light, and a random share of an expression."""
     faintest, strongest = INTENSITY
     intensity = rng.uniform(faintest + (1 - difficulty) * (strongest - faintest), strongest)
