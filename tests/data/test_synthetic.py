@@ -79,7 +79,7 @@ def test_expressions_move_the_face_as_they_should() -> None:
     """The mean face of an emotion shows it: an open mouth is dark, wide eyes are light."""
     rng = np.random.default_rng
     mean = {
-        emotion: np.mean([synthetic._draw_face(full, 1.0, rng(seed)) for seed in range(150)], axis=0)
+        emotion: np.mean([synthetic._draw_face(full, rng(seed)) for seed in range(150)], axis=0)
         for emotion, full in synthetic.EXPRESSIONS.items()
     }
     mouth, eyes = (slice(33, 41), slice(20, 28)), (slice(17, 22), slice(12, 36))
