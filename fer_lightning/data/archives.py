@@ -1,7 +1,8 @@
-"""The files of a folder, a zip or a tar behind one small interface.
+"""Uniform read access to the files of a folder, a zip or a tar.
 
-Archives come from anywhere. Nothing is ever unpacked to disk; members that point elsewhere are refused all the same,
-and so is what would unpack to far more than FER-2013 has, by what its headers claim and again by what comes out.
+Archives are untrusted. Nothing is unpacked to disk. Members with paths outside the archive are refused anyway, and so
+are archives that unpack to far more than FER-2013: the sizes in the headers are checked, and for tar and gzip files
+also the number of bytes read.
 """
 
 import bz2
@@ -23,19 +24,19 @@ from typing import IO, Any, Protocol, TypeVar, cast
 from fer_lightning.runtime.errors import UserError
 
 MAX_DEPTH = 4
-"""Folders are searched this deep: a wrongly given home folder must not be walked to its end."""
+"""Depth to which folders are searched, so that a home folder given by mistake is not walked completely."""
 
 MAX_FILE = 2**30
-"""Bytes of one unpacked file; ``fer2013.csv`` has 3e8."""
+"""Maximum bytes of one unpacked file; ``fer2013.csv`` has 3e8."""
 
 MAX_ARCHIVE = 2**32
-"""Bytes of all that an archive unpacks to; the competition's largest has 8e8."""
+"""Maximum total bytes of an unpacked archive; the competition's largest has 8e8."""
 
 MAX_MEMBERS = 1_000_000
-"""Members of an archive; Kaggle's has 35,887."""
+"""Maximum number of members of an archive; Kaggle's has 35,887."""
 
 MAX_PIECE = 2**25
-"""Bytes that are ever read at once: more than any image file here has."""
+"""Maximum bytes of a single read, and of an image file."""
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
@@ -50,11 +51,11 @@ class Container(Protocol):
     form: str
 
     def names(self) -> list[str]:
-        """Paths of all files, relative, with forward slashes, in the order that reads fastest."""
+        """Relative paths of all files, with forward slashes, in the order that is fastest to read."""
         ...
 
     def open(self, name: str) -> IO[bytes]:
-        """The bytes of one of ``names()``."""
+        """Open one of ``names()`` as a binary stream."""
         ...
 
 
@@ -95,7 +96,7 @@ class Zip:
         for info in self._zip.infolist():
             if info.flag_bits & 1 and not info.is_dir():
                 raise UserError(f"{self.path} is protected by a password: unpack it and give the folder")
-            kind = stat.S_IFMT(info.external_attr >> 16)  # none where a system without file modes packed it
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if packed on a system without file modes
             yield info.filename, info.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR), info
 
     def names(self) -> list[str]:
@@ -114,7 +115,7 @@ class Tar:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # "r:" because tarfile would look through further layers of packing on its own, without a limit.
+        # "r:" because tarfile would otherwise decompress further layers itself, without a limit.
         self._tar = tarfile.open(fileobj=cast(IO[bytes], unpacked(path, MAX_ARCHIVE)), mode="r:")  # noqa: SIM115
         self._members = _safe_members(path, self._list())
 
@@ -133,7 +134,7 @@ class Tar:
 
 
 def unpacked(path: Path, limit: int) -> "Limited":
-    """The bytes of a file, without the gzip, bzip2 or xz around it."""
+    """Open a file as a stream of at most ``limit`` bytes, decompressing gzip, bzip2 or xz."""
     with path.open("rb") as stream:
         start = stream.read(6)
     opener = next((opener for magic, opener in _PACKERS.items() if start.startswith(magic)), open)
@@ -141,18 +142,19 @@ def unpacked(path: Path, limit: int) -> "Limited":
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is a tar, packed or not."""
+    """Whether a file is a tar, compressed or not."""
     with unpacked(path, MAX_PIECE) as stream:
         try:
             return stream.read(512)[257:262] == b"ustar"
-        except (OSError, EOFError, zlib.error, lzma.LZMAError):  # the reader of another format reports it
+        except (OSError, EOFError, zlib.error, lzma.LZMAError):  # left to the reader of another format to report
             return False
 
 
 class Limited(io.RawIOBase):
-    """A stream of at most ``limit`` bytes, whatever its headers claim.
+    """A stream that delivers at most ``limit`` bytes, whatever the headers of its file state.
 
-    Reading beyond it, or more than ``MAX_PIECE`` bytes at once, raises ``UserError``.
+    Raises:
+        UserError: on a read beyond ``limit`` or of more than ``MAX_PIECE`` bytes at once.
     """
 
     def __init__(self, stream: IO[bytes], path: Path, limit: int) -> None:
@@ -188,10 +190,10 @@ class Limited(io.RawIOBase):
 
 
 def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict[str, T]:
-    """The visible files among (name, bytes, whether file or folder, member), by name with forward slashes.
+    """Map names with forward slashes to the visible files among (name, bytes, is file or folder, member).
 
     Raises:
-        UserError: naming the first member that points elsewhere, is a link or device, or is too large.
+        UserError: a member points out of the archive, is a link or device, or is too large; names the first one.
     """
     members, total = {}, 0
     for number, (raw, size, plain, member) in enumerate(found):
@@ -217,10 +219,10 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict
 
 @contextmanager
 def readable_errors(path: Path) -> Iterator[None]:
-    """Raise a ``UserError`` of one line for what the archive readers raise on a damaged or unreadable file.
+    """Convert the errors of the archive readers into a one-line ``UserError``.
 
     Raises:
-        UserError: the file is damaged, cut short or may not be read.
+        UserError: the file is damaged, truncated or cannot be read.
     """
     try:
         yield

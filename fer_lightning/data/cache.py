@@ -1,4 +1,4 @@
-"""Parsed data sets kept on disk as plain arrays, keyed by the content they were parsed from."""
+"""On-disk cache of parsed data sets, stored as NumPy arrays and keyed by the content of their source."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ from fer_lightning.data.faces import Faces
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raised whenever parsing or the stored arrays change, so that older entries are rebuilt."""
+"""Increment whenever parsing or the stored arrays change, so that older entries are rebuilt."""
 
 
 def default_cache_dir() -> Path:
-    """Where parsed data sets are kept by default: the user's cache folder."""
+    """Default folder of the cache: the user's cache folder."""
     return Path(platformdirs.user_cache_dir("fer_lightning"))
 
 
@@ -40,22 +40,21 @@ def content_key(path: Path) -> str:
 
 
 def cached(key: str, build: Callable[[], Faces], cache_dir: Path) -> Faces:
-    """The faces stored under ``key``, built and stored first where there are none.
+    """Return the faces stored under ``key``; build and store them first if there are none.
 
-    Safe when several processes ask at once: one builds, the others wait for it. An entry appears whole or not
-    at all; a damaged or older one is rebuilt. Where the folder cannot be written, the faces are built without
-    being stored.
+    Safe for concurrent processes: one builds, the others wait for it. Entries are written atomically; a damaged or
+    outdated one is rebuilt. If the folder cannot be written, the faces are built without being stored.
 
     Args:
         key: name of the entry, from ``content_key``.
-        build: makes the faces when they are not stored; what it raises passes through.
-        cache_dir: folder of the entries, created when missing.
+        build: builds the faces if they are not stored; its exceptions propagate.
+        cache_dir: folder of the entries, created if missing.
 
     Returns:
-        Faces whose images are a read-only memory map of shape (N, 48, 48).
+        Faces whose images, (N, 48, 48), are a read-only memory map, or plain arrays if they could not be stored.
     """
     entry = cache_dir / key
-    # Without the lock first: entries are only ever renamed into place, and the folder may be read-only.
+    # First without the lock: entries are renamed into place when complete, and the folder may be read-only.
     faces = _read(entry)
     if faces is not None:
         return faces
@@ -80,7 +79,7 @@ def cached(key: str, build: Callable[[], Faces], cache_dir: Path) -> Faces:
 
 
 def _read(entry: Path, report: bool = False) -> Faces | None:
-    """The stored faces, or None when there are none that can be used."""
+    """The stored faces, or None if there is no usable entry."""
     if not entry.is_dir():
         return None
     try:
@@ -109,7 +108,7 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
 
 
 def _write(entry: Path, faces: Faces) -> None:
-    """Store the faces so that ``entry`` appears whole or not at all; the caller holds the lock."""
+    """Store the faces atomically as ``entry``; the caller holds the lock."""
     for leftover in entry.parent.glob(f".{entry.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     building = entry.parent / f".{entry.name}-{os.getpid()}"

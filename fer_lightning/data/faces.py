@@ -1,4 +1,4 @@
-"""The in-memory form of a data set that everything else works on."""
+"""The in-memory representation of a data set."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """The seven classes in FER-2013's label order (Goodfellow et al. 2013)."""
 
 USAGES = ("Training", "PublicTest", "PrivateTest", "Test")
-"""FER-2013's own names; ``Test`` marks folder copies that no longer tell PublicTest from PrivateTest."""
+"""FER-2013's own names; ``Test`` is for copies that do not distinguish PublicTest from PrivateTest."""
 
 IMAGE_SIZE = 48
 """Height and width of a FER-2013 image in pixels."""
@@ -24,12 +24,12 @@ class Faces:
         labels: int64, shape (N,), indices into ``EMOTIONS``.
         usage: uint8, shape (N,), indices into ``USAGES``.
         ids: str, shape (N,), path inside the archive or ``row N`` of the csv.
-        twins: int64, shape (N,); two images have the same number exactly when their pixels are identical.
-        kind: what was read, in words ("Kaggle archive (zip)").
+        twins: int64, shape (N,); two images have the same number if and only if their pixels are identical.
+        kind: description of the source ("Kaggle archive (zip)").
         data_hash: hex digest of pixels, labels and usage, equal for equal content.
         synthetic: True for drawn faces.
-        soft: float32, shape (N, 7), rows that sum to 1: targets to train on instead of ``labels``, or None.
-        label_source: whose opinion the labels are: ``fer`` (the data's own) or ``ferplus``.
+        soft: float32, shape (N, 7), rows sum to 1: targets to train on instead of ``labels``, or None.
+        label_source: origin of the labels: ``fer`` (the data's own) or ``ferplus`` (most FER+ votes).
     """
 
     images: np.ndarray
@@ -56,7 +56,7 @@ class Faces:
         kind: str,
         synthetic: bool = False,
     ) -> "Faces":
-        """Build a set, deriving ``twins`` and ``data_hash`` from the arrays."""
+        """Build a set and derive ``twins`` and ``data_hash`` from the arrays."""
         images = np.ascontiguousarray(images, dtype=np.uint8)
         labels = np.asarray(labels, dtype=np.int64)
         usage = np.asarray(usage, dtype=np.uint8)

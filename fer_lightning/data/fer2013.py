@@ -1,4 +1,4 @@
-"""FER-2013 (Goodfellow et al. 2013) from whatever form of it the user has."""
+"""FER-2013 (Goodfellow et al. 2013), read from any of the formats it is distributed in."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ OFFICIAL_COUNTS = {
     "PrivateTest": (491, 55, 528, 879, 594, 416, 626),
     "Test": (958, 111, 1024, 1774, 1247, 831, 1233),
 }
-"""Images per emotion of the competition's data; ``Test`` is PublicTest and PrivateTest together."""
+"""Images per emotion in the competition's data, in ``EMOTIONS`` order; ``Test`` is PublicTest plus PrivateTest."""
 
 KAGGLE_DATASET = "msambare/fer2013"
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
@@ -32,19 +32,18 @@ ACCEPTED = (
 
 
 def load(path: str | None, cache_dir: str | None = None) -> Faces:
-    """Read FER-2013 in any of its forms, through a cache of parsed arrays.
+    """Read FER-2013 in any of its formats, through a cache of parsed arrays.
 
-    Accepted are the Kaggle archive ``msambare/fer2013`` as zip or folder, the competition's ``fer2013.csv``
-    and ``icml_face_data.csv`` (plain, gzip, or inside a zip or tar), and copies of the folders whose file
-    names no longer tell the usage. What was found, and whether its counts equal the official table, is
-    logged.
+    Accepted are the Kaggle archive ``msambare/fer2013`` as zip or folder, the competition's ``fer2013.csv`` and
+    ``icml_face_data.csv`` (plain, gzip, or inside a zip or tar), and copies of the folders whose file names do not
+    contain the usage. The detected format, and whether the class counts equal the official table, are logged.
 
     Args:
         path: the file or folder; None downloads the Kaggle archive through kagglehub.
         cache_dir: folder of the parsed arrays; None is the user's cache folder.
 
     Raises:
-        UserError: one line naming the file and row of what is wrong.
+        UserError: the data are missing, damaged or incomplete; one line that names the file and, in a csv, the row.
     """
     source = _download() if path is None else Path(path).expanduser()
     if path is not None and (not path.strip() or not source.exists()):
@@ -60,7 +59,7 @@ def load(path: str | None, cache_dir: str | None = None) -> Faces:
 
 
 def read(source: Path) -> Faces:
-    """Parse a file or folder that exists, without the cache; as ``load`` otherwise."""
+    """Parse an existing file or folder without the cache; otherwise as ``load``."""
     with readable_errors(source):
         faces = _read_any(source)
     _check_classes(faces, source)
@@ -68,13 +67,13 @@ def read(source: Path) -> Faces:
 
 
 def usage_counts(faces: Faces) -> dict[str, list[int]]:
-    """Images per emotion of each usage that occurs, in the order of ``USAGES``."""
+    """Images per emotion for each usage that occurs, in the order of ``USAGES``."""
     counts = {name: count_classes(faces.labels[faces.usage == number]) for number, name in enumerate(USAGES)}
     return {name: count for name, count in counts.items() if any(count)}
 
 
 def compare_with_official(counts: Mapping[str, Sequence[int]]) -> str:
-    """One line: whether the counts equal the official table, with every difference."""
+    """One line that states whether the counts equal the official table and lists every difference."""
     expected = ("Training", "Test") if "Test" in counts else USAGES[:3]
     differences = []
     for usage in expected:
@@ -135,12 +134,12 @@ def _check_classes(faces: Faces, source: Path) -> None:
 
 
 def _download() -> Path:
-    import kagglehub  # only needed here, and half a second to import
+    import kagglehub  # imported here because it takes half a second
 
     log.info("No data.path given: fetching %s through kagglehub", KAGGLE_DATASET)
     try:
         return Path(kagglehub.dataset_download(KAGGLE_DATASET))
-    except Exception as error:  # kagglehub passes on whatever its network, credential and disk layers raise
+    except Exception as error:  # kagglehub lets any network, credential or disk error through
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"FER-2013 could not be downloaded ({reason}): fetch the zip from"

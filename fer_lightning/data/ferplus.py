@@ -1,4 +1,4 @@
-"""FER+: ten people's votes on each image of FER-2013, as labels, as soft targets, and as a ceiling.
+"""FER+: ten annotators' votes per FER-2013 image, as labels, as soft targets and as an upper bound on agreement.
 
 Barsoum et al. 2016, "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution".
 """
@@ -29,34 +29,34 @@ CATEGORIES = (
     "unknown",
     "nf",
 )
-"""What could be voted for: first the seven emotions in the order of ``EMOTIONS``; ``nf`` is "not a face"."""
+"""Categories of the votes: the seven emotions in the order of ``EMOTIONS``, then the others; ``nf`` is "not a face"."""
 
 LEAST_SHARE = 0.5
-"""Share of an image's votes that must be for the seven emotions if their shares are to be trained on.
+"""Minimum share of an image's votes for the seven emotions, below which soft targets leave the image out.
 
-Barsoum et al. discard an image where the emotions they keep have not even half of its votes.
+Barsoum et al. discard images on which the emotions they keep have less than half of the votes.
 """
 
 
 def relabel(faces: Faces, path: str, targets: str) -> Faces:
-    """The images on whose emotion the voters agree, with that emotion as their label.
+    """Replace the labels by the emotion with the most votes; drop images without one.
 
-    An image stays when one of the seven emotions has more votes than any other category. Left out, and counted in
-    the log, are those with a tie for the most votes, those that most voters took for contempt, unknown or not a
-    face, and those without votes. (Barsoum et al. call majority what has more than half of the votes.)
+    An image is kept if one of the seven emotions has more votes than any other category. Dropped, and counted in the
+    log, are images with a tie for the most votes, images whose most frequent vote is contempt, unknown or not a face,
+    and images without votes. This is a plurality; in Barsoum et al. a majority is more than half of the votes.
 
     Args:
         faces: the data.
-        path: votes, as for ``read_votes``. Microsoft's file names no images; it has the rows of fer2013.csv, so
-            ``faces`` must be read from that file.
-        targets: ``majority`` trains on the new labels; ``soft`` trains on each image's shares of the votes for the
-            seven emotions, and leaves out images where these have less than half of the votes.
+        path: file of votes, see ``read_votes``. Microsoft's file does not name the images; its rows are those of
+            fer2013.csv, so ``faces`` must be read from that file.
+        targets: ``majority`` trains on the new labels; ``soft`` trains on the distribution of an image's votes over
+            the seven emotions, and drops images on which these have less than half of the votes.
 
     Returns:
-        Faces with ``label_source`` "ferplus", other labels and so another ``data_hash``.
+        Faces with ``label_source`` "ferplus"; the new labels also change ``data_hash``.
 
     Raises:
-        UserError: the votes cannot be read, or not be matched to the images.
+        UserError: the votes cannot be read or cannot be matched to the images, or no image is left.
     """
     votes = read_votes(path)
     _check_match(faces, votes, path)
@@ -90,17 +90,17 @@ def relabel(faces: Faces, path: str, targets: str) -> Faces:
 
 
 def ceiling(ids: Iterable[str], labels: Sequence[str], path: str | Path) -> pd.DataFrame:
-    """How far FER-2013's labels agree with the voters: what of the confusion is annotation.
+    """Agreement of FER-2013's labels with the FER+ votes: an estimate of how much confusion is label noise.
 
     Args:
-        ids: of the images, as in ``predictions.csv``.
-        labels: FER-2013's emotion of each, in words.
-        path: votes, as for ``read_votes``.
+        ids: image ids, as in ``predictions.csv``.
+        labels: FER-2013's label of each image, as a name of ``EMOTIONS``.
+        path: file of votes, see ``read_votes``.
 
     Returns:
-        One row per emotion: ``emotion``; ``n``, its images that have votes; ``agreement``, the share, among those
-        where one category alone has the most votes, that it has them; ``zero_votes``, the share of the ``n`` that
-        nobody took for it. NaN where there are no such images.
+        One row per emotion: ``emotion``; ``n``, number of its images with votes; ``agreement``, share of those
+        without a tie whose most voted category is this emotion; ``zero_votes``, share of the ``n`` images without
+        any vote for this emotion. NaN where there are no such images.
 
     Raises:
         UserError: the votes cannot be read, or name none of the images.
@@ -129,18 +129,18 @@ def read_votes(path: str | Path) -> pd.DataFrame:
     """Read a file of votes: Microsoft's ``fer2013new.csv``, or one with a column ``path``.
 
     Returns:
-        int64 votes, one column for each of ``CATEGORIES``; indexed like ``Faces.ids``: by path, or, for Microsoft's
-        file, by ``row N`` of fer2013.csv with a further column ``usage``. Images that Microsoft's file leaves unnamed,
-        because they are no faces, have no votes.
+        int64 votes, one column for each of ``CATEGORIES``, indexed like ``Faces.ids``: by path, or, for Microsoft's
+        file, by ``row N`` of fer2013.csv and with an additional column ``usage``. Rows that have no image name in
+        Microsoft's file, because the image is not a face, get zero votes.
 
     Raises:
-        UserError: naming the row and column of what is wrong.
+        UserError: the file cannot be read, or a column or value is wrong; names the row and column.
     """
     try:
         table = pd.read_csv(Path(path).expanduser())
     except OSError as error:
         raise UserError(f"labels.votes={path}: cannot be read ({error.strerror}); give {VOTES}") from None
-    except ValueError:  # of its parser, its decoder and its types
+    except ValueError:  # from the parser, the decoder or a type conversion
         raise UserError(f"labels.votes={path}: is no csv that can be read; give {VOTES}") from None
     table.columns = [str(name).strip().lower() for name in table.columns]
     by_path = "path" in table
@@ -168,13 +168,13 @@ def read_votes(path: str | Path) -> pd.DataFrame:
 
 
 def match(votes: pd.DataFrame, ids: Iterable[str]) -> np.ndarray:
-    """The votes on the images ``ids``: int64, (n, 10), in the order of ``CATEGORIES``; zeros for unknown images."""
+    """Votes for the images ``ids``: int64, (n, 10), in the order of ``CATEGORIES``; zeros for unknown images."""
     known = votes[list(CATEGORIES)]
     return known.reindex(pd.Index(list(map(str, ids))), fill_value=0).to_numpy(np.int64)
 
 
 def plurality(counts: np.ndarray) -> np.ndarray:
-    """The category with the most votes: int64, (n,), or -1 where several, or none, have them.
+    """Index of the category with the most votes: int64, (n,); -1 for a tie or no votes.
 
     Args:
         counts: (n, 10) votes.
@@ -185,7 +185,7 @@ def plurality(counts: np.ndarray) -> np.ndarray:
 
 
 def _check_match(faces: Faces, votes: pd.DataFrame, path: str) -> None:
-    """Refuse votes for other images, as far as that can be told."""
+    """Raise ``UserError`` if the votes detectably belong to other images."""
     if not votes.index.isin(faces.ids).any():
         if "usage" in votes:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Any labelled images, ``<emotion>/<image>``, to score a model on."""
+"""Evaluation on any labelled images in folders ``<emotion>/<image>``."""
 
 import logging
 from collections.abc import Mapping
@@ -16,24 +16,24 @@ log = logging.getLogger(__name__)
 
 ACCEPTED = "a folder, .zip or .tar.gz of <emotion>/<image>, or a folder inside of one (images.zip/test)"
 NOTHING = ("", "null", "~")
-"""How a mapping file says that a folder is left out."""
+"""Values in a mapping file that exclude a folder."""
 
 
 def load(path: str | None, classes: str | None = None) -> Faces:
     """Read every image of a tree ``<emotion>/<image>``, of any size and colour; all have the usage ``Test``.
 
-    The folder that holds an image names its emotion, in upper or lower case, by itself or through a mapping file. One
-    and the same folder may stand above all of them. Emotions without images are logged.
+    The emotion of an image is the name of the folder that contains it, in any case, either directly or through a
+    mapping file. All emotion folders must have the same parent. Emotions without images are logged.
 
     Args:
-        path: the folder, zip or tar; or a folder inside of one, such as ``images.zip/test``.
+        path: the folder, zip or tar; or a folder inside one, such as ``images.zip/test``.
         classes: the mapping file, see ``read_mapping``.
 
     Returns:
-        Faces sorted by id, the path of the image in the tree.
+        Faces sorted by id, which is the path of the image in the tree.
 
     Raises:
-        UserError: naming the file or folder that is missing, damaged, no image or of no known emotion.
+        UserError: a file or folder is missing, damaged, not an image or of an unknown emotion; names it.
     """
     if path is None or not path.strip():
         raise UserError(f"data=folder: which? give data.path=DIR, {ACCEPTED}")
@@ -56,16 +56,16 @@ def load(path: str | None, classes: str | None = None) -> Faces:
 
 
 def read_mapping(path: Path) -> dict[str, str | None]:
-    """A YAML or JSON file that maps names of folders to emotions.
+    """Read a YAML or JSON file that maps folder names to emotions.
 
     Returns:
-        Name in lower case -> one of ``EMOTIONS``, or None for a folder that is left out.
+        Folder name in lower case -> one of ``EMOTIONS``, or None for a folder to exclude.
 
     Raises:
-        UserError: the file is missing, no mapping, or names no emotion.
+        UserError: the file cannot be read, is not a mapping, or contains an unknown emotion.
     """
     try:
-        # Everything stays text: a folder may be called 0, or no.
+        # BaseLoader keeps every value a string: a folder may be named 0 or no.
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"data.classes={path}: cannot be read ({error.strerror}); give a YAML or JSON file") from None
@@ -86,7 +86,7 @@ def read_mapping(path: Path) -> dict[str, str | None]:
 
 
 def _archive_and_folder(path: Path) -> tuple[Path, str]:
-    """``images.zip/test`` as the archive and the folder in it; any other path as it is, with an empty folder."""
+    """Split ``images.zip/test`` into archive and folder; any other path is returned as is, with an empty folder."""
     for parent in path.parents:
         if parent.is_file():
             return parent, path.relative_to(parent).as_posix()
@@ -115,7 +115,7 @@ def _read(container: Container, mapping: Mapping[str, str | None], inside: str) 
 
 
 def _locate(container: Container, mapping: Mapping[str, str | None], inside: str) -> dict[str, int]:
-    """Path of every image below the folder ``inside`` that counts -> its label, in the container's order."""
+    """Map the path of every usable image below the folder ``inside`` to its label, in the container's order."""
     labels = {emotion: label for label, emotion in enumerate(EMOTIONS)}
     places: dict[str, int] = {}
     tops: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The images and the split that a configuration describes."""
+"""Build the data set and the split of a configuration."""
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -9,8 +9,8 @@ from fer_lightning.data.splits import Split
 
 
 def load_faces(cfg: DictConfig) -> Faces:
-    """The images that a configuration describes."""
-    # Partial and called here, as below: Hydra's own call hides the text of errors and wraps arguments in config nodes.
+    """Read the data set of a configuration, with FER+ labels if it has votes."""
+    # Partial, and called here: a call by Hydra hides the text of errors and wraps arguments in config nodes.
     faces: Faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
     labels = cfg.get("labels")  # absent from the checkpoints of earlier versions
     if labels is None or labels.votes is None:
@@ -19,7 +19,7 @@ def load_faces(cfg: DictConfig) -> Faces:
 
 
 def split_faces(cfg: DictConfig, faces: Faces) -> Split:
-    """The split of ``faces`` that a configuration describes."""
+    """Split ``faces`` as a configuration describes."""
     arguments = {key: value for key, value in cfg.split.items() if key != "name"}
     if cfg.data.get("drop_duplicates") is not None:
         arguments["drop_duplicates"] = cfg.data.drop_duplicates

@@ -1,4 +1,4 @@
-"""Image files sorted into folders: ``train/<emotion>/<file>`` and ``test/<emotion>/<file>``."""
+"""Images in the folders ``train/<emotion>/<file>`` and ``test/<emotion>/<file>``."""
 
 import logging
 import re
@@ -28,24 +28,23 @@ class _Entry(NamedTuple):
 
 
 def has_image_tree(names: list[str]) -> bool:
-    """Whether any file lies where an image of a train/ or test/ tree would."""
+    """Whether any path has the form ``train/<emotion>/<file>`` or ``test/<emotion>/<file>``."""
     return any(_split(name) is not None for name in names)
 
 
 def read_image_tree(container: Container) -> Faces:
-    """Read every image of a Kaggle archive or of a folder copy without its file-name prefixes.
+    """Read every image of a Kaggle archive, or of a copy without the file-name prefixes.
 
-    The usage comes from the file-name prefix (``PublicTest_123.jpg``). Where ``test/`` has no prefixes at
-    all, its images get the usage ``Test``. Images of another size or colour are converted to 48x48 gray, with
-    a logged count.
+    The usage comes from the file-name prefix (``PublicTest_123.jpg``). If no file under ``test/`` has a prefix, the
+    images there get the usage ``Test``. Images of another size or colour are converted to 48x48 gray and their
+    number is logged.
 
     Returns:
-        Faces sorted by id, the path from ``train/`` or ``test/`` on: equal for a zip and a folder of equal
-        content.
+        Faces sorted by id, which is the path from ``train/`` or ``test/`` on: a zip and a folder with the same
+        content give the same ids.
 
     Raises:
-        UserError: naming the file or folder, for unknown emotions, files that are no images and mixed
-            layouts.
+        UserError: an unknown emotion, a file that is not an image, or a mixed layout; names the file or folder.
     """
     entries = _locate(container)
     prefixed = _check_prefixes(entries, container)
@@ -59,7 +58,7 @@ def read_image_tree(container: Container) -> Faces:
 
 
 def _split(name: str) -> tuple[str, str, str, str] | None:
-    """(top folder, train or test, emotion folder, file) of a path, with at most one top folder."""
+    """Split a path into (top folder or "", train or test, emotion folder, file); None for any other layout."""
     top, *rest = name.split("/") if name.count("/") == 3 else ("", *name.split("/"))
     if len(rest) != 3 or rest[0].lower() not in PARTS:
         return None
@@ -92,7 +91,7 @@ def _locate(container: Container) -> list[_Entry]:
 
 
 def _check_prefixes(entries: list[_Entry], container: Container) -> bool:
-    """Whether the test images tell their usage; some that do beside some that do not are refused."""
+    """Whether all test images have a usage prefix; raise ``UserError`` if only some do, or train/ or test/ is empty."""
     test = [entry for entry in entries if entry.part == "test"]
     for part in PARTS:
         if all(entry.part != part for entry in entries):

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a face as the models know it: 48x48, gray."""
+"""Decode image files into the input of the models: 48x48 gray faces."""
 
 import io
 import logging
@@ -19,26 +19,26 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 
 MAX_PIXELS = 2**26
-"""Pixels of an image: more than cameras have, less than what fills the memory."""
+"""Maximum pixels of an image: more than a common camera has, few enough to decode in memory."""
 
 CROP_SIDE, CROP_RATIO = 512, 1.25
-"""Pixels of a side, and ratio of the sides, up to which an image may well be a cropped face."""
+"""Largest side in pixels, and largest ratio of the sides, of an image that is taken for a cropped face."""
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """Decode an image file, turned as its EXIF orientation says.
+    """Decode an image file and apply its EXIF orientation.
 
     Args:
-        data: the file's content.
-        where: names it in errors.
+        data: content of the file.
+        where: name of the file in error messages.
 
     Returns:
         uint8: (H, W) for a gray image, (H, W, 3) in the order blue, green, red for any other.
 
     Raises:
-        UserError: no image, a damaged one, or one so large that it is no picture.
+        UserError: the data are empty, damaged, not an image, or too large.
     """
-    # OpenCV fills the rest of a truncated JPEG with gray without a word; only its end marker tells.
+    # OpenCV silently fills the rest of a truncated JPEG with gray; only the missing end marker shows it.
     truncated = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data
     pixels, mode = _header(data)
     if len(data) > archives.MAX_PIECE or pixels > MAX_PIXELS:
@@ -52,17 +52,17 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 
 def read_faces(container: archives.Container, names: Sequence[str]) -> np.ndarray:
-    """Decode the named files to 48x48 gray; the number of those of another size or colour is logged.
+    """Decode files to 48x48 gray and log how many had another size or colour.
 
     Args:
-        container: where the files are.
-        names: in the container's own order, because a compressed tar can only be read forwards.
+        container: folder or archive with the files.
+        names: files in the container's own order, because a compressed tar is only fast to read forwards.
 
     Returns:
         uint8, (n, 48, 48).
 
     Raises:
-        UserError: as ``decode``, naming the file.
+        UserError: as ``decode``; names the file.
     """
     faces = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     converted = 0
@@ -78,22 +78,22 @@ def read_faces(container: archives.Container, names: Sequence[str]) -> np.ndarra
 
 
 def may_be_a_crop(image: np.ndarray) -> bool:
-    """Whether an image, uint8 (H, W) or (H, W, 3), has the size and shape of a cropped face, not of a photograph."""
+    """Whether an image, uint8 (H, W) or (H, W, 3), is small and square enough to be a cropped face."""
     height, width = image.shape[:2]
     return max(height, width) <= min(CROP_SIDE, CROP_RATIO * min(height, width))
 
 
 def as_face(image: np.ndarray) -> np.ndarray:
-    """Bring an image of one face to the size and colour that the models are trained on.
+    """Convert an image of one face to the size and colour that the models are trained on.
 
-    The middle square is kept. FER-2013 has 48 pixels: a larger image is averaged down to them, whatever the input size
-    of the network, since a sharper one than any it was trained on is no better to it.
+    The image is cropped to its central square and resized to 48x48. It is reduced to FER-2013's resolution even for a
+    network with a larger input, because the training images were upscaled from 48 pixels too.
 
     Args:
         image: uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
 
     Returns:
-        uint8, (48, 48), gray; ``image`` itself where it is that already.
+        uint8, (48, 48), gray; ``image`` itself if it already has this form.
     """
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
@@ -109,7 +109,7 @@ def as_face(image: np.ndarray) -> np.ndarray:
 
 
 def _header(data: bytes) -> tuple[int, str]:
-    """Pixels and mode as the header says, read before a decoder reserves memory for them; 0 for no image."""
+    """Number of pixels and mode from the header, read before decoding allocates memory; 0 if not an image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -117,5 +117,5 @@ def _header(data: bytes) -> tuple[int, str]:
                 return image.width * image.height, image.mode
         except Image.DecompressionBombError:
             return MAX_PIXELS + 1, ""
-        except Exception:  # whatever its parsers raise
+        except Exception:  # Pillow's parsers raise many types on damaged files
             return 0, ""

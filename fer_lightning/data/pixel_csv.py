@@ -1,4 +1,4 @@
-"""The competition's csv files: one image per row, its pixels as 2,304 numbers in one field."""
+"""The competition's csv files: one image per row, with its 2,304 pixel values in one field."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ PIXELS = IMAGE_SIZE * IMAGE_SIZE
 COLUMNS = ("emotion", "pixels", "usage")
 CSV_USAGES = USAGES[:3]
 MAX_LINE = 2**17
-"""Characters of a row; 2,304 numbers have fewer than 10,000."""
+"""Maximum characters per line; 2,304 pixel values need fewer than 10,000."""
 
 
 def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
@@ -23,17 +23,17 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
 
     Args:
         stream: the uncompressed bytes.
-        source: name of the file for messages.
-        packing: how it was packed ("zip"), for the description of what was found.
+        source: name of the file in error messages.
+        packing: compression or archive format ("zip"), added to ``Faces.kind``; empty for a plain file.
 
     Returns:
-        Faces in the file's order; ids are ``row N``, counting data rows from 1.
+        Faces in the file's order, with ids ``row N`` where N counts data rows from 1.
 
     Raises:
-        UserError: naming the row, for a file that is not such a csv or a row that is not an image.
+        UserError: the file is not such a csv, or a row is not an image; names the row.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    # An endless line is cut off; its row is then refused as damaged.
+    # Limit the length of a line, to bound memory; a longer one fails the checks of its row.
     rows = _rows(csv.reader(iter(lambda: text.readline(MAX_LINE), "")), source)
     header = [name.strip().lower() for name in next(rows, [])]
     if not header:
@@ -68,7 +68,7 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
 
 
 def _rows(reader: Iterator[list[str]], source: str) -> Iterator[list[str]]:
-    """The rows that are not blank; binary content is refused in one line."""
+    """Yield the non-blank rows; raise ``UserError`` for binary content."""
     try:
         yield from (row for row in reader if row)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -92,7 +92,7 @@ def _check_header(header: list[str], source: str) -> None:
 def _pixels(text: str, where: str) -> np.ndarray:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # how older numpy reports unreadable text
+            warnings.simplefilter("error", DeprecationWarning)  # older numpy only warns on unparsable text
             values = np.fromstring(text, dtype=np.int64, sep=" ")
     except (ValueError, DeprecationWarning):
         raise UserError(f"{where}: the pixels hold something that is no whole number") from None

@@ -1,4 +1,4 @@
-"""Which images train, which select the model, which are reported: pure functions of (faces, seed)."""
+"""Train, validation and test splits as pure functions of (faces, seed)."""
 
 import logging
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from fer_lightning.runtime.errors import UserError
 log = logging.getLogger(__name__)
 
 PAPER_PER_CLASS = 4000
-"""Images that the paper's protocol samples of each emotion; disgust has only 547."""
+"""Images per emotion in the paper's protocol; disgust has only 547 in all."""
 
 PAPER_BALANCED_PER_CLASS = 500
-"""Images of each emotion in the paper's undersampled set."""
+"""Images per emotion in the paper's undersampled set."""
 
 FALLBACK_VAL_FRACTION = 0.1
-"""Share of the training images that validates where the data name no PublicTest images."""
+"""Share of the training images used for validation when the data have no PublicTest images."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Split:
     """Sorted int64 indices into a ``Faces``.
 
     Attributes:
-        train: images to train on; holds every emotion.
-        val: images to select on; empty where the protocol has none.
-        tests: ``test`` is the reported set; a protocol may add others. ``<name>_dedup`` is such a set without the
-            images whose exact pixel twin is in ``train``.
+        train: training images; contains every emotion, except in ``whole``.
+        val: images for model selection; empty if the protocol has none.
+        tests: ``test`` is the reported set; a protocol may add others. ``<name>_dedup`` is the same set without
+            images that are pixel-identical to one in ``train``.
     """
 
     train: np.ndarray
@@ -38,7 +38,7 @@ class Split:
 
 
 def whole(faces: Faces) -> Split:
-    """Every image is a test image, for a model that was trained on others."""
+    """Use every image as a test image, to evaluate a model that was trained on other data."""
     nothing = np.array([], dtype=np.int64)
     return Split(train=nothing, val=nothing, tests={"test": np.arange(len(faces))})
 
@@ -52,16 +52,16 @@ def official(
 ) -> Split:
     """The competition's split: train on Training, select on PublicTest, report PrivateTest.
 
-    Where the data do not tell PublicTest from PrivateTest, all of ``test/`` is reported and validation is cut
-    from the training images.
+    If the data do not distinguish PublicTest from PrivateTest, all of ``test/`` is the test set and the validation
+    set is cut from the training images.
 
     Args:
         faces: the data.
-        seed: decides the validation cut and the training subset.
-        val_fraction: cut this share of Training for validation instead, leaving PublicTest unused;
-            stratified, and exact pixel twins never stand on both sides.
-        train_size: keep a stratified random subset of exactly this many training images, drawn last.
-        drop_duplicates: ``train`` removes the training images whose exact pixel twin is in any of the test sets.
+        seed: seed of the validation cut and of the training subset.
+        val_fraction: validate on this share of Training instead and leave PublicTest unused; stratified, with
+            pixel-identical images kept on the same side.
+        train_size: keep a stratified random subset of exactly this many training images, drawn after all else.
+        drop_duplicates: ``train`` removes training images that are pixel-identical to an image of a test set.
 
     Raises:
         UserError: a usage or an emotion is missing, or an argument is out of range.
@@ -88,22 +88,22 @@ def paper(
     train_size: int | None = None,
     drop_duplicates: str | None = None,
 ) -> Split:
-    """The protocol of the paper on EfficientNet and class imbalance, as far as its figures reveal it.
+    """The protocol of the paper on EfficientNet and class imbalance, as far as its reported numbers specify it.
 
-    All images are pooled, whatever their usage. Of each emotion min(n, 4000) are sampled and split 70/30:
-    17,182 train and 7,365 test (``large``). The undersampled arm (``balanced``) takes the first 350 training
-    and 150 test images of each emotion out of these: 2,450 and 1,050. Because they are nested, a model of
-    either arm can be scored on both test sets: ``tests`` always has ``test_large`` and ``test_balanced``, one of
-    which is ``test``, and their ``_dedup``. Smaller data scale down: the balanced arm takes of each emotion what
-    the rarest one has.
+    All images are pooled, whatever their usage. From each emotion, min(n, 4000) images are sampled and split 70/30:
+    17,182 train and 7,365 test (``large``). The undersampled subset (``balanced``) consists of the first 350
+    training and 150 test images of each emotion of ``large``: 2,450 and 1,050. Because the subsets are nested, a
+    model trained on either can be scored on both test sets: ``tests`` always has ``test_large`` and
+    ``test_balanced``, one of which is also ``test``, each with its ``_dedup``. On smaller data, the balanced subset
+    takes as many images of each emotion as the rarest one has.
 
-    The protocol has no validation set, so ``val`` is empty unless ``val_fraction`` cuts one from ``train``.
-    It splits at random, so that about 7.6 % of its test images have an exact twin in ``train``: see
-    ``test_dedup``.
+    The protocol has no validation set: ``val`` is empty unless ``val_fraction`` cuts one from ``train``. Because the
+    split is random, about 7.6 % of its test images have a pixel-identical image in ``train``; ``test_dedup``
+    excludes them.
 
     Args:
         faces: the data.
-        seed: decides the sample, the split and all else that is drawn.
+        seed: seed of the sample, the split and all other draws.
         subset: ``large`` or ``balanced``.
         val_fraction: as in ``official``.
         train_size: as in ``official``.
@@ -151,15 +151,15 @@ def kfold(
     train_size: int | None = None,
     drop_duplicates: str | None = None,
 ) -> Split:
-    """Cross-validation over all images: stratified, and exact pixel twins are always in one fold.
+    """Stratified cross-validation over all images, with pixel-identical images always in the same fold.
 
-    Fold ``fold`` is the test set and the one after it validates; the rest trains.
+    Fold ``fold`` is the test set, the next fold is the validation set, and the rest is the training set.
 
     Args:
         faces: the data.
-        seed: decides the folds; runs over ``fold`` belong together when they share it.
+        seed: seed of the folds; the runs of one cross-validation must share it.
         folds: number of folds.
-        fold: the fold that tests, from 0 on.
+        fold: index of the test fold, from 0.
         val_fraction: validate on this share of all other folds instead; as in ``official``.
         train_size: as in ``official``.
         drop_duplicates: as in ``official``.
@@ -203,7 +203,7 @@ def _finish(
     train_size: int | None,
     drop_duplicates: str | None,
 ) -> Split:
-    """Drop twins, draw the training subset, add each test set's ``_dedup`` for what is left, and sort everything."""
+    """Drop duplicates, draw the training subset, add the ``_dedup`` test sets, and sort all indices."""
     if drop_duplicates == "train":
         leaks = np.isin(faces.twins[train], faces.twins[np.concatenate(list(tests.values()))])
         train = train[~leaks]
@@ -222,7 +222,7 @@ def _finish(
 
 
 def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(rest, cut) of the pool: stratified, twins together, at least one of each emotion that has two."""
+    """Split a pool into (rest, cut): stratified, duplicates together, at least one image of each emotion with two."""
     counts = np.array(count_classes(faces.labels[pool]))
     cut = np.where(counts > 1, np.clip(fraction * counts, 1, counts - 1), 0)
     part = _deal(faces.labels[pool], faces.twins[pool], np.stack([counts - cut, cut]), rng)
@@ -230,19 +230,20 @@ def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generat
 
 
 def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Deal images to parts so that the images of a group stay together.
+    """Assign images to parts so that the images of a group stay together.
 
-    Groups are taken in random order, the larger first; each goes to the part that most lacks its emotions.
-    Without groups every part ends within one image of its target in every emotion.
+    Greedy: groups are processed from large to small, in random order among equal sizes; each is assigned to the part
+    that is furthest below its targets for the group's emotions. If every group has one image, each part ends within
+    one image of its target in every emotion.
 
     Args:
         labels: (n,) emotion of each image.
         groups: (n,) group number of each image.
-        targets: (parts, emotions) wished-for number of images; sums to the class counts over parts.
-        rng: decides the order.
+        targets: (parts, emotions) target number of images; sums to the class counts over parts.
+        rng: draws the order.
 
     Returns:
-        (n,) part of each image.
+        int64, (n,), part of each image.
     """
     _, group_of = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of)
@@ -254,7 +255,7 @@ def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.r
     for group in order:
         emotions = labels[members[group]]
         need = lacking[:, emotions].sum(axis=1)
-        # Equal parts tie in most classes; without the second key the first part would get every remainder.
+        # Parts of equal size tie often; without this second key the first part would get every remainder.
         tied = np.flatnonzero(need >= need.max() - 1e-9)
         part = tied[np.argmax(lacking[tied].sum(axis=1))]
         part_of[members[group]] = part
@@ -277,10 +278,10 @@ def _subset(labels: np.ndarray, pool: np.ndarray, size: int, rng: np.random.Gene
 
 
 def apportion(total: int, weights: Sequence[int], least: int) -> list[int]:
-    """Whole numbers in proportion to ``weights`` that sum to ``total``, none below ``least`` (but 0 for 0).
+    """Integers in proportion to ``weights`` that sum to ``total``, each at least ``least``, or 0 for a weight of 0.
 
-    Largest remainders, after everyone's ``least``. With ``total`` up to the sum of the weights and ``least``
-    up to the smallest, no share exceeds its weight.
+    Largest-remainder method, applied after the minimum. If ``total`` is at most the sum of the weights and ``least``
+    at most the smallest positive weight, no share exceeds its weight.
     """
     wanted = np.array(weights, np.float64) * total / sum(weights)
     shares = np.where(wanted > 0, np.maximum(np.floor(wanted), least), 0).astype(np.int64)
@@ -301,5 +302,5 @@ def _sorted(indices: np.ndarray) -> np.ndarray:
 
 
 def _stream(seed: int, purpose: str) -> np.random.Generator:
-    """A generator of its own for each purpose, so that an option never shifts what another one draws."""
+    """A separate generator per purpose, so that one option never changes the random draws of another."""
     return np.random.default_rng([seed, *purpose.encode()])

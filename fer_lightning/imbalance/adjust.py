@@ -1,4 +1,4 @@
-"""Changes of the last layer after training, with one number tau chosen on the validation images."""
+"""Post-hoc adjustments of the last layer, with a strength tau that is chosen on the validation images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,23 +13,24 @@ from fer_lightning.metrics.classification import confusion_matrix, macro_f1, pre
 from fer_lightning.runtime.errors import UserError
 
 TAUS = tuple(round(0.1 * step, 1) for step in range(21))
-"""0 to 2 in steps of 0.1: what Kang et al. 2020 choose from."""
+"""0 to 2 in steps of 0.1: the candidates of Kang et al. 2020."""
 
 Adjust = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class LogitAdjustment:
-    """Logits z - tau log pi, as a change of the bias.
+    """Logits z - tau log pi, implemented as a change of the bias.
 
-    Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 9, for a model trained without any correction.
+    Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 9. Meant for a model trained
+    without any correction for imbalance.
 
     Args:
         class_counts: number of training images of each class, in label order.
-        tau: a number to use, or None to choose one of ``candidates`` on the validation images.
-        candidates: numbers to choose from, each 0 (no change) or more.
+        tau: fixed strength, or None to choose one of ``candidates`` on the validation images.
+        candidates: strengths to choose from, each 0 (no change) or more.
 
     Raises:
-        UserError: for a tau or candidates out of range, or a class without images.
+        UserError: tau or a candidate is out of range, or a class has no images.
     """
 
     def __init__(
@@ -46,16 +47,17 @@ class LogitAdjustment:
 class TauNormalization:
     """Weights w_c / ||w_c||^tau, without a bias.
 
-    Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition", section 4. Also with
-    tau = 0 the bias goes.
+    Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition", section 4. The
+    bias is removed with tau = 0 too.
 
     Args:
-        class_counts: not used: what a class's size does is in the norm of its weights.
-        tau: a number to use, or None to choose one of ``candidates`` on the validation images.
-        candidates: numbers to choose from, each 0 or more.
+        class_counts: unused, accepted for the same signature as ``LogitAdjustment``; the norm of a class's weights
+            reflects its size.
+        tau: fixed strength, or None to choose one of ``candidates`` on the validation images.
+        candidates: strengths to choose from, each 0 or more.
 
     Raises:
-        UserError: for a tau or candidates out of range.
+        UserError: tau or a candidate is out of range.
     """
 
     def __init__(
@@ -77,18 +79,21 @@ def choose_tau(
     bias: Tensor,
     metric: str = "f1_macro",
 ) -> tuple[float, list[float]]:
-    """The candidate with the best score on the validation images; among equals the smallest, which changes least.
+    """Choose the candidate with the best score on the validation images; ties go to the smallest tau.
 
     Args:
-        adjust: with its ``candidates``.
-        features: what enters the last layer, (n, D).
+        adjust: adjustment with its ``candidates``.
+        features: inputs of the last layer, (n, D).
         labels: (n,) int64.
         weight: of the last layer, (C, D).
         bias: of the last layer, (C,).
         metric: ``f1_macro``, ``balanced_accuracy`` or ``accuracy``.
 
     Returns:
-        The number and the scores of all candidates, in their order.
+        The chosen tau, and the scores of all candidates in their order.
+
+    Raises:
+        ValueError: unknown metric.
     """
     features, weight, bias = (at_least_float32(tensor) for tensor in (features, weight, bias))
     scores = []

@@ -1,10 +1,10 @@
-"""Classification losses, one value per image: pure functions, and modules that know the training set's classes.
+"""Classification losses, one value per image: pure functions, and modules that hold weights and priors of the classes.
 
-The training step takes the plain mean over the batch. So every weighted loss is divided by the number of images,
-never by the sum of their weights as in PyTorch's ``cross_entropy(weight=...)``: there a batch without the rare
-class raises the weight of all others, so that gradients depend on the batch size.
+The training step takes the unweighted mean over the batch. So every weighted loss is divided by the number of images,
+not by the sum of their weights as in PyTorch's ``cross_entropy(weight=...)``: there a batch without the rare class
+raises the weight of all others, so that gradients depend on the composition and size of the batch.
 
-Nothing here changes what a model predicts: margins and priors enter the loss, the logits stay as they are.
+The losses do not change the predictions of a model: margins and priors enter the loss only, not the logits.
 """
 
 import math
@@ -18,7 +18,7 @@ from fer_lightning.imbalance.weights import class_weights, log_prior
 from fer_lightning.runtime.errors import UserError
 
 READINGS = ("sample", "column", "softmax")
-"""Readings of the paper's weighted binary cross-entropy."""
+"""Interpretations of the paper's weighted binary cross-entropy, see ``weighted_bce``."""
 
 FORMS = ("sigmoid", "softmax")
 """Forms of the class-balanced focal loss."""
@@ -27,8 +27,8 @@ FORMS = ("sigmoid", "softmax")
 def expected_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, probabilities: Tensor) -> Tensor:
     """Loss of soft targets: sum_c q_c loss(z, c).
 
-    The one way in which mixed images and raters' votes meet a loss. Each class keeps its own weight, margin and
-    p_t; for plain cross-entropy it is the cross-entropy with q.
+    Used for all soft targets: mixed images and FER+ votes. Each class keeps its own weight, margin and p_t; for plain
+    cross-entropy the result is the cross-entropy with q.
 
     Args:
         loss: (logits (N, C), target (N,)) -> (N,), such as any module here.
@@ -47,14 +47,14 @@ def expected_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, prob
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy w[y] * sum_c -q_c log p_c with q = (1 - eps) * one_hot(y) + eps / C.
 
-    The weight is the target class's, for the smoothed mass too. PyTorch weights that mass by its own class,
-    which gives a rare class a share of every other class's loss (pytorch#104776).
+    All terms have the weight of the target class. PyTorch weights the smoothed term of each class by that class's own
+    weight, so that the weight of a rare class enters the loss of every image (pytorch#104776).
 
     Args:
         logits: (B, C).
         target: (B,) int64.
         weight: (C,) or None for 1.
-        label_smoothing: eps.
+        label_smoothing: eps, in [0, 1).
 
     Returns:
         (B,) in the precision of ``at_least_float32(logits)``.
@@ -79,15 +79,15 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | No
         (B,) in the precision of ``at_least_float32(logits)``.
     """
     plain = cross_entropy(logits, target)
-    # expm1 adds no rounding of its own to 1 - p near p = 1. At p = 1 the clamp gives a zero gradient, the
-    # limit there, where the derivative of x^gamma is infinite for gamma < 1.
+    # expm1 avoids cancellation in 1 - p near p = 1. At p = 1, where the derivative of x^gamma is infinite for
+    # gamma < 1, the clamp gives a gradient of zero, which is the limit of the loss's gradient.
     miss = -torch.expm1(-plain)
     loss = miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma * plain
     return loss if weight is None else weight[target] * loss
 
 
 def sigmoid_focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
-    """Focal loss of one class against the rest, summed over classes: sum_c -w[y] (1 - p_c)^gamma log p_c.
+    """One-versus-rest focal loss, summed over classes: sum_c -w[y] (1 - p_c)^gamma log p_c.
 
     p_c = sigmoid(z_c) for the target class and 1 - sigmoid(z_c) for the others: Cui et al. 2019, "Class-Balanced
     Loss Based on Effective Number of Samples", section 4.3 after Lin et al. 2017.
@@ -103,7 +103,7 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Ten
     """
     logits = at_least_float32(logits)
     right = torch.where(F.one_hot(target, logits.shape[1]).bool(), logits, -logits)
-    # As a power of e, (1 - p)^gamma has a finite gradient for every gamma and logit.
+    # Computed in log space, (1 - p)^gamma has a finite gradient for every gamma and logit.
     loss = -(torch.exp(gamma * F.logsigmoid(-right)) * F.logsigmoid(right)).sum(dim=1)
     return loss if weight is None else weight[target] * loss
 
@@ -111,13 +111,13 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Ten
 def logit_adjusted(logits: Tensor, target: Tensor, log_prior: Tensor, tau: float = 1.0) -> Tensor:
     """Cross-entropy of z + tau log pi.
 
-    Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10. With tau = 1 it is the Balanced Softmax
-    (Ren et al. 2020): log n in place of log pi is the same loss.
+    Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10. With tau = 1 it equals the
+    Balanced Softmax (Ren et al. 2020), which has log n in place of log pi.
 
     Args:
         logits: (B, C).
         target: (B,) int64.
-        log_prior: log pi, (C,), at least float32: bfloat16 is off by up to 0.0034 on FER-2013.
+        log_prior: log pi, (C,), at least float32; in bfloat16 the error is up to 0.0034 on FER-2013.
         tau: 0 for plain cross-entropy.
 
     Returns:
@@ -153,13 +153,14 @@ def ldam_margins(class_counts: Sequence[int], max_margin: float) -> Tensor:
 def weighted_bce(
     logits: Tensor, target: Tensor, weight: Tensor, reading: str = "sample", positive_weight: float = 1.0
 ) -> Tensor:
-    """Binary cross-entropy of one class against the rest, summed over classes.
+    """One-versus-rest binary cross-entropy with class weights, summed over classes.
 
     sum_c -w_{n,c} [p_c y_c log s_c + (1 - y_c) log(1 - s_c)], eq. 1-2 of Elizabeth and Sadeddin, "Facial
-    emotion recognition and handling data imbalance in machine learning". It leaves the indices of w open:
+    emotion recognition and handling data imbalance in machine learning". The paper does not
+    define the indices of w, so that three readings are possible:
 
-    ``sample``: w_{n,c} = w[y_n], the weight of the sample's class; s = sigmoid. Its text reads this way.
-    ``column``: w_{n,c} = w[c], the weight of the class that the term asks about; s = sigmoid.
+    ``sample``: w_{n,c} = w[y_n], the weight of the sample's class; s = sigmoid. Closest to the paper's text.
+    ``column``: w_{n,c} = w[c], the weight of the class of the term; s = sigmoid.
     ``softmax``: w_{n,c} = w[y_n] and s = softmax, because the paper's network ends in a softmax layer.
 
     Args:
@@ -184,15 +185,15 @@ def weighted_bce(
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits of a lower precision as float32, others as they are: in bfloat16, 1 - 0.999 is 0."""
+    """Convert logits of a lower precision to float32; others are unchanged. In bfloat16, 1 - 0.999 is 0."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log(1 - p) of the softmax, both (B, C).
 
-    1 - p_c is the share of the other classes: a sum over them keeps log(1 - p_c) finite and exact where p_c
-    rounds to 1.
+    1 - p_c is the sum of the other classes' probabilities: a logsumexp over them keeps log(1 - p_c) finite and accurate
+    where p_c rounds to 1.
     """
     classes = logits.shape[1]
     itself = torch.eye(classes, dtype=torch.bool, device=logits.device)
@@ -202,7 +203,7 @@ def _log_softmax_pair(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class WeightedLoss(nn.Module):
-    """Base of the losses with class weights: a module that keeps them, in float32 and out of checkpoints.
+    """Base of the losses with class weights: holds them in float32, as a buffer that is not saved in checkpoints.
 
     Args:
         class_counts: number of training images of each class, in label order.
@@ -233,7 +234,7 @@ class CrossEntropy(WeightedLoss):
         label_smoothing: in [0, 1).
 
     Raises:
-        UserError: for a knob out of range; see also ``class_weights``.
+        UserError: an argument is out of range; see also ``class_weights``.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class FocalLoss(WeightedLoss):
         alpha: scheme of ``class_weights``.
 
     Raises:
-        UserError: for a knob out of range; see also ``class_weights``.
+        UserError: an argument is out of range; see also ``class_weights``.
     """
 
     def __init__(
@@ -288,16 +289,16 @@ class FocalLoss(WeightedLoss):
 class ClassBalancedFocal(FocalLoss):
     """Focal loss weighted by the inverse effective number of samples.
 
-    Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 4.3. Its focal loss is a
-    sum of sigmoid terms, the default here; form ``softmax`` is ``FocalLoss`` with alpha ``effective``.
+    Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 4.3. The paper's focal loss is
+    a sum of sigmoid terms, the default here; form ``softmax`` is ``FocalLoss`` with alpha ``effective``.
 
     Args:
         class_counts: as ``FocalLoss``, with ``gamma`` and ``normalization``.
         form: one of ``FORMS``.
-        beta: of ``class_weights``. The official code's own default of 0 switches the weights off.
+        beta: of ``class_weights``. The official code defaults to 0, which disables the weights.
 
     Raises:
-        UserError: for a knob out of range; see also ``class_weights``.
+        UserError: an argument is out of range; see also ``class_weights``.
     """
 
     def __init__(
@@ -316,7 +317,7 @@ class ClassBalancedFocal(FocalLoss):
 
 
 class WeightedBCE(WeightedLoss):
-    """``weighted_bce`` with inverse class frequencies for weights.
+    """``weighted_bce`` with inverse class frequencies as weights.
 
     The sum over classes is not divided by C. PyTorch's mean over all B * C terms with ``sum_C`` weights is
     this loss with ``sum_1`` weights.
@@ -324,12 +325,12 @@ class WeightedBCE(WeightedLoss):
     Args:
         class_counts: as ``WeightedLoss``.
         reading: one of ``READINGS``.
-        normalization: of ``class_weights``; the paper's "normalize them over the seven classes" fits
-            ``sum_1`` and ``sum_C``.
+        normalization: of ``class_weights``; the paper's "normalize them over the seven classes" can mean
+            ``sum_1`` or ``sum_C``.
         positive_weight: p_c, above 0.
 
     Raises:
-        UserError: for a knob out of range; see also ``class_weights``.
+        UserError: an argument is out of range; see also ``class_weights``.
     """
 
     def __init__(
@@ -353,14 +354,14 @@ class WeightedBCE(WeightedLoss):
 
 
 class LogitAdjusted(nn.Module):
-    """``logit_adjusted`` by the class shares of the training images; with tau 1 the Balanced Softmax.
+    """``logit_adjusted`` with the class shares of the training images; the Balanced Softmax for tau = 1.
 
     Args:
         class_counts: number of training images of each class, in label order.
         tau: at least 0.
 
     Raises:
-        UserError: when tau is out of range or a class has no images.
+        UserError: tau is out of range or a class has no images.
     """
 
     log_prior: Tensor
@@ -378,20 +379,20 @@ class LogitAdjusted(nn.Module):
 
 
 class LDAM(WeightedLoss):
-    """``ldam`` with deferred re-weighting: class weights 1 at first, the inverse effective number later.
+    """``ldam`` with deferred re-weighting: class weights are 1 at first, later the inverse effective number.
 
     Cao et al. 2019, "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss". The logits must be
     ``scale`` times cosines.
 
     Args:
         class_counts: as ``WeightedLoss``, with ``beta`` and ``normalization``.
-        epochs: length of the run, of which ``deferred_share`` is the end.
+        epochs: length of the run.
         max_margin: margin of the rarest class, in cosine units, at least 0.
         scale: of the cosine logits, above 0.
-        deferred_share: last share of the epochs, which has the weights; 0 for never, 1 for always.
+        deferred_share: share of the epochs, at the end of the run, that use the weights; 0 for none, 1 for all.
 
     Raises:
-        UserError: for a knob out of range or a class without images; see also ``class_weights``.
+        UserError: an argument is out of range or a class has no images; see also ``class_weights``.
     """
 
     margin: Tensor
@@ -418,7 +419,7 @@ class LDAM(WeightedLoss):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, from 0, of the next calls."""
+        """Set the epoch, from 0, of the following calls."""
         self.weighted = epoch >= self.first_weighted
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Training images mixed of two: mixup, Remix and CMO.
+"""Mixing pairs of training images: mixup, Remix and CMO.
 
-Each mixer decides for a whole epoch, or for one image, which partner an image gets and in what proportion, from numbers
-that are handed in: so the result is a pure function of (seed, epoch, position). Then it joins batches of images.
-Targets are distributions over the classes; a loss meets them through ``losses.expected_loss``, so that weights, margins
-and p_t stay those of each component.
+``draw`` chooses partners and proportions for a whole epoch or for single images from random numbers passed as an
+argument, so that the result is a pure function of (seed, epoch, position). Calling the mixer applies them to batches.
+Targets are distributions over the classes. Losses use them through ``losses.expected_loss``, so that every class in a
+mixed target keeps its own weight, margin and p_t.
 """
 
 import math
@@ -17,10 +17,10 @@ from torch import Tensor
 from fer_lightning.runtime.errors import UserError
 
 COLUMNS = 5
-"""Random numbers in [0, 1) that a mixer needs for each image."""
+"""Random numbers in [0, 1) that a mixer needs per image."""
 
 GRID = 48
-"""Pixels along a side that rectangles are cut to, whatever the size of the images: FER-2013's own."""
+"""Side in pixels of the grid in which rectangles are specified, for images of any size; FER-2013's image size."""
 
 
 class Mixes(NamedTuple):
@@ -28,9 +28,9 @@ class Mixes(NamedTuple):
 
     Attributes:
         partner: int64, (n,), position of the partner in the training subset; -1 for none.
-        share: float32, (n,), share of the image's own pixels in the result; 1 without a partner.
+        share: float32, (n,), share of the image itself in the result; 1 without a partner.
         box: int64, (n, 4), rectangle that the partner replaces: top, bottom, left, right in pixels of ``GRID``;
-            empty for images that are blended.
+            all 0 without a partner, and for mixup and Remix.
     """
 
     partner: Tensor
@@ -38,11 +38,11 @@ class Mixes(NamedTuple):
     box: Tensor
 
     def at(self, device: torch.device) -> "Mixes":
-        """The same on a device."""
+        """Copy to a device."""
         return Mixes(*(part.to(device) for part in self))
 
     def rows(self, start: int, stop: int) -> "Mixes":
-        """Those of the images ``start`` to ``stop``."""
+        """Select the images from ``start`` up to, but not including, ``stop``."""
         return Mixes(*(part[start:stop] for part in self))
 
 
@@ -50,15 +50,16 @@ class Mixup:
     """A weighted mean of two images and of their targets, lam ~ Beta(alpha, alpha).
 
     Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". Partners are drawn uniformly from the training
-    images whatever the sampler: a rebalancing sampler would mix the same few images of a rare class with each other.
+    images, independently of the sampler: a rebalancing sampler would often mix the few images of a rare class with
+    each other.
 
     Args:
         labels: (n,) class of each image of the training subset.
-        alpha: of the Beta distribution, above 0; small values leave most images nearly alone.
-        prob: probability that an image is mixed at all.
+        alpha: of the Beta distribution, above 0; small values leave most images almost unchanged.
+        prob: probability that an image is mixed.
 
     Raises:
-        UserError: for a knob out of range.
+        UserError: alpha or prob is out of range.
     """
 
     def __init__(self, labels: np.ndarray, alpha: float = 0.2, prob: float = 1.0) -> None:
@@ -67,11 +68,14 @@ class Mixup:
         self.prob = _checked_prob(prob)
 
     def draw(self, epoch: int, numbers: np.ndarray) -> Mixes:
-        """Decide how each of n images is mixed.
+        """Draw how each of n images is mixed.
 
         Args:
             epoch: from 0.
             numbers: (n, COLUMNS), independent and uniform in [0, 1).
+
+        Returns:
+            The partner and share of each image.
         """
         mixed, partner, lam = numbers.T[:3].astype(np.float64)
         partner = np.where(mixed < self.prob, np.floor(partner * self.images), -1)
@@ -83,12 +87,13 @@ class Mixup:
         """Mix ``others`` into ``images``.
 
         Args:
-            images: (B, H, W), augmented; uint8, or floating from 0 to 255. ``others`` likewise.
-            targets: float32 (B, C), rows that sum to 1; ``other_targets`` likewise.
+            images: (B, H, W), augmented; uint8, or floating point from 0 to 255. ``others`` likewise.
+            targets: float32 (B, C), rows sum to 1; ``other_targets`` likewise.
             mixes: of these images, on their device.
 
         Returns:
-            Images and targets of the same kinds, new tensors; those without a partner are as they were.
+            New tensors of images and targets, with the shapes and types of the arguments; values without a partner
+            are unchanged.
         """
         share = mixes.share[:, None, None]
         mixed = share * images.float() + (1 - share) * others.float()
@@ -101,19 +106,19 @@ class Mixup:
 
 
 class Remix(Mixup):
-    """Mixup that gives the whole label to the rarer class where the classes are far apart.
+    """Mixup that gives the whole label to the rarer class if the class sizes differ by a factor of kappa or more.
 
-    Chou et al. 2020, "Remix: Rebalanced Mixup", section 3. The class of a soft target is its largest.
+    Chou et al. 2020, "Remix: Rebalanced Mixup", section 3. The class of a soft target is its most probable one.
 
     Args:
         labels: (n,) class of each image of the training subset.
         alpha: of the Beta distribution, above 0.
-        prob: probability that an image is mixed at all.
-        kappa: ratio of class sizes from which on the label is moved, at least 1.
-        tau: share of pixels below which the larger class loses its label, from 0 (plain mixup) to 1.
+        prob: probability that an image is mixed.
+        kappa: minimum ratio of class sizes for which the label is changed, at least 1.
+        tau: mixing share below which the larger class loses its label, from 0 (plain mixup) to 1.
 
     Raises:
-        UserError: for a knob out of range.
+        UserError: an argument is out of range.
     """
 
     def __init__(
@@ -129,7 +134,7 @@ class Remix(Mixup):
         self.counts = torch.from_numpy(np.bincount(labels))
 
     def label_share(self, mixes: Mixes, targets: Tensor, other_targets: Tensor) -> Tensor:
-        """See ``remix_share``; images without a partner keep theirs."""
+        """Share of ``targets`` in the mixed targets, (B,), see ``remix_share``; 1 without a partner."""
         self.counts = self.counts.to(targets.device)
         count, other_count = (self.counts[part.argmax(dim=1)] for part in (targets, other_targets))
         share = remix_share(count, other_count, mixes.share, self.kappa, self.tau)
@@ -137,32 +142,32 @@ class Remix(Mixup):
 
 
 def remix_share(count: Tensor, other_count: Tensor, lam: Tensor, kappa: float, tau: float) -> Tensor:
-    """Share of the first image's label, whose class has ``count`` images and whose pixels have the share ``lam``.
+    """Share of the first image's label in the mixed target, when its mixing share is ``lam``.
 
-    0 where its class is at least kappa times larger and lam < tau, 1 where it is at least kappa times smaller and
-    1 - lam < tau, else lam (Chou et al. 2020, section 3). All (B,).
+    0 where its class, with ``count`` images, is at least kappa times as large as the other and lam < tau; 1 where the
+    other is at least kappa times as large and 1 - lam < tau; else lam (Chou et al. 2020, section 3). All (B,).
     """
     moved = torch.where((kappa * count <= other_count) & (1 - lam < tau), 1.0, lam)
     return torch.where((count >= kappa * other_count) & (lam < tau), 0.0, moved)
 
 
 class CMO:
-    """CutMix whose pasted rectangle comes from a rare class, on the background that the sampler drew.
+    """CutMix that pastes a rectangle of an image drawn in favour of rare classes onto the sampler's image.
 
     Park et al. 2022, "The Majority Can Help the Minority: Context-rich Minority Oversampling", section 3. The share
-    of the background in the target is its share of the pixels, counted after the rectangle is cut at the border.
+    of the background in the target is its share of the pixels, computed after clipping the rectangle at the border.
 
     Args:
         labels: (n,) class of each image of the training subset.
         epochs: length of the run.
-        prob: probability that an image is mixed at all.
+        prob: probability that an image is mixed.
         alpha: of the Beta distribution of the background's share, above 0.
         weighted_alpha: an image of a class of n is drawn with weight n^-weighted_alpha; 1 draws all classes
-            equally often, 0 all images.
-        off_epochs: number of first, and of last, epochs without mixing.
+            equally often, 0 draws all images equally often.
+        off_epochs: number of epochs without mixing, both at the start and at the end of the run.
 
     Raises:
-        UserError: for a knob out of range, or a run of no more epochs than are left out.
+        UserError: an argument is out of range, or ``off_epochs`` leaves no epoch to mix in.
     """
 
     def __init__(
@@ -188,7 +193,7 @@ class CMO:
         self.cumulative = np.cumsum(weights / weights.sum())
 
     def draw(self, epoch: int, numbers: np.ndarray) -> Mixes:
-        """Decide how each of n images is mixed; as ``Mixup.draw``."""
+        """Draw how each of n images is mixed; as ``Mixup.draw``."""
         mixed, partner, lam, row, column = numbers.T.astype(np.float64)
         drawn = np.searchsorted(self.cumulative, partner, side="right")
         drawn = np.minimum(drawn, len(self.cumulative) - 1)  # the sum may round to less than 1
@@ -200,7 +205,7 @@ class CMO:
     def __call__(
         self, images: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, mixes: Mixes
     ) -> tuple[Tensor, Tensor]:
-        """Paste rectangles of ``others`` onto ``images``; arguments and result as ``Mixup``'s."""
+        """Paste rectangles of ``others`` onto ``images``; arguments and result as for ``Mixup``."""
         top, bottom, left, right = mixes.box.T[:, :, None]
         rows, columns = (torch.arange(side, device=images.device) * GRID // side for side in images.shape[1:])
         inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
@@ -208,13 +213,13 @@ class CMO:
 
 
 def cut_boxes(lam: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Rectangles of the share 1 - lam of an image, around any pixel, cut at the border.
+    """Rectangles with the share 1 - lam of an image's area around a random centre, clipped at the border.
 
     Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers", section 3.
 
     Args:
         lam: (n,), from 0 to 1.
-        row: (n,), in [0, 1), decides the middle; ``column`` likewise.
+        row: (n,), relative position of the centre, in [0, 1); ``column`` likewise.
 
     Returns:
         int64, (n, 4): top, bottom, left, right in pixels of ``GRID``.

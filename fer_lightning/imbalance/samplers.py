@@ -1,8 +1,8 @@
-"""Which training images an epoch shows, in which order.
+"""Samplers: which training images an epoch contains, and in which order.
 
-Every order is one global list, a pure function of (seed, epoch); rank r of w processes takes every w-th of
-its entries from r on. So one and two processes see the same images in the same global batches, and a resumed
-epoch has the order of the interrupted one. Lightning must leave these samplers alone:
+The order of an epoch is one global list, a pure function of (seed, epoch); rank r of w processes takes every w-th
+entry, starting with entry r. Thus any number of processes sees the same images in the same global batches, and a
+resumed epoch has the order of the interrupted one. Lightning must not replace these samplers:
 ``Trainer(use_distributed_sampler=False)``.
 """
 
@@ -19,7 +19,7 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.runtime.errors import UserError
 
 BUDGETS = ("steps", "epochs")
-"""What an epoch of a smaller set is as long as: the whole training set, or one pass."""
+"""Length of an epoch over a subset: ``steps``, as many images as the training set; ``epochs``, one pass."""
 
 
 class Entry(NamedTuple):
@@ -27,11 +27,11 @@ class Entry(NamedTuple):
 
     Attributes:
         index: position in the training subset.
-        epoch: the epoch that it is drawn for.
-        position: place in the epoch's global list, the same for any number of processes.
+        epoch: epoch of the entry.
+        position: position in the epoch's global list, independent of the number of processes.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    index: int  # type: ignore[assignment]  # overrides tuple.index, which is not used
     epoch: int
     position: int
 
@@ -39,11 +39,11 @@ class Entry(NamedTuple):
 class EpochSampler(Sampler[Entry]):
     """Base of the training samplers: distributes an epoch's global list over the processes.
 
-    The list is cut to a multiple of the number of processes, so that all make the same number of steps.
+    The list is truncated to a multiple of the number of processes, so that all processes make the same number of steps.
 
     Args:
         labels: (n,) class of each image of the training subset.
-        seed: with the epoch, decides the list.
+        seed: determines the list, together with the epoch.
         total: length of the list.
     """
 
@@ -59,18 +59,18 @@ class EpochSampler(Sampler[Entry]):
         """Return the global list of ``self.epoch``: int64, shape (total,), positions in the training subset."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; Lightning calls this at each epoch's start."""
+        """Set the epoch of the next iteration; Lightning calls this at the start of each epoch."""
         self.epoch = epoch
 
     def leave_out(self, epoch: int, entries: int) -> None:
-        """Skip the first ``entries`` of one epoch's global list, which the interrupted run has shown already."""
+        """Skip the first ``entries`` of one epoch's global list, on which the interrupted run has trained already."""
         self.done = (epoch, entries)
 
     def __len__(self) -> int:
         return self.total // _rank_and_world()[1]
 
     def rank_entries(self) -> tuple[Tensor, Tensor]:
-        """Indices and positions, int64 (n,) each, of this process's entries of ``self.epoch``."""
+        """Indices and positions, each int64 (n,), of this process's entries of ``self.epoch``."""
         rank, world = _rank_and_world()
         entries = self.done[1] if self.done[0] == self.epoch else 0
         positions = torch.arange(entries + rank, max(entries + rank, len(self) * world), world)
@@ -96,19 +96,20 @@ class InstanceSampler(EpochSampler):
 class UnderSampler(EpochSampler):
     """The same number of images of every class.
 
-    One pass shows each of them once. With the budget of ``steps`` an epoch is as many passes, the last one cut, as
-    show the number of training images, so that methods differ in what they show and not in how long they train.
+    One pass contains each selected image once. With the budget ``steps``, an epoch repeats passes, truncating the last
+    one, until it has as many entries as the training set has images. All methods then train for the same number of
+    steps.
 
     Args:
         labels: (n,) class of each image of the training subset.
-        seed: with the epoch, decides the list.
+        seed: determines the list, together with the epoch.
         per_class: images of each class; None takes as many as the rarest class has.
-        redraw: choose the images anew for each pass (as EasyEnsemble does for each member: Liu et al. 2009,
-            "Exploratory Undersampling for Class-Imbalance Learning") rather than once and for all.
+        redraw: select the images again for each pass instead of once per run (as EasyEnsemble does for each member:
+            Liu et al. 2009, "Exploratory Undersampling for Class-Imbalance Learning").
         budget: one of ``BUDGETS``.
 
     Raises:
-        UserError: when per_class is below 1 or above the rarest class, or for an unknown budget.
+        UserError: per_class is below 1 or above the size of the rarest class, or the budget is unknown.
     """
 
     def __init__(
@@ -156,12 +157,13 @@ class ClassWeightedSampler(EpochSampler):
 
     Args:
         labels: (n,) class of each image of the training subset.
-        seed: with the epoch, decides the list.
-        power: 0 draws all classes equally often, 0.5 by the square root of their size, 1 by their size.
-        num_samples: draws per epoch; None for as many as there are images.
+        seed: determines the list, together with the epoch.
+        power: class probabilities are equal for 0, proportional to the square root of the class size for 0.5, and
+            proportional to the class size for 1.
+        num_samples: draws per epoch; None for the number of training images.
 
     Raises:
-        UserError: when power is outside [0, 1] or num_samples below 1.
+        UserError: power is outside [0, 1] or num_samples is below 1.
     """
 
     def __init__(self, labels: np.ndarray, seed: int, power: float = 0.0, num_samples: int | None = None) -> None:
@@ -177,14 +179,15 @@ class ClassWeightedSampler(EpochSampler):
 
 
 class ProgressiveSampler(EpochSampler):
-    """From instance to class-balanced sampling over the run: class j with (1 - t/T) n_j / N + (t/T) / C.
+    """Move from instance to class-balanced sampling over the run: p_j = (1 - t/T) n_j / N + (t/T) / C.
 
-    Images are drawn with replacement, within a class all equally likely; t is the epoch from 0, T the last one.
-    Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition", section 3.
+    p_j is the probability of class j, t the epoch from 0, T the last epoch. Images are drawn with replacement, within a
+    class all with the same probability. Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed
+    Recognition", section 3.
 
     Args:
         labels: (n,) class of each image of the training subset.
-        seed: with the epoch, decides the list.
+        seed: determines the list, together with the epoch.
         epochs: length of the run.
     """
 
@@ -194,27 +197,27 @@ class ProgressiveSampler(EpochSampler):
         self.instance, self.balanced = _image_weights(self.labels, 1.0), _image_weights(self.labels, 0.0)
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Return independent draws of images by the shares of the current epoch."""
+        """Return independent draws of images with the probabilities of the current epoch."""
         progress = min(1.0, self.epoch / max(1, self.epochs - 1))
         shares = (1 - progress) * self.instance + progress * self.balanced
         return torch.multinomial(shares, self.total, replacement=True, generator=generator)
 
 
 class TwoStageSampler(EpochSampler):
-    """Every image once per epoch in a first stage, classes equally often in a second one.
+    """Instance sampling in the first stage, class-weighted sampling in the second.
 
     Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition", section 4.
 
     Args:
         labels: (n,) class of each image of the training subset.
-        seed: with the epoch, decides the list.
-        epochs: length of the run; see ``first_stage_epochs`` for it and the next two.
-        share: of the second stage.
-        first_stage: checkpoint of a first stage that is done already, or None.
-        power: of the second stage, as in ``ClassWeightedSampler``.
+        seed: determines the list, together with the epoch.
+        epochs: length of the whole run; see ``first_stage_epochs`` for this and the next two arguments.
+        share: share of the epochs that belong to the second stage.
+        first_stage: checkpoint of a completed first stage, or None.
+        power: of the second stage, as in ``ClassWeightedSampler``; 0 draws all classes equally often.
 
     Raises:
-        UserError: when power is outside [0, 1], or as ``first_stage_epochs``.
+        UserError: power is outside [0, 1]; see also ``first_stage_epochs``.
     """
 
     def __init__(
@@ -239,15 +242,15 @@ class TwoStageSampler(EpochSampler):
 
 
 def first_stage_epochs(epochs: int, share: float, first_stage: str | None) -> int:
-    """Epochs of the first of two stages; the second has the rest, so that both together are one run's budget.
+    """Number of epochs of the first of two stages; the second has the remaining epochs of the run.
 
     Args:
-        epochs: of the whole run.
-        share: of the second stage, above 0 and below 1; each stage has at least one epoch.
-        first_stage: checkpoint of a first stage that is done already: then there are none left.
+        epochs: length of the whole run.
+        share: share of the second stage, above 0 and below 1; each stage has at least one epoch.
+        first_stage: checkpoint of a completed first stage, or None; with a checkpoint the result is 0.
 
     Raises:
-        UserError: when share is out of range, or there are too few epochs for two stages.
+        UserError: share is out of range, or there are too few epochs for two stages.
     """
     if not 0 < share < 1:
         raise UserError(f"share={share} is out of range: the second stage needs a share above 0 and below 1, like 0.25")
@@ -259,7 +262,7 @@ def first_stage_epochs(epochs: int, share: float, first_stage: str | None) -> in
 
 
 class EvalShard(Sampler[int]):
-    """Every w-th image in order, without padding, so that the processes together see each image exactly once.
+    """Every w-th image in order, without padding, so that w processes together see each image exactly once.
 
     Args:
         total: number of images.
@@ -294,13 +297,13 @@ _ORDER, _SUBSET = 0, 1  # independent random streams of one seed
 
 
 def _generator(seed: int, *stream: int) -> torch.Generator:
-    """Return a generator that is a pure function of its arguments, unrelated for different ones."""
+    """Return a generator that is a pure function of its arguments and independent for different ones."""
     state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 def _rank_and_world() -> tuple[int, int]:
-    # At iteration time: samplers are built before the processes have found each other.
+    # Read at iteration time: samplers are built before the process group is initialised.
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

@@ -1,8 +1,8 @@
-"""Decoupled training: features first, then the classifier alone (Kang et al. 2020).
+"""Decoupled training: train the whole network first, then the classifier alone (Kang et al. 2020).
 
-"Decoupling Representation and Classifier for Long-Tailed Recognition": a representation learned from all images as
-they come is good; the classifier on top of it is what imbalance spoils. Both stages are epochs of one run, so that
-budget, curves and resume need nothing of their own. Which images each stage draws is ``samplers.TwoStageSampler``.
+"Decoupling Representation and Classifier for Long-Tailed Recognition": instance-balanced sampling learns good features;
+imbalance mainly harms the classifier. Both stages are epochs of one run, so that budget, curves and resume need no
+extra code. ``samplers.TwoStageSampler`` draws the images of each stage.
 """
 
 import lightning as L
@@ -15,26 +15,26 @@ from fer_lightning.imbalance.samplers import first_stage_epochs
 from fer_lightning.runtime.errors import UserError
 
 TRAINED = ("head", "scale")
-"""What a second stage may train."""
+"""Parts of the network that a second stage can train."""
 
 
 class SecondStage(L.Callback):
-    """The last epochs of a run: the backbone is frozen, batch statistics included, and part of the head learns.
+    """The last epochs of a run: the backbone, with its batch statistics, is frozen and part of the head is trained.
 
-    Its learning rate warms up and decays anew, the optimizer forgets what it knew of the head, and the best checkpoint
-    is chosen among these epochs alone.
+    The learning-rate schedule starts again. This callback clears the optimizer state of the trained part and restricts
+    the selection of the best checkpoint to the second stage.
 
     Args:
-        trains: ``head`` is initialised anew and trained (classifier re-training, cRT); ``scale`` learns one factor per
-            class on top of everything else frozen (learnable weight scaling, LWS).
-        share: of the epochs that belong to the second stage.
-        lr_scale: its learning rate relative to ``optim.lr``.
-        epochs: of the whole run.
-        first_stage: a checkpoint that stands for the first stage, so that all epochs belong to the second.
-        seed: of the head's new initial weights.
+        trains: ``head`` re-initialises and trains the head (classifier re-training, cRT); ``scale`` freezes all else
+            and trains one factor per class (learnable weight scaling, LWS).
+        share: share of the epochs that belong to the second stage.
+        lr_scale: learning rate of the second stage relative to ``optim.lr``.
+        epochs: length of the whole run.
+        first_stage: checkpoint used in place of a first stage, so that all epochs belong to the second; or None.
+        seed: seed of the head's new initial weights.
 
     Raises:
-        UserError: for a knob out of range.
+        UserError: an argument is out of range.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SecondStage(L.Callback):
 
 
 def reinitialize(module: nn.Module, seed: int) -> None:
-    """Draw new initial weights, a pure function of the seed, and forget batch statistics."""
+    """Draw new initial weights, a pure function of the seed, and reset batch statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for part in module.modules():

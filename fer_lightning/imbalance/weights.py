@@ -8,10 +8,10 @@ from torch import Tensor
 from fer_lightning.runtime.errors import UserError
 
 SCHEMES = ("none", "inverse", "inverse_sqrt", "effective")
-"""How a class's weight falls with its number of images."""
+"""Dependence of a class's weight on its number of images."""
 
 NORMALIZATIONS = ("balanced", "sum_C", "sum_1")
-"""What the weights are scaled to: mean 1 over images, sum C over classes, sum 1 over classes."""
+"""Scale of the weights: mean 1 over images, sum C over classes, or sum 1 over classes."""
 
 
 def class_weights(
@@ -27,10 +27,10 @@ def class_weights(
         (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", eq. 2).
 
     Normalizations, for C classes with shares pi of the images:
-        ``balanced``: sum(pi * w) = 1, so that the expected gradient keeps its scale; with ``inverse`` this is
-        N / (C n), scikit-learn's "balanced".
+        ``balanced``: sum(pi * w) = 1, a mean weight of 1 over the images, which preserves the scale of the expected
+        gradient; with ``inverse`` this is N / (C n), scikit-learn's "balanced".
         ``sum_C``: sum(w) = C.
-        ``sum_1``: sum(w) = 1; with ``inverse`` on FER-2013 this also divides SGD's learning rate by 15.
+        ``sum_1``: sum(w) = 1; with ``inverse`` on FER-2013 this also acts like dividing SGD's learning rate by 15.
 
     Args:
         class_counts: number of training images of each class, in label order.
@@ -42,8 +42,8 @@ def class_weights(
         float64 tensor of shape (C,).
 
     Raises:
-        UserError: for an unknown scheme or normalization, beta outside [0, 1), or a class without images
-            under any scheme but ``none``.
+        UserError: the scheme or normalization is unknown, beta is outside [0, 1), or a class has no images and the
+            scheme is not ``none``.
     """
     if scheme not in SCHEMES:
         raise UserError(f"unknown weighting {scheme!r}: choose one of {', '.join(SCHEMES)}")
@@ -63,7 +63,7 @@ def class_weights(
     elif scheme == "inverse_sqrt":
         weights = counts.rsqrt()
     elif scheme == "effective":
-        # 1 - beta^n by expm1, which keeps all digits when beta is close to 1.
+        # expm1 computes 1 - beta^n without loss of precision when beta is close to 1.
         weights = (1 - beta) / -torch.expm1(counts * torch.tensor(beta, dtype=torch.float64).log())
     else:
         weights = torch.ones_like(counts)
@@ -84,7 +84,7 @@ def log_prior(class_counts: Sequence[int]) -> Tensor:
         float64 tensor of shape (C,).
 
     Raises:
-        UserError: when a class has no images.
+        UserError: a class has no images.
     """
     counts = _counts(class_counts)
     if counts.min() == 0:
