@@ -54,7 +54,7 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of 
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted(__all__)
 
 
 class _Package(types.ModuleType):

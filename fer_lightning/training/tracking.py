@@ -132,13 +132,13 @@ def log_results(
         run_dir: the run folder with its pictures already written.
         name: the reported set.
     """
-    pictures = [name for name in FIGURES if (run_dir / f"{name}.png").exists()]
+    pictures = [picture for picture in FIGURES if (run_dir / f"{picture}.png").exists()]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            for name in pictures:
-                with Image.open(run_dir / f"{name}.png") as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                logger.experiment.add_image(name, pixels, dataformats="HWC")
+            for picture in pictures:
+                with Image.open(run_dir / f"{picture}.png") as opened:
+                    pixels = np.asarray(opened.convert("RGB"))
+                logger.experiment.add_image(picture, pixels, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
             import wandb
 
