@@ -227,7 +227,7 @@ def main() -> None:
         arguments.models, arguments.sizes, arguments.batches = ["test_efficientnet"], [48], [24]
         arguments.modes, arguments.images, arguments.rounds = ["eager"], 100, 1
         arguments.epochs, arguments.seeds = [1], 1
-        arguments.run = ["experiment=demo", "data.source.images=400"]
+        arguments.run = ["experiment=demo", "data.source.images=500"]
     if arguments.part == "throughput":
         from fer_lightning.data import fer2013, synthetic
 

@@ -86,7 +86,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Ca
 def process(tmp_path: Path) -> Callable[..., Outcome]:
     """``python -m <module> ...`` as a real process in ``tmp_path``."""
 
-    def call(*arguments: str, module: str = "fer_lightning", timeout: float = 200, **environment: str) -> Outcome:
+    def call(*arguments: str, module: str = "fer_lightning", timeout: float = 500, **environment: str) -> Outcome:
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=tmp_path,
