@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.inference.detect import Box
+from fer_lightning.presentation.printable import printable
 
 OK, NO_FACE = "ok", "no face"
 
@@ -77,7 +78,7 @@ def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
         probabilities = [round(float(value), 6) for value in row.probabilities]
         confidence = round(float(row.probabilities.max()), 6)
     values = (
-        *(row.path, row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
+        *(printable(row.path), row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
         *(row.box or (None, None, None, None)),
         *(row.status, row.emotion, confidence, *probabilities, recall(card, row.emotion)),
     )
@@ -124,7 +125,7 @@ def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, 
     def write(rows: list[Row]) -> None:
         nonlocal has_header
         if rows[0].status not in (OK, NO_FACE):
-            console.print(f"{rows[0].path}: {rows[0].status}", soft_wrap=True)
+            console.print(printable(f"{rows[0].path}: {rows[0].status}"), soft_wrap=True)
             return
         table = Table(box=None, show_header=not has_header, expand=True, pad_edge=False)
         table.add_column("path", ratio=1, overflow="fold")
@@ -136,7 +137,7 @@ def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, 
             cells = [f"{row.seconds or 0:.2f} s"] if times else []
             cells += [str(row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
             cells += [first, *([second] if wide else []), "" if known_recall is None else f"{100 * known_recall:.0f} %"]
-            table.add_row(row.path, *cells)
+            table.add_row(printable(row.path), *cells)
         console.print(table)
         has_header = True
 

@@ -24,6 +24,7 @@ from fer_lightning.inference import detect, pictures, saliency, saliency_figures
 from fer_lightning.inference.answers import NO_FACE
 from fer_lightning.inference.stream import PictureFaces
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import caption
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file_by
@@ -78,7 +79,7 @@ def explain_inputs(
         failed += sum(not item.faces for item in chunk)
         for row in explainer.draw(chunk):
             cells = row if detects else (row.image, *row[2:])
-            table.add_row(*map(escape, cells))
+            table.add_row(*(escape(printable(cell)) for cell in cells))
             predicted |= {row.answer} & set(EMOTIONS)
     card = model.hparams["scorecard"]
     console = Console()

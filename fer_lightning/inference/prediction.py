@@ -16,6 +16,7 @@ from fer_lightning.inference import answers, detect, pictures, stream
 from fer_lightning.inference.annotate import Drawings
 from fer_lightning.inference.answers import OK, Row
 from fer_lightning.inference.pictures import Source
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 
 if TYPE_CHECKING:  # imported where it is used: usage errors are reported before torch is imported
@@ -131,7 +132,7 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
             damaged.add(id(item.source))
         if request.prints_table and _is_single_face(sources, rows):
             only_emotion = rows[0].emotion
-            print(f"{rows[0].path}: {', '.join(rows[0].ranked()[:3])}")
+            print(printable(f"{rows[0].path}: {', '.join(rows[0].ranked()[:3])}"))
         else:
             write(rows)
         if drawings is not None:

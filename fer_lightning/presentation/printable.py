@@ -1,0 +1,79 @@
+"""Text of unknown origin made safe for a terminal or a log: file names, labels, columns, reasons, error texts.
+
+A control character would set colours, the title or the clipboard of a terminal, or begin a line of its own in a log.
+"""
+
+import logging
+import traceback
+import unicodedata
+import warnings
+from pathlib import PurePath
+from typing import Any
+
+LONGEST = 3000
+"""Maximum characters of an error message; a longer one is cut in the middle."""
+
+_UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories: control characters, invisible formatting such as right-to-left overrides, lone surrogates (bytes
+of a file name that are not UTF-8), and separators of lines and paragraphs."""
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Replace what does not print by its escape, such as ``\x1b`` or ``\n``; all other text stays.
+
+    Args:
+        text: converted by ``str``.
+        keep: characters to leave, such as the line feeds of a traceback.
+    """
+    content = str(text)
+    if content.isprintable():
+        return content
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if character not in keep and unicodedata.category(character) in _UNSAFE
+        else character
+        for character in content
+    )
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Cut a text in the middle: its beginning names what was given, its end what to do."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
+
+
+def escape_messages() -> None:
+    """From now on escape what log records and warnings of this process contain, whatever their handlers."""
+    if logging.getLogRecordFactory() is not _Record:
+        logging.setLogRecordFactory(_Record)
+    warnings.formatwarning = _format_warning
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback of an exception, with the control characters of its message escaped."""
+    return printable("".join(traceback.format_exception(error)), keep="\n")
+
+
+class _Record(logging.LogRecord):
+    """A log record whose arguments are escaped; line feeds remain in the text of the program itself."""
+
+    def getMessage(self) -> str:
+        arguments = self.args
+        if isinstance(arguments, tuple):
+            self.args = tuple(_plain(each) for each in arguments)
+        try:
+            return printable(super().getMessage(), keep="\n\t")
+        finally:
+            self.args = arguments
+
+
+def _plain(argument: Any) -> Any:
+    return printable(argument) if isinstance(argument, str | PurePath | BaseException) else argument
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
+) -> str:
+    return printable(f"{filename}:{lineno}: {category.__name__}: {message}", keep="\n") + "\n"
