@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.runtime.errors import first_line, one_line
 
 METHOD_KEYS = {
     "imbalance/sampler": "this method has a sampler of its own",
@@ -34,27 +35,27 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
     """
     overrides = sys.argv[1:] if overrides is None else overrides
     if isinstance(error, YAMLError):
-        return " ".join(str(error).split())
+        return one_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         hint = did_you_mean(choice, list(error.options))
         return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
         quoted = "put special characters in their own quotes, such as 'data.path=\"a (1).csv\"'"
-        return f"{error.override}: cannot be read as key=value ({_first_line(error)}); {quoted}"
+        return f"{error.override}: cannot be read as key=value ({first_line(error)}); {quoted}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: is missing and has no default"
     if "Ambiguous value for argument" in str(error):
-        return f"{_first_line(error)}: to run them all add -m, for one list give [a,b]"
-    merging = re.search(r"Error merging override (.+)", _first_line(error))
+        return f"{first_line(error)}: to run them all add -m, for one list give [a,b]"
+    merging = re.search(r"Error merging override (.+)", first_line(error))
     if merging and error.__cause__:
-        return f"{merging.group(1)}: {_first_line(error.__cause__)}"
+        return f"{merging.group(1)}: {first_line(error.__cause__)}"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(unknown.group(1) if unknown else str(error.full_key), overrides)  # type: ignore[attr-defined]
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'configuration'}: {_first_line(error)}"
-    return _first_line(error)
+        return f"{error.full_key or 'configuration'}: {first_line(error)}"
+    return first_line(error)
 
 
 def did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
@@ -90,9 +91,3 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             yield from _leaves(child, f"{prefix}{key}.")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first, *rest = lines or [type(error).__name__]
-    return f"{first} {rest[0]}" if first.endswith(":") and rest else first

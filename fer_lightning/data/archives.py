@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
 
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, one_line
 
 MAX_DEPTH = 4
 """Depth to which folders are searched, so that a home folder given by mistake is not walked completely."""
@@ -234,11 +234,11 @@ def readable_errors(path: Path) -> Iterator[None]:
         lzma.LZMAError,
         EOFError,
     ) as error:
-        raise UserError(f"{path} is damaged or cut short ({_one_line(error)}): download it again") from error
+        raise UserError(f"{path} is damaged or cut short ({one_line(error)}): download it again") from error
     except (struct.error, NotImplementedError) as error:
-        raise UserError(f"{path} is damaged or packed in an unknown way ({_one_line(error)})") from error
+        raise UserError(f"{path} is damaged or packed in an unknown way ({one_line(error)})") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or _one_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
 
 
 def _is_litter(name: str) -> bool:
@@ -247,7 +247,3 @@ def _is_litter(name: str) -> bool:
 
 def _bytes(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

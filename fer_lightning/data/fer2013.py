@@ -12,7 +12,7 @@ from fer_lightning.data.cache import cached, content_key, default_cache_dir
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
 from fer_lightning.data.image_tree import has_image_tree, read_image_tree
 from fer_lightning.data.pixel_csv import read_pixel_csv
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _download() -> Path:
     try:
         return Path(kagglehub.dataset_download(KAGGLE_DATASET))
     except Exception as error:  # kagglehub lets any network, credential or disk error through
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         raise UserError(
             f"FER-2013 could not be downloaded ({reason}): fetch the zip from"
             f" https://www.kaggle.com/datasets/{KAGGLE_DATASET}, put it anywhere,"

@@ -26,5 +26,12 @@ def require(condition: bool, key: str, value: object, accepted: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an error's text, with the next one where it ends in a colon; its type where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first, *rest = lines or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first
+
+
+def one_line(error: BaseException) -> str:
+    """All of an error's text in one line; its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__

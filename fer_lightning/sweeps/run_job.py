@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from fer_lightning.config.schema import validate
 from fer_lightning.runtime import slurm_task
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import read_status, write_status
 from fer_lightning.sweeps import devices, job, slurm
@@ -41,7 +41,7 @@ def run_job(cfg: DictConfig) -> float:
             if not isinstance(error, UserError):
                 log.exception("job %s", folder.name)
             if is_first:
-                _record_failure(folder, " ".join(str(error).split()) or type(error).__name__)
+                _record_failure(folder, one_line(error))
     if read_status(folder)["status"] != "done" or not (folder / "metrics.json").exists():  # fast_dev_run tests nothing
         return math.nan
     value = read_json(folder / "metrics.json").get(cfg.monitor)
