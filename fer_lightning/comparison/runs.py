@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -18,11 +17,16 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fer_lightning.config.settings import MAY_DIFFER, flatten
 from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, emotion_indices
 from fer_lightning.presentation.words import natural_key
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, one_line
 
-NEEDED = ("imbalance", "model", "split", "seed", "data", "data_hash", "test/n", "test/accuracy", "test/f1_macro")
-"""What ``metrics.json`` must hold for a run to be compared."""
+NEEDED = (
+    *("imbalance", "model", "split", "seed", "budget", "data", "data_hash", "labels"),
+    *("train/class_counts", "train/steps", "test/n", "test/accuracy", "test/f1_macro"),
+)
+"""What ``metrics.json`` must contain for a run to be compared."""
 
+COLUMNS = ("id", "label", "prediction", "test", "twin_group")
+"""Columns that ``predictions.csv`` must have, besides ``PROBABILITY_COLUMNS``."""
 
 NOT_A_SETTING = ("seed", "split.fold", "test", *MAY_DIFFER)
 """Configuration that does not make two runs different experiments: repeats, and what cannot change a result."""
@@ -77,16 +81,14 @@ class FinishedRun:
         return self.metrics["seed"], self.fold
 
     @property
-    def training_images(self) -> int | None:
-        """How many images it was trained with; None where that is not recorded."""
-        counts = self.metrics.get("train/class_counts")
-        return sum(counts.values()) if counts else None
+    def training_images(self) -> int:
+        """How many images it was trained with."""
+        return sum(self.metrics["train/class_counts"].values())
 
     @property
-    def training_steps(self) -> int | None:
-        """Optimizer steps of its model, another run's first stage included; None where they are not recorded."""
-        steps = self.metrics.get("train/steps")
-        return None if steps is None else steps + self.metrics.get("first_stage/steps", 0)
+    def training_steps(self) -> int:
+        """Optimizer steps of its model, another run's first stage included."""
+        return int(self.metrics["train/steps"] + self.metrics.get("first_stage/steps", 0))
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -95,7 +97,7 @@ class FinishedRun:
         return {
             "data": str(metrics["data"]),
             "data hash": str(metrics["data_hash"]),
-            "labels": str(metrics.get("labels") or "fer"),
+            "labels": str(metrics["labels"]),
             "split": str(metrics["split"]),
         }
 
@@ -128,25 +130,20 @@ def _is_setting(key: str) -> bool:
 def read_run(folder: Path) -> FinishedRun:
     """Read a run folder.
 
-    Runs of earlier versions lack ``labels``, ``temperature`` and the like in ``metrics.json``, and columns for their
-    test sets in ``predictions.csv``, where all rows then are ``test``.
-
     Raises:
         ValueError: the run is not finished or its files do not fit together; the message is the reason.
     """
     try:
-        status_file = folder / "status.json"
-        if status_file.exists():
-            status = json.loads(status_file.read_text())
-            if status.get("status") != "done":
-                reason = status.get("reason")
-                raise ValueError(f"{status.get('status')}: {reason}" if reason else f"{status.get('status')}")
+        status = json.loads((folder / "status.json").read_text())
+        if status.get("status") != "done":
+            reason = status.get("reason")
+            raise ValueError(f"{status.get('status')}: {reason}" if reason else f"{status.get('status')}")
         metrics = json.loads((folder / "metrics.json").read_text())
         missing = [key for key in NEEDED if metrics.get(key) is None]
         if missing:
             raise ValueError(f"metrics.json lacks {', '.join(missing)}")
         table = pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys(("id", "label", "prediction"), str))
-        missing = [name for name in ("id", "label", "prediction", "test", *PROBABILITY_COLUMNS) if name not in table]
+        missing = [name for name in (*COLUMNS, *PROBABILITY_COLUMNS) if name not in table]
         if missing:
             raise ValueError(f"predictions.csv lacks {', '.join(missing)}")
         table = table.sort_values("id", kind="stable", ignore_index=True)
@@ -155,20 +152,17 @@ def read_run(folder: Path) -> FinishedRun:
         probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(np.float64)
         if not np.isfinite(probabilities).all():
             raise ValueError("predictions.csv holds probabilities that are no numbers")
-        config_file = folder / ".hydra" / "config.yaml"
-        config = flatten(OmegaConf.load(config_file)) if config_file.exists() else {}
+        config = flatten(OmegaConf.load(folder / ".hydra" / "config.yaml"))
     except json.JSONDecodeError as error:
         raise ValueError(f"damaged json: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"no {Path(error.filename).name}") from error
     except (OSError, OmegaConfBaseException, YAMLError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
     settings = {key: str(value) for key, value in config.items() if _is_setting(key)}
     if settings.get(FIRST_STAGE, "None") != "None":
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")
-    # Without groups each image is its own, also among the images of other runs.
-    twins = table["twin_group"] if "twin_group" in table else table["id"].map(lambda name: crc32(name.encode()))
     return FinishedRun(
         folder=folder,
         metrics=metrics,
@@ -177,7 +171,7 @@ def read_run(folder: Path) -> FinishedRun:
         labels=labels,
         predictions=predictions,
         probabilities=probabilities,
-        twins=twins.to_numpy(np.int64),
+        twins=table["twin_group"].to_numpy(np.int64),
         members=members,
         fold=str(config["split.fold"]) if "split.fold" in config else None,
     )

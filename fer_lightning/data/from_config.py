@@ -12,15 +12,14 @@ def load_faces(cfg: DictConfig) -> Faces:
     """Read the data set of a configuration, with FER+ labels if it has votes."""
     # Partial, and called here: a call by Hydra hides the text of errors and wraps arguments in config nodes.
     faces: Faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
-    labels = cfg.get("labels")  # absent from the checkpoints of earlier versions
-    if labels is None or labels.votes is None:
+    if cfg.labels.votes is None:
         return faces
-    return ferplus.relabel(faces, labels.votes, labels.targets)
+    return ferplus.relabel(faces, cfg.labels.votes, cfg.labels.targets)
 
 
 def split_faces(cfg: DictConfig, faces: Faces) -> Split:
     """Split ``faces`` as a configuration describes."""
     arguments = {key: value for key, value in cfg.split.items() if key != "name"}
-    if cfg.data.get("drop_duplicates") is not None:
+    if cfg.data.drop_duplicates is not None:
         arguments["drop_duplicates"] = cfg.data.drop_duplicates
     return instantiate(arguments, _partial_=True, _recursive_=False)(faces=faces, seed=cfg.seed)

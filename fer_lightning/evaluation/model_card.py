@@ -259,7 +259,7 @@ def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     else:
         text += " There are no validation images: the last epoch was kept."
     images = sum(metrics["train/class_counts"].values())
-    labels = metrics.get("labels", "fer")
+    labels = metrics["labels"]
     return f"{text} {images:,} training images, {metrics['test/n']:,} test images; `labels={labels}`."
 
 

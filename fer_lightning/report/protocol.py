@@ -26,7 +26,7 @@ def protocol(c: Comparison) -> dict[str, str]:
     repeats = {"seed": sorted({str(run.metrics["seed"]) for run in c.runs}, key=words.natural_key)}
     if first.metrics["split"] == "kfold":
         repeats["fold"] = sorted({str(run.fold) for run in c.runs}, key=words.natural_key)
-    budgets = {BUDGETS[run.metrics.get("budget") or "epochs"] for run in c.runs}
+    budgets = {BUDGETS[run.metrics["budget"]] for run in c.runs}
     commits = sorted({str(run.metrics.get("git_commit"))[:12] for run in c.runs})
     return {
         "data": words.data_name(first.metrics),
@@ -57,17 +57,17 @@ def _test_images(c: Comparison) -> str:
     return images
 
 
-def _by_row(c: Comparison, number: Callable[[FinishedRun], int | None]) -> str:
+def _by_row(c: Comparison, number: Callable[[FinishedRun], int]) -> str:
     """A number of every row in words; once where all rows agree."""
     spans = {name: span(number(run) for run in members) for name, members in c.rows.items()}
     first, *others = dict.fromkeys(spans.values())
     return "; ".join(f"{name} {text}" for name, text in spans.items()) if others else first
 
 
-def span(numbers: Iterable[int | None]) -> str:
-    """``1,000 to 1,200``, or one number where all are equal; None is left out."""
-    known = sorted({number for number in numbers if number is not None})
-    return " to ".join(f"{number:,}" for number in dict.fromkeys((known[0], known[-1]))) if known else "not recorded"
+def span(numbers: Iterable[int]) -> str:
+    """``1,000 to 1,200``, or one number where all are equal."""
+    ordered = sorted(numbers)
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((ordered[0], ordered[-1])))
 
 
 def made_with(c: Comparison, command: str | None = None) -> dict[str, str]:

@@ -229,7 +229,7 @@ def _less_than_the_paper(c: Comparison) -> list[str]:
         f"{name} {span(run.training_images for run in members)} instead of {full:,}"
         for name, members in c.rows.items()
         for full in (TRAINING_IMAGES["balanced" if members[0].metrics["imbalance"] == "undersample" else "large"],)
-        if any((run.training_images or full) < full for run in members)
+        if any(run.training_images < full for run in members)
     ]
     cut = [f"training images: {', '.join(smaller)}"] * bool(smaller)
     cut += [f"test images: {count(c.sizes['test_large'])} instead of 7,365"] * (c.sizes["test_large"] < 7365)

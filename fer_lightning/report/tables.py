@@ -117,9 +117,9 @@ def seeds(c: Comparison) -> int:
 
 
 def train_counts(c: Comparison) -> dict[str, int] | None:
-    """Training images per emotion; None when the runs do not record them, or were trained on different ones."""
-    counts = [run.metrics.get("train/class_counts") for runs in c.rows.values() for run in runs]
-    return counts[0] if counts[0] and all(count == counts[0] for count in counts) else None
+    """Training images per emotion; None when the runs were trained on different ones."""
+    counts = [run.metrics["train/class_counts"] for runs in c.rows.values() for run in runs]
+    return counts[0] if all(count == counts[0] for count in counts) else None
 
 
 def test_counts(c: Comparison) -> dict[str, int]:

@@ -25,18 +25,20 @@ def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
     assert run.protocol == {"data": "fer2013", "data hash": "abc", "labels": "fer", "split": "official"}
 
 
-def test_without_twin_groups_each_image_is_its_own(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "0")
-    table = pd.read_csv(folder / "predictions.csv").drop(columns="twin_group")
-    table.to_csv(folder / "predictions.csv", index=False)
-    assert len(set(read_run(folder).twins)) == len(table) == 360
-
-
-def test_predictions_without_their_test_set_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["test", "twin_group"])
+def test_missing_columns_are_named(column: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "0")
     table = pd.read_csv(folder / "predictions.csv")
-    table.drop(columns="test").to_csv(folder / "predictions.csv", index=False)
-    with pytest.raises(ValueError, match=r"predictions\.csv lacks test"):
+    table.drop(columns=column).to_csv(folder / "predictions.csv", index=False)
+    with pytest.raises(ValueError, match=rf"predictions\.csv lacks {column}"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.json", "predictions.csv", ".hydra/config.yaml"])
+def test_missing_files_are_named(name: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0")
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"no {Path(name).name}"):
         read_run(folder)
 
 
@@ -62,8 +64,8 @@ def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
 
 
 def test_metrics_that_lack_something_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metrics\.json lacks data_hash"):
-        read_run(write_run(tmp_path / "0", data_hash=None))
+    with pytest.raises(ValueError, match=r"metrics\.json lacks data_hash, labels"):
+        read_run(write_run(tmp_path / "0", data_hash=None, labels=None))
 
 
 def test_predictions_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def made_up(
         "data_hash": "5f1c9a0e3b7d",
         "split": "official",
         "budget": "steps",
+        "labels": "fer",
         "model": "efficientnet_b0",
         "git_commit": "1a2b3c",
         "temperature": 1.5,
