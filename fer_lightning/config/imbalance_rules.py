@@ -1,5 +1,9 @@
-"""The rules of the ``imbalance`` group, checked before anything heavy is imported by ``rules.check_rules``."""
+"""The rules of the ``imbalance`` group, checked before anything heavy is imported by ``rules.check_rules``.
 
+The losses, samplers and adjustments do not check again what is checked here.
+"""
+
+import math
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -8,7 +12,7 @@ from fer_lightning.runtime.errors import UserError, require
 
 
 def imbalance_rules(cfg: DictConfig) -> None:
-    """Refuse knobs out of range, two corrections at once, and what a method cannot do in this run.
+    """Refuse settings out of range, two corrections at once, and what a method cannot do in this run.
 
     Args:
         cfg: the composed run.
@@ -18,12 +22,13 @@ def imbalance_rules(cfg: DictConfig) -> None:
     """
     method = cfg.imbalance
     loss, sampler = method.loss, method.sampler
-    for key in ("per_class", "num_samples"):  # null in the files, which says nothing of their type
+    for key in ("per_class", "num_samples"):  # null in the files, which does not show their type
         count = sampler.get(key)
         is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
         require(count is None or is_count, f"imbalance.sampler.{key}", count, "must be a number of images, or null")
     gamma = loss.get("gamma", 0)
-    require(gamma >= 0, "imbalance.loss.gamma", gamma, "must be 0 or more (0 is cross-entropy, Lin et al. use 2)")
+    accepted = "must be 0 or more (0 is cross-entropy, Lin et al. use 2)"
+    require(0 <= gamma < math.inf, "imbalance.loss.gamma", gamma, accepted)
     smoothing = loss.get("label_smoothing", 0)
     require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
     refuse_double_corrections(method)
@@ -96,8 +101,8 @@ def _epoch_rules(cfg: DictConfig) -> None:
     for given, cut in cuts:
         if parts and cut:
             raise UserError(
-                f"{given}: imbalance.{parts[0]} goes by trainer.max_epochs, which this would cut short; "
-                "give trainer.max_epochs alone"
+                f"{given}: imbalance.{parts[0]} depends on trainer.max_epochs, which this would cut short; "
+                "give only trainer.max_epochs"
             )
     off, most = (method.get("mix") or {}).get("off_epochs"), (epochs - 1) // 2
     if off is not None and epochs >= 1:
@@ -117,7 +122,8 @@ def _second_stage_rules(cfg: DictConfig) -> None:
     method, epochs = cfg.imbalance, cfg.trainer.max_epochs
     second, first = method.second_stage, method.first_stage
     name = f"imbalance={method.name}"
-    require(0 < second.share < 1, "imbalance.second_stage.share", second.share, "must lie between 0 and 1")
+    for key, share in (("second_stage", second.share), ("sampler", method.sampler.get("share", second.share))):
+        require(0 < share < 1, f"imbalance.{key}.share", share, "must lie between 0 and 1")
     if first is None and epochs == 1:
         raise UserError(
             f"trainer.max_epochs={epochs}: {name} has two stages and needs 2 or more; "
@@ -146,7 +152,7 @@ def _second_stage_rules(cfg: DictConfig) -> None:
 
 def _adjust_rules(cfg: DictConfig) -> None:
     method, tau = cfg.imbalance, cfg.imbalance.adjust.tau
-    is_number = isinstance(tau, int | float) and not isinstance(tau, bool) and tau >= 0
+    is_number = isinstance(tau, int | float) and not isinstance(tau, bool) and 0 <= tau < math.inf
     require(tau is None or is_number, "imbalance.adjust.tau", tau, "must be 0 or more, or null to choose one")
     _check_first_stage(method)
     if tau is None and cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:

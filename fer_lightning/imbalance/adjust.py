@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fer_lightning.imbalance.losses import at_least_float32
+from fer_lightning.imbalance.functional import at_least_float32
 from fer_lightning.imbalance.weights import log_prior
 from fer_lightning.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
 from fer_lightning.runtime.errors import UserError
@@ -26,17 +26,18 @@ class LogitAdjustment:
 
     Args:
         class_counts: number of training images of each class, in label order.
-        tau: fixed strength, or None to choose one of ``candidates`` on the validation images.
+        tau: fixed strength, at least 0, or None to choose one of ``candidates`` on the validation images.
         candidates: strengths to choose from, each 0 (no change) or more.
 
     Raises:
-        UserError: tau or a candidate is out of range, or a class has no images.
+        UserError: a candidate is out of range, or a class has no images.
     """
 
     def __init__(
         self, class_counts: Sequence[int], tau: float | None = None, candidates: Sequence[float] = TAUS
     ) -> None:
-        self.tau, self.candidates = _checked(tau, candidates)
+        self.tau = tau
+        self.candidates = _checked(candidates)
         self.log_prior = log_prior(class_counts)
 
     def __call__(self, weight: Tensor, bias: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -53,17 +54,18 @@ class TauNormalization:
     Args:
         class_counts: unused, accepted for the same signature as ``LogitAdjustment``; the norm of a class's weights
             reflects its size.
-        tau: fixed strength, or None to choose one of ``candidates`` on the validation images.
+        tau: fixed strength, at least 0, or None to choose one of ``candidates`` on the validation images.
         candidates: strengths to choose from, each 0 or more.
 
     Raises:
-        UserError: tau or a candidate is out of range.
+        UserError: a candidate is out of range.
     """
 
     def __init__(
         self, class_counts: Sequence[int], tau: float | None = None, candidates: Sequence[float] = TAUS
     ) -> None:
-        self.tau, self.candidates = _checked(tau, candidates)
+        self.tau = tau
+        self.candidates = _checked(candidates)
 
     def __call__(self, weight: Tensor, bias: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         """Weight (C, D) and bias (C,), all 0, of the normalized layer."""
@@ -116,10 +118,10 @@ def _score(labels: Tensor, predicted: Tensor, metric: str) -> float:
     raise ValueError(f"metric={metric}: choose f1_macro, balanced_accuracy or accuracy")
 
 
-def _checked(tau: float | None, candidates: Sequence[float]) -> tuple[float | None, tuple[float, ...]]:
+def _checked(candidates: Sequence[float]) -> tuple[float, ...]:
     if not candidates:
         raise UserError("imbalance.adjust.candidates=[]: give at least one number, for example [0,0.5,1]")
-    for key, value in [("tau", tau), *(("candidates", candidate) for candidate in candidates)]:
-        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise UserError(f"imbalance.adjust.{key}={value} is out of range: give 0 or more, usually up to 2")
-    return tau, tuple(float(candidate) for candidate in candidates)
+    for value in candidates:
+        if not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise UserError(f"imbalance.adjust.candidates={value} is out of range: give 0 or more, usually up to 2")
+    return tuple(float(candidate) for candidate in candidates)

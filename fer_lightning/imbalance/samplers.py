@@ -160,16 +160,14 @@ class ClassWeightedSampler(EpochSampler):
         seed: determines the list, together with the epoch.
         power: class probabilities are equal for 0, proportional to the square root of the class size for 0.5, and
             proportional to the class size for 1.
-        num_samples: draws per epoch; None for the number of training images.
+        num_samples: draws per epoch, at least 1; None for the number of training images.
 
     Raises:
-        UserError: power is outside [0, 1] or num_samples is below 1.
+        UserError: power is outside [0, 1].
     """
 
     def __init__(self, labels: np.ndarray, seed: int, power: float = 0.0, num_samples: int | None = None) -> None:
         _check_power(power)
-        if num_samples is not None and num_samples < 1:
-            raise UserError(f"num_samples={num_samples} is out of range: give 1 or more, or null for the training size")
         super().__init__(labels, seed, total=len(labels) if num_samples is None else num_samples)
         self.image_weights = _image_weights(self.labels, power)
 
@@ -217,7 +215,7 @@ class TwoStageSampler(EpochSampler):
         power: of the second stage, as in ``ClassWeightedSampler``; 0 draws all classes equally often.
 
     Raises:
-        UserError: power is outside [0, 1]; see also ``first_stage_epochs``.
+        UserError: power is outside [0, 1].
     """
 
     def __init__(
@@ -245,19 +243,12 @@ def first_stage_epochs(epochs: int, share: float, first_stage: str | None) -> in
     """Number of epochs of the first of two stages; the second has the remaining epochs of the run.
 
     Args:
-        epochs: length of the whole run.
+        epochs: length of the whole run, at least 2 without a checkpoint.
         share: share of the second stage, above 0 and below 1; each stage has at least one epoch.
         first_stage: checkpoint of a completed first stage, or None; with a checkpoint the result is 0.
-
-    Raises:
-        UserError: share is out of range, or there are too few epochs for two stages.
     """
-    if not 0 < share < 1:
-        raise UserError(f"share={share} is out of range: the second stage needs a share above 0 and below 1, like 0.25")
     if first_stage is not None:
         return 0
-    if epochs < 2:
-        raise UserError(f"trainer.max_epochs={epochs}: two stages need 2 or more; or give a checkpoint as first_stage")
     return epochs - min(epochs - 1, max(1, round(share * epochs)))
 
 

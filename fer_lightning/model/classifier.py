@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.imbalance.losses import expected_loss
+from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint

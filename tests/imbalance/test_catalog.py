@@ -1,6 +1,7 @@
 """The catalogue of methods, and which combinations compose on the command line and which are refused."""
 
 import functools
+import math
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from command_line import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from fer_lightning.config.imbalance_rules import imbalance_rules
 from fer_lightning.config.schema import CONF_DIR, validate
 from fer_lightning.imbalance import catalog
+from fer_lightning.runtime.errors import UserError
 
 FILES = sorted((CONF_DIR / "imbalance").glob("*.yaml"))
 NAMES = {
@@ -128,6 +131,29 @@ def test_sound_combinations_are_accepted(overrides):
         validate(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), cfg.hydra.runtime.choices)
 
 
+@pytest.mark.parametrize(
+    ("method", "setting", "values"),
+    [
+        ("focal", "loss.gamma", (-1.0, math.inf, math.nan)),
+        ("class_balanced_focal", "loss.gamma", (-1.0,)),
+        ("none", "loss.label_smoothing", (-0.1, 1.0)),
+        ("oversample", "sampler.num_samples", (0, 1.5, True)),
+        ("undersample", "sampler.per_class", (0,)),
+        ("crt", "second_stage.share", (0.0, 1.0)),
+        ("crt", "sampler.share", (0.0, 1.0)),
+        ("posthoc_logit_adjusted", "adjust.tau", (-1.0, math.inf, math.nan, True)),
+    ],
+)
+def test_values_out_of_range_are_refused(method: str, setting: str, values: tuple[float, ...]) -> None:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = compose("config", overrides=[f"imbalance={method}"])
+    imbalance_rules(cfg)
+    for value in values:
+        OmegaConf.update(cfg, f"imbalance.{setting}", value)
+        with pytest.raises(UserError, match=rf"^imbalance\.{setting}={value}: must "):
+            imbalance_rules(cfg)
+
+
 TWICE = "correct twice; keep one, with "
 REFUSED = [
     (["imbalance=weighted", "imbalance/sampler=oversample"], TWICE + "imbalance/sampler=instance or imbalance.loss."),
@@ -146,15 +172,18 @@ REFUSED = [
     (["imbalance=crt", "trainer.max_epochs=1"], "trainer.max_epochs=1: imbalance=crt has two stages and needs 2"),
     (["imbalance=lws", "trainer.max_epochs=1"], "imbalance.first_stage=CHECKPOINT"),
     (["imbalance=crt", "optim.schedule=one_cycle"], "optim.schedule=one_cycle: imbalance=crt has a schedule per stage"),
-    (["imbalance=lws", "callbacks=early_stopping"], "callbacks=early_stopping: imbalance.sampler goes by"),
-    (["imbalance=ldam_drw", "callbacks=early_stopping"], "callbacks=early_stopping: imbalance.loss goes by"),
-    (["imbalance=crt", "trainer.max_time=00:00:10:00"], "trainer.max_time=00:00:10:00: imbalance.sampler goes by"),
+    (["imbalance=lws", "callbacks=early_stopping"], "callbacks=early_stopping: imbalance.sampler depends on"),
+    (["imbalance=ldam_drw", "callbacks=early_stopping"], "callbacks=early_stopping: imbalance.loss depends on"),
+    (["imbalance=crt", "trainer.max_time=00:00:10:00"], "trainer.max_time=00:00:10:00: imbalance.sampler depends on"),
     (["imbalance=crt", "trainer.check_val_every_n_epoch=2"], "validates each; use 1"),
     (["imbalance=lws", "trainer.strategy=ddp"], "trainer.strategy=ddp: waits for gradients of the backbone"),
     (["imbalance=crt", "callbacks=ema"], "callbacks=ema: would average weights of both stages"),
     (["imbalance=crt", "model.freeze_epochs=1"], "model.freeze_epochs=1: imbalance=crt freezes the backbone itself"),
-    (["imbalance=crt", "trainer.max_steps=9"], "trainer.max_steps=9: imbalance.sampler goes by trainer.max_epochs"),
-    (["imbalance=ldam_drw", "trainer.max_steps=9"], "trainer.max_steps=9: imbalance.loss goes by trainer.max_epochs"),
+    (["imbalance=crt", "trainer.max_steps=9"], "trainer.max_steps=9: imbalance.sampler depends on trainer.max_epochs"),
+    (
+        ["imbalance=ldam_drw", "trainer.max_steps=9"],
+        "trainer.max_steps=9: imbalance.loss depends on trainer.max_ep",
+    ),
     (["imbalance=crt", "imbalance.first_stage=nowhere.ckpt"], "imbalance.first_stage=nowhere.ckpt: no such checkpoint"),
     (["imbalance=crt", "imbalance.second_stage.share=1"], "imbalance.second_stage.share=1: must lie between 0 and 1"),
     (["imbalance=lws", "imbalance.class_scale=false"], "there are no factors; set imbalance.class_scale=true"),

@@ -16,13 +16,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from fer_lightning.config.schema import CONF_DIR
-from fer_lightning.imbalance.losses import (
-    LDAM,
-    ClassBalancedFocal,
-    CrossEntropy,
-    FocalLoss,
-    LogitAdjusted,
-    WeightedBCE,
+from fer_lightning.imbalance.functional import (
     cross_entropy,
     expected_loss,
     focal_loss,
@@ -31,6 +25,14 @@ from fer_lightning.imbalance.losses import (
     logit_adjusted,
     sigmoid_focal_loss,
     weighted_bce,
+)
+from fer_lightning.imbalance.losses import (
+    LDAM,
+    ClassBalancedFocal,
+    CrossEntropy,
+    FocalLoss,
+    LogitAdjusted,
+    WeightedBCE,
 )
 from fer_lightning.imbalance.weights import class_weights, log_prior
 from fer_lightning.runtime.errors import UserError
@@ -60,7 +62,7 @@ MODULES = {
     "bce column": WeightedBCE(COUNTS, "column", positive_weight=3.0),
     "bce softmax": WeightedBCE(COUNTS, "softmax"),
     "class-balanced focal": ClassBalancedFocal(COUNTS, gamma=0.5),
-    "class-balanced focal, softmax": ClassBalancedFocal(COUNTS, form="softmax"),
+    "class-balanced focal, softmax": FocalLoss(COUNTS, gamma=1, alpha="effective"),
     "logit adjusted": LogitAdjusted(COUNTS),
     "LDAM": LDAM(COUNTS, epochs=10, scale=10.0),
     "LDAM, weighted": LDAM(COUNTS, epochs=10, scale=10.0, deferred_share=1.0),
@@ -272,10 +274,8 @@ class TestClassBalancedFocal:
         assert module(LOGITS, TARGET).mean().item() == pytest.approx(mean, rel=1e-6)
 
     def test_softmax_form_is_focal_with_effective_weights(self):
-        module = ClassBalancedFocal(COUNTS, gamma=2, form="softmax", normalization="sum_C")
+        module = FocalLoss(COUNTS, gamma=2, alpha="effective", normalization="sum_C")
         assert module(LOGITS, TARGET).mean().item() == pytest.approx(0.7445381953, rel=1e-6)
-        focal = FocalLoss(COUNTS, gamma=1, alpha="effective")
-        assert torch.equal(ClassBalancedFocal(COUNTS, form="softmax")(LOGITS, TARGET), focal(LOGITS, TARGET))
 
     def test_sigmoid_focal_loss_agrees_with_torchvision(self):
         expected = torchvision_focal_loss(LOGITS, F.one_hot(TARGET, 7).double(), alpha=-1, gamma=2.0)
@@ -491,18 +491,12 @@ class TestMethodFiles:
     [
         (lambda: CrossEntropy(COUNTS, weighting="balanced"), ["'balanced'", "inverse"]),
         (lambda: CrossEntropy([5, 0, 3], weighting="inverse"), ["class 1"]),
-        (lambda: CrossEntropy(COUNTS, label_smoothing=1.0), ["label_smoothing=1.0"]),
-        (lambda: CrossEntropy(COUNTS, label_smoothing=-0.1), ["label_smoothing=-0.1"]),
-        (lambda: FocalLoss(COUNTS, gamma=-1), ["gamma=-1"]),
-        (lambda: FocalLoss(COUNTS, gamma=math.nan), ["gamma=nan"]),
         (lambda: FocalLoss(COUNTS, alpha="0.25"), ["'0.25'"]),
         (lambda: FocalLoss([5, 0, 3], alpha="effective"), ["class 1"]),
         (lambda: WeightedBCE(COUNTS, reading="A"), ["'A'", "sample, column, softmax"]),
         (lambda: WeightedBCE(COUNTS, normalization="none"), ["'none'", "sum_C"]),
         (lambda: WeightedBCE(COUNTS, positive_weight=0), ["positive_weight=0"]),
         (lambda: WeightedBCE([5, 0, 3]), ["class 1"]),
-        (lambda: ClassBalancedFocal(COUNTS, form="tanh"), ["'tanh'", "sigmoid, softmax"]),
-        (lambda: ClassBalancedFocal(COUNTS, gamma=-1), ["gamma=-1"]),
         (lambda: ClassBalancedFocal(COUNTS, beta=1), ["beta=1"]),
         (lambda: LogitAdjusted(COUNTS, tau=-0.5), ["tau=-0.5"]),
         (lambda: LogitAdjusted(COUNTS, tau=math.inf), ["tau=inf"]),
