@@ -1,1 +1,1 @@
-"""Many finished runs: which may be compared, what the differences are, and the report that says so."""
+"""Many finished runs: which may be compared, and the numbers of their comparison."""

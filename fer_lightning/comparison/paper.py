@@ -1,4 +1,4 @@
-"""The results that the paper reports, beside ours."""
+"""The results that the paper reports, compared with those of the runs."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ TRAINING_IMAGES = {"large": 17182, "balanced": 2450}
 
 
 def beside_ours(rows: Rows, summary: pd.DataFrame, sizes: Mapping[str, float]) -> pd.DataFrame:
-    """The paper's accuracies beside ours.
+    """The paper's accuracies and those of the runs.
 
     Args:
         rows: row -> its runs.

@@ -9,7 +9,7 @@ from fer_lightning.comparison.runs import FinishedRun
 from fer_lightning.runtime.errors import UserError
 
 BASELINE = "none"
-"""The method that differences are taken from, where there is such a run and no other is asked for."""
+"""The method that differences are taken from, if there is such a run and no other method is given."""
 
 OWN_TEST_SETS = ("paper", "kfold")
 """Splits whose test images depend on the seed or fold."""
@@ -84,15 +84,15 @@ def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
 def find_baselines(rows: Rows, wanted: str | None) -> dict[str, str]:
     """The baseline of each row that has one.
 
-    It is the row called ``wanted``, or of that method with the same model; where a sweep over a knob gives several, the
-    one whose settings outside ``imbalance`` are the same.
+    It is the row called ``wanted``, or of that method with the same model; where a sweep over a setting gives several,
+    the one whose settings outside ``imbalance`` are the same.
 
     Args:
         rows: the rows.
         wanted: a method or a row; None: ``none``, or the first method where there is no such run.
 
     Returns:
-        Row -> row, a baseline's own being itself; empty for a single row.
+        Row -> row, baselines to themselves; empty for a single row.
 
     Raises:
         UserError: nothing is called ``wanted``.

@@ -1,10 +1,10 @@
 """The statistics of a comparison: pure functions on arrays.
 
-A method is trained with several seeds and each of its models answers test images: both are samples, of the trainings
-and of the faces there could have been. That is the design of radiology's multi-reader multi-case studies (readers are
-our seeds, cases our images), and ``paired_difference`` is their analysis: images are resampled, seeds enter by their
-variance. Resampling three seeds with replacement, too, gives intervals that are far too short: the variance within a
-resample of k is (k-1)/k of the sample's, and a percentile knows nothing of Student's t.
+A method is trained with several seeds, and each of its models classifies test images. Both are samples: of all possible
+trainings, and of all possible faces. This is the design of multi-reader multi-case studies in radiology (seeds
+correspond to readers, images to cases), and ``paired_difference`` is their analysis: images are resampled, seeds enter
+by their variance. Resampling few seeds with replacement as well gives intervals that are too short: the variance within
+a resample of k values is (k-1)/k of the sample's, and percentiles do not correct for it as Student's t does.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ def bootstrap_scores(
 
     Clusters are drawn with replacement, whole (Davison and Hinkley 1997, section 3.8), from those of all runs. An image
     has the same weight in every run that was tested on it, so runs with one test set are paired, runs with disjoint
-    test sets are independent, and runs with overlapping ones (as seeds of the paper's split) are what they are.
+    test sets are independent, and runs with overlapping ones (seeds of the paper's split) correlate by the overlap.
 
     Args:
         labels: of each run, int in 0..classes-1, shape (n of the run,).
@@ -118,11 +118,12 @@ def paired_difference(differences: np.ndarray, resampled: np.ndarray) -> Estimat
 
     The variance of the mean of k pairs is S2/k + c (Obuchowski and Rockette 1995, for two methods). S2 is the sample
     variance of the k differences, c the mean covariance between the image resamples of two pairs, 0 if negative. S2/k
-    holds what training varies and what the images do to one pair alone, with k - 1 degrees of freedom; c what the
-    choice of test images does to all pairs alike, with as many as there are images. The critical value for such a sum
-    is that of Cochran and Cox (1957, "Experimental Designs"): (t S2/k + z c) / (S2/k + c), with Student's t for k - 1
-    degrees of freedom and the normal z. Estimated degrees of freedom (Hillis 2007) give shorter intervals, which miss
-    the truth in up to 8 % of cases with 3 pairs and 13 % with 2; these miss it in 3 to 7 % (tests/simulation.py).
+    is the part due to training and to the images' effect on single pairs, with k - 1 degrees of freedom; c is the part
+    due to the choice of test images, common to all pairs, with as many degrees of freedom as images. The critical value
+    for such a sum is that of Cochran and Cox (1957, "Experimental Designs"): (t S2/k + z c) / (S2/k + c), with
+    Student's t for k - 1 degrees of freedom and the normal z. Estimated degrees of freedom (Hillis 2007) give shorter
+    intervals, which miss the true value in up to 8 % of cases with 3 pairs and 13 % with 2; these miss it in 3 to 7 %
+    (tests/support/simulation.py).
 
     One pair has no variance over trainings: then the images' variance alone, and the normal distribution.
 
@@ -163,8 +164,8 @@ def paired_difference(differences: np.ndarray, resampled: np.ndarray) -> Estimat
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's (1979) adjusted p-values, which hold the family-wise error; NaN stays NaN and counts for nothing."""
-    # Not statsmodels' multipletests: it collects garbage at every call, which takes seconds beside torch.
+    """Holm's (1979) adjusted p-values, which control the family-wise error; NaN stays NaN and is not counted."""
+    # Not statsmodels' multipletests: it collects garbage at every call, which takes seconds once torch is loaded.
     p = np.asarray(p, dtype=np.float64)
     adjusted = np.full(p.shape, np.nan)
     order = np.argsort(p, axis=None)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
@@ -174,7 +175,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def majority_vote(predictions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The class that most models answer; among equals the one with the highest mean probability.
+    """The class that most models predict; of tied classes the one with the highest mean probability.
 
     Args:
         predictions: int, shape (models, n).

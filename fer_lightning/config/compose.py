@@ -101,7 +101,7 @@ def _check_overrides(overrides: Sequence[str], folder: Path | None) -> None:
 
 @contextmanager
 def _hydra_of_its_own() -> Iterator[None]:
-    """Initialise Hydra with the guarded loader, and afterwards give back what the process had of it before."""
+    """Initialise Hydra with the guarded loader; restore its earlier global state afterwards."""
     hydra, config = GlobalHydra.instance(), HydraConfig.instance()
     runtime, base = JobRuntime.instance(), VersionBase.instance()
     before = hydra.hydra, config.cfg, runtime.get("name"), base.version_base

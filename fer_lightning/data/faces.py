@@ -9,7 +9,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """The seven classes in FER-2013's label order (Goodfellow et al. 2013)."""
 
 USAGES = ("Training", "PublicTest", "PrivateTest", "Test")
-"""FER-2013's own names; ``Test`` is for copies that do not distinguish PublicTest from PrivateTest."""
+"""FER-2013's names of its parts; ``Test`` is used for copies that do not separate PublicTest from PrivateTest."""
 
 IMAGE_SIZE = 48
 """Height and width of a FER-2013 image in pixels."""

@@ -22,7 +22,7 @@ OFFICIAL_COUNTS = {
     "PrivateTest": (491, 55, 528, 879, 594, 416, 626),
     "Test": (958, 111, 1024, 1774, 1247, 831, 1233),
 }
-"""Images per emotion in the competition's data, in ``EMOTIONS`` order; ``Test`` is PublicTest plus PrivateTest."""
+"""Images of each emotion, in ``EMOTIONS`` order, in the competition's data; ``Test`` is PublicTest and PrivateTest."""
 
 KAGGLE_DATASET = "msambare/fer2013"
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")

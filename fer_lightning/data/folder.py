@@ -36,7 +36,7 @@ def load(path: str | None, classes: str | None = None) -> Faces:
         UserError: a file or folder is missing, damaged, not an image or of an unknown emotion; names it.
     """
     if path is None or not path.strip():
-        raise UserError(f"data=folder: which? give data.path=DIR, {ACCEPTED}")
+        raise UserError(f"data=folder: data.path is missing; give data.path=DIR, {ACCEPTED}")
     source, inside = _archive_and_folder(Path(path).expanduser())
     if not source.exists():
         raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")

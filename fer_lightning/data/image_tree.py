@@ -91,7 +91,11 @@ def _locate(container: Container) -> list[_Entry]:
 
 
 def _check_prefixes(entries: list[_Entry], container: Container) -> bool:
-    """Whether all test images have a usage prefix; raise ``UserError`` if only some do, or train/ or test/ is empty."""
+    """Whether all test images have a usage prefix.
+
+    Raises:
+        UserError: only some have one, or train/ or test/ is empty.
+    """
     test = [entry for entry in entries if entry.part == "test"]
     for part in PARTS:
         if all(entry.part != part for entry in entries):
@@ -104,7 +108,7 @@ def _check_prefixes(entries: list[_Entry], container: Container) -> bool:
         )
     elsewhere = sum(entry.prefix is not None and (entry.prefix == 0) != (entry.part == "train") for entry in entries)
     if elsewhere:
-        log.info("%d images lie in another folder than their file name says; the file name decides", elsewhere)
+        log.info("%d images are in another folder than their file-name prefix states; the prefix is used", elsewhere)
     return not without
 
 

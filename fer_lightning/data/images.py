@@ -38,7 +38,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     Raises:
         UserError: the data are empty, damaged, not an image, or too large.
     """
-    # OpenCV silently fills the rest of a truncated JPEG with gray; only the missing end marker shows it.
+    # OpenCV decodes a truncated JPEG without an error and fills the rest with gray; the end marker is missing then.
     truncated = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data
     pixels, mode = _header(data)
     if len(data) > archives.MAX_PIECE or pixels > MAX_PIXELS:

@@ -79,8 +79,8 @@ def _check_header(header: list[str], source: str) -> None:
     missing = [column for column in COLUMNS if column not in header]
     if missing == ["usage"]:
         raise UserError(
-            f"{source} has no Usage column (the competition's train.csv has none), so its test images cannot"
-            " be told apart: give fer2013.csv or icml_face_data.csv"
+            f"{source} has no Usage column (the competition's train.csv has none), so PublicTest and"
+            " PrivateTest cannot be separated: give fer2013.csv or icml_face_data.csv"
         )
     if missing:
         raise UserError(

@@ -14,7 +14,7 @@ CLASS_WEIGHTS = (4953, 547, 5121, 8989, 6077, 4002, 6198)
 
 TEST_SHARE = 0.1
 LEAST_PER_CLASS = 8
-"""Images of each emotion that every usage has at the least; a tenth alone would leave too little disgust."""
+"""Images of each emotion that every usage has at least; a tenth of all images has too few of disgust."""
 
 
 class Expression(NamedTuple):
@@ -45,7 +45,7 @@ EXPRESSIONS = {
 Neighbours as in FER-2013: disgust and angry, fear and surprise, sad and neutral.
 """
 
-# These three decide how far the emotions overlap at difficulty 1.
+# These three determine how far the emotions overlap at difficulty 1.
 INTENSITY = (0.35, 1.0)
 """Least and greatest share of the full expression that a face shows; at the lower end all look neutral."""
 SPREAD = 0.22
@@ -66,7 +66,7 @@ def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_c
         images: how many; each test usage has a tenth of them, but at least ``least_per_class`` of each emotion.
         seed: the same seed draws the same images, on every machine that rounds alike.
         difficulty: from 0 (full expressions without noise) to 1 (expressions overlap much as in FER-2013).
-        least_per_class: images of each emotion that every usage has at the least.
+        least_per_class: minimum images of each emotion in every usage.
 
     Returns:
         Faces of distinct images, with ``synthetic`` set.

@@ -1,4 +1,4 @@
-"""Random changes of whole batches, where the images live: ``augment.backend=batched``.
+"""Random changes of whole batches, on the device that computes: ``augment.backend=batched``.
 
 The same operations and strengths as ``augment_images.Augmentation``, sampled for each image on its own. The change of
 an image is a function of its seed alone, so it depends neither on the batch nor on the device. The warp samples at the
@@ -19,7 +19,7 @@ _FLIP, _FACTOR, _SHIFT, _TOP, _BOTTOM, _LEFT, _RIGHT, _GRAY = range(6, 14)
 
 
 class BatchedAugmentation:
-    """Flip, move, relight and partly hide images; see ``Strengths``.
+    """Flip, warp, relight and erase parts of images; see ``Strengths``.
 
     Args:
         strengths: what is done, and how strongly.

@@ -3,7 +3,7 @@
 import os
 import random
 
-# Must be set before the import, which otherwise asks PyPI for a newer version.
+# Must be set before the import, which otherwise queries PyPI for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
@@ -12,12 +12,12 @@ import numpy as np
 
 from fer_lightning.config.augment import ERASE_ASPECT, Strengths
 
-# At 48x48 OpenCV's threads cost more than they bring, and they fight the loader's workers for the cores.
+# At 48x48 OpenCV's threads cost more time than they save, and they compete with the loader's workers for cores.
 cv2.setNumThreads(0)
 
 
 class Augmentation:
-    """Flip, move, relight and partly hide an image; see ``Strengths``.
+    """Flip, warp, relight and erase part of an image; see ``Strengths``.
 
     Rotation, translation and scaling are one bilinear warp with mirrored borders. With all strengths at 0 the image
     passes unchanged.

@@ -30,7 +30,7 @@ from fer_lightning.runtime.errors import UserError
 Item = tuple[torch.Tensor, int | torch.Tensor]
 
 GPU_EVAL_BATCH = 1024
-"""Images of a validation batch on a GPU at the least: nothing is kept for a backward pass, so more of them fit."""
+"""Minimum images of a validation batch on a GPU: without a backward pass, more of them fit into memory."""
 
 
 class TrainingFaces(Dataset[Item]):
@@ -117,7 +117,7 @@ class FERDataModule(L.LightningDataModule):
     """Training and validation loaders over one split.
 
     Batches, as the model gets them, are gray images (B, H, W), uint8 or float32 from 0 to 255, and int64 labels (B,);
-    training targets are float32 (B, 7) instead where images are mixed or the faces bring soft labels.
+    training targets are float32 (B, 7) instead where images are mixed or the faces have soft labels.
 
     Args:
         faces: the whole set.

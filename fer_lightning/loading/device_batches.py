@@ -1,4 +1,4 @@
-"""Training and validation batches made whole, on the device where the images are kept.
+"""Training and validation batches, made in one piece on the device where the images are kept.
 
 The loader yields ranges of an epoch's entries instead of images (``Batch``). Which images they are and how they are
 changed is decided for the whole epoch at once; a step then only indexes and computes, without a copy from the host.

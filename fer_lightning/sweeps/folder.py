@@ -170,13 +170,13 @@ def job_states(folder: Path, live: bool) -> list[JobState]:
 
     Args:
         folder: the sweep's folder.
-        live: the sweep's own process is alive; if not, a running job whose folder is not locked was killed.
+        live: the sweep's own process is running; if not, a running job whose folder is not locked was killed.
     """
     return [_job_state(job, live) for job in read_jobs(folder)]
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a live process works in the folder."""
+    """Whether a running process uses the folder."""
     try:
         lock_folder(folder).release()
     except UserError:
@@ -189,8 +189,8 @@ def describe_changes(folder: Path, now: Mapping[str, Any], jobs: Mapping[Job, Di
 
     Args:
         folder: the sweep's folder, with the ``sweep.json`` of its start.
-        now: ``sweep_record`` of today.
-        jobs: the jobs as composed today.
+        now: ``sweep_record`` of this command line.
+        jobs: its jobs, as composed now.
     """
     then = read_json(folder / "sweep.json")
     if then.get("code") != now["code"]:

@@ -16,7 +16,7 @@ from fer_lightning.runtime import slurm_task
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
 
 PARENT = "FER_LIGHTNING_PARENT"
-"""Environment variable: id of the parent process; this process ends when the parent dies."""
+"""Environment variable: id of the parent process; this process stops when the parent has ended."""
 
 GRACE_SECONDS = 30.0
 """How long a job may take to save after it was asked to stop, in seconds."""
@@ -112,7 +112,7 @@ def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Seq
         line: its command line.
         env: its environment.
         log: the file of its output; the terminal when None.
-        keep_open: file descriptors that stay open while it lives.
+        keep_open: file descriptors that stay open until it ends.
     """
     if log is None:
         return subprocess.Popen(line, env=env, start_new_session=True, pass_fds=keep_open)
@@ -183,7 +183,7 @@ def forward_signals(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 def stop_with_parent() -> None:
-    """In a job: save and stop when the process that started it is gone, for whatever reason."""
+    """In a job: save and stop when the process that started it has ended, for whatever reason."""
     parent = os.environ.get(PARENT)
     if parent is None or os.getsid(0) != os.getpid():  # not a job of a sweep, or one of a job's further processes
         return

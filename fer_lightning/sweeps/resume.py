@@ -21,7 +21,7 @@ def resume(folder: Path, anyway: bool) -> None:
         anyway: also when the code or the configuration changed.
 
     Raises:
-        UserError: the folder is not a sweep's, its working directory is gone, or its command line is unsafe.
+        UserError: the folder is not a sweep's, its working directory does not exist, or its command line is unsafe.
     """
     folder = Path(os.path.abspath(folder))
     check_is_sweep(folder)

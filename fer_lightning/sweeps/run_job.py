@@ -106,7 +106,7 @@ def _must_stop(sweep: Path) -> bool:
 
 
 def _deadline(sweep: Path) -> float | None:
-    """When the job must have ended; a worker whose sweep is gone exits at once, and its job notices and saves."""
+    """When the job must have ended. A worker exits if its sweep's process has ended; its job then saves and stops."""
     if os.environ.get(job.PARENT) not in (str(os.getpid()), str(os.getppid())) and not slurm_task.inside():
         os._exit(1)
     return stop_deadline(sweep)

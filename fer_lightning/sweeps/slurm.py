@@ -26,7 +26,7 @@ GRACE_SECONDS = 15.0
 """How long the first process may take to record why a run failed before the job is ended, in seconds."""
 
 POLL_SECONDS = 10.0
-"""Seconds between two looks of the submitting process for a result, and for the job in the queue."""
+"""Interval at which the submitting process checks for a job's result and for the job in the queue, in seconds."""
 
 
 def settle(folder: Path, code: int, signals: Sequence[int]) -> None:

@@ -183,7 +183,7 @@ def test_file_name_decides_when_the_folder_disagrees(tmp_path: Path, caplog: pyt
     files[moved.replace("test/", "train/")] = files.pop(moved)
     faces = fer2013.read(write_zip(files, tmp_path / "a.zip"))
     assert fer2013.usage_counts(faces) == fer2013.usage_counts(FACES)
-    assert "1 images lie in another folder" in messages(caplog)
+    assert "1 images are in another folder" in messages(caplog)
 
 
 def changed_csv(change: Callable[[list[list[str]]], object]) -> Callable[[Path], Path]:

@@ -195,7 +195,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["data=folder"], "data=folder: which? give data.path=DIR"),
+            (["data=folder"], "data=folder: data.path is missing; give data.path=DIR"),
             (["data=folder", "data.path=gone"], "data.path=gone does not exist"),
             (["data=folders"], "data=folders: no such choice; data is one of: fer2013, folder, synthetic"),
             (["data=folder", "data.source._target_=os.mkdir"], "data.source._target_=os.mkdir: is not code of"),
