@@ -3,7 +3,8 @@
 import logging
 import subprocess
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ from fer_lightning.training.resume import ResumePoint, find_resume_point
 
 log = logging.getLogger(__name__)
 
+QUIET = (
+    ".*does not have many workers.*",
+    ".*number of training batches.*",
+    ".*logger.*metrics.csv.*",
+    ".*exists and is not empty.*",
+    ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15
+    ".*your dataloader is not resumable.*",  # its sampler is
+    ".*srun. command is available.*",
+)
+"""Warnings of Lightning about choices that are made here on purpose."""
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -44,6 +56,26 @@ class TrainedRun:
     datamodule: FERDataModule
 
 
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide messages of Lightning, timm and the Hub about choices that are made here on purpose; restored on exit."""
+    # Without a network the Hub's client logs a line per retry; the error that follows is enough.
+    levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric", "timm"), logging.WARNING)
+    levels["huggingface_hub"] = logging.ERROR
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            for message in QUIET:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@quiet_libraries()
 def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
     """Train, test once, and fill ``folder``, which is locked until the run ends.
 
@@ -86,7 +118,6 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
 
 
 def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> TrainedRun | None:
-    _silence_libraries()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     faces = load_faces(cfg)
     split = split_faces(cfg, faces)
@@ -170,21 +201,3 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
     if not best.exists():
         raise UserError(f"{folder}: no checkpoint was written")
     return best
-
-
-def _silence_libraries() -> None:
-    """Hide warnings of Lightning, timm and the Hub about choices that are made here on purpose."""
-    for name in ("lightning.pytorch", "lightning.fabric", "timm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Without a network it logs a line per retry; the error that follows is enough.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*number of training batches.*",
-        ".*logger.*metrics.csv.*",
-        ".*exists and is not empty.*",
-        ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15
-        ".*your dataloader is not resumable.*",  # its sampler is
-        ".*srun. command is available.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -1,6 +1,9 @@
 """Whole runs through the entry: the run folder, its numbers, resume, several processes."""
 
 import json
+import logging
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,24 @@ from command_line import TINY, only_run
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.training.run import quiet_libraries
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_libraries_are_quiet_during_a_run_only(error) -> None:
+    names = ("lightning.pytorch", "lightning.fabric", "timm", "huggingface_hub")
+    levels, filters = [logging.getLogger(name).level for name in names], list(warnings.filters)
+    with pytest.raises(error) if error else nullcontext(), quiet_libraries():
+        assert all(logging.getLogger(name).level >= logging.WARNING for name in names)
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.warn("The 'train_dataloader' does not have many workers", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+        assert [str(each.message) for each in shown] == ["something else"]
+        if error:
+            raise error
+    assert [logging.getLogger(name).level for name in names] == levels
+    assert list(warnings.filters) == filters
+
 
 DRAWN = "say nothing about FER-2013"
 
