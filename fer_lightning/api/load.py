@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from fer_lightning.api.images import Images, read_images
 from fer_lightning.api.run import Run
@@ -62,7 +63,7 @@ class Classifier:
     """
 
     def __init__(self, checkpoint: Path, device: str) -> None:
-        self.device = _pick_device(device)
+        self.device: torch.device = _pick_device(device)
         self.checkpoint = checkpoint
         self.model = EmotionClassifier.load(checkpoint)
         self.classes: tuple[str, ...] = EMOTIONS
@@ -147,7 +148,7 @@ def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:
     return Classifier(Run(path).checkpoint if path.is_dir() else path, device)
 
 
-def _pick_device(name: str) -> Any:
+def _pick_device(name: str) -> torch.device:
     try:
         return pick_device(name)
     except UserError:
