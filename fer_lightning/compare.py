@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fer_lightning.comparison.rows import BASELINE
 from fer_lightning.config.command_line import Parser, run_tool
-from fer_lightning.report.write import compare
+from fer_lightning.report.write import compare_and_report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = Path(options.out or Path(options.folders[0]) / "report")
-    compare(
+    compare_and_report(
         options.folders,
         out,
         baseline=options.baseline,

@@ -14,7 +14,7 @@ from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
 
 
-def compare(
+def compare_and_report(
     run_dirs: Sequence[str | Path],
     out: str | Path,
     console: Console | None = None,
@@ -76,7 +76,7 @@ def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
         The report folder; None, and a line with the reason, when the runs cannot be compared.
     """
     try:
-        comparison = compare(folders, out)
+        comparison = compare_and_report(folders, out)
     except UserError as error:
         print(f"[sweep] no comparison: {error}", flush=True)
         return None
