@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from fer_lightning.comparison.paper import ACCURACY as PAPER
 from fer_lightning.comparison.runs import find_runs
+from fer_lightning.metrics.names import HEADLINES, SCORES
 from fer_lightning.report import sentences
-from fer_lightning.report.write import compare
+from fer_lightning.report.write import compare_and_report
 
 HEAD = """\
 # Results on FER-2013
@@ -82,7 +83,7 @@ class Packed:
     def report(self) -> pd.DataFrame:
         """Write the comparison to ``out``; returns its ``summary.csv``."""
         made = Path("docs", "results", self.folder.name)
-        c = compare(find_runs([self.folder]), made, votes=self.votes)
+        c = compare_and_report(find_runs([self.folder]), made, votes=self.votes)
         groups = (sentences.on_differences, sentences.compare_with_paper, sentences.on_seeds, sentences.on_emotions)
         lines = [sentences.answer(c), *(line for group in groups for line in group(c))]
         self.words = "".join(f"- {line}\n" for line in lines)
@@ -195,12 +196,7 @@ def sweep_seconds(part: Packed) -> str:
     return _bar("20 runs in less than 1,200 s", len(part.metrics) == 20 and seconds < 1200, f"{seconds:,} s")
 
 
-SHOWN = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_macro": "macro F1",
-    "worst_recall": "worst recall",
-}
+SHOWN = {key: SCORES[key].heading for key in HEADLINES}
 SECTIONS: dict[str, Callable[[Packed], str]] = {
     "paper_tune": trials,
     "paper": paper,

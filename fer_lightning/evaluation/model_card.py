@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml  # type: ignore[import-untyped]
 
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics import names
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError, first_line
 from fer_lightning.runtime.files import read_json, replace_file
@@ -24,10 +25,7 @@ MARKER = f"{WRITTEN_BY}, which overwrites this file. Delete this line to keep yo
 PICTURE = "confusion_matrix.png"
 SETS = ("test", "test_dedup")
 SCORES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_macro": "macro F1",
-    "worst_recall": "worst recall",
+    **{key: names.SCORES[key].heading for key in names.HEADLINES},
     "ece": "calibration error (15 bins)",
     "ece_calibrated": "calibration error, calibrated",
 }
@@ -200,17 +198,13 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else percent(value)
-
-
 def _results(metrics: Mapping[str, Any]) -> str:
     sets = [name for name in SETS if metrics.get(f"{name}/n")]
     rows = [["", *(f"`{name}`" for name in sets)], ["images", *(f"{metrics[f'{name}/n']:,}" for name in sets)]]
     for key, title in SCORES.items():
         values = [metrics.get(f"{name}/{key}") for name in sets]
         if any(value is not None for value in values):
-            rows.append([title, *map(_percent, values)])
+            rows.append([title, *map(percent, values)])
     return _table(rows)
 
 
@@ -225,7 +219,7 @@ def _per_class(metrics: Mapping[str, Any]) -> str:
     counts = metrics["train/class_counts"]
     rows = [["emotion", "training images", *columns]]
     for emotion in EMOTIONS:
-        scores = (_percent(metrics.get(f"{key}/{emotion}")) for key in columns.values())
+        scores = (percent(metrics.get(f"{key}/{emotion}")) for key in columns.values())
         rows.append([emotion, f"{counts[emotion]:,}", *scores])
     return _table(rows)
 
@@ -239,7 +233,7 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
     before, after = metrics.get("test/ece"), metrics.get("test/ece_calibrated")
     if before is None or after is None:
         return ""
-    return f"it changes the expected calibration error from {_percent(before)} to {_percent(after)}"
+    return f"it changes the expected calibration error from {percent(before)} to {percent(after)}"
 
 
 def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:

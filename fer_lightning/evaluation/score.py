@@ -20,7 +20,9 @@ from fer_lightning.evaluation import tta
 from fer_lightning.evaluation.probabilities import predict
 from fer_lightning.metrics.calibration import apply_temperature, calibration_error, fit_temperature, nll
 from fer_lightning.metrics.classification import classification_metrics
+from fer_lightning.metrics.names import HEADLINES, SCORES
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.words import percent
 
 
 @dataclass(frozen=True)
@@ -105,36 +107,30 @@ def _table(faces: Faces, split: Split, test: np.ndarray, probabilities: np.ndarr
 
 def headline(metrics: Mapping[str, Any], name: str = "test") -> dict[str, Any]:
     """Size and main scores of one set."""
-    wanted = ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
-    return {f"{name}/{key}": metrics[f"{name}/{key}"] for key in wanted}
+    return {f"{name}/{key}": metrics[f"{name}/{key}"] for key in ("n", *HEADLINES)}
 
 
 def print_table(metrics: Mapping[str, Any], name: str = "test") -> None:
     """Print scores by set, then recall, precision and F1 by emotion in the set ``name``."""
     title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
     sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
-    table = Table(
-        Column("set", no_wrap=True), "n", "accuracy", "balanced accuracy", "macro F1", "worst recall", title=title
-    )
+    headings = (SCORES[key].heading for key in HEADLINES)
+    table = Table(Column("set", no_wrap=True), "n", *headings, title=title)
     for row in sets:
-        values = (metrics[f"{row}/{key}"] for key in ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall"))
-        table.add_row(row, str(metrics[f"{row}/n"]), *(_percent(value) for value in values))
+        values = (metrics[f"{row}/{key}"] for key in HEADLINES)
+        table.add_row(row, str(metrics[f"{row}/n"]), *(percent(value, digits=2) for value in values))
     classes = Table("emotion", "recall", "precision", "F1")
     for emotion in EMOTIONS:
         classes.add_row(
-            emotion, *(_percent(metrics[f"{name}/{key}/{emotion}"]) for key in ("recall", "precision", "f1"))
+            emotion, *(percent(metrics[f"{name}/{key}/{emotion}"], digits=2) for key in ("recall", "precision", "f1"))
         )
     console = Console()
     console.print(table)
     console.print(classes)
     if metrics.get(f"{name}/nll_calibrated") is not None:
+        before, after = (percent(metrics[f"{name}/{key}"], digits=2) for key in ("ece", "ece_calibrated"))
         console.print(
             f"temperature {metrics['temperature']:.2f}: NLL {metrics[f'{name}/nll']:.3f} -> "
-            f"{metrics[f'{name}/nll_calibrated']:.3f}, calibration error {_percent(metrics[f'{name}/ece'])} -> "
-            f"{_percent(metrics[f'{name}/ece_calibrated'])}",
+            f"{metrics[f'{name}/nll_calibrated']:.3f}, calibration error {before} -> {after}",
             highlight=False,
         )
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"

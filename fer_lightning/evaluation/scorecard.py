@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics import names
 from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
 
-SCORES = (
-    *("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall"),
-    *("nll", "ece", "nll_calibrated", "ece_calibrated"),
-)
+SCORES = ("n", *names.SCORES, "nll_calibrated", "ece_calibrated")
 PER_CLASS = tuple(f"{score}/{emotion}" for score in ("recall", "precision", "f1") for emotion in EMOTIONS)
 FACTS = ("temperature", "data", "split", "labels", "synthetic", "imbalance", "model", "seed", "data_hash", "git_commit")
 

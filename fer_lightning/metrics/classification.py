@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.calibration import calibration_error
+from fer_lightning.metrics.names import SCORES
 
 
 def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> np.ndarray:
@@ -80,9 +81,7 @@ def classification_metrics(
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1))
     precision, recall, f1 = precision_recall_f1(matrix)
     n = len(labels)
-    scores: dict[str, float | None] = dict.fromkeys(
-        ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "nll", "ece")
-    )
+    scores: dict[str, float | None] = dict.fromkeys(SCORES)
     if n:
         # A float32 softmax can round a probability to 0; the smallest float32 keeps the log finite.
         likelihood = np.maximum(probabilities[np.arange(n), labels], np.finfo(np.float32).tiny)

@@ -35,5 +35,8 @@ SCORES = {
 }
 """Key -> format; shares in percent, NLL in nats."""
 
+HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
+"""The scores that are shown first."""
+
 SHARE = MetricFormat("")
 """A share in percent that has no heading of its own."""

@@ -27,9 +27,9 @@ def caption(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def percent(value: float) -> str:
-    """``0.123`` -> ``12.3 %``."""
-    return f"{100 * value:.1f} %"
+def percent(value: float | None, digits: int = 1) -> str:
+    """``0.123`` -> ``12.3 %``, None -> ``-``."""
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def points(value: float) -> str:

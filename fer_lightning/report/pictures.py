@@ -9,14 +9,11 @@ from matplotlib.figure import Figure
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation import figures as run_figures
-from fer_lightning.metrics.names import SCORES
+from fer_lightning.metrics.names import HEADLINES, SCORES
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import figures, tables
 from fer_lightning.report.protocol import key
 from fer_lightning.report.rank_figure import critical_difference
-
-HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
-"""The scores that are drawn as bars."""
 
 
 def draw(c: Comparison, folder: Path) -> list[str]:
