@@ -23,8 +23,11 @@ from typing import IO, Any, Protocol, TypeVar, cast
 
 from fer_lightning.runtime.errors import UserError, one_line
 
-MAX_DEPTH = 4
+MAX_DEPTH = 6
 """Depth to which folders are searched, so that a home folder given by mistake is not walked completely."""
+
+MAX_FOLDERS = 20_000
+"""Maximum number of folders below a folder; links may lead to the same ones again and again."""
 
 MAX_FILE = 2**30
 """Maximum bytes of one unpacked file; ``fer2013.csv`` has 3e8."""
@@ -32,8 +35,8 @@ MAX_FILE = 2**30
 MAX_ARCHIVE = 2**32
 """Maximum total bytes of an unpacked archive; the competition's largest has 8e8."""
 
-MAX_MEMBERS = 1_000_000
-"""Maximum number of members of an archive; Kaggle's has 35,887."""
+MAX_MEMBERS = 200_000
+"""Maximum number of members of an archive, or files of a folder; Kaggle's has 35,887."""
 
 MAX_PIECE = 2**25
 """Maximum bytes of a single read, and of an image file."""
@@ -66,20 +69,29 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._names = sorted(self._list())
 
-    def names(self) -> list[str]:
-        """Paths of the visible files, sorted."""
-        found = []
+    def _list(self) -> Iterator[str]:
+        folders_seen = files_seen = 0
         for folder, folders, files in os.walk(self.path, followlinks=True):
             below = Path(folder).relative_to(self.path)
             deep_enough = len(below.parts) + 1 >= MAX_DEPTH
             folders[:] = [] if deep_enough else [name for name in folders if not _is_litter(name)]
-            found += [(below / name).as_posix() for name in files if not _is_litter(name)]
-        return sorted(found)
+            folders_seen, files_seen = folders_seen + 1, files_seen + len(files)
+            if folders_seen > MAX_FOLDERS or files_seen > MAX_MEMBERS:
+                raise UserError(
+                    f"{self.path} has more than {MAX_FOLDERS:,} folders or {MAX_MEMBERS:,} files below it: "
+                    "give the folder that holds train/ and test/"
+                )
+            yield from ((below / name).as_posix() for name in files if not _is_litter(name))
 
-    def open(self, name: str) -> IO[bytes]:
+    def names(self) -> list[str]:
+        """Paths of the visible files, sorted."""
+        return self._names
+
+    def open(self, name: str) -> io.BufferedReader:
         """Open a file below the folder."""
-        return open(self.path / name, "rb")
+        return open_file(self.path / name)
 
 
 class Zip:
@@ -122,7 +134,8 @@ class Tar:
     def _list(self) -> Iterator[tuple[str, int, bool, tarfile.TarInfo]]:
         for member in self._tar:
             name = f"{member.name}/" if member.isdir() else member.name
-            yield name, member.size, member.isfile() or member.isdir(), member
+            plain = (member.isfile() and not member.issparse()) or member.isdir()
+            yield name, member.size, plain, member
 
     def names(self) -> list[str]:
         """Paths of the visible members, in the archive's order."""
@@ -133,9 +146,22 @@ class Tar:
         return cast(IO[bytes], self._tar.extractfile(self._members[name]))
 
 
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a regular file; a pipe or a device would block, or never end.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is no regular file: replace or remove it")
+    return open(descriptor, "rb")
+
+
 def unpacked(path: Path, limit: int) -> "Limited":
     """Open a file as a stream of at most ``limit`` bytes, decompressing gzip, bzip2 or xz."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         start = stream.read(6)
     opener = next((opener for magic, opener in _PACKERS.items() if start.startswith(magic)), open)
     return Limited(opener(path, "rb"), path, limit)
@@ -203,7 +229,7 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict
         if ".." in parts or name.startswith("/") or re.match("[A-Za-z]:", name):
             reason = "points out of the archive"
         elif not plain:
-            reason = "is a link or a device"
+            reason = "is a link, a device or a sparse file"
         elif not 0 <= size <= MAX_FILE:
             reason = f"claims {_bytes(size)} and no file of FER-2013 has more than {_bytes(MAX_FILE)}"
         elif total > MAX_ARCHIVE or number >= MAX_MEMBERS:
@@ -235,7 +261,7 @@ def readable_errors(path: Path) -> Iterator[None]:
         EOFError,
     ) as error:
         raise UserError(f"{path} is damaged or cut short ({one_line(error)}): download it again") from error
-    except (struct.error, NotImplementedError) as error:
+    except (struct.error, ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged or packed in an unknown way ({one_line(error)})") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error

@@ -6,19 +6,19 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import filelock
 import numpy as np
 import platformdirs
 
-from fer_lightning.data.archives import Folder
+from fer_lightning.data.archives import Folder, open_file
 from fer_lightning.data.faces import Faces
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Increment whenever parsing or the stored arrays change, so that older entries are rebuilt."""
 
 
@@ -27,15 +27,19 @@ def default_cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("fer_lightning"))
 
 
-def content_key(path: Path) -> str:
-    """Hex digest of a file's bytes, or of the paths, sizes and modification times of a folder's files."""
-    if path.is_file():
-        with path.open("rb") as stream:
+def content_key(container: Path | Folder, names: Sequence[str] = ()) -> str:
+    """Hex digest of a file's bytes, or of the paths in a folder and the bytes of the files ``names`` of it.
+
+    Names, sizes and times do not tell two folders apart: tar, rsync and cp keep times, and uncompressed images of one
+    size have one length.
+    """
+    if isinstance(container, Path):
+        with open_file(container) as stream:
             return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    digest = hashlib.blake2b(digest_size=16)
-    for name in Folder(path).names():
-        status = (path / name).stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    digest = hashlib.blake2b("\0".join(container.names()).encode(errors="surrogateescape"), digest_size=16)
+    for name in names:
+        with container.open(name) as stream:
+            digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
     return digest.hexdigest()
 
 

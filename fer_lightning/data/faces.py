@@ -1,12 +1,26 @@
 """The in-memory representation of a data set."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """The seven classes in FER-2013's label order (Goodfellow et al. 2013)."""
+
+SYNONYMS = {
+    "anger": "angry",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "afraid": "fear",
+    "happiness": "happy",
+    "joy": "happy",
+    "sadness": "sad",
+    "surprised": "surprise",
+    "neutrality": "neutral",
+}
+"""Other names of the emotions in copies of FER-2013."""
 
 USAGES = ("Training", "PublicTest", "PrivateTest", "Test")
 """FER-2013's names of its parts; ``Test`` is used for copies that do not separate PublicTest from PrivateTest."""
@@ -66,6 +80,22 @@ class Faces:
         for array in (images, labels, usage):
             digest.update(array.tobytes())
         return cls(images, labels, usage, np.asarray(ids), twins, kind, digest.hexdigest(), synthetic)
+
+
+def emotion_index(name: str, numbers: bool = True) -> int | None:
+    """The class that a label or a folder name stands for; None for any other text.
+
+    Args:
+        name: of an emotion or a synonym, in any case, with or without a number before it (``3_happy``); or the number
+            alone, also as ``3.0``.
+        numbers: whether a number alone is accepted: it has a meaning in copies of FER-2013 only.
+    """
+    word = name.strip().lower()
+    if numbers and re.fullmatch(r"0*[0-6](\.0*)?", word):
+        return int(float(word))
+    word = re.sub(r"^\d+[ _.-]+", "", word)
+    emotion = SYNONYMS.get(word, word)
+    return EMOTIONS.index(emotion) if emotion in EMOTIONS else None
 
 
 def count_classes(labels: np.ndarray) -> list[int]:

@@ -5,12 +5,22 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
-from fer_lightning.data.archives import MAX_FILE, Container, Folder, Limited, Tar, Zip, is_tar, readable_errors
+from fer_lightning.data.archives import (
+    MAX_FILE,
+    Container,
+    Folder,
+    Limited,
+    Tar,
+    Zip,
+    is_tar,
+    open_file,
+    readable_errors,
+)
 from fer_lightning.data.cache import cached, content_key, default_cache_dir
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
-from fer_lightning.data.image_tree import has_image_tree, read_image_tree
+from fer_lightning.data.image_tree import images_of_emotions, images_of_tree, read_image_tree
 from fer_lightning.data.pixel_csv import read_pixel_csv
 from fer_lightning.runtime.errors import UserError, one_line
 
@@ -25,7 +35,7 @@ OFFICIAL_COUNTS = {
 """Images of each emotion, in ``EMOTIONS`` order, in the competition's data; ``Test`` is PublicTest and PrivateTest."""
 
 KAGGLE_DATASET = "msambare/fer2013"
-CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv")
 ACCEPTED = (
     "the Kaggle archive (zip or folder), or fer2013.csv or icml_face_data.csv (plain, .gz, or in a .zip or .tar.gz)"
 )
@@ -35,8 +45,10 @@ def load(path: str | None, cache_dir: str | None = None) -> Faces:
     """Read FER-2013 in any of its formats, through a cache of parsed arrays.
 
     Accepted are the Kaggle archive ``msambare/fer2013`` as zip or folder, the competition's ``fer2013.csv`` and
-    ``icml_face_data.csv`` (plain, gzip, or inside a zip or tar), and copies of the folders whose file names do not
-    contain the usage. The detected format, and whether the class counts equal the official table, are logged.
+    ``icml_face_data.csv`` (plain, gzip, or inside a zip or tar), its ``train.csv`` without Usage, and copies of the
+    folders whose file names do not contain the usage, also with ``val/`` or without ``test/``, or whose emotions have
+    other names (``anger``) or FER-2013's numbers. What is missing is cut from Training by the split. The
+    detected format, and whether the class counts equal the official table, are logged.
 
     Args:
         path: the file or folder; None downloads the Kaggle archive through kagglehub.
@@ -49,9 +61,15 @@ def load(path: str | None, cache_dir: str | None = None) -> Faces:
     if path is not None and (not path.strip() or not source.exists()):
         raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
     directory = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    with readable_errors(source):
-        key = content_key(source)
-    faces = cached(key, lambda: read(source), directory)
+    key = _key(source)
+
+    def build() -> Faces:
+        faces = read(source)
+        if _key(source) != key:
+            raise UserError(f"{source} was changed while it was read: start again when it is complete")
+        return faces
+
+    faces = cached(key, build, directory)
     counts = usage_counts(faces)
     log.info("Found %s: %s", faces.kind, ", ".join(f"{sum(n):,} {usage}" for usage, n in counts.items()))
     log.info("%s", compare_with_official(counts))
@@ -66,6 +84,14 @@ def read(source: Path) -> Faces:
     return faces
 
 
+def _key(source: Path) -> str:
+    with readable_errors(source):
+        if not source.is_dir():
+            return content_key(source)
+        folder = Folder(source)
+        return content_key(folder, _find(folder).names)
+
+
 def usage_counts(faces: Faces) -> dict[str, list[int]]:
     """Images per emotion for each usage that occurs, in the order of ``USAGES``."""
     counts = {name: count_classes(faces.labels[faces.usage == number]) for number, name in enumerate(USAGES)}
@@ -77,7 +103,10 @@ def compare_with_official(counts: Mapping[str, Sequence[int]]) -> str:
     expected = ("Training", "Test") if "Test" in counts else USAGES[:3]
     differences = []
     for usage in expected:
-        found = counts.get(usage, (0,) * len(EMOTIONS))
+        found = counts.get(usage)
+        if found is None:
+            differences.append(f"{usage}: no images")
+            continue
         wrong = [
             f"{emotion} {n} instead of {official}"
             for emotion, n, official in zip(EMOTIONS, found, OFFICIAL_COUNTS[usage], strict=True)
@@ -93,7 +122,7 @@ def compare_with_official(counts: Mapping[str, Sequence[int]]) -> str:
 def _read_any(source: Path) -> Faces:
     if source.is_dir():
         return _read_container(Folder(source))
-    with source.open("rb") as stream:
+    with open_file(source) as stream:
         start = stream.read(4)
     if not start:
         raise UserError(f"{source} is empty: give {ACCEPTED}")
@@ -104,26 +133,41 @@ def _read_any(source: Path) -> Faces:
     if start[:2] == b"\x1f\x8b" or source.suffix.lower() == ".gz":
         with io.BufferedReader(Limited(cast(IO[bytes], gzip.open(source)), source, MAX_FILE)) as unpacked:
             return read_pixel_csv(unpacked, str(source), packing="gzip")
-    with source.open("rb") as stream:
+    with open_file(source) as stream:
         return read_pixel_csv(stream, str(source))
 
 
-def _read_container(container: Container) -> Faces:
+class _Content(NamedTuple):
+    """What a container's images are read from: image files, or one csv."""
+
+    names: list[str]
+    is_csv: bool
+
+
+def _find(container: Container) -> _Content:
     names = container.names()
-    if has_image_tree(names):
-        return read_image_tree(container)
+    if images := images_of_tree(names):
+        return _Content(images, False)
     tables = [name for name in names if name.lower().endswith(".csv")]
     known = [name for wanted in CSV_NAMES for name in tables if name.lower().split("/")[-1] == wanted]
     if known or len(tables) == 1:
-        name = (known or tables)[0]
-        with container.open(name) as stream:
-            return read_pixel_csv(stream, f"{container.path}: {name}", packing=container.form)
+        return _Content((known or tables)[:1], True)
+    if images := images_of_emotions(names):
+        return _Content(images, False)
     packed = [name for name in names if name.lower().endswith((".zip", ".tar.gz", ".tgz", ".csv.gz"))]
     if packed:
         hint = f"it holds {packed[0]}; give that file"
     else:
         hint = f"expected train/<emotion>/ and test/<emotion>/, or one of {', '.join(CSV_NAMES)}"
     raise UserError(f"{container.path}: no images found: {hint}")
+
+
+def _read_container(container: Container) -> Faces:
+    names, is_csv = _find(container)
+    if not is_csv:
+        return read_image_tree(container, names)
+    with container.open(names[0]) as stream:
+        return read_pixel_csv(stream, f"{container.path}: {names[0]}", packing=container.form)
 
 
 def _check_classes(faces: Faces, source: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from fer_lightning.data.archives import Container, Folder, Tar, Zip, is_tar, readable_errors
-from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
-from fer_lightning.data.images import IMAGE_SUFFIXES, read_faces
+from fer_lightning.data.archives import Container, Folder, Tar, Zip, is_tar, open_file, readable_errors
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes, emotion_index
+from fer_lightning.data.images import IMAGE_SUFFIXES, image_ids, read_faces
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ NOTHING = ("", "null", "~")
 def load(path: str | None, classes: str | None = None) -> Faces:
     """Read every image of a tree ``<emotion>/<image>``, of any size and colour; all have the usage ``Test``.
 
-    The emotion of an image is the name of the folder that contains it, in any case, either directly or through a
-    mapping file. All emotion folders must have the same parent. Emotions without images are logged.
+    The emotion of an image is the name of the folder that contains it, or a synonym, in any case, either directly or
+    through a mapping file. All emotion folders must have the same parent. Emotions without images are logged.
 
     Args:
         path: the folder, zip or tar; or a folder inside one, such as ``images.zip/test``.
@@ -96,7 +96,7 @@ def _archive_and_folder(path: Path) -> tuple[Path, str]:
 def _container(source: Path) -> Container:
     if source.is_dir():
         return Folder(source)
-    with source.open("rb") as stream:
+    with open_file(source) as stream:
         start = stream.read(4)
     if start == b"PK\x03\x04":
         return Zip(source)
@@ -108,7 +108,7 @@ def _container(source: Path) -> Container:
 def _read(container: Container, mapping: Mapping[str, str | None], inside: str) -> Faces:
     places = _locate(container, mapping, inside)
     images = read_faces(container, list(places))
-    ids, labels = np.array(list(places)), np.array(list(places.values()))
+    ids, labels = image_ids(container, list(places)), np.array(list(places.values()))
     order = np.argsort(ids, kind="stable")
     usage = np.full(len(ids), USAGES.index("Test"))
     return Faces.from_arrays(images[order], labels[order], usage, ids[order], kind=f"labelled {container.form}")
@@ -116,7 +116,6 @@ def _read(container: Container, mapping: Mapping[str, str | None], inside: str) 
 
 def _locate(container: Container, mapping: Mapping[str, str | None], inside: str) -> dict[str, int]:
     """Map the path of every usable image below the folder ``inside`` to its label, in the container's order."""
-    labels = {emotion: label for label, emotion in enumerate(EMOTIONS)}
     places: dict[str, int] = {}
     tops: dict[str, str] = {}
     loose, left_out = 0, 0
@@ -127,16 +126,17 @@ def _locate(container: Container, mapping: Mapping[str, str | None], inside: str
         if not folder:
             loose += 1
             continue
-        emotion = mapping.get(folder.lower(), folder.lower())
+        emotion = mapping.get(folder.lower(), folder)
         if emotion is None:
             left_out += 1
             continue
-        if emotion not in labels:
+        label = emotion_index(emotion, numbers=False)  # of whatever data set: 0 may be another emotion there
+        if label is None:
             raise UserError(
                 f"{container.path}: unknown emotion folder {folder!r} (of {name}); accepted are {', '.join(EMOTIONS)}, "
                 f'or give data.classes=FILE with a line such as "{folder}: happy" ("{folder}: null" leaves it out)'
             )
-        places[name] = labels[emotion]
+        places[name] = label
         tops.setdefault("/".join(above[1:]) or ".", name)
     if len(tops) > 1:
         found = sorted(tops)

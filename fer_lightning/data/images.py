@@ -3,6 +3,7 @@
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image
 
 from fer_lightning.data import archives
 from fer_lightning.data.faces import IMAGE_SIZE
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,19 @@ def read_faces(container: archives.Container, names: Sequence[str]) -> np.ndarra
     if converted:
         log.info("Converted %d images of another size or colour to 48x48 gray", converted)
     return faces
+
+
+def image_ids(container: archives.Container, paths: Sequence[str]) -> np.ndarray:
+    """Ids of images: their paths, with escapes for control characters and for bytes that are not UTF-8.
+
+    Raises:
+        UserError: two images would have the same id; names it.
+    """
+    ids = [printable(path) for path in paths]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
+        raise UserError(f"{container.path}: two files are called {twice}: rename one of them")
+    return np.array(ids)
 
 
 def may_be_a_crop(image: np.ndarray) -> bool:

@@ -2,24 +2,40 @@
 
 import csv
 import io
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
 
-from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces
+from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, emotion_index
 from fer_lightning.runtime.errors import UserError
 
 PIXELS = IMAGE_SIZE * IMAGE_SIZE
-COLUMNS = ("emotion", "pixels", "usage")
-CSV_USAGES = USAGES[:3]
+COLUMNS = {"emotion": ("emotion", "label"), "pixels": ("pixels", "pixel"), "usage": ("usage", "split")}
+"""Columns, and the names that copies give them."""
+USAGE_NAMES = {
+    "training": 0,
+    "train": 0,
+    "publictest": 1,
+    "validation": 1,
+    "valid": 1,
+    "val": 1,
+    "privatetest": 2,
+    "test": 3,
+}
+"""Values of the column Usage and names of folders in lower case -> index into ``USAGES``."""
+DELIMITERS = ",;\t|"
 MAX_LINE = 2**17
 """Maximum characters per line; 2,304 pixel values need fewer than 10,000."""
 
 
 def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
     """Read ``fer2013.csv`` or ``icml_face_data.csv``: columns emotion, pixels, Usage in any order and case.
+
+    Labels may be numbers, also as ``3.0``, or names; fields may be separated by semicolons, tabs or bars. Without the
+    column Usage, as in the competition's ``train.csv``, all images are Training.
 
     Args:
         stream: the uncompressed bytes.
@@ -34,13 +50,14 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     # Limit the length of a line, to bound memory; a longer one fails the checks of its row.
-    rows = _rows(csv.reader(iter(lambda: text.readline(MAX_LINE), "")), source)
+    lines = iter(lambda: text.readline(MAX_LINE), "")
+    first = _first_line(lines, source)
+    delimiter = max(DELIMITERS, key=first.count)
+    rows = _rows(csv.reader(itertools.chain([first], lines), delimiter=delimiter), source)
     header = [name.strip().lower() for name in next(rows, [])]
     if not header:
         raise UserError(f"{source} is empty: give fer2013.csv or icml_face_data.csv")
-    _check_header(header, source)
-    emotion_at, pixels_at, usage_at = (header.index(column) for column in COLUMNS)
-    usages = {name.lower(): number for number, name in enumerate(CSV_USAGES)}
+    places = _find_columns(header, source)
 
     images, labels, usage = [], [], []
     for number, row in enumerate(rows, start=1):
@@ -49,15 +66,14 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
             raise UserError(
                 f"{where}: {len(row)} of {len(header)} columns; the file is cut short or damaged: download it again"
             )
-        images.append(_pixels(row[pixels_at], where))
-        labels.append(_label(row[emotion_at], where))
-        name = row[usage_at].strip()
-        if name.lower() not in usages:
-            raise UserError(f"{where}: unknown Usage {name[:40]!r}; accepted are {', '.join(CSV_USAGES)}")
-        usage.append(usages[name.lower()])
+        images.append(_pixels(row[places["pixels"]], where))
+        labels.append(_label(row[places["emotion"]], where))
+        usage.append(_usage(row[places["usage"]], where) if "usage" in places else 0)
     if not images:
         raise UserError(f"{source} has a header but no rows: download it again")
-    layout = "fer2013.csv" if header.index("pixels") < header.index("usage") else "icml_face_data.csv"
+    layout = "csv without Usage"
+    if "usage" in places:
+        layout = "fer2013.csv" if places["pixels"] < places["usage"] else "icml_face_data.csv"
     return Faces.from_arrays(
         np.stack(images),
         np.array(labels),
@@ -67,35 +83,53 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
     )
 
 
+def _first_line(lines: Iterator[str], source: str) -> str:
+    """The first line that is not blank; empty at the end of the file."""
+    try:
+        return next((line for line in lines if line.strip()), "")
+    except UnicodeDecodeError as error:
+        raise _unreadable(source, error) from error
+
+
 def _rows(reader: Iterator[list[str]], source: str) -> Iterator[list[str]]:
     """Yield the non-blank rows; raise ``UserError`` for binary content."""
     try:
         yield from (row for row in reader if row)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{source} is neither an archive nor a csv that can be read ({error})") from error
+        raise _unreadable(source, error) from error
 
 
-def _check_header(header: list[str], source: str) -> None:
-    missing = [column for column in COLUMNS if column not in header]
-    if missing == ["usage"]:
-        raise UserError(
-            f"{source} has no Usage column (the competition's train.csv has none), so PublicTest and"
-            " PrivateTest cannot be separated: give fer2013.csv or icml_face_data.csv"
-        )
+def _unreadable(source: str, error: Exception) -> UserError:
+    return UserError(f"{source} is neither an archive nor a csv that can be read ({error})")
+
+
+def _find_columns(header: list[str], source: str) -> dict[str, int]:
+    """Column -> its place in the header; without ``usage`` where there is none."""
+    places = {
+        column: header.index(name) for column, names in COLUMNS.items() for name in reversed(names) if name in header
+    }
+    missing = [column for column in ("emotion", "pixels") if column not in places]
     if missing:
         raise UserError(
             f"{source} has no column {' and no column '.join(missing)}: its first line must name"
             " emotion, pixels and Usage, as in fer2013.csv or icml_face_data.csv"
         )
+    return places
 
 
 def _pixels(text: str, where: str) -> np.ndarray:
+    text = text.strip().removeprefix("[").removesuffix("]").replace(",", " ")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)  # older numpy only warns on unparsable text
-            values = np.fromstring(text, dtype=np.int64, sep=" ")
+            if "." in text:
+                values = np.fromstring(text, dtype=np.float64, sep=" ")
+            else:
+                values = np.fromstring(text, dtype=np.int64, sep=" ")
     except (ValueError, DeprecationWarning):
-        raise UserError(f"{where}: the pixels hold something that is no whole number") from None
+        values = np.array([np.nan])
+    if not np.array_equal(values, np.floor(values)):
+        raise UserError(f"{where}: the pixels hold something that is no whole number")
     if len(values) != PIXELS:
         raise UserError(f"{where}: {len(values)} pixel values; {PIXELS} ({IMAGE_SIZE} x {IMAGE_SIZE}) are needed")
     if values.min() < 0 or values.max() > 255:
@@ -105,11 +139,15 @@ def _pixels(text: str, where: str) -> np.ndarray:
 
 
 def _label(text: str, where: str) -> int:
-    names = ", ".join(f"{number} {name}" for number, name in enumerate(EMOTIONS))
-    try:
-        label = int(text)
-    except ValueError:
-        label = -1
-    if not 0 <= label < len(EMOTIONS):
+    label = emotion_index(text)
+    if label is None:
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(EMOTIONS))
         raise UserError(f"{where}: emotion {text.strip()[:40]!r}; accepted are {names}")
     return label
+
+
+def _usage(text: str, where: str) -> int:
+    usage = USAGE_NAMES.get(text.strip().lower())
+    if usage is None:
+        raise UserError(f"{where}: unknown Usage {text.strip()[:40]!r}; accepted are {', '.join(USAGES)}")
+    return usage

@@ -20,6 +20,9 @@ PAPER_BALANCED_PER_CLASS = 500
 FALLBACK_VAL_FRACTION = 0.1
 """Share of the training images used for validation when the data have no PublicTest images."""
 
+FALLBACK_TEST_FRACTION = 0.1
+"""Share of the training images used for testing when the data have no other images to test on."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -53,7 +56,8 @@ def official(
     """The competition's split: train on Training, select on PublicTest, report PrivateTest.
 
     If the data do not distinguish PublicTest from PrivateTest, all of ``test/`` is the test set and the validation
-    set is cut from the training images.
+    set is cut from the training images. If they have no test images, the test set is cut from the training images too:
+    the same one for every seed, so that runs can be compared.
 
     Args:
         faces: the data.
@@ -64,14 +68,22 @@ def official(
         drop_duplicates: ``train`` removes training images that are pixel-identical to an image of a test set.
 
     Raises:
-        UserError: a usage or an emotion is missing, or an argument is out of range.
+        UserError: there are no training images, an emotion is missing, or an argument is out of range.
     """
     by_usage = {name: np.flatnonzero(faces.usage == number) for number, name in enumerate(USAGES)}
-    test = np.union1d(by_usage["PrivateTest"], by_usage["Test"])
-    for name, indices in (("Training", by_usage["Training"]), ("PrivateTest or test/", test)):
-        if len(indices) == 0:
-            raise UserError(f"split=official needs {name} images, and the data have none: use split=kfold")
     train, val = by_usage["Training"], by_usage["PublicTest"]
+    test = np.union1d(by_usage["PrivateTest"], by_usage["Test"])
+    if len(train) == 0:
+        raise UserError("split=official needs Training images, and the data have none: use split=kfold")
+    if len(test) == 0:
+        train, test = _cut(faces, train, FALLBACK_TEST_FRACTION, _stream(0, "test"))
+        if len(test) == 0:
+            raise UserError("split=official needs test images, or two images of an emotion to cut them from Training")
+        log.warning(
+            "The data name no test images: testing on %d images cut from Training; scores are not comparable with "
+            "published ones",
+            len(test),
+        )
     if val_fraction is None and len(val) == 0:
         val_fraction = FALLBACK_VAL_FRACTION
         log.info("The data name no PublicTest images: validating on %g of the training images", val_fraction)

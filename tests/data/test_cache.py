@@ -13,6 +13,7 @@ import pytest
 from archives import image_files, tiny_faces, write_folder, write_zip
 
 from fer_lightning.data import cache, fer2013
+from fer_lightning.data.archives import Folder
 from fer_lightning.data.cache import cached, content_key
 from fer_lightning.data.faces import Faces
 from fer_lightning.runtime.errors import UserError
@@ -158,20 +159,53 @@ def test_key_of_a_file_is_its_content(tmp_path: Path) -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_key_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
+def test_key_of_a_folder_is_the_content_of_what_is_read(tmp_path: Path) -> None:
     folder = write_folder(image_files(FACES), tmp_path / "images")
-    keys = [content_key(folder)]
-    assert content_key(folder) == keys[0]
+
+    def key() -> str:
+        return content_key(Folder(folder), list(FACES.ids))
+
+    keys = [key()]
     one = folder / str(FACES.ids[0])
     os.utime(one, ns=(0, 0))
-    keys.append(content_key(folder))
-    one.rename(one.with_name("PublicTest_9.jpg"))
-    keys.append(content_key(folder))
-    one.with_name("PublicTest_9.jpg").unlink()
-    keys.append(content_key(folder))
-    assert len(set(keys)) == 4
+    assert key() == keys[0]
+    data = one.read_bytes()
+    one.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(one, ns=(0, 0))
+    keys.append(key())
+    (folder / "notes.txt").write_bytes(b"x")
+    keys.append(key())
+    assert len(set(keys)) == 3
     (folder / ".DS_Store").write_bytes(b"x")
-    assert content_key(folder) == keys[-1]
+    assert key() == keys[-1]
+
+
+def test_equal_names_sizes_and_times_with_other_pixels_are_other_data(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder, pixels in zip(folders, (FACES.images, 255 - FACES.images), strict=True):
+        for name, image in zip(FACES.ids, pixels, strict=True):
+            path = folder / str(name).replace(".jpg", ".pgm")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"P5\n48 48\n255\n" + image.tobytes())
+            os.utime(path, (0, 0))
+    loaded = [fer2013.load(str(folder), str(tmp_path / "cache")) for folder in folders]
+    np.testing.assert_array_equal(loaded[1].images, 255 - loaded[0].images)
+    assert loaded[0].data_hash != loaded[1].data_hash
+
+
+def test_data_that_change_while_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(image_files(FACES), tmp_path / "images")
+    read = fer2013.read
+
+    def read_and_change(source: Path) -> Faces:
+        faces = read(source)
+        (folder / "train/angry/new.png").write_bytes(b"x")
+        return faces
+
+    monkeypatch.setattr(fer2013, "read", read_and_change)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        fer2013.load(str(folder), str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*/meta.json"))
 
 
 START = """

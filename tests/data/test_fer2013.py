@@ -33,6 +33,7 @@ from archives import (
 
 from fer_lightning.data import archives, fer2013
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.splits import official
 from fer_lightning.runtime.errors import UserError
 
 FACES = tiny_faces()
@@ -143,6 +144,104 @@ def test_csv_with_byte_order_mark_other_case_extra_column_and_blank_lines(tmp_pa
     path = tmp_path / "fer.csv"
     path.write_text("\ufeff" + "\n".join(lines), newline="")
     assert fer2013.read(path).data_hash == FACES.data_hash
+
+
+NAMES = ("anger", "Disgusted", "fearful", "happiness", "sadness", "surprised", "neutral")
+
+
+def csv_with(delimiter: str = ",", label: Callable[[int], str] = str, usages: str = "Training PublicTest Test") -> str:
+    """A csv of ``FACES`` in another dialect."""
+    names = usages.split() or [""]
+    header, *lines = csv_text(FACES).splitlines()
+    rows = [header.split(",")]
+    for line, usage in zip(lines, FACES.usage, strict=True):
+        number, pixels, _ = line.split(",")
+        rows.append([label(int(number)), pixels, names[min(usage, len(names) - 1)]])
+    return "\n".join(delimiter.join(row if usages else row[:2]) for row in rows)
+
+
+def tree_with(emotions: tuple[str, ...], parts: tuple[str, str, str], top: str = "") -> dict[str, bytes]:
+    """Image files of ``FACES`` without usage prefixes, the folders of usages and emotions renamed."""
+    return {
+        f"{top}{parts[usage]}{emotions[label]}/{number}.png": encode(image)
+        for number, (image, label, usage) in enumerate(zip(FACES.images, FACES.labels, FACES.usage, strict=True))
+    }
+
+
+NUMBERS = tuple("0123456")
+ALL, ONLY_TRAINING = {"Training": 28, "PublicTest": 14, "Test": 14}, {"Training": 56}
+ODD_FORMS: dict[str, tuple[str | dict[str, bytes], dict[str, int]]] = {
+    "labels as floats": (csv_with(label=lambda n: f"{n}.0"), ALL),
+    "labels as names": (csv_with(label=lambda n: EMOTIONS[n].title()), ALL),
+    "labels as synonyms": (csv_with(label=lambda n: NAMES[n]), ALL),
+    "no Usage": (csv_with(usages=""), ONLY_TRAINING),
+    "semicolons": (csv_with(";"), ALL),
+    "tabs": (csv_with("\t"), ALL),
+    "usages called train, val, test": (csv_with(usages="train val test"), ALL),
+    "other columns": (csv_with().replace("emotion,pixels,Usage", "label, Pixel, split"), ALL),
+    "folders as synonyms": (tree_with(NAMES, ("train/", "val/", "test/")), ALL),
+    "folders as numbers": (tree_with(NUMBERS, ("train/", "val/", "test/")), ALL),
+    "folders with numbers": (
+        tree_with(tuple(f"{n}_{name}" for n, name in enumerate(EMOTIONS)), ("train/", "valid/", "test/")),
+        ALL,
+    ),
+    "train and val only": (tree_with(EMOTIONS, ("train/", "val/", "val/")), {"Training": 28, "PublicTest": 28}),
+    "train only": (tree_with(EMOTIONS, ("train/", "train/", "train/")), ONLY_TRAINING),
+    "emotions only": (tree_with(EMOTIONS, ("", "", "")), ONLY_TRAINING),
+    "folders down": (tree_with(EMOTIONS, ("train/", "val/", "test/"), "a/archive/"), ALL),
+}
+
+
+@pytest.mark.parametrize("form", ODD_FORMS)
+def test_forms_that_are_passed_around(form: str, tmp_path: Path) -> None:
+    content, expected = ODD_FORMS[form]
+    if isinstance(content, str):
+        (tmp_path / "fer.csv").write_text(content)
+        sources = [tmp_path / "fer.csv"]
+    else:
+        litter = {f"__MACOSX/{name.rpartition('/')[0]}/._{name.rpartition('/')[2]}": b"junk" for name in content}
+        sources = [write_folder(content, tmp_path / "tree"), write_zip(content | litter, tmp_path / "mac.zip")]
+    for source in sources:
+        faces = fer2013.read(source)
+        assert {name: sum(counts) for name, counts in fer2013.usage_counts(faces).items()} == expected
+        assert sorted(zip(faces.labels, map(bytes, faces.images), strict=True)) == sorted(
+            zip(FACES.labels, map(bytes, FACES.images), strict=True)
+        )
+        made = official(faces, seed=1)
+        assert all(len(part) for part in (made.train, made.val, made.tests["test"]))
+        np.testing.assert_array_equal(made.tests["test"], official(faces, seed=2).tests["test"])
+
+
+def test_numbers_as_folders_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    fer2013.read(write_folder(tree_with(NUMBERS, ("train/", "val/", "test/")), tmp_path / "tree"))
+    assert "The emotion folders are numbers, read in FER-2013's order: 0 angry, 1 disgust" in messages(caplog)
+
+
+def test_names_that_are_not_utf8_or_control_a_terminal_are_escaped(tmp_path: Path) -> None:
+    folder = write_folder(image_files(FACES), tmp_path / "images")
+    for name in ("Training_\udce9.png", "Training_\x1b]0;title\x07\n.png"):
+        (folder / "train/happy" / name).write_bytes(encode(FACES.images[0] + 1))
+    ids = set(fer2013.load(str(folder), str(tmp_path / "cache")).ids) - set(FACES.ids)
+    assert ids == {r"train/happy/Training_\udce9.png", r"train/happy/Training_\x1b]0;title\x07\n.png"}
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    folder = write_folder(image_files(FACES), tmp_path / "images")
+    os.mkfifo(folder / "train/angry/pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is no regular file"):
+        fer2013.load(str(folder), str(tmp_path / "cache"))
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match=r"pipe\.csv is no regular file"):
+        fer2013.load(str(tmp_path / "pipe.csv"), str(tmp_path / "cache"))
+
+
+def test_links_that_multiply_are_not_followed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_FOLDERS", 100)
+    for number in range(20):
+        (tmp_path / f"link{number}").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="more than 100 folders"):
+        fer2013.load(str(tmp_path), str(tmp_path / "cache"))
 
 
 def test_a_zip_with_the_wrong_name_is_still_a_zip(forms: dict[str, Path], tmp_path: Path) -> None:
@@ -269,10 +368,16 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "header only": (text_file("emotion,pixels,Usage\n"), r"has a header but no rows"),
     "no pixels column": (text_file("path,emotion,Usage\na,0,Training\n"), r"has no column pixels"),
     "no column at all": (text_file("hello\nworld\n"), r"has no column emotion and no column pixels"),
-    "train.csv without Usage": (
+    "one emotion without Usage": (
         text_file(f"emotion,pixels\n0,{PIXELS}\n", "train.csv"),
-        r"has no Usage column",
+        r"train\.csv: no image of disgust, fear",
     ),
+    "half a pixel": (
+        changed_csv(lambda rows: rows[6].__setitem__(1, "0.5" + PIXELS[1:])),
+        r"row 7: the pixels hold something",
+    ),
+    "no number as a label": (changed_csv(lambda rows: rows[9].__setitem__(0, "nan")), r"row 10: emotion 'nan'"),
+    "half a label": (changed_csv(lambda rows: rows[9].__setitem__(0, "2.5")), r"row 10: emotion '2\.5'"),
     "not a text": (
         lambda folder: write_folder({"x.bin": b"\xff\xfe\x00\x80" * 99}, folder) / "x.bin",
         r"x\.bin is neither an archive nor a csv",
@@ -308,12 +413,12 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "negative label": (changed_csv(lambda rows: rows[9].__setitem__(0, "-1")), r"row 10: emotion '-1'"),
     "label that is no number": (
-        changed_csv(lambda rows: rows[9].__setitem__(0, "sad")),
-        r"row 10: emotion 'sad'",
+        changed_csv(lambda rows: rows[9].__setitem__(0, "contempt")),
+        r"row 10: emotion 'contempt'",
     ),
     "unknown usage": (
-        changed_csv(lambda rows: rows[1].__setitem__(2, "Validation")),
-        r"row 2: unknown Usage 'Validation'; accepted are Training, PublicTest, PrivateTest",
+        changed_csv(lambda rows: rows[1].__setitem__(2, "Holdout")),
+        r"row 2: unknown Usage 'Holdout'; accepted are Training, PublicTest, PrivateTest",
     ),
     "class missing in a csv": (
         changed_csv(
@@ -325,9 +430,9 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         changed_images(lambda files: drop(files, "train/fear/")),
         r"archive\.zip: no image of fear in Training",
     ),
-    "nothing under test": (
-        changed_images(lambda files: drop(files, "test/")),
-        r"no images under test/<emotion>/",
+    "nothing under train": (
+        changed_images(lambda files: drop(files, "train/")),
+        r"no images under train/<emotion>/",
     ),
     "unknown emotion folder": (
         changed_images(lambda files: files.update({"train/contempt/Training_1.jpg": files[ANGRY]})),
@@ -481,18 +586,22 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip, drive": (zip_with("C:\\outside.jpg"), r"points out of the archive"),
     "zip, litter elsewhere": (zip_with("../.outside"), r"points out of the archive"),
     "zip, symbolic link": (zip_with("train/angry/link.jpg", LINK), r"member 'train/angry/link\.jpg' is a link"),
-    "zip, device": (zip_with("train/angry/tty.jpg", DEVICE), r"is a link or a device"),
+    "zip, device": (zip_with("train/angry/tty.jpg", DEVICE), r"is a link, a device or a sparse file"),
     "zip, huge member": (zip_that_claims(2**32 - 2), r"claims 4\.0 GiB and no file of FER-2013 has more than 1\.0 GiB"),
     "zip, huge together": (zip_that_claims(2**30, 5), r"is one too many: 5 members so far claim 5\.0 GiB"),
     "tar, parent folder": (tar_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
     "tar, absolute": (tar_with("/tmp/outside.jpg"), r"points out of the archive"),
     "tar, folder elsewhere": (tar_with("../outside", tarfile.DIRTYPE), r"points out of the archive"),
     "tar, symbolic link": (tar_with("train/angry/a.jpg", tarfile.SYMTYPE), r"member 'train/angry/a\.jpg' is a link"),
-    "tar, hard link": (tar_with("train/angry/a.jpg", tarfile.LNKTYPE), r"is a link or a device"),
-    "tar, device": (tar_with("train/angry/a.jpg", tarfile.CHRTYPE), r"is a link or a device"),
-    "tar, pipe": (tar_with("train/angry/a.jpg", tarfile.FIFOTYPE), r"is a link or a device"),
+    "tar, hard link": (tar_with("train/angry/a.jpg", tarfile.LNKTYPE), r"is a link, a device or a sparse file"),
+    "tar, device": (tar_with("train/angry/a.jpg", tarfile.CHRTYPE), r"is a link, a device or a sparse file"),
+    "tar, pipe": (tar_with("train/angry/a.jpg", tarfile.FIFOTYPE), r"is a link, a device or a sparse file"),
     "tar, huge member": (tar_with("train/angry/a.jpg", size=2**33 - 1), r"claims 8\.0 GiB"),
-    "tar, sparse member": (tar_with("a.jpg", tarfile.GNUTYPE_SPARSE, size=2**33 - 1), r"claims 8\.0 GiB|damaged"),
+    "tar, sparse member": (
+        tar_with("a.jpg", tarfile.GNUTYPE_SPARSE, size=2**33 - 1),
+        r"claims 8\.0 GiB|damaged|sparse",
+    ),
+    "tar, sparse members": (tar_with("train/angry/a.jpg", tarfile.GNUTYPE_SPARSE, size=512), r"sparse file"),
     "tar, huge long name": (tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31), r"one part claims 2147483648 bytes"),
     "tar, huge pax header": (tar_with("a", tarfile.XHDTYPE, size=2**31), r"one part claims 2147483648 bytes"),
 }
@@ -620,7 +729,7 @@ def test_every_difference_from_the_official_counts_is_named() -> None:
     counts["Training"][EMOTIONS.index("disgust")] = 430
     del counts["PublicTest"]
     line = fer2013.compare_with_official(counts)
-    assert "(Training: disgust 430 instead of 436; PublicTest: angry 0 instead of 467, disgust 0" in line
+    assert "(Training: disgust 430 instead of 436; PublicTest: no images)" in line
     assert "PrivateTest" not in line
 
 

@@ -162,10 +162,19 @@ def test_official_without_public_test_cuts_validation_and_says_so(caplog: pytest
     assert "validating on 0.1 of the training images" in caplog.text
 
 
-@pytest.mark.parametrize(("usage", "missing"), [([PUBLIC, PRIVATE], "Training"), ([TRAINING, PUBLIC], "PrivateTest")])
-def test_official_needs_training_and_test_images(usage: list[int], missing: str) -> None:
-    with pytest.raises(UserError, match=f"needs {missing}.* use split=kfold"):
-        official(faces_of(COUNTS, usage=usage), 0)
+def test_official_needs_training_images() -> None:
+    with pytest.raises(UserError, match=r"needs Training.* use split=kfold"):
+        official(faces_of(COUNTS, usage=[PUBLIC, PRIVATE]), 0)
+
+
+def test_official_without_test_images_cuts_the_same_ones_for_every_seed(caplog: pytest.LogCaptureFixture) -> None:
+    faces = faces_of(COUNTS, usage=[TRAINING, PUBLIC])
+    made, other = official(faces, 0), official(faces, 1)
+    np.testing.assert_array_equal(made.tests["test"], other.tests["test"])
+    assert np.unique(faces.usage[made.tests["test"]]).tolist() == [TRAINING]
+    assert set(faces.labels[made.tests["test"]]) == set(range(7))
+    assert np.unique(faces.usage[made.val]).tolist() == [PUBLIC]
+    assert "testing on" in caplog.text
 
 
 def test_training_split_without_an_emotion_is_refused() -> None:
