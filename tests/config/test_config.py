@@ -171,12 +171,6 @@ def test_light_modules_import_nothing_heavy():
         }, path
 
 
-@pytest.mark.parametrize(("masked", "expected"), [("", 0), ("-1", 0)])
-def test_masked_gpus_are_not_counted(monkeypatch, masked, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", masked)
-    assert processes.visible_gpus() == expected
-
-
 @pytest.mark.parametrize(
     ("environment", "first"),
     [

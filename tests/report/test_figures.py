@@ -316,17 +316,6 @@ def test_colours_of_methods_differ_for_any_colour_vision(sight: str, colours: tu
     assert min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) > 0.12
 
 
-def test_colours_differ_in_lightness_for_any_colour_vision() -> None:
-    lightness = matplotlib.colormaps["Blues"](np.linspace(0, 1, 20))[:, :3] @ [0.2126, 0.7152, 0.0722]
-    assert (np.diff(lightness) < 0).all()
-    assert plotting.SCALE.name == "Blues"
-
-
-@pytest.mark.parametrize(("metrics", "expected"), [({}, "FER-2013"), ({"synthetic": True}, "SYNTHETIC")])
-def test_caption_names_the_data(metrics: dict[str, Any], expected: str) -> None:
-    assert words.caption({**RUN, **metrics}).startswith(expected)
-
-
 def test_drawing_leaves_the_users_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
     figures.confusion_matrix(matrix(), "T")
