@@ -98,8 +98,8 @@ def our_loader(faces: Any, rows: np.ndarray, size: int, backend: str) -> Iterabl
     split = Split(train=rows, val=nobody, tests={})
     datamodule = FERDataModule(faces, split, InstanceSampler, augmentation, Loading(BATCH, size=lambda epoch: size), 0)
     head = {"hidden": [], "activation": "ReLU", "batch_norm": False, "dropout": 0.0}
-    knobs = {"name": "test_efficientnet", "weights": "none", "in_channels": 1, "image_size": size, "stem_stride": 2}
-    model = EmotionClassifier({**knobs, "drop_path": 0.0, "head": head, "freeze_epochs": 0}, {}, [1] * 7, {}, {})
+    settings = {"name": "test_efficientnet", "weights": "none", "in_channels": 1, "image_size": size, "stem_stride": 2}
+    model = EmotionClassifier({**settings, "drop_path": 0.0, "head": head, "freeze_epochs": 0}, {}, [1] * 7, {}, {})
     loader = datamodule.train_dataloader()
     epoch = 0
 

@@ -24,8 +24,8 @@ torch.set_num_threads(1)
 import fer_lightning.training.run
 from fer_lightning.model.classifier import EmotionClassifier
 head = {"hidden": [512], "activation": "ReLU", "batch_norm": True, "dropout": 0.5}
-knobs = {"name": "test_efficientnet", "weights": "none", "in_channels": 1, "image_size": 48, "stem_stride": 2}
-model = EmotionClassifier({**knobs, "drop_path": 0.0, "head": head, "freeze_epochs": 0}, {}, [1] * 7, {}, {})
+settings = {"name": "test_efficientnet", "weights": "none", "in_channels": 1, "image_size": 48, "stem_stride": 2}
+model = EmotionClassifier({**settings, "drop_path": 0.0, "head": head, "freeze_epochs": 0}, {}, [1] * 7, {}, {})
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 for _ in range(3):
     model(torch.zeros(32, 48, 48, dtype=torch.uint8)).sum().backward()

@@ -8,6 +8,8 @@ The step of ``gpu.py`` with its input, on the GPU where there is one, else on th
 import argparse
 import logging
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from gpu import Step
@@ -37,47 +39,53 @@ def main() -> None:
     batches = step.batches()
     step(next(batches))
     metrics = training_metrics().to(device)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    model, optimizer = step.model, step.optimizer
-    with profile(activities=activities) as profiler:
-        for _ in range(arguments.steps):
-            with record_function("section: input (index, augment)"):
-                images, labels = next(batches)
-            with record_function("section: normalise"):
-                pixels = model.prepare(images, step.size)
-            optimizer.zero_grad()
-            with (
-                record_function("section: forward"),
-                torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
-            ):
-                logits = model.network(pixels)
-            with record_function("section: loss and metrics"):
-                loss = step.loss(logits, labels).mean()
-                metrics.update(logits.detach(), labels)
-            with record_function("section: backward"):
-                loss.backward()
-            with record_function("section: clip"):
-                torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
-            with record_function("section: optimizer"):
-                optimizer.step()
     on_gpu = device.type == "cuda"
-    events = profiler.key_averages()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
+        for _ in range(arguments.steps):
+            profiled_step(step, batches, metrics)
+    title = f"{arguments.model} at {arguments.size} px, batches of {arguments.batch}, {arguments.mode}"
+    show_tables(profiler.key_averages(), title, arguments.steps, on_gpu)
+
+
+def profiled_step(step: Step, batches: Iterator[Any], metrics: Any) -> None:
+    """One training step, its sections recorded under their names."""
+    model, optimizer = step.model, step.optimizer
+    device = step.device.type
+    with record_function("section: input (index, augment)"):
+        images, labels = next(batches)
+    with record_function("section: normalise"):
+        pixels = model.prepare(images, step.size)
+    optimizer.zero_grad()
+    with record_function("section: forward"), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        logits = model.network(pixels)
+    with record_function("section: loss and metrics"):
+        loss = step.loss(logits, labels).mean()
+        metrics.update(logits.detach(), labels)
+    with record_function("section: backward"):
+        loss.backward()
+    with record_function("section: clip"):
+        torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
+    with record_function("section: optimizer"):
+        optimizer.step()
+
+
+def show_tables(events: Any, title: str, steps: int, on_gpu: bool) -> None:
+    """Print the sections, and the 14 operations that take the most time."""
 
     def total(event: object) -> float:
-        return getattr(event, "device_time_total" if on_gpu else "cpu_time_total") / 1000 / arguments.steps
+        return getattr(event, "device_time_total" if on_gpu else "cpu_time_total") / 1000 / steps
 
     def own(event: object) -> float:
-        return getattr(event, "self_device_time_total" if on_gpu else "self_cpu_time_total") / 1000 / arguments.steps
+        return getattr(event, "self_device_time_total" if on_gpu else "self_cpu_time_total") / 1000 / steps
 
     sections = [event for event in events if event.key.startswith("section: ")]
     whole = sum(total(event) for event in sections)
     rows = [[event.key.removeprefix("section: "), total(event), 100 * total(event) / whole] for event in sections]
-    title = f"{arguments.model} at {arguments.size} px, batches of {arguments.batch}, {arguments.mode}"
     show(f"sections of a step, {title}", ["section", "ms", "%"], sorted(rows, key=lambda row: -float(row[1])))
     operations = sorted((event for event in events if not event.key.startswith("section: ")), key=own, reverse=True)[
         :14
     ]
-    rows = [[event.key, event.count // arguments.steps, own(event), 100 * own(event) / whole] for event in operations]
+    rows = [[event.key, event.count // steps, own(event), 100 * own(event) / whole] for event in operations]
     show(f"operations of a step, {title}", ["operation", "calls", "ms", "%"], rows)
 
 

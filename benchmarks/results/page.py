@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from run import PARTS, ROOT, knob
+from run import PARTS, ROOT, setting
 
 sys.path.insert(0, str(ROOT))
 
@@ -27,6 +27,7 @@ from fer_lightning.comparison.runs import find_runs
 from fer_lightning.metrics.names import HEADLINES, SCORES
 from fer_lightning.report import sentences
 from fer_lightning.report.write import compare_and_report
+from fer_lightning.runtime.provenance import git_commit
 
 HEAD = """\
 # Results on FER-2013
@@ -37,7 +38,8 @@ pixel-identical twin among the training images. A number ± another is the mean 
 percent; parentheses after it are the 95 % t interval of the mean. `tf_efficientnetv2_b0.safetensors` stands for
 ImageNet weights (those of Keras Applications by timm's names, float16, without classifier); without `model.weights`,
 timm's own are fetched from its hub. `benchmarks/results/run.py` has the parts and their sweeps; this page is written by
-`benchmarks/results/page.py` from what it packed.
+`benchmarks/results/page.py` from what it packed. The reports in `results/` have the layout of the commit that wrote
+them: {commit}.
 """
 
 TITLES = {
@@ -92,13 +94,15 @@ class Packed:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether no call went without one."""
+        """Whether every call had one."""
         return all(call["gpu"] for call in self.calls)
 
     def changes(self, name: str) -> list[str]:
         """The overrides of its calls that the part itself has not."""
         words = (word for call in self.calls for word in call["command"].split() if "=" in word)
-        return [word for word in dict.fromkeys(words) if knob(word) not in PLACES and word not in PARTS[name].overrides]
+        return [
+            word for word in dict.fromkeys(words) if setting(word) not in PLACES and word not in PARTS[name].overrides
+        ]
 
     def provenance(self) -> str:
         """Commands, commit, hardware, jobs and seconds, as markdown."""
@@ -124,8 +128,8 @@ def paper(part: Packed) -> str:
         found = accuracy.loc[(own, method), "mean"]
         if theirs is not None and found <= theirs:
             missed.append(method)
-        told = "-" if theirs is None else f"{100 * theirs:.2f} on {'1,050' if own == 'test_balanced' else '7,365'}"
-        rows.append([method, told, *cells])
+        result = "-" if theirs is None else f"{100 * theirs:.2f} on {'1,050' if own == 'test_balanced' else '7,365'}"
+        rows.append([method, result, *cells])
     best = accuracy.loc["test_large", "mean"].max()
     bar = 0.70 if part.folder.name == "paper_full" else 0.66
     table = _table(["arm", "the paper", "7,365 images", "without twins", "1,050 images", "without twins"], rows)
@@ -154,8 +158,8 @@ def methods(part: Packed) -> str:
     both = [
         method for method, found in clear.groupby("method")["metric"] if {"f1_macro", "balanced_accuracy"} <= set(found)
     ]
-    told = ", ".join(both) or "none does"
-    bar = _bar("a method beats `none` in macro F1 and in balanced accuracy, Holm p < .05", bool(both), told)
+    result = ", ".join(both) or "none does"
+    bar = _bar("a method beats `none` in macro F1 and in balanced accuracy, Holm p < .05", bool(both), result)
     return "\n".join([part.words, *blocks, bar])
 
 
@@ -217,8 +221,8 @@ def speed(lines: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in line["rows"]
         ]
-        told = f"{line['benchmark']}; commit `{line['commit']}`, {line['machine']}"
-        blocks.append(f"{told}\n\n{_table(columns, cells)}")
+        result = f"{line['benchmark']}; commit `{line['commit']}`, {line['machine']}"
+        blocks.append(f"{result}\n\n{_table(columns, cells)}")
     return "\n".join(blocks)
 
 
@@ -250,7 +254,8 @@ def main() -> None:
     if lines:
         sections["speed"] = speed(lines)
     on_gpu = [*(name for name, part in parts.items() if part.on_gpu), *(["speed"] if lines else [])]
-    pages = [HEAD, *(["**A rehearsal: these numbers mean nothing.**\n"] if rehearsed else [])]
+    head = HEAD.format(commit=f"`{git_commit()}`")
+    pages = [head, *(["**A rehearsal: these numbers mean nothing.**\n"] if rehearsed else [])]
     pages += [f"## {title}\n\n{sections[name]}" for name, title in TITLES.items() if name in sections]
     if not rehearsed:
         pages.append(f"## What was missed, and why\n\n{WHY.read_text()}")
@@ -262,18 +267,18 @@ def main() -> None:
 
 
 def section(name: str, part: Packed) -> str:
-    """What a part is for, how it was run, and what came of it."""
+    """What a part is for, how it was run, and its results."""
     body = SECTIONS[name](part)
     report, page = (f"[report.{kind}](results/{name}/report.{kind})" for kind in ("md", "html"))
     compared = (part.out / "report.html").exists()
     link = f"\nThe whole comparison: {report}, or {page} to download and open.\n" if compared else ""
     changed = " ".join(part.changes(name))
-    told = [
+    result = [
         f"{PARTS[name].purpose.capitalize()}.",
         "" if part.on_gpu else "**On a CPU, and cut to what it can do.**",
         f"Changed: `{changed}`." if changed else "",
     ]
-    return f"{' '.join(filter(None, told))}\n\n{part.provenance()}\n{body}{link}"
+    return f"{' '.join(filter(None, result))}\n\n{part.provenance()}\n{body}{link}"
 
 
 def _missing(names: Sequence[str]) -> str:
@@ -309,8 +314,8 @@ def _at_least(what: str, found: float, bar: float) -> str:
     return _bar(f"{what} at least {100 * bar:.1f} %", found >= bar, gap)
 
 
-def _bar(what: str, met: bool, told: str) -> str:
-    return f"- Bar: {what}. {'Met' if met else '**Missed**'}: {told}.\n"
+def _bar(what: str, met: bool, result: str) -> str:
+    return f"- Bar: {what}. {'Met' if met else '**Missed**'}: {result}.\n"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,9 +4,9 @@
 
 Parts: ``paper_tune``, ``paper``, ``paper_full``, ``tune``, ``methods``, ``search``, ``strongest``, ``speed`` and
 ``speed_sweep``; ``PARTS`` says what each is for. Words at the end are further overrides, such as the recipe that
-``tune`` found. At the limit the running jobs save and stop, and the finished ones are packed; the same command goes on
-with what is missing, in the same checkout or, with ``--packed`` naming what was packed before, in another. ``page.py``
-makes the page of the packed parts.
+``tune`` found. At the limit the running jobs save and stop, and the finished ones are packed. The same command
+continues with the missing ones, in the same checkout or, with the archives given by ``--packed``, in another one.
+``page.py`` writes the page of the packed parts.
 
 ``--rehearse`` runs a cut of a few hundred images and one epoch, on any machine: it shows that the scripts work and
 nothing else.
@@ -41,7 +41,7 @@ from fer_lightning.runtime.provenance import git_commit
 from measure import machine
 
 MAX_BYTES = 12 * 2**20
-"""After so many bytes another archive is begun; none gets larger than 16 MiB."""
+"""Size in bytes from which another archive is started, so that none is larger than 16 MiB."""
 
 SECONDS_TO_SAVE = 45
 
@@ -150,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--at-once", type=int, default=8, help="jobs that share a GPU")
     parser.add_argument("--work", type=Path, default=Path("outputs/results"), help="folder of the sweeps")
-    parser.add_argument("--packed", type=Path, nargs="*", default=[], help="archives of earlier calls to go on from")
+    parser.add_argument("--packed", type=Path, nargs="*", default=[], help="archives of earlier calls to continue from")
     parser.add_argument("--out", type=Path, default=Path("outputs/results/packed"), help="folder for the archives")
     parser.add_argument("--commit", help="of the code, where it is not in a git checkout")
     parser.add_argument("--rehearse", action="store_true", help="a tiny cut, on any machine")
@@ -168,7 +168,7 @@ def main() -> None:
     print(shlex.join(words), flush=True)
     code = run_within(words, 60 * options.minutes)
     if not folder.exists():
-        raise SystemExit(code)  # refused, and why was said
+        raise SystemExit(code)  # refused; the reason is printed
     done = finished(folder)
     if part.strongest:
         for run in done:
@@ -185,8 +185,8 @@ def main() -> None:
 def sweep_words(part: Part, options: argparse.Namespace, folder: Path) -> list[str]:
     """The command line of a part's sweep, from ``fer_lightning`` on, as a user would type it."""
     weights = [f"model.weights={options.weights.absolute()}"] if options.weights else []
-    given = {knob(word) for word in options.overrides}
-    planned = [word for word in (part.cut if options.rehearse else part.overrides) if knob(word) not in given]
+    given = {setting(word) for word in options.overrides}
+    planned = [word for word in (part.cut if options.rehearse else part.overrides) if setting(word) not in given]
     return [
         *("-m", "hydra/launcher=parallel", f"jobs_per_device={options.at_once}", "logger=csv"),
         *(f"model={options.model}", *weights, f"data.path={options.data.absolute()}"),
@@ -196,7 +196,7 @@ def sweep_words(part: Part, options: argparse.Namespace, folder: Path) -> list[s
     ]
 
 
-def knob(override: str) -> str:
+def setting(override: str) -> str:
     """What an override sets."""
     return override.partition("=")[0].lstrip("+~")
 
@@ -280,8 +280,8 @@ def _pack_weights(run: Path, out: Path) -> list[Path]:
         key: value.half().contiguous() if value.is_floating_point() else value
         for key, value in network.state_dict().items()
     }
-    knobs: dict[str, Any] = read_checkpoint(checkpoint)["hyper_parameters"]
-    about = {"model": json.dumps(knobs["model"]), "scorecard": json.dumps(knobs["scorecard"])}
+    settings: dict[str, Any] = read_checkpoint(checkpoint)["hyper_parameters"]
+    about = {"model": json.dumps(settings["model"]), "scorecard": json.dumps(settings["scorecard"])}
     file = out / f"{run.parent.name}.fp16.safetensors"
     save_file(weights, file, metadata=about)
     pictures = ("confusion_matrix", "mistakes")
@@ -329,15 +329,15 @@ def _measure_speed(options: argparse.Namespace) -> None:
         command += ["--rehearse"] if options.rehearse else []
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            said, _ = process.communicate(timeout=max(1, until - time.monotonic()))
+            output, _ = process.communicate(timeout=max(1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the training that it started, too
-            said, _ = process.communicate()
-            print(said, flush=True)
+            output, _ = process.communicate()
+            print(output, flush=True)
             missing.append(f"{part} (out of time)")
             continue
-        print(said, flush=True)
-        if process.returncode == 0 and (line := said.strip().splitlines()[-1]).startswith("{"):
+        print(output, flush=True)
+        if process.returncode == 0 and (line := output.strip().splitlines()[-1]).startswith("{"):
             about = {"part": part, "commit": options.commit or git_commit(), "rehearsal": options.rehearse}
             with file.open("a") as lines:
                 lines.write(json.dumps({**json.loads(line), **about}) + "\n")

@@ -38,7 +38,7 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
         before, now = OmegaConf.select(trained, key), OmegaConf.select(cfg, key)
         if before != now:
             raise UserError(f"{given}: its {key} was {before}, here it is {now}; both stages need the same images")
-    ours, theirs = (architecture(knobs) for knobs in (to_plain(cfg.model), hyper["model"]))
+    ours, theirs = (architecture(settings) for settings in (to_plain(cfg.model), hyper["model"]))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             was, now = theirs.get(key), ours.get(key)
@@ -51,7 +51,7 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
 
 
 def architecture(model: dict[str, Any]) -> dict[str, Any]:
-    """The knobs of the ``model`` group, flat, that decide what a network's weights mean."""
+    """The settings of the ``model`` group, flat, that determine what a network's weights mean."""
     free = ("weights", "freeze_epochs", "compile", "drop_path", "first_image_size", "head.dropout", "head.class_scale")
     return {key: value for key, value in flatten(model).items() if key not in free and value is not None}
 

@@ -41,7 +41,7 @@ MAY_CHANGE = (
     "optim.schedule",
     "optim.warmup_fraction",
 )
-"""Knobs within these parts that may change; they apply to the rest of a resumed run."""
+"""Settings within these parts that may change; they apply to the rest of a resumed run."""
 
 
 @dataclass(frozen=True)
