@@ -29,7 +29,7 @@ from fer_lightning.comparison.runs import find_runs, read_runs
 from fer_lightning.config.command_line import run_tool
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.report import protocol, sentences
-from fer_lightning.report.write import compare, compare_sweep
+from fer_lightning.report.write import compare_and_report, compare_sweep
 from fer_lightning.runtime.errors import UserError
 
 LARGE = tuple(8 * count for count in TEST_COUNTS)
@@ -73,7 +73,7 @@ def scores_of(folder: Path, method: str, key: str) -> list[float]:
 def test_everything_is_written(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", 3)
     console = quiet()
-    c = compare([tmp_path / "sweep"], tmp_path / "report", console)
+    c = compare_and_report([tmp_path / "sweep"], tmp_path / "report", console)
     written = {file.name for file in (tmp_path / "report").iterdir()}
     assert {"summary.csv", "differences.csv", "report.md", "report.html"} <= written
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "report" / "summary.csv"), c.summary)
@@ -186,7 +186,7 @@ def test_one_run_is_described(tmp_path: Path) -> None:
     assert c.baselines == {}
     assert len(c.differences) == len(c.mcnemar) == len(c.ranks.mean) == len(c.pairs) == 0
     assert sentences.answer(c) == "There is one method only, so there is nothing to compare it with."
-    compare([tmp_path], tmp_path / "out", quiet())
+    compare_and_report([tmp_path], tmp_path / "out", quiet())
 
 
 def test_two_methods_and_twenty_two(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_what_is_not_comparable_is_refused(tmp_path: Path, other: dict[str, Any]
     write_run(tmp_path / "runs/0", "none")
     write_run(tmp_path / "runs/1", "focal", **other)
     with pytest.raises(UserError, match=re.escape(f"runs/0 and runs/1 cannot be compared: they differ in {what}")):
-        compare([tmp_path / "runs"], tmp_path / "out", quiet())
+        compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet())
     assert not (tmp_path / "out").exists()
 
 
@@ -357,7 +357,7 @@ def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> N
     assert "unequal numbers of optimizer steps (206; 1,432)" in notes
     assert "test_large_dedup differs between them" in notes
     assert protocol.protocol(c)["budget"] == "equal epochs"
-    compare([tmp_path / "runs"], tmp_path / "out", quiet())
+    compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet())
 
 
 def test_test_sets_of_their_own_are_refused_outside_such_splits(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_folds_are_repeats_of_one_experiment(tmp_path: Path) -> None:
 def test_drawn_faces_are_announced(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", data="synthetic", synthetic=True)
     console = quiet()
-    c = compare([tmp_path / "sweep"], tmp_path / "report", console)
+    c = compare_and_report([tmp_path / "sweep"], tmp_path / "report", console)
     assert c.synthetic
     shown = console.export_text()
     assert shown.index("SYNTHETIC DATA") < shown.index("undersample")
@@ -467,14 +467,14 @@ def test_unpaired_seeds_are_left_out_and_reported(tmp_path: Path) -> None:
     assert "weighted and none share no seed" in notes
     assert "between focal and none is over the 2 seeds that both have" in notes
     assert "unequal numbers of seeds (1 to 3)" in notes
-    compare([tmp_path], tmp_path / "out", quiet())
+    compare_and_report([tmp_path], tmp_path / "out", quiet())
 
 
 def test_a_class_without_test_images(tmp_path: Path) -> None:
     counts = (*TEST_COUNTS[:1], 0, *TEST_COUNTS[2:])
     write_sweep(tmp_path / "sweep", 2, counts=counts)
     console = quiet()
-    c = compare([tmp_path / "sweep"], tmp_path / "out", console)
+    c = compare_and_report([tmp_path / "sweep"], tmp_path / "out", console)
     assert c.per_class.query("emotion == 'disgust'")["recall"].isna().all()
     assert c.differences["difference"].notna().all()
     assert any("no image of disgust: nothing is known" in line for line in all_sentences(c))
@@ -486,7 +486,7 @@ def test_undefined_scores_stay_undefined(tmp_path: Path) -> None:
         sets = {"test": np.arange(360), "test_dedup": np.array([], np.int64)}
         for method in ("none", "focal"):
             write_run(tmp_path / f"{method}{seed}", method, seed, sets=sets, **empty)
-    c = compare([tmp_path], tmp_path / "out", quiet())
+    c = compare_and_report([tmp_path], tmp_path / "out", quiet())
     assert c.summary.query("test_set == 'test_dedup'")["mean"].isna().all()
     assert c.differences.query("test_set == 'test_dedup'")["difference"].isna().all()
     assert c.differences.query("test_set == 'test'")["p"].notna().all()
@@ -521,7 +521,7 @@ def test_unfinished_runs_are_left_out_with_the_reason(tmp_path: Path) -> None:
     (cut / "predictions.csv").write_text("\n".join(lines[:100]))
     (empty / "metrics.json").unlink()
     (odd / "predictions.csv").write_text("\n".join(lines).replace(",fear,", ",anger,"))
-    c = compare([tmp_path / "runs"], tmp_path / "out", quiet())
+    c = compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet())
     assert list(c.rows) == ["none"]
     report = words((tmp_path / "out" / "report.md").read_text()).replace("\\", "")
     for reason in (
@@ -543,7 +543,7 @@ def test_ceiling_by_ferplus_votes(tmp_path: Path) -> None:
     votes["neutral"] = 10  # everyone sees a neutral face everywhere
     votes.insert(0, "path", table["id"])
     votes.to_csv(tmp_path / "votes.csv", index=False)
-    c = compare([tmp_path / "runs"], tmp_path / "out", quiet(), votes=tmp_path / "votes.csv")
+    c = compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet(), votes=tmp_path / "votes.csv")
     assert c.ceiling is not None
     ceiling = c.ceiling.set_index("emotion")
     assert ceiling["agreement"].to_dict() == {emotion: float(emotion == "neutral") for emotion in EMOTIONS}
@@ -575,7 +575,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_report_names_places_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sweep(tmp_path / "outputs" / "sweep")
     monkeypatch.chdir(tmp_path)
-    compare(find_runs([Path("outputs/sweep")]), Path("report"), quiet())
+    compare_and_report(find_runs([Path("outputs/sweep")]), Path("report"), quiet())
     text = (tmp_path / "report" / "report.md").read_text()
     assert "`python -m fer_lightning.compare outputs/sweep --out report`" in text
     assert str(tmp_path) not in text
@@ -584,11 +584,11 @@ def test_the_report_names_places_from_the_working_directory(tmp_path: Path, monk
 def test_nothing_to_compare(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run folder in"):
-        compare([tmp_path / "empty"], tmp_path / "out", quiet())
+        compare_and_report([tmp_path / "empty"], tmp_path / "out", quiet())
     folder = write_run(tmp_path / "runs/0")
     (folder / "status.json").write_text(json.dumps({"status": "failed", "reason": "no such file"}))
     with pytest.raises(UserError, match=r"none of the 1 runs is finished.*failed: no such file"):
-        compare([tmp_path / "runs"], tmp_path / "out", quiet())
+        compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet())
 
 
 def test_comparing_needs_no_torch() -> None:

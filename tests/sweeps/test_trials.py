@@ -5,7 +5,7 @@ import pytest
 from command_line import TINY, only_run
 
 from fer_lightning.model.checkpoint import read_checkpoint
-from fer_lightning.report.write import compare
+from fer_lightning.report.write import compare_and_report
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 from fer_lightning.sweeps.trials import rank
@@ -59,7 +59,7 @@ def test_a_trial_does_not_use_the_test_images(cli, tmp_path):
     card = read_checkpoint(run / "checkpoints" / "best.ckpt")["hyper_parameters"]["scorecard"]
     assert "test/accuracy" not in card
     with pytest.raises(UserError, match="test/accuracy"):
-        compare([run], tmp_path / "report")
+        compare_and_report([run], tmp_path / "report")
 
 
 def test_a_search_ends_with_its_ranking(process, tmp_path):
