@@ -3,7 +3,6 @@
 import base64
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +10,7 @@ import gradio
 import numpy as np
 import torch
 
+from fer_lightning.data.archives import MAX_PIECE
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.images import as_face, decode
 from fer_lightning.evaluation.probabilities import classify
@@ -30,9 +30,19 @@ HEIGHT = 320
 FACE = 192
 """Side of a face on the page, in pixels; the model's input has 48."""
 
+MAX_PIXELS = 2**24
+"""Pixels of a photo that faces are searched in; a larger one is reduced."""
+
+MAX_FACES = 24
+"""Faces classified in a photo, the largest ones."""
+
+MAX_WAITING = 64
+"""Photos that wait while one is classified."""
+
 NO_FACE_NOTICE = (
     "No face was detected. The central square of the picture is used instead: the result may be meaningless."
 )
+MANY_FACES_NOTICE = f"Many faces were detected; the {MAX_FACES} largest are shown."
 CAVEAT = "The labels record how annotators read a face, not what the person felt."
 
 
@@ -53,8 +63,30 @@ class FaceAnswer:
     saliency: np.ndarray
 
 
-def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.device) -> tuple[list[FaceAnswer], bool]:
-    """Detect the faces of a photo and classify each.
+def read_photo(path: str) -> np.ndarray:
+    """Read an upload, reduced to at most ``MAX_PIXELS``.
+
+    Returns:
+        uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
+
+    Raises:
+        UserError: the file is gone, or is not an image that can be read; the text does not name it.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_PIECE + 1)
+    except OSError:
+        raise UserError("The photo is no longer here: upload it again") from None
+    photo = decode(data, "The file")
+    ratio = np.sqrt(MAX_PIXELS / (photo.shape[0] * photo.shape[1]))
+    if ratio >= 1:
+        return photo
+    height, width = (max(1, int(ratio * side)) for side in photo.shape[:2])
+    return cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.device) -> tuple[list[FaceAnswer], str]:
+    """Detect the faces of a photo and classify each, at most ``MAX_FACES``.
 
     Args:
         model: moved to ``device``.
@@ -62,19 +94,21 @@ def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.devi
         device: where to compute.
 
     Returns:
-        An answer for each face, and whether any face was detected; if not, one answer for the central square.
+        An answer for each face, or one for the central square where no face was detected; and a notice, or nothing.
     """
-    boxes = find_faces(photo)
+    found = find_faces(photo)
+    boxes = sorted(sorted(found, key=lambda box: -box.width * box.height)[:MAX_FACES])
     crops = [crop_face(photo, box) for box in boxes]
-    detected = bool(boxes)
-    if not detected:
+    notice = MANY_FACES_NOTICE if len(found) > MAX_FACES else ""
+    if not boxes:
+        notice = NO_FACE_NOTICE
         height, width = photo.shape[:2]
         side = min(height, width)
         boxes, crops = [Box((width - side) // 2, (height - side) // 2, side, side)], [photo]
     faces = np.stack([as_face(crop) for crop in crops])
     probabilities = classify(model, faces, device)
     maps = saliency.saliency_maps(model, faces, probabilities.argmax(axis=1), device)
-    return [FaceAnswer(*each) for each in zip(boxes, faces, probabilities, maps, strict=True)], detected
+    return [FaceAnswer(*each) for each in zip(boxes, faces, probabilities, maps, strict=True)], notice
 
 
 def draw_boxes(photo: np.ndarray, answers: list[FaceAnswer]) -> np.ndarray:
@@ -95,9 +129,9 @@ def draw_boxes(photo: np.ndarray, answers: list[FaceAnswer]) -> np.ndarray:
     return colour
 
 
-def as_html(answers: list[FaceAnswer], detected: bool, card: dict[str, Any] | None) -> str:
+def as_html(answers: list[FaceAnswer], notice: str, card: dict[str, Any] | None) -> str:
     """A section for each face: the face, its map, bars of the probabilities, and the model's test recall."""
-    parts = [] if detected else [f'<p class="notice" role="status">{NO_FACE_NOTICE}</p>']
+    parts = [f'<p class="notice" role="status">{escape(notice)}</p>'] if notice else []
     for number, each in enumerate(answers, start=1):
         best = int(each.probabilities.argmax())
         emotion = EMOTIONS[best]
@@ -128,11 +162,11 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
         if upload is None:
             return gradio.update(value=None, visible=False), ""
         try:
-            photo = decode(Path(upload["path"]).read_bytes(), "The file")
-            answers, detected = answer_photo(model, photo, device)
+            photo = read_photo(upload["path"])
+            answers, notice = answer_photo(model, photo, device)
         except UserError as error:
             return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{escape(str(error))}</p>'
-        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(answers, detected, card)
+        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(answers, notice, card)
 
     with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(
@@ -158,7 +192,7 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
                 rows = gradio.HTML(elem_id="answers")
         # The raw file: Gradio's own decoding has no size limits, and its errors are not for users.
         photo.change(respond, photo, [boxes, rows], preprocess=False, api_visibility="private")
-    return page
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 
 def theme() -> gradio.themes.Base:

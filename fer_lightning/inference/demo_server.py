@@ -15,12 +15,8 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 
-# Forbids everything from other servers; Gradio's own scripts need both "unsafe" sources.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
-    "frame-ancestors 'none'"
-)
+MAX_CONNECTIONS = 128
+"""At a time; an open page holds a few."""
 
 
 def serve(checkpoint: Path, port: int) -> None:
@@ -30,11 +26,12 @@ def serve(checkpoint: Path, port: int) -> None:
         UserError: the port, the checkpoint or Gradio cannot be used.
     """
     with listen(port) as listener, tempfile.TemporaryDirectory(prefix="fer_lightning_demo_") as photos:
+        folder = Path(photos).resolve()
         # Gradio reads both when it is imported.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": photos}
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
         signal.signal(signal.SIGTERM, _stop)
         with suppress(KeyboardInterrupt):  # Uvicorn raises it after some signals only
-            _run_server(checkpoint, listener)
+            _run_server(checkpoint, listener, folder)
         log.info("stopped")
 
 
@@ -57,18 +54,17 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def _run_server(checkpoint: Path, listener: socket.socket) -> None:
+def _run_server(checkpoint: Path, listener: socket.socket, photos: Path) -> None:
     try:
         import gradio
         import uvicorn
-        from fastapi import FastAPI, Request, Response
-        from starlette.middleware.base import RequestResponseEndpoint
+        from fastapi import FastAPI
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError:
         raise UserError("the page needs Gradio: pip install 'fer_lightning[demo]'") from None
     from fer_lightning.data.archives import MAX_PIECE
     from fer_lightning.evaluation.probabilities import pick_device
-    from fer_lightning.inference import demo_page
+    from fer_lightning.inference import demo_page, demo_requests
     from fer_lightning.inference.detect import check_detector
     from fer_lightning.model.classifier import EmotionClassifier
 
@@ -76,15 +72,9 @@ def _run_server(checkpoint: Path, listener: socket.socket) -> None:
     check_detector()
     page = demo_page.build(model, pick_device("auto"))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(demo_requests.Guard, photos=photos)
     # Against DNS rebinding: another site must not reach this page under a host name of its own.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-
-    @app.middleware("http")
-    async def add_policy(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
-
     gradio.mount_gradio_app(
         app,
         page,
@@ -92,12 +82,21 @@ def _run_server(checkpoint: Path, listener: socket.socket) -> None:
         footer_links=[],
         run_history=False,  # it would store the photos in the browser
         max_file_size=MAX_PIECE,
+        show_error=False,  # errors of the library name files
         ssr_mode=False,
         theme=demo_page.theme(),
         css_paths=Path(__file__).with_name("demo.css"),
     )
     log.info("open http://%s:%d in a browser; Ctrl-C stops it", HOST, listener.getsockname()[1])
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        limit_concurrency=MAX_CONNECTIONS,
+        proxy_headers=False,
+        server_header=False,
+        ws="none",
+    )
     uvicorn.Server(settings).run(sockets=[listener])
 
 
