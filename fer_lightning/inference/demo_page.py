@@ -33,6 +33,9 @@ FACE = 192
 MAX_PIXELS = 2**24
 """Pixels of a photo that faces are searched in; a larger one is reduced."""
 
+MAX_RATIO = 8
+"""Largest ratio of a photo's sides: the smallest face searched for is a fraction of the shorter one."""
+
 MAX_FACES = 24
 """Faces classified in a photo, the largest ones."""
 
@@ -70,7 +73,7 @@ def read_photo(path: str) -> np.ndarray:
         uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
 
     Raises:
-        UserError: the file is gone, or is not an image that can be read; the text does not name it.
+        UserError: the file is gone, too long, or not an image that can be read; the text does not name it.
     """
     try:
         with open(path, "rb") as file:
@@ -78,6 +81,8 @@ def read_photo(path: str) -> np.ndarray:
     except OSError:
         raise UserError("The photo is no longer here: upload it again") from None
     photo = decode(data, "The file")
+    if max(photo.shape[:2]) > MAX_RATIO * min(photo.shape[:2]):
+        raise UserError(f"The photo is more than {MAX_RATIO} times as long as wide: crop it")
     ratio = np.sqrt(MAX_PIXELS / (photo.shape[0] * photo.shape[1]))
     if ratio >= 1:
         return photo
