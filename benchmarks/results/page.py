@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from fer_lightning.comparison.paper import ACCURACY as PAPER
 from fer_lightning.comparison.runs import find_runs
 from fer_lightning.metrics.names import HEADLINES, SCORES
+from fer_lightning.presentation.escapes import markdown_table, to_markdown
 from fer_lightning.report import sentences
 from fer_lightning.report.write import compare_and_report
 from fer_lightning.runtime.provenance import git_commit
@@ -319,8 +320,7 @@ def _bar(what: str, met: bool, result: str) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table([list(map(to_markdown, row)) for row in (headings, *rows)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config.settings import MAY_DIFFER, flatten
 from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, emotion_indices
+from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError, one_line
 
@@ -143,6 +144,7 @@ def read_run(folder: Path) -> FinishedRun:
         if missing:
             raise ValueError(f"metrics.json lacks {', '.join(missing)}")
         table = pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys(("id", "label", "prediction"), str))
+        table = table_from_csv(table)
         missing = [name for name in (*COLUMNS, *PROBABILITY_COLUMNS) if name not in table]
         if missing:
             raise ValueError(f"predictions.csv lacks {', '.join(missing)}")

@@ -24,6 +24,7 @@ from fer_lightning.data.duplicates import (
 )
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.from_config import load_faces
+from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.presentation.plotting import head, styled
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError
@@ -194,7 +195,7 @@ def write_files(faces: Faces, duplicates: Duplicates, source: str, out: Path) ->
     sheet = draw_sheet(faces, duplicates, source)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / "audit.csv", duplicates.findings.to_csv(index=False).encode())
+        replace_file(out / "audit.csv", table_to_csv(duplicates.findings).encode())
         replace_file_by(out / "audit.png", lambda file: sheet.savefig(file, format="png"))
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror}); choose another folder") from None

@@ -13,6 +13,7 @@ from fer_lightning.evaluation import figures
 from fer_lightning.evaluation.score import Evaluation
 from fer_lightning.metrics.predictions import reported
 from fer_lightning.presentation import words
+from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.runtime.files import write_json
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def write_artifacts(
     write_json(folder / "metrics.json", metrics)
     tables = {"": evaluation.predictions, **{f"_{key}": table for key, table in evaluation.augmented.items()}}
     for suffix, table in tables.items():
-        table.to_csv(folder / f"predictions{suffix}.csv", index=False)
+        (folder / f"predictions{suffix}.csv").write_text(table_to_csv(table), encoding="utf-8")
     images, subtitle = faces.images[split.tests[name]], words.caption(metrics)
     pictures = figures.of_test(reported(evaluation.predictions, name), images, title, subtitle)
     pictures["class_distribution"] = figures.class_distribution(counts, "Images per class", subtitle)

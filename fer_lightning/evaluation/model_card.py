@@ -1,15 +1,17 @@
 """The model card of a run, in Hugging Face's format, from the template ``model_card.md``."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import yaml  # type: ignore[import-untyped]
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics import names
+from fer_lightning.presentation.escapes import markdown_table, to_code, to_markdown
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError, first_line
 from fer_lightning.runtime.files import read_json, replace_file
@@ -113,16 +115,16 @@ def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = 
         marker=MARKER,
         synthetic=metrics.get("synthetic"),
         real=trained.real,
-        title=_title(trained),
+        title=to_markdown(_title(trained)),
         emotions=EMOTIONS,
         architecture=_architecture(config["model"]),
-        summary=scorecard_line(metrics),
+        summary=to_markdown(scorecard_line(metrics)),
         results=_results(metrics),
         twins=_twins(metrics),
         temperature=None if temperature is None else f"{temperature:.3f}",
         calibration=_calibration(metrics),
         per_class=_per_class(metrics),
-        picture=picture,
+        picture=None if picture is None else quote(picture),
         protocol=_protocol(metrics, config),
         recipe=_recipe(metrics, config),
         repo_id=repo_id,
@@ -188,14 +190,9 @@ def _data(trained: TrainedModel) -> str:
 
 
 def _architecture(model: Mapping[str, Any]) -> str:
-    hidden = ", ".join(map(str, model["head"]["hidden"])) or "none"
-    return f"`{model['name']}` of timm at {model['image_size']} pixels, with a head of hidden width {hidden}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+    hidden = to_markdown(", ".join(map(str, model["head"]["hidden"])) or "none")
+    size = to_markdown(model["image_size"])
+    return f"{to_code(model['name'])} of timm at {size} pixels, with a head of hidden width {hidden}"
 
 
 def _results(metrics: Mapping[str, Any]) -> str:
@@ -205,7 +202,7 @@ def _results(metrics: Mapping[str, Any]) -> str:
         values = [metrics.get(f"{name}/{key}") for name in sets]
         if any(value is not None for value in values):
             rows.append([title, *map(percent, values)])
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _per_class(metrics: Mapping[str, Any]) -> str:
@@ -221,7 +218,7 @@ def _per_class(metrics: Mapping[str, Any]) -> str:
     for emotion in EMOTIONS:
         scores = (percent(metrics.get(f"{key}/{emotion}")) for key in columns.values())
         rows.append([emotion, f"{counts[emotion]:,}", *scores])
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _twins(metrics: Mapping[str, Any]) -> str:
@@ -245,41 +242,52 @@ def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         text += " (drawn faces use the same names)." if drawn else " (all of `test/` where the data do not name it)."
         chosen = random_share if cut else "PublicTest"
     else:
-        fold = f", fold {split['fold']} of {split['folds']}" if "folds" in split else ""
-        text = f"`split={name}`{fold}: all images pooled and split at random with seed {metrics['seed']}."
+        fold = to_markdown(f", fold {split['fold']} of {split['folds']}") if "folds" in split else ""
+        seed = to_markdown(metrics["seed"])
+        text = f"{to_code(f'split={name}')}{fold}: all images pooled and split at random with seed {seed}."
         chosen = random_share if cut else ""
     if chosen:
         text += f" The epoch with the highest macro F1 on the validation images ({chosen}) was kept."
     else:
         text += " There are no validation images: the last epoch was kept."
     images = sum(metrics["train/class_counts"].values())
-    labels = metrics["labels"]
-    return f"{text} {images:,} training images, {metrics['test/n']:,} test images; `labels={labels}`."
+    labels = to_code(f"labels={metrics['labels']}")
+    return f"{text} {images:,} training images, {metrics['test/n']:,} test images; {labels}."
 
 
 def _recipe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     optim, trainer, model = config["optim"], config["trainer"], config["model"]
     started = {"none": "random", "imagenet": "ImageNet (timm's hub)"}
+    weights = to_code(Path(str(model["weights"])).name)
+    versions = metrics.get("versions", {})
     facts = {
-        "method against imbalance": f"`imbalance={metrics['imbalance']}`",
-        "tau": metrics.get("tau"),
-        "initial weights": started.get(model["weights"], f"file `{Path(str(model['weights'])).name}`"),
-        "optimizer": f"{optim['name']}, learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, "
-        f"schedule {optim['schedule']}",
-        "epochs": f"{trainer['max_epochs']} at most, batches of {config['data']['batch_size']}",
-        "augmentation": f"`augment={config['augment']['name']}`",
-        "optimizer steps": metrics.get("train/steps"),
-        "precision": metrics.get("precision"),
-        "seed": metrics.get("seed"),
-        "data hash": metrics.get("data_hash"),
-        "code": f"commit `{metrics['git_commit'][:12]}`" if metrics.get("git_commit") else None,
-        "versions": ", ".join(
-            f"{name} {metrics['versions'][name]}"
-            for name in ("fer_lightning", "torch", "lightning", "timm")
-            if name in metrics.get("versions", {})
+        "method against imbalance": to_code(f"imbalance={metrics['imbalance']}"),
+        "tau": _fact(metrics.get("tau")),
+        "initial weights": started.get(model["weights"], f"file {weights}"),
+        "optimizer": to_markdown(
+            f"{optim['name']}, learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, "
+            f"schedule {optim['schedule']}"
+        ),
+        "epochs": to_markdown(f"{trainer['max_epochs']} at most, batches of {config['data']['batch_size']}"),
+        "augmentation": to_code(f"augment={config['augment']['name']}"),
+        "optimizer steps": _fact(metrics.get("train/steps")),
+        "precision": _fact(metrics.get("precision")),
+        "seed": _fact(metrics.get("seed")),
+        "data hash": _fact(metrics.get("data_hash")),
+        "code": f"commit {to_code(metrics['git_commit'][:12])}" if metrics.get("git_commit") else "",
+        "versions": to_markdown(
+            ", ".join(
+                f"{name} {versions[name]}"
+                for name in ("fer_lightning", "torch", "lightning", "timm")
+                if name in versions
+            )
         ),
     }
-    return _table([["training", ""], *([key, str(value)] for key, value in facts.items() if value not in (None, ""))])
+    return markdown_table([["training", ""], *([key, value] for key, value in facts.items() if value)])
+
+
+def _fact(value: object) -> str:
+    return "" if value is None else to_markdown(value)
 
 
 def _licences(trained: TrainedModel) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.inference.detect import Box
+from fer_lightning.presentation.escapes import to_csv
 from fer_lightning.presentation.printable import printable
 
 OK, NO_FACE = "ok", "no face"
@@ -91,7 +92,7 @@ def csv_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
     writer.writeheader()
 
     def write(rows: list[Row]) -> None:
-        writer.writerows(as_dict(row, card) for row in rows)
+        writer.writerows({key: to_csv(value) for key, value in as_dict(row, card).items()} for row in rows)
         stream.flush()
 
     return write

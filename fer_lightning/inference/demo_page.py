@@ -2,7 +2,6 @@
 
 import base64
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import cv2
@@ -19,6 +18,7 @@ from fer_lightning.inference import saliency
 from fer_lightning.inference.detect import Box, crop_face, find_faces
 from fer_lightning.inference.saliency_figures import overlay
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.escapes import to_html
 from fer_lightning.runtime.errors import UserError
 
 MAX_SIDE = 1280
@@ -136,7 +136,7 @@ def draw_boxes(photo: np.ndarray, answers: list[FaceAnswer]) -> np.ndarray:
 
 def as_html(answers: list[FaceAnswer], notice: str, card: dict[str, Any] | None) -> str:
     """A section for each face: the face, its map, bars of the probabilities, and the model's test recall."""
-    parts = [f'<p class="notice" role="status">{escape(notice)}</p>'] if notice else []
+    parts = [f'<p class="notice" role="status">{to_html(notice)}</p>'] if notice else []
     for number, each in enumerate(answers, start=1):
         best = int(each.probabilities.argmax())
         emotion = EMOTIONS[best]
@@ -170,13 +170,13 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
             photo = read_photo(upload["path"])
             answers, notice = answer_photo(model, photo, device)
         except UserError as error:
-            return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{escape(str(error))}</p>'
+            return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{to_html(str(error))}</p>'
         return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(answers, notice, card)
 
     with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(
             f"<h1>Facial expression recognition</h1>"
-            f'<p id="scorecard">This model: {escape(scorecard_line(card))}. '
+            f'<p id="scorecard">This model: {to_html(scorecard_line(card))}. '
             f"Probabilities are {calibrated}. {CAVEAT}</p>"
         )
         with gradio.Row():

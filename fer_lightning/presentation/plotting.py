@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from fer_lightning.presentation.printable import printable
+
 P = ParamSpec("P")
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#B8BEC4"
@@ -36,6 +38,7 @@ STYLE: Any = {
     "legend.edgecolor": "white",
     "legend.framealpha": 0.9,
     "figure.dpi": 150,
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 
 
@@ -52,6 +55,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def head(figure: Figure, title: str, subtitle: str) -> None:
     """Put a bold title and a smaller second line above everything, flush left."""
+    title, subtitle = (printable(text, keep="\n") for text in (title, subtitle))
     width, height = figure.get_size_inches()
     top = 0.62 if subtitle else 0.4
     margin = 0.08

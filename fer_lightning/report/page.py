@@ -9,11 +9,11 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
+from fer_lightning.presentation.escapes import to_html
 from fer_lightning.report import notes, page_charts, pictures, sentences, tables
 from fer_lightning.report.figures import COLOURS, colour
 from fer_lightning.report.page_charts import Numbers, axis_range, mark_of, method_button, place_on, switched, ticks_on
@@ -28,12 +28,12 @@ def _number_of(cell: Cell) -> float:
 
 def _cell(cell: Cell, number: int | None, scale: tuple[float, float] | None) -> str:
     """One table entry; with ``scale`` its value and interval are drawn below the words."""
-    value = "" if cell.value is None else f' data-v="{escape(str(cell.value))}"'
+    value = "" if cell.value is None else f' data-v="{to_html(str(cell.value))}"'
     shade = ""
     if cell.shade is not None:
         shade = f' class="shade" style="--v:{cell.shade:.3f}"'
-    words = f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text)
-    words += f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
+    words = f"<b>{to_html(cell.text)}</b>" if cell.best else to_html(cell.text)
+    words += f"<small>{to_html(cell.detail)}</small>" if cell.detail else ""
     place = _number_of(cell)
     if scale and math.isfinite(place):
         drawn = _bar(cell, scale) + f'<span class="dot" style="left:{place_on(place, scale)}%"></span>'
@@ -61,7 +61,7 @@ def _table(table: Table, title: str, numbers: Numbers, baselines: Sequence[str])
     scales = _scales(table)
     axis = scales[1] if table.plot in ("wide", "zero") else None
     heads = [
-        f'<th scope="col" aria-sort="none"><button type="button" class="sort">{escape(heading)}</button></th>'
+        f'<th scope="col" aria-sort="none"><button type="button" class="sort">{to_html(heading)}</button></th>'
         for heading in table.headings
     ]
     style = foot = ""
@@ -72,8 +72,8 @@ def _table(table: Table, title: str, numbers: Numbers, baselines: Sequence[str])
     for row in table.rows:
         number = numbers.get(row[0].text)
         tag = '<i class="tag">baseline</i>' if row[0].text in baselines else ""
-        name = escape(row[0].text) if number is None else method_button(row[0].text, numbers, tag)
-        value = escape(str(row[0].value if row[0].value is not None else row[0].text))
+        name = to_html(row[0].text) if number is None else method_button(row[0].text, numbers, tag)
+        value = to_html(str(row[0].value if row[0].value is not None else row[0].text))
         entries = [f'<th scope="row" data-v="{value}">{name}</th>']
         if axis:
             entries.append(_plot(row[1], number or 0, axis, table.plot == "zero" and not row[1].best))
@@ -81,8 +81,8 @@ def _table(table: Table, title: str, numbers: Numbers, baselines: Sequence[str])
         entries += [_cell(cell, number, scale) for cell, scale in zip(row[1:], drawn[1:], strict=True)]
         followed = "" if number is None else f' data-m="{number}"'
         body.append(f"<tr{followed}>{''.join(entries)}</tr>")
-    caption = escape(f"{title}: {table.label}")
-    note = f'<p class="about">{escape(table.caption[:1].upper() + table.caption[1:])}.</p>' if table.caption else ""
+    caption = to_html(f"{title}: {table.label}")
+    note = f'<p class="about">{to_html(table.caption[:1].upper() + table.caption[1:])}.</p>' if table.caption else ""
     kind = f"sortable {table.plot}".strip()
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table class="{kind}"{style}>'
@@ -124,7 +124,7 @@ def _opening(c: Comparison, numbers: Numbers) -> str:
     ]
     return (
         '<section id="answer" aria-labelledby="answer-title"><h2 id="answer-title">Answer</h2>'
-        f'<p class="answer">{escape(sentences.answer(c))}</p>'
+        f'<p class="answer">{to_html(sentences.answer(c))}</p>'
         f'<div id="trade-off">{switched("trade-off", views)}</div></section>'
     )
 
@@ -137,19 +137,19 @@ def _section(c: Comparison, section: Section, numbers: Numbers) -> str:
     name = section.name.lower()
     shown = switched(f"{name}-table", views) if views else ""
     return (
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(section.title)}</h2>'
-        f'{_items(section.sentences, "sentences")}<p class="about">{escape(section.text)}</p>{chart}{shown}'
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{to_html(section.title)}</h2>'
+        f'{_items(section.sentences, "sentences")}<p class="about">{to_html(section.text)}</p>{chart}{shown}'
         f"{_items(section.notes, 'notes')}</section>"
     )
 
 
 def _items(texts: Sequence[str], kind: str) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    items = "".join(f"<li>{to_html(text)}</li>" for text in texts)
     return f'<ul class="{kind}">{items}</ul>' if items else ""
 
 
 def _list(entries: dict[str, str]) -> str:
-    return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in entries.items())
+    return "".join(f"<div><dt>{to_html(key)}</dt><dd>{to_html(value)}</dd></div>" for key, value in entries.items())
 
 
 def _palette() -> str:
@@ -170,8 +170,8 @@ def render(c: Comparison, command: str | None = None) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; form-action 'none'"
     links = [("answer", "Answer"), *((part.name.lower(), part.name) for part in parts), ("protocol", "Protocol")]
-    navigation = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in links)
-    banner = f'<p class="synthetic" role="note">{escape(sentences.SYNTHETIC)}</p>' if c.synthetic else ""
+    navigation = "".join(f'<a href="#{name}">{to_html(title)}</a>' for name, title in links)
+    banner = f'<p class="synthetic" role="note">{to_html(sentences.SYNTHETIC)}</p>' if c.synthetic else ""
     legend = "".join(f"<li>{method_button(name, numbers)}</li>" for name in tables.ordered(c))
     scores, *rest = (_section(c, section, numbers) for section in parts)
     return f"""<!doctype html>
@@ -181,13 +181,13 @@ def render(c: Comparison, command: str | None = None) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(key(c))}: comparison of methods</title>
+<title>{to_html(key(c))}: comparison of methods</title>
 <style>{style}</style>
 </head>
 <body>
 <a class="skip" href="#answer">Skip to the answer</a>
 {banner}
-<header><div><h1>Comparison of methods</h1><p>{escape(key(c))}</p></div>
+<header><div><h1>Comparison of methods</h1><p>{to_html(key(c))}</p></div>
 <button type="button" id="theme" hidden>theme: <span>auto</span></button></header>
 <nav aria-label="Sections">{navigation}</nav>
 <main>

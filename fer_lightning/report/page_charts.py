@@ -5,7 +5,6 @@ Places are in percent, so that a chart fits any width; colours are the page's ow
 
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -13,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.names import SCORES
+from fer_lightning.presentation.escapes import to_html
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import tables
 from fer_lightning.report.figures import colour, cut, mark, view_range
@@ -47,7 +47,7 @@ def method_button(name: str, numbers: Numbers, tag: str = "") -> str:
     number = numbers[name]
     return (
         f'<button type="button" class="method" data-pick="{number}" aria-pressed="false">'
-        f"{mark_of(number)}<span>{escape(name).replace('_', '_<wbr>')}</span>{tag}</button>"
+        f"{mark_of(number)}<span>{to_html(name).replace('_', '_<wbr>')}</span>{tag}</button>"
     )
 
 
@@ -57,11 +57,11 @@ def switched(name: str, views: Sequence[tuple[str, str]]) -> str:
         return views[0][1]
     choices = "".join(
         f'<label><input type="radio" name="{name}" value="{number}"{" checked" * (not number)}>'
-        f"<span>{escape(label)}</span></label>"
+        f"<span>{to_html(label)}</span></label>"
         for number, (label, _) in enumerate(views)
     )
     shown = "".join(
-        f'<div class="view" data-view="{number}"><p class="view-name">{escape(label)}</p>{view}</div>'
+        f'<div class="view" data-view="{number}"><p class="view-name">{to_html(label)}</p>{view}</div>'
         for number, (label, view) in enumerate(views)
     )
     return f'<div class="views"><fieldset class="switch"><legend>show</legend>{choices}</fieldset>{shown}</div>'
@@ -135,17 +135,17 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
         for key, value, low, high in (("accuracy", x, x_low, x_high), (metric, y, y_low, y_high)):
             interval = SCORES[key].interval(low, high)
             words.append(f"{SCORES[key].heading} {SCORES[key].words(value)}" + (f" ({interval})" if interval else ""))
-        tip = escape("\n".join(words))
+        tip = to_html("\n".join(words))
         drawn.append(
             f'<g class="point c{colour(number)}" data-m="{number}" data-pick="{number}" data-tip="{tip}" tabindex="0" '
-            f'role="img" aria-label="{escape(", ".join(words))}">{cross}'
+            f'role="img" aria-label="{to_html(", ".join(words))}">{cross}'
             f'<svg x="{left}%" y="{top}%" overflow="visible"><circle class="hit" r="13"/>'
             f'<path d="{SHAPES[mark(number)]}"/>'
-            f'<text class="name" x="9" y="-7">{escape(cut(name, 24))}</text></svg></g>'
+            f'<text class="name" x="9" y="-7">{to_html(cut(name, 24))}</text></svg></g>'
         )
     label = f"Accuracy against {heading} in percent, one point per method; the numbers are in the table of scores."
     return (
-        f'<figure class="scatter"><svg role="group" aria-label="{escape(label)}">{"".join(drawn)}</svg>'
+        f'<figure class="scatter"><svg role="group" aria-label="{to_html(label)}">{"".join(drawn)}</svg>'
         f'<figcaption class="x">accuracy, %</figcaption><span class="y" aria-hidden="true">{heading}, %</span></figure>'
     )
 
@@ -169,7 +169,7 @@ def _matrix(shares: np.ndarray, counts: np.ndarray | None, name: str, numbers: N
             strength = abs(share) / limit if limit else share
             kind = ("less " if share < 0 else "more ") * bool(limit) + "right" * (i == j)
             cells.append(
-                f'<td class="shade {kind.strip()}" style="--v:{strength:.3f}" data-tip="{escape(tip)}">{text}</td>'
+                f'<td class="shade {kind.strip()}" style="--v:{strength:.3f}" data-tip="{to_html(tip)}">{text}</td>'
             )
         rows.append(f'<tr><th scope="row"><abbr title="{truth}">{truth[:3]}</abbr></th>{"".join(cells)}</tr>')
     number = numbers[name]
@@ -212,7 +212,7 @@ def reliability(c: Comparison, numbers: Numbers) -> str:
                 words = f"{kind}: says {row['confidence']:.1%}, right in {row['accuracy']:.1%} of {int(row['count']):,}"
                 drawn.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="2" data-tip="{words}"/>')
         number = numbers[name]
-        label = escape(f"Reliability diagram of {name}; the table below has the errors in numbers.")
+        label = to_html(f"Reliability diagram of {name}; the table below has the errors in numbers.")
         panels.append(
             f'<figure class="panel reliability c{colour(number)}" data-m="{number}">{method_button(name, numbers)}'
             f'<div class="square"><svg viewBox="0 0 100 100" role="img" aria-label="{label}">{"".join(drawn)}</svg>'

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from fer_lightning.comparison.analysis import Comparison
+from fer_lightning.presentation.printable import printable
 from fer_lightning.report import sentences, tables
 from fer_lightning.report.protocol import key
 from fer_lightning.report.tables import Cell
@@ -46,12 +47,12 @@ def _selected(rows: Sequence[list[Cell]], baselines: Sequence[str]) -> list[list
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False)
+    console.print(printable(line), markup=False, highlight=False)
 
 
 def _rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> RichTable:
     table = RichTable(
-        title=escape(title),
+        title=escape(printable(title)),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -62,7 +63,8 @@ def _rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cel
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for cells in rows:
-        table.add_row(*(f"[bold]{escape(cell.text)}[/bold]" if cell.best else escape(cell.text) for cell in cells))
+        texts = [escape(printable(cell.text)) for cell in cells]
+        table.add_row(*(f"[bold]{text}[/bold]" if cell.best else text for text, cell in zip(texts, cells, strict=True)))
     return table
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from fer_lightning.comparison.analysis import Comparison
+from fer_lightning.presentation.escapes import change_texts, to_csv, without_tags
+from fer_lightning.presentation.printable import printable
 from fer_lightning.report import notes, sections, sentences
 from fer_lightning.report.protocol import protocol
 from fer_lightning.runtime import wandb_run
@@ -37,9 +39,9 @@ def log_report(comparison: Comparison, out: Path, project: str, entity: str | No
             name=f"report-{out.absolute().parent.name}",
             tags=[
                 "report",
-                *dict.fromkeys(run.metrics["imbalance"] for run in comparison.runs),
+                *dict.fromkeys(printable(run.metrics["imbalance"])[:64] or "-" for run in comparison.runs),
             ],
-            config=protocol(comparison),
+            config={heading: without_tags(text) for heading, text in protocol(comparison).items()},
             dir=out,
         )
         try:
@@ -56,16 +58,22 @@ def log_report(comparison: Comparison, out: Path, project: str, entity: str | No
                 "findings": pd.DataFrame({"sentence": _sentences(comparison)}),
             }
             means = comparison.summary[comparison.summary["test_set"] == comparison.test_set]
-            run.summary.update({f"{row['metric']}/{row['method']}": row["mean"] for row in means.to_dict("records")})
+            scores = {f"{row['metric']}/{row['method']}": row["mean"] for row in means.to_dict("records")}
+            run.summary.update({without_tags(name): score for name, score in scores.items()})
             run.log({path.stem: wandb.Image(str(path)) for path in sorted(out.glob("*.png"))}, commit=False)
             run.log({"page": wandb.Html(str(out / "report.html"))}, commit=False)
             # Last, because tables alone need the server.
-            run.log({name: wandb.Table(dataframe=frame) for name, frame in frames.items() if frame is not None})
+            run.log({name: wandb.Table(dataframe=_shown(frame)) for name, frame in frames.items() if frame is not None})
         finally:
             if run.offline:
                 log.info("W&B runs offline; upload later with: %s", wandb_run.upload_command(run))
             run.finish()
             wandb.teardown()  # an offline run's finish() returns before its file is complete
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table, its texts safe for W&B's page and for the CSV files that it exports."""
+    return change_texts(frame, lambda text: to_csv(without_tags(text)))
 
 
 def _sentences(comparison: Comparison) -> list[str]:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
+from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.report import page, pictures, terminal, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
@@ -52,8 +53,8 @@ def compare_and_report(
 def write_report(c: Comparison, out: Path, command: str | None = None) -> None:
     """Write the files of a report into ``out``, which is made when missing; ``command`` is named in it."""
     out.mkdir(parents=True, exist_ok=True)
-    c.summary.to_csv(out / "summary.csv", index=False)
-    c.differences.to_csv(out / "differences.csv", index=False)
+    (out / "summary.csv").write_text(table_to_csv(c.summary), encoding="utf-8")
+    (out / "differences.csv").write_text(table_to_csv(c.differences), encoding="utf-8")
     drawn = pictures.draw(c, out)
     (out / "report.md").write_text(markdown(c, drawn, command), encoding="utf-8")
     (out / "report.html").write_text(page.render(c, command), encoding="utf-8")

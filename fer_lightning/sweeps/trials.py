@@ -10,9 +10,12 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from fer_lightning.metrics import names
+from fer_lightning.presentation.escapes import table_to_csv
+from fer_lightning.presentation.printable import printable
 
 SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
 SCORES = tuple(f"val/{name}" for name in SHOWN)
@@ -69,7 +72,7 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     table, monitor = rank(trials), trials[0][1]["monitor"]
     settings = list(table.columns[: table.columns.get_loc("seeds")])
     shown = Table(
-        *(Column(name, overflow="fold") for name in settings),
+        *(Column(escape(printable(name)), overflow="fold") for name in settings),
         *("seeds", "sd", *(names.SCORES[name].heading for name in SHOWN), "seconds"),
         title=f"{len(table)} settings by {monitor}; the test images were not used",
         title_justify="left",
@@ -77,7 +80,7 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     for row in table.head(MAX_ROWS).itertuples(index=False):
         words = dict(zip(table.columns, row, strict=True))
         shown.add_row(
-            *(str(words[name]) for name in settings),
+            *(escape(printable(words[name])) for name in settings),
             str(words["seeds"]),
             names.SCORES[monitor.removeprefix("val/")].words(words["sd"]),
             *(names.SCORES[name].words(words[f"val/{name}"]) for name in SHOWN),
@@ -86,5 +89,5 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     Console().print(shown)
     if len(table) > MAX_ROWS:
         print(f"... and {len(table) - MAX_ROWS} more: {out / 'trials.csv'}", flush=True)
-    table.to_csv(out / "trials.csv", index=False)
+    (out / "trials.csv").write_text(table_to_csv(table), encoding="utf-8")
     return out / "trials.csv"

@@ -19,6 +19,7 @@ from PIL import Image
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, confident_mistakes
+from fer_lightning.presentation.escapes import change_texts, to_csv, without_tags
 from fer_lightning.runtime import wandb_run
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.processes import is_first_process
@@ -176,7 +177,8 @@ def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
     columns = ["id", "label", "prediction", "confidence", *PROBABILITY_COLUMNS]
     # Three times the size: 48 pixels are hard to see in a table.
     faces = [wandb.Image(images[place].repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
-    data: list[Any] = [[face, *values] for face, values in zip(faces, rows[columns].to_numpy().tolist(), strict=True)]
+    shown = change_texts(rows[columns], lambda text: to_csv(without_tags(text)))
+    data: list[Any] = [[face, *values] for face, values in zip(faces, shown.to_numpy().tolist(), strict=True)]
     return wandb.Table(columns=["face", *columns], data=data)
 
 

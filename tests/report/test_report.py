@@ -14,9 +14,10 @@ from rich.console import Console
 
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
+from fer_lightning.presentation.escapes import to_markdown
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import page, pictures, sentences, tables, terminal
-from fer_lightning.report.markdown import _plain, markdown
+from fer_lightning.report.markdown import markdown
 from fer_lightning.report.protocol import protocol
 
 HOSTILE = "<img src=x onerror=alert(1)>|[b]*_`$x$"
@@ -101,14 +102,14 @@ def test_report_opens_with_answer_picture_and_scores(tmp_path: Path) -> None:
     c = made_up(5, 5, extras=True)
     text = markdown(c, ["trade_off.png", "method_bars.png", "differences.png"])
     opening, scores = text.split("## Scores")
-    assert _plain(sentences.answer(c)) in opening
+    assert to_markdown(sentences.answer(c)) in opening
     assert opening.count("](") == opening.count("](trade_off.png)") == 1
     assert not re.search("^- ", opening, re.MULTILINE)
     assert scores.index("| none |") < scores.index("\n- ")
     for sentence in (*all_sentences(c), *all_notes(c)):
-        assert text.count(_plain(sentence)) == 1
+        assert text.count(to_markdown(sentence)) == 1
     differences = text.split("## Differences to none")[1].split("\n## ")[0]
-    assert all(_plain(sentence) in differences for sentence in sentences.on_differences(c))
+    assert all(to_markdown(sentence) in differences for sentence in sentences.on_differences(c))
 
 
 def test_drawn_faces_are_announced_first() -> None:
@@ -139,7 +140,7 @@ def test_markdown_has_well_formed_tables_and_all_sections() -> None:
     text = markdown(c, [])
     for heading in ("Protocol", "Scores", "Differences to none", "Ranks", "Calibration", "Label noise", "Cost"):
         assert f"## {heading}" in text
-    assert all(f"| {key} | {_plain(value)} |" in text for key, value in protocol(c).items())
+    assert all(f"| {key} | {to_markdown(value)} |" in text for key, value in protocol(c).items())
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(blocks) > 15
     for block in blocks:
