@@ -132,7 +132,7 @@ def speed(loader: Iterable[Any], size: int) -> float:
 def main() -> None:
     """Print a table for each input size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="fer2013.zip; without it drawn faces, which is said")
+    parser.add_argument("--data", help="fer2013.zip; default: drawn faces, which the output states")
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 96])
     parser.add_argument("--rounds", type=int, default=5)

@@ -23,7 +23,7 @@ from measure import alternate, median, show, spread
 def main() -> None:
     """Print one row for each contestant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="fer2013.zip; without it drawn faces, which is said")
+    parser.add_argument("--data", help="fer2013.zip; default: drawn faces, which the output states")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--model", default="efficientnet_b0")
     parser.add_argument("--size", type=int, default=48)

@@ -106,7 +106,7 @@ def _wait(device: torch.device) -> None:
 
 
 def throughput(arguments: argparse.Namespace, faces: Any, device: torch.device) -> None:
-    """Print one row for each set-up; what does not fit into memory is said and passed over."""
+    """Print one row for each set-up; what does not fit into memory is reported and skipped."""
     rows = []
     for name in arguments.models:
         for size in arguments.sizes:
@@ -197,7 +197,7 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["throughput", "accuracy", "sweep"])
-    parser.add_argument("--data", help="fer2013.zip; without it drawn faces, which is said")
+    parser.add_argument("--data", help="fer2013.zip; default: drawn faces, which the output states")
     parser.add_argument("--models", nargs="+", default=["efficientnet_b0", "tf_efficientnetv2_b0"])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)

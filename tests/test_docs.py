@@ -1,4 +1,4 @@
-"""The documentation names only what exists: links, paths, tests, commands, choices, knobs, make targets."""
+"""The documentation names only what exists: links, paths, tests, commands, choices, settings, make targets."""
 
 import re
 import tomllib
@@ -64,7 +64,7 @@ def test_named_commands_exist(page: Path) -> None:
 
 
 @every_page
-def test_named_choices_and_knobs_exist(page: Path) -> None:
+def test_named_choices_and_settings_exist(page: Path) -> None:
     text = page.read_text()
     for group, choices in re.findall(rf"(?<![\w./-])({'|'.join(GROUPS)})=([a-z0-9_,]+)", code(text)):
         for choice in set(choices.split(",")) - {""}:

@@ -76,15 +76,15 @@ COMMANDS = ("audit", "card", "compare", "demo", "evaluate", "explain", "export",
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_mistyped_option_is_told_in_one_line(name, monkeypatch, capsys):
+def test_a_mistyped_option_is_reported_in_one_line(name, monkeypatch, capsys):
     """Not after argparse's many lines of usage."""
     monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
     with pytest.raises(SystemExit) as ended:
         command_line.run_tool(importlib.import_module(f"fer_lightning.{name}").main)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert ended.value.code == 2
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
     assert line.startswith("error: ")
     assert line.endswith(" --help lists the options")
 

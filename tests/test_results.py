@@ -31,15 +31,15 @@ def test_every_method_is_in_the_results(monkeypatch):
 
 def test_a_mistake_stays_one_line(tmp_path):
     where = ("--data", tmp_path / "fer2013.zip", "--work", tmp_path, "--out", tmp_path / "packed")
-    said = script("run.py", "tune", *where, "--rehearse", "model.image_sise=96", code=2)
-    assert said.startswith("error: model.image_sise: no such key")
-    assert "Traceback" not in said
+    output = script("run.py", "tune", *where, "--rehearse", "model.image_sise=96", code=2)
+    assert output.startswith("error: model.image_sise: no such key")
+    assert "Traceback" not in output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would be measured")
 def test_what_was_not_measured_is_an_error(tmp_path):
-    said = script("run.py", "speed", "--data", tmp_path / "fer2013.zip", "--out", tmp_path, code=1)
-    assert said.splitlines()[-1] == "error: not measured: throughput, accuracy"
+    output = script("run.py", "speed", "--data", tmp_path / "fer2013.zip", "--out", tmp_path, code=1)
+    assert output.splitlines()[-1] == "error: not measured: throughput, accuracy"
 
 
 @pytest.mark.slow
@@ -61,8 +61,8 @@ def test_from_the_sweep_to_the_page(tmp_path):
     data = write_zip(image_files(tiny_faces(60, 8, 8)), tmp_path / "fer2013.zip")
     common = ("--data", data, "--model", "test_efficientnet", "--rehearse", "--out", tmp_path / "packed")
     script("run.py", "tune", *common, "--work", tmp_path / "first")
-    said = script("run.py", "strongest", *common, "--work", tmp_path / "first")
-    assert json.loads(said.strip().splitlines()[-1])["finished"] == 2
+    output = script("run.py", "strongest", *common, "--work", tmp_path / "first")
+    assert json.loads(output.strip().splitlines()[-1])["finished"] == 2
     archives = sorted((tmp_path / "packed").glob("*.tar.xz"))
     with tarfile.open(tmp_path / "packed" / "strongest-1.tar.xz") as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
@@ -72,7 +72,7 @@ def test_from_the_sweep_to_the_page(tmp_path):
     assert (tmp_path / "packed" / "strongest.fp16.safetensors").stat().st_size < 16 * 2**20
 
     # On another machine: nothing is done twice.
-    said = script(
+    output = script(
         "run.py",
         "strongest",
         *common,
@@ -81,8 +81,8 @@ def test_from_the_sweep_to_the_page(tmp_path):
         "--packed",
         tmp_path / "packed/strongest-1.tar.xz",
     )
-    assert "[sweep] job" not in said
-    assert json.loads(said.strip().splitlines()[-1])["finished"] == 2
+    assert "[sweep] job" not in output
+    assert json.loads(output.strip().splitlines()[-1])["finished"] == 2
 
     refused = script("page.py", *archives, code=1)
     assert "rehearsals, whose numbers mean nothing" in refused

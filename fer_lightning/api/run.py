@@ -13,7 +13,7 @@ from fer_lightning.runtime.run_folder import read_status
 
 
 class Run:
-    """A run folder; its files are read when they are asked for.
+    """A run folder; its files are read when they are accessed.
 
     Args:
         folder: with the run's ``status.json``.

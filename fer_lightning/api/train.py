@@ -113,7 +113,7 @@ def _begin_folder(cfg: DictConfig, job: DictConfig, folder: Path) -> None:
 
 @contextmanager
 def _logged(file: Path, log_format: str | None) -> Iterator[None]:
-    """Write messages to ``file``, and to the terminal where nobody has configured logging; removed afterwards."""
+    """Write messages to ``file``, and to the terminal where logging is not configured; removed afterwards."""
     root, level = logging.getLogger(), PACKAGE.level
     handlers: list[logging.Handler] = [logging.FileHandler(file, encoding="utf-8")]
     handlers[0].setFormatter(logging.Formatter(log_format))

@@ -355,7 +355,7 @@ def push(trained: TrainedModel, repo_id: str) -> str:
         The address of the model's page.
 
     Raises:
-        UserError: files are missing, nobody is logged in, or the Hub refuses or cannot be reached.
+        UserError: files are missing, there is no login, or the Hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token, utils
 

@@ -1,4 +1,4 @@
-"""What was compared on what, and how the report came about: heading -> words."""
+"""What was compared on which data, and how the report was made: heading -> text."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -71,7 +71,7 @@ def span(numbers: Iterable[int]) -> str:
 
 
 def made_with(c: Comparison, command: str | None = None) -> dict[str, str]:
-    """How the report came about: command (default: the plain one), code version and run folders."""
+    """How the report was made: command (default: the plain one), code version and run folders."""
     folders = [run.folder for run in c.runs]
     common = Path(os.path.commonpath(folders)) if len(folders) > 1 else folders[0]
     common = common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common

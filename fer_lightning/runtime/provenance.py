@@ -29,7 +29,7 @@ def git_commit(folder: Path = Path(__file__).parent) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        if not git("ls-files", "."):  # a virtual environment inside somebody's repository
+        if not git("ls-files", "."):  # a virtual environment inside another repository
             return None
         commit = git("rev-parse", "HEAD")
         return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit

@@ -1,7 +1,7 @@
 """The status of a run folder, written atomically, and the lock of the process that works in it.
 
 ``status.json`` holds ``running``, ``done``, ``failed`` (with the reason), or ``interrupted`` (stopped by a signal with
-everything saved; ``resume=auto`` resumes). ``running`` while nobody holds the lock means killed.
+everything saved; ``resume=auto`` resumes). ``running`` without a held lock means that the process was killed.
 """
 
 from pathlib import Path

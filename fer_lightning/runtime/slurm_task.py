@@ -1,4 +1,4 @@
-"""The tasks of a SLURM job, as a run inside one sees them."""
+"""The tasks of a SLURM job, read from inside one of them."""
 
 import os
 from typing import Any

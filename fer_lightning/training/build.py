@@ -93,7 +93,7 @@ def build_model(
         UserError: weights or a first stage that do not fit.
     """
     first_stage = cfg.imbalance.get("first_stage")
-    # The checkpoint has the weights; the file or hub that the initial ones came from may be gone.
+    # The checkpoint has the weights; the file or hub of the initial ones may not exist any more.
     architecture = to_plain(cfg.model) | ({"weights": "none"} if resumed or first_stage else {})
     config = to_plain(cfg, resolve=False)
     model = EmotionClassifier(architecture, to_plain(cfg.optim), class_counts, config, provenance, loss, second_stage)
@@ -127,7 +127,7 @@ def build_trainer(
     devices = device_count(arguments["devices"])
     processes = devices and devices * arguments["num_nodes"]
     if arguments["strategy"] == "auto" and (processes or arguments["num_nodes"]) > 1:
-        # Plain DDP waits for the gradients of frozen parameters, which never come.
+        # Plain DDP waits for the gradients of frozen parameters, which have none.
         freezes = cfg.model.freeze_epochs or cfg.imbalance.get("second_stage")
         arguments["strategy"] = "ddp_find_unused_parameters_true" if freezes else "ddp"
     with_bar = arguments.pop("enable_progress_bar") and Console().is_terminal

@@ -125,7 +125,7 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     provenance = {"data_hash": faces.data_hash, "git_commit": git_commit(), "versions": environment()}
 
     datamodule = build.build_datamodule(cfg, faces, split)
-    drawn = datamodule.drawn_counts  # of the first epoch and of all processes, so asked before training
+    drawn = datamodule.drawn_counts  # of the first epoch and of all processes, so counted before training
     loss = build.build_loss(cfg, datamodule.class_counts)
     second_stage = build.build_second_stage(cfg)
     loggers += tracking.build_loggers(to_plain(cfg), folder)

@@ -125,7 +125,7 @@ def test_nothing_is_left_behind(trained, tmp_path):
     assert state() == before
 
 
-def test_the_callers_own_hydra_goes_on(trained, tmp_path):
+def test_the_callers_own_hydra_continues(trained, tmp_path):
     (tmp_path / "mine.yaml").write_text("value: 3\nwhen: ${now:%Y}\n")
     with initialize_config_dir(str(tmp_path), version_base="1.2"):
         before = state()

@@ -164,9 +164,9 @@ def test_a_trade_and_twins_are_reported() -> None:
             row("test_dedup", "f1_macro", 0.005, 0.4),
         ]
     )
-    said = sentences.against_baseline(frame, {"focal": "none"}, "test")
-    assert said[1] == "focal is worse than none in accuracy by 2.0 points (95 % CI 1.0 to 3.0; Holm p = 0.010)."
-    assert said[2].startswith("focal trades accuracy (-2.0 points to none) for macro F1 (+3.0 points)")
+    lines = sentences.against_baseline(frame, {"focal": "none"}, "test")
+    assert lines[1] == "focal is worse than none in accuracy by 2.0 points (95 % CI 1.0 to 3.0; Holm p = 0.010)."
+    assert lines[2].startswith("focal trades accuracy (-2.0 points to none) for macro F1 (+3.0 points)")
     (twins,) = sentences.on_twins(frame, {"focal": "none"}, "test")
     assert "clear only with the test images that have a pixel-identical twin" in twins
 
@@ -402,7 +402,7 @@ def test_drawn_faces_are_announced(tmp_path: Path) -> None:
     assert "SYNTHETIC DATA" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_a_varied_knob_makes_a_row_and_not_a_seed(tmp_path: Path) -> None:
+def test_a_varied_setting_makes_a_row_and_not_a_seed(tmp_path: Path) -> None:
     write_run(tmp_path / "none", "none")
     for gamma in (1.0, 2.0):
         settings = {"imbalance.loss.gamma": gamma}
@@ -429,7 +429,7 @@ def c_models(c: Comparison) -> list[str]:
     return list(dict.fromkeys(members[0].metrics["model"] for members in c.rows.values()))
 
 
-def test_a_knob_of_all_methods_pairs_each_with_its_own_baseline(tmp_path: Path) -> None:
+def test_a_setting_of_all_methods_pairs_each_with_its_own_baseline(tmp_path: Path) -> None:
     for rate in (0.1, 0.2):
         for method in ("none", "focal"):
             write_run(tmp_path / f"{method}{rate}", method, skill=0.5 + rate, settings={"optim.lr": rate})

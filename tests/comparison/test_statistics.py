@@ -280,7 +280,7 @@ def test_mcnemar_holds_without_a_difference() -> None:
     [*product((2, 3, 5), (0.0, 0.1, 0.3), ("shared", "overlapping", "disjoint")), (10, 0.1, "shared")],
 )
 def test_intervals_hold_whatever_decides(seeds: int, training: float, test_sets: str) -> None:
-    """95 % +- 2, and 5 % + 2 but for chance in 400 families. Two seeds are worse, which ``findings.notes`` tells."""
+    """95 % +- 2, and 5 % + 2 but for chance in 400 families. Two seeds are worse, which ``report.notes`` states."""
     found = simulate(400, seeds, training, images=300, test_sets=test_sets)
     print(seeds, training, test_sets, found.misses().round(1), found.family_errors().round(1))
     assert np.all(found.misses() <= (7.5 if seeds == 2 else 7))

@@ -160,7 +160,7 @@ ATTACKS = {
         ("--config-dir=mine", "data=found"),
         {"data/found.yaml": "defaults: [synthetic]\nname: found\nsource: {_target_: trap.touch}"},
     ),
-    "a knob of a loss": Attack(
+    "a setting of a loss": Attack(
         "imbalance.loss.bait._target_=trap.touch",
         ("--config-dir=mine", "imbalance=found"),
         {"imbalance/found.yaml": "defaults: [focal]\nname: found\nloss: {bait: {_target_: trap.touch}}"},
@@ -294,7 +294,7 @@ def composed(*overrides: str):
 
 
 class TestTrust:
-    """The user's own methods, said to be his outside the configuration."""
+    """The user's own methods, trusted through an environment variable."""
 
     OWN = Attack(
         "imbalance.sampler._target_=trap.Sampler",

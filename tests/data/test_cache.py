@@ -94,7 +94,7 @@ def older(entry: Path) -> None:
         older,
     ],
 )
-def test_damaged_entry_is_rebuilt_and_told(
+def test_damaged_entry_is_rebuilt_and_reported(
     damage: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

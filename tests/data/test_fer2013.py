@@ -477,7 +477,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUTS)
-def test_bad_input_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+def test_bad_input_is_reported_in_one_line(case: str, tmp_path: Path) -> None:
     make, message = BAD_INPUTS[case]
     folder = tmp_path / "data"
     folder.mkdir()
@@ -494,7 +494,7 @@ def test_empty_path_is_not_the_working_folder(path: str, tmp_path: Path) -> None
         fer2013.load(path, str(tmp_path))
 
 
-def test_zip_with_a_password_is_told(tmp_path: Path) -> None:
+def test_zip_with_a_password_is_reported(tmp_path: Path) -> None:
     path = write_zip(image_files(FACES), tmp_path / "archive.zip")
     data = bytearray(path.read_bytes())
     at = data.find(b"PK\x01\x02")
@@ -507,7 +507,7 @@ def test_zip_with_a_password_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_file_that_may_not_be_read_is_told(forms: dict[str, Path], tmp_path: Path) -> None:
+def test_file_that_may_not_be_read_is_reported(forms: dict[str, Path], tmp_path: Path) -> None:
     path = Path(shutil.copy(forms["zip"], tmp_path / "archive.zip"))
     path.chmod(0)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
@@ -520,7 +520,7 @@ def test_random_damage_never_ends_in_a_traceback(form: str, tmp_path: Path) -> N
     path = write_all_forms(small, tmp_path / "forms")[form]
     good = path.read_bytes()
     rng = np.random.default_rng(0)
-    told = 0
+    refused = 0
     for _ in range(60):
         data = bytearray(good)
         for position in rng.integers(0, len(data), rng.integers(1, 6)):
@@ -529,8 +529,8 @@ def test_random_damage_never_ends_in_a_traceback(form: str, tmp_path: Path) -> N
         try:
             fer2013.read(path)
         except UserError:
-            told += 1
-    assert told > 20
+            refused += 1
+    assert refused > 20
 
 
 def zip_with(name: str, mode: int = stat.S_IFREG | 0o644) -> Callable[[Path], Path]:

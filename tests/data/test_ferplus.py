@@ -177,7 +177,7 @@ BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_VOTES)
-def test_bad_votes_are_told_in_one_line(case: str, tmp_path: Path) -> None:
+def test_bad_votes_are_reported_in_one_line(case: str, tmp_path: Path) -> None:
     make, message = BAD_VOTES[case]
     path = tmp_path / "votes.csv"
     make(path)

@@ -58,12 +58,12 @@ def archive(tmp_path_factory) -> Path:
 def trained(tmp_path_factory, archive) -> Path:
     """The run folder of a model trained on files; shared. Its temperature makes calibration visible in the results."""
     folder = tmp_path_factory.mktemp("trained")
-    knobs = [knob for knob in TINY if not knob.startswith("data")]
+    settings = [setting for setting in TINY if not setting.startswith("data")]
     files = ("data=fer2013", f"data.path={archive}", f"data.cache_dir={folder / 'cache'}", "data.batch_size=28")
     more = ("optim.lr=0.01", "trainer.max_epochs=3", "imbalance=weighted", "hydra.run.dir=run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["fer_lightning", *knobs, *files, *more])
+        patch.setattr(sys, "argv", ["fer_lightning", *settings, *files, *more])
         main()
     checkpoint = folder / "run" / "checkpoints" / "best.ckpt"
     card = EmotionClassifier.load(checkpoint).hparams["scorecard"]
@@ -114,13 +114,13 @@ def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
 class TestEveryFormat:
     @pytest.mark.parametrize("name", SUFFIXES)
     def test_file_is_beside_the_run_and_equals_pytorch_on_every_test_image(self, trained, exported, faces, name):
-        said = exported[name]
-        assert said["file"] == str(trained / "exports" / f"test_efficientnet{SUFFIXES[name]}")
-        assert Path(said["file"]).stat().st_size == said["bytes"]
-        assert said["parity"]["images"] == len(official(faces, 0).tests["test"]) == 56
-        assert said["parity"]["max_difference"] <= check.TOLERANCE
-        assert said["parity"]["other_answers"] == 0
-        assert said["parity_photos"]["max_difference"] <= check.TOLERANCE
+        result = exported[name]
+        assert result["file"] == str(trained / "exports" / f"test_efficientnet{SUFFIXES[name]}")
+        assert Path(result["file"]).stat().st_size == result["bytes"]
+        assert result["parity"]["images"] == len(official(faces, 0).tests["test"]) == 56
+        assert result["parity"]["max_difference"] <= check.TOLERANCE
+        assert result["parity"]["other_answers"] == 0
+        assert result["parity_photos"]["max_difference"] <= check.TOLERANCE
 
     @pytest.mark.parametrize("name", SUFFIXES)
     @pytest.mark.parametrize(("batch", "height", "width"), [(1, 48, 48), (3, 120, 200), (2, 36, 36)])
@@ -135,7 +135,7 @@ class TestEveryFormat:
         np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
     def test_nothing_but_the_file_is_left(self, trained, exported):
-        names = {Path(said["file"]).name for said in exported.values()}
+        names = {Path(result["file"]).name for result in exported.values()}
         assert {path.name for path in (trained / "exports").iterdir()} - {"test_efficientnet.int8.onnx"} == names
 
 
@@ -260,9 +260,9 @@ def test_another_architecture(name, tmp_path):
     more = {"stem_stride": 2, "drop_path": 0.2, "head": {**head, "class_scale": True}, "freeze_epochs": 0}
     model = EmotionClassifier({**architecture, **more}, {}, [1] * 7, {}, {}).eval()
     faces = draw(400)
-    said = export_model(model, name, False, faces, official(faces, 0), tmp_path / f"file{SUFFIXES[name]}")
-    assert said["parity"]["images"] > 50
-    assert said["parity"]["max_difference"] <= check.TOLERANCE
+    result = export_model(model, name, False, faces, official(faces, 0), tmp_path / f"file{SUFFIXES[name]}")
+    assert result["parity"]["images"] > 50
+    assert result["parity"]["max_difference"] <= check.TOLERANCE
 
 
 class TestInt8:
@@ -370,8 +370,8 @@ class TestMistakes:
         ):
             call(tmp_path, "--format", "safetensors")
         assert not (tmp_path / "exports").exists()
-        said = call(tmp_path, "--format", "safetensors", "--drawn-faces")
-        assert said["parity"]["images"] == 56
+        result = call(tmp_path, "--format", "safetensors", "--drawn-faces")
+        assert result["parity"]["images"] == 56
 
     def test_a_process_ends_in_one_line_and_code_2(self, process: Callable[..., Outcome]):
         outcome = process("nothing.ckpt", "--format", "safetensors", module="fer_lightning.export")

@@ -38,11 +38,11 @@ def archive(tmp_path_factory) -> Path:
 def trained(tmp_path_factory, archive) -> Path:
     """The run folder of a model trained on files; shared, so not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    knobs = [knob for knob in TINY if not knob.startswith("data")]
+    settings = [setting for setting in TINY if not setting.startswith("data")]
     files = ("data=fer2013", f"data.path={archive}", f"data.cache_dir={folder / 'cache'}", "data.batch_size=14")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run = ["fer_lightning", *knobs, *files, "optim.lr=0.01", "trainer.max_epochs=3", "hydra.run.dir=run"]
+        run = ["fer_lightning", *settings, *files, "optim.lr=0.01", "trainer.max_epochs=3", "hydra.run.dir=run"]
         patch.setattr(sys, "argv", run)
         main()
     return folder / "run"

@@ -86,7 +86,7 @@ class TestLoad:
         np.testing.assert_array_equal(faces.images[0], DRAWN.images[0])
         assert "Converted 1 images" in caplog.text
 
-    def test_missing_emotions_are_said(self, tmp_path, caplog):
+    def test_missing_emotions_are_logged(self, tmp_path, caplog):
         with caplog.at_level("INFO"):
             folder.load(str(write_folder({"Happy/a.png": encode(DRAWN.images[0])}, tmp_path / "tree")))
         assert "No images of angry, disgust, fear, sad, surprise, neutral" in caplog.text

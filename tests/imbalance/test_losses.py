@@ -477,13 +477,13 @@ class TestMethodFiles:
             )
             assert (weight.shape, bias.shape) == ((7, 7), (7,))
 
-    def test_spells_every_knob_out(self, name):
+    def test_spells_every_setting_out(self, name):
         method = compose_method(name).imbalance
         for part in ("loss", "sampler", "mix", "adjust", "second_stage"):
             if part in method:
                 given = {"class_counts", "labels"} | ({"seed"} if part == "sampler" else set())
-                knobs = set(inspect.signature(get_class(method[part]._target_)).parameters) - given
-                assert set(method[part]) - {"_target_"} == knobs
+                settings = set(inspect.signature(get_class(method[part]._target_)).parameters) - given
+                assert set(method[part]) - {"_target_"} == settings
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ class TestEverySampler:
         assert torch.equal(before[0], torch.get_rng_state())
         assert np.array_equal(before[1], np.random.get_state()[1])
 
-    def test_draws_tell_epoch_and_position(self, name):
+    def test_entries_have_epoch_and_position(self, name):
         sampler = build_all(SMALL, 0)[name]
         drawn = draws(sampler, 4)
         assert [draw.epoch for draw in drawn] == [4] * len(sampler)
@@ -226,7 +226,7 @@ class TestEverySampler:
         sampler = build_all(SMALL, 0)[name]
         assert {len(draws(sampler, epoch)) for epoch in range(4)} == {len(sampler)}
 
-    def test_a_resumed_epoch_goes_on_where_it_was(self, name):
+    def test_a_resumed_epoch_continues_where_it_stopped(self, name):
         sampler = build_all(SMALL, 0)[name]
         whole, following = draws(sampler, 1), draws(sampler, 2)
         again = build_all(SMALL, 0)[name]

@@ -169,9 +169,9 @@ def test_the_schedule_begins_anew_with_the_second_stage():
     assert rates[10:] == pytest.approx([0.5 * rate for rate in rates[:10]])
 
 
-@pytest.mark.parametrize(("knob", "value"), [("trains", "tail"), ("lr_scale", 0.0)])
-def test_knobs_out_of_range_are_refused(knob, value):
-    knobs: dict[str, Any] = {
+@pytest.mark.parametrize(("setting", "value"), [("trains", "tail"), ("lr_scale", 0.0)])
+def test_settings_out_of_range_are_refused(setting, value):
+    settings: dict[str, Any] = {
         "trains": "head",
         "share": 0.5,
         "lr_scale": 1.0,
@@ -179,5 +179,5 @@ def test_knobs_out_of_range_are_refused(knob, value):
         "first_stage": None,
         "seed": 0,
     }
-    with pytest.raises(UserError, match=f"second_stage.{knob}={value}"):
-        SecondStage(**{**knobs, "seed": 0, knob: value})
+    with pytest.raises(UserError, match=f"second_stage.{setting}={value}"):
+        SecondStage(**{**settings, "seed": 0, setting: value})

@@ -63,7 +63,7 @@ def test_unweighted_accepts_an_empty_class():
 
 
 @pytest.mark.parametrize(
-    ("counts", "knobs", "words"),
+    ("counts", "settings", "words"),
     [
         (COUNTS, {"scheme": "sqrt"}, ["'sqrt'", "inverse_sqrt"]),
         (COUNTS, {"scheme": "inverse", "normalization": "mean"}, ["'mean'", "balanced"]),
@@ -78,9 +78,9 @@ def test_unweighted_accepts_an_empty_class():
         ([4, -1], {"scheme": "inverse"}, ["class_counts=[4, -1]"]),
     ],
 )
-def test_mistakes_are_named_in_one_line(counts, knobs, words):
+def test_mistakes_are_named_in_one_line(counts, settings, words):
     with pytest.raises(UserError) as error:
-        class_weights(counts, **knobs)
+        class_weights(counts, **settings)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
 

@@ -82,12 +82,12 @@ def start(checkpoint: Path, temporary: Path, port: int = 0) -> Server:
         env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert process.stderr is not None
-    said = ""
+    output = ""
     for line in process.stderr:
-        said += line
+        output += line
         if found := re.search(r"http://127\.0\.0\.1:\d+", line):
             return Server(found[0], process, temporary)
-    raise AssertionError(said)
+    raise AssertionError(output)
 
 
 def stop(server: Server, number: int) -> tuple[int, str]:

@@ -98,9 +98,9 @@ class TestFiles:
         done = tool("gone.png", "images/one.png", "clip.mp4")
         assert done.code == 102
         assert "2 of 3 inputs failed" in done.err
-        said = " ".join(done.out.replace("│", " ").split())
-        assert "gone.png - - does not exist" in said
-        assert "clip.mp4 - - is a video: give single images, or use predict" in said
+        output = " ".join(done.out.replace("│", " ").split())
+        assert "gone.png - - does not exist" in output
+        assert "clip.mp4 - - is a video: give single images, or use predict" in output
         assert [path.name for path in (tmp_path / "explained").iterdir()] == ["one.png"]
 
     def test_each_face_of_a_photograph_is_explained(self, tool, tmp_path):

@@ -93,22 +93,22 @@ class TestStrengths:
         assert (flipped ^ kept).all()
         assert binomtest(int(flipped.sum()), 2000, probability).pvalue > 1e-4
 
-    @pytest.mark.parametrize(("knob", "limit"), [("rotate", 15.0), ("scale", 0.15), ("translate", 0.1)])
-    def test_geometry(self, knob, limit):
-        angle, size, right, down = np.array([pose(each) for each in repeated(Strengths(**{knob: limit}), DOTS, 1000)]).T
-        if knob == "rotate":
+    @pytest.mark.parametrize(("key", "limit"), [("rotate", 15.0), ("scale", 0.15), ("translate", 0.1)])
+    def test_geometry(self, key, limit):
+        angle, size, right, down = np.array([pose(each) for each in repeated(Strengths(**{key: limit}), DOTS, 1000)]).T
+        if key == "rotate":
             assert_uniform(angle, limit, slack=0.5)
-        elif knob == "scale":
+        elif key == "scale":
             assert_uniform(size - 1, limit, slack=0.02)
         else:  # whole pixels: up to 0.1 * 48 = 4.8, cut to 4
             assert np.abs([right, down]).max() == pytest.approx(4, abs=0.1)
             assert set(right.round()) == set(down.round()) == set(range(-4, 5))
             assert np.corrcoef(right, down)[0, 1] == pytest.approx(0, abs=0.15)
-        if knob != "rotate":
+        if key != "rotate":
             assert np.abs(angle).max() < 0.5
-        if knob != "scale":
+        if key != "scale":
             assert np.abs(size - 1).max() < 0.02
-        if knob != "translate":
+        if key != "translate":
             assert np.abs([right, down]).max() < 0.1
 
     def test_light(self):
@@ -148,7 +148,7 @@ class TestStrengths:
 
 
 class TestAsAlbumentations:
-    """The same knobs mean the same to both backends; their random numbers differ."""
+    """The same settings mean the same to both backends; their random numbers differ."""
 
     N = 3000
 
@@ -168,10 +168,10 @@ class TestAsAlbumentations:
             assert ks_2samp(whole(mine), whole(other)).pvalue > 1e-3
             assert mine.std() == pytest.approx(other.std(), rel=0.06)
 
-    @pytest.mark.parametrize("knobs", [{"brightness": 0.3}, {"contrast": 0.3}, {"brightness": 0.2, "contrast": 0.4}])
-    def test_light_is_distributed_alike(self, knobs):
+    @pytest.mark.parametrize("settings", [{"brightness": 0.3}, {"contrast": 0.3}, {"brightness": 0.2, "contrast": 0.4}])
+    def test_light_is_distributed_alike(self, settings):
         flat = np.full((48, 48), 90, dtype=np.uint8)
-        ours, theirs = (make(Strengths(**knobs), flat, self.N)[:, 0, 0] for make in (repeated, one_by_one))
+        ours, theirs = (make(Strengths(**settings), flat, self.N)[:, 0, 0] for make in (repeated, one_by_one))
         assert ks_2samp(np.rint(ours), theirs).pvalue > 1e-3
 
     def test_rectangles_are_distributed_alike(self):

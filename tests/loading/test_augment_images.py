@@ -73,8 +73,8 @@ def assert_uniform(values: np.ndarray, limit: float, slack: float) -> None:
     assert kstest(values, "uniform", args=(-limit, 2 * limit)).pvalue > 1e-4
 
 
-def only(**knobs) -> Augmentation:
-    return Augmentation(Strengths(**{**OFF, **knobs}))
+def only(**settings) -> Augmentation:
+    return Augmentation(Strengths(**{**OFF, **settings}))
 
 
 class AugmentedFaces:
@@ -188,23 +188,23 @@ class TestStrengths:
             flipped += is_flipped
         assert binomtest(flipped, 2000, probability).pvalue > 1e-4
 
-    @pytest.mark.parametrize(("knob", "limit"), [("rotate", 15.0), ("scale", 0.15), ("translate", 0.1)])
-    def test_geometry(self, knob, limit):
-        measured = [pose(only(**{knob: limit})(DOTS, entry_seed(0, 0, position))) for position in range(1000)]
+    @pytest.mark.parametrize(("key", "limit"), [("rotate", 15.0), ("scale", 0.15), ("translate", 0.1)])
+    def test_geometry(self, key, limit):
+        measured = [pose(only(**{key: limit})(DOTS, entry_seed(0, 0, position))) for position in range(1000)]
         angle, size, right, down = np.array(measured).T
-        if knob == "rotate":
+        if key == "rotate":
             assert_uniform(angle, limit, slack=0.5)
-        elif knob == "scale":
+        elif key == "scale":
             assert_uniform(size - 1, limit, slack=0.02)
         else:  # whole pixels: up to 0.1 * 48 = 4.8, cut to 4
             assert np.abs([right, down]).max() == pytest.approx(4, abs=0.1)
             assert set(right.round()) == set(down.round()) == set(range(-4, 5))
             assert np.corrcoef(right, down)[0, 1] == pytest.approx(0, abs=0.15)
-        if knob != "rotate":
+        if key != "rotate":
             assert np.abs(angle).max() < 0.5
-        if knob != "scale":
+        if key != "scale":
             assert np.abs(size - 1).max() < 0.02
-        if knob != "translate":
+        if key != "translate":
             assert np.abs([right, down]).max() < 0.1
 
     def test_brightness(self):
@@ -262,7 +262,7 @@ def test_group_files(name):
     assert all(changed) if name != "none" else not any(changed)
 
 
-def test_import_asks_no_network_and_takes_no_threads():
+def test_import_uses_no_network_and_takes_no_threads():
     code = """
 import os, socket
 socket.socket.connect = socket.getaddrinfo = lambda *_, **__: os._exit(3)
@@ -274,7 +274,7 @@ os._exit(0 if cv2.getNumThreads() == 1 else 4)
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("settings", "words"),
     [
         ({"hflip": 1.5}, ["augment.hflip=1.5"]),
         ({"erase": -0.1}, ["augment.erase=-0.1"]),
@@ -289,8 +289,8 @@ os._exit(0 if cv2.getNumThreads() == 1 else 4)
         ({"erase_area": [0.1]}, ["augment.erase_area=[0.1]"]),
     ],
 )
-def test_mistakes_are_named_in_one_line(knobs, words):
+def test_mistakes_are_named_in_one_line(settings, words):
     with pytest.raises(UserError) as error:
-        only(**knobs)
+        only(**settings)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)

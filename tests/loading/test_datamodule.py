@@ -36,9 +36,9 @@ both_backends = pytest.mark.parametrize("strong", [STRONG, ONE_BY_ONE], ids=["ba
 
 
 def build(
-    sampler=InstanceSampler, augmentation=PLAIN, batch_size=32, num_workers=0, seed=0, **split_knobs
+    sampler=InstanceSampler, augmentation=PLAIN, batch_size=32, num_workers=0, seed=0, **split_settings
 ) -> FERDataModule:
-    split = official(FACES, 0, **split_knobs)
+    split = official(FACES, 0, **split_settings)
     return FERDataModule(FACES, split, sampler, augmentation, Loading(batch_size, num_workers), seed)
 
 
@@ -55,11 +55,11 @@ def batches(datamodule: FERDataModule, loader: DataLoader[Any]) -> Iterator[tupl
 
 
 class TestCounts:
-    @pytest.mark.parametrize("knobs", [{}, {"train_size": 100}, {"val_fraction": 0.3}])
-    def test_class_counts_are_those_of_the_training_images_used(self, knobs):
-        datamodule = build(**knobs)
-        assert datamodule.class_counts == count_classes(FACES.labels[official(FACES, 0, **knobs).train])
-        assert datamodule.class_counts == count_classes(epoch(build(**knobs, batch_size=1), 0)[1].numpy())
+    @pytest.mark.parametrize("settings", [{}, {"train_size": 100}, {"val_fraction": 0.3}])
+    def test_class_counts_are_those_of_the_training_images_used(self, settings):
+        datamodule = build(**settings)
+        assert datamodule.class_counts == count_classes(FACES.labels[official(FACES, 0, **settings).train])
+        assert datamodule.class_counts == count_classes(epoch(build(**settings, batch_size=1), 0)[1].numpy())
 
     def test_the_sampler_does_not_change_them(self):
         # They are the prior that losses correct for; what a sampler draws from them is its own matter.

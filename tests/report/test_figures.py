@@ -141,7 +141,7 @@ def texts(figure: Figure) -> list[Text]:
     return shown
 
 
-def said(figure: Figure) -> str:
+def drawn_text(figure: Figure) -> str:
     return "\n".join(t.get_text() for t in texts(figure))
 
 
@@ -175,7 +175,7 @@ def test_pictures_have_a_sensible_size(name: str) -> None:
 
 def test_confusion_matrix_shows_counts_and_shares() -> None:
     counts = matrix()
-    words = said(figures.confusion_matrix(counts, "T", LINE))
+    words = drawn_text(figures.confusion_matrix(counts, "T", LINE))
     for row in counts:
         for n in row:
             assert f"{n / row.sum():.0%}\n({n:,})" in words
@@ -185,13 +185,13 @@ def test_confusion_matrix_shows_counts_and_shares() -> None:
 def test_a_class_without_images_leaves_an_empty_row() -> None:
     counts = matrix()
     counts[1] = 0
-    words = said(figures.confusion_matrix(counts, "T"))
+    words = drawn_text(figures.confusion_matrix(counts, "T"))
     assert "nan" not in words
     assert "disgust\nn = 0" in words
 
 
 def test_class_distribution_shows_every_count_and_the_ratio() -> None:
-    words = said(figures.class_distribution({"train": TRAIN}, "T"))
+    words = drawn_text(figures.class_distribution({"train": TRAIN}, "T"))
     assert all(f"{n:,}" in words for n in TRAIN)
     assert "28,709 images · 16.5 : 1" in words
     assert "1.5%" in words
@@ -200,7 +200,7 @@ def test_class_distribution_shows_every_count_and_the_ratio() -> None:
 def test_curves_mark_the_best_epoch_and_draw_what_was_logged() -> None:
     log = training_log(6)
     figure = figures.curves(log, "T")
-    assert f"best macro F1: {log['val/f1_macro'].max():.3f}" in said(figure)
+    assert f"best macro F1: {log['val/f1_macro'].max():.3f}" in drawn_text(figure)
     loss, score, rate = figure.axes
     (train, validation) = loss.get_lines()
     np.testing.assert_allclose(train.get_ydata(), log["train/loss"].dropna())
@@ -223,7 +223,7 @@ def test_curves_without_validation_or_rates() -> None:
 def test_mistakes_say_label_and_prediction() -> None:
     images, rows = mistaken(3)
     figure = figures.mistakes(images, rows, "T")
-    assert "labelled disgust\npred. surprise 70%" in said(figure)
+    assert "labelled disgust\npred. surprise 70%" in drawn_text(figure)
     shown: list[Any] = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(np.stack(shown), images)
 
@@ -259,7 +259,7 @@ def test_differences_are_in_points_and_filled_where_holm_says_so() -> None:
 def test_trade_off_names_points_and_draws_their_intervals() -> None:
     c = made_up(4)
     figure = report_figures.trade_off(c.summary[c.summary["test_set"] == "test"], dict.fromkeys(c.rows, 1), "T")
-    assert set(c.rows) <= set(said(figure).split("\n"))
+    assert set(c.rows) <= set(drawn_text(figure).split("\n"))
     table = c.summary[c.summary["test_set"] == "test"].set_index(["method", "metric"])
     across = figure.axes[0].get_lines()[0]
     np.testing.assert_allclose(across.get_xdata(), table.loc[("none", "accuracy"), ["low", "high"]].astype(float))

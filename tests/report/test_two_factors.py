@@ -1,4 +1,4 @@
-"""A sweep over the method and a knob of all methods, through the command line: every row has its own baseline."""
+"""A sweep over the method and a setting of all methods, through the command line: every row has its own baseline."""
 
 from pathlib import Path
 

@@ -91,7 +91,7 @@ def write_gzip(data: bytes, path: Path) -> Path:
 
 
 def write_all_forms(faces: Faces, folder: Path) -> dict[str, Path]:
-    """Every accepted form that tells the usage, by a short name."""
+    """Every accepted form that contains the usage, by a short name."""
     folder.mkdir(parents=True, exist_ok=True)
     images = image_files(faces)
     fer2013, icml = csv_text(faces).encode(), csv_text(faces, "icml").encode()

@@ -256,7 +256,7 @@ def prove(name: str, overrides: list[str], trials: int, seed: int, devices: int,
     whole, parts = work / "whole", work / "parts"
     shutil.rmtree(whole, ignore_errors=True)
     started = time.monotonic()
-    undisturbed = [knob for knob in overrides if not knob.startswith("save_every_n_steps")]
+    undisturbed = [setting for setting in overrides if not setting.startswith("save_every_n_steps")]
     code = run_forked(whole, undisturbed) if devices == 1 else run_processes(whole, undisturbed, dice, kill=False)
     seconds = time.monotonic() - started
     if code:
@@ -306,20 +306,20 @@ def setups(samplers: list[str], workers: list[int], devices: list[int]) -> dict[
                 extra = {"crt": [], "cmo": [*averaged, "imbalance.mix.off_epochs=0"]}.get(sampler, averaged)
                 backend = "albumentations" if number else "batched"  # which has no workers
                 loading = [f"data.num_workers={number}", f"augment.backend={backend}"]
-                knobs = [*RUN, f"imbalance={sampler}", *loading, *extra]
+                settings = [*RUN, f"imbalance={sampler}", *loading, *extra]
                 name = (
                     f"{sampler}{', EMA' if averaged[0] in extra else ''}, {f'{number} workers' if number else backend}"
                 )
                 if sampler == "none":
-                    knobs += cycle
+                    settings += cycle
                     name += ", one-cycle"
                 if processes == 2:
-                    knobs += ["trainer.devices=2"]
+                    settings += ["trainer.devices=2"]
                     name += ", 2 processes"
-                chosen[name] = (knobs, processes)
+                chosen[name] = (settings, processes)
     if "none" in samplers and 1 in devices:
-        knobs = [*RUN[:-1], "save_every_n_steps=null", "trainer.max_steps=50", "trainer.check_val_every_n_epoch=2"]
-        chosen["none, EMA, saved after epochs alone, max_steps"] = ([*knobs, *averaged], 1)
+        settings = [*RUN[:-1], "save_every_n_steps=null", "trainer.max_steps=50", "trainer.check_val_every_n_epoch=2"]
+        chosen["none, EMA, saved after epochs alone, max_steps"] = ([*settings, *averaged], 1)
     return chosen
 
 

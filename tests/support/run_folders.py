@@ -99,11 +99,11 @@ def write_run(
         "optim": {"lr": 0.001},
     }
     for key, value in (settings or {}).items():
-        group, knob = key.rsplit(".", 1)
+        group, name = key.rsplit(".", 1)
         node = config
         for part in group.split("."):
             node = node.setdefault(part, {})
-        node[knob] = value
+        node[name] = value
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     return folder
 

@@ -165,9 +165,9 @@ def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
         subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=500) for process in both]
+    output = [process.communicate(timeout=500) for process in both]
     assert sorted(process.returncode for process in both) == [0, 2]
-    refused = next(err for process, (_, err) in zip(both, said, strict=True) if process.returncode == 2)
+    refused = next(err for process, (_, err) in zip(both, output, strict=True) if process.returncode == 2)
     assert refused.startswith("error: sweep: another process is working in this folder")
     assert statuses(tmp_path / "sweep") == ["done"]
 

@@ -160,12 +160,12 @@ def test_ctrl_c_reports_how_to_resume(start, tmp_path, epochs, message):
         while not (tmp_path / "run" / "status.json").exists():
             time.sleep(0.05)
     run.send_signal(signal.SIGINT)
-    said = run.communicate(timeout=60)[0]
+    output = run.communicate(timeout=60)[0]
     assert run.returncode == 130
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: interrupted; {message}")
     assert line.endswith(f"with resume=auto hydra.run.dir={tmp_path / 'run'}")
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
 def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_path):
@@ -398,8 +398,8 @@ class TestFinishedTraining:
         assert read_json(tmp_path / "run" / "metrics.json")["train/seconds"] == before["train/seconds"]
 
     def test_an_early_stop_is_remembered(self, cli, tmp_path):
-        knobs = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0.1"]
-        run = [*RUN, *knobs, "trainer.max_epochs=30", f"hydra.run.dir={tmp_path / 'run'}"]
+        settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0.1"]
+        run = [*RUN, *settings, "trainer.max_epochs=30", f"hydra.run.dir={tmp_path / 'run'}"]
         assert cli(*run).code == 0
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         rows = (tmp_path / "run" / "metrics.csv").read_text()

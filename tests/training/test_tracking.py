@@ -303,9 +303,9 @@ def files_with(text: str, folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
-def upload(said: str, folder: Path, **environment: str) -> None:
-    """Run the ``wandb sync`` commands in what a run said."""
-    commands = re.findall(r"upload .*with: wandb (sync .*)", said)
+def upload(output: str, folder: Path, **environment: str) -> None:
+    """Run the ``wandb sync`` commands in the output of a run."""
+    commands = re.findall(r"upload .*with: wandb (sync .*)", output)
     assert commands
     for command in commands:
         command = [sys.executable, "-m", "wandb", *shlex.split(command)]
@@ -391,10 +391,10 @@ def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
     assert server.failed.is_set()
     assert all(len(run.history) < 3 and run.exit_code is None for run in server.runs.values())
     assert outcome.code == 0, outcome.err
-    said = outcome.out + outcome.err
-    (warning,) = [line for line in said.splitlines() if "kept on disk" in line]
-    assert "Traceback" not in said
-    assert KEY not in said
+    output = outcome.out + outcome.err
+    (warning,) = [line for line in output.splitlines() if "kept on disk" in line]
+    assert "Traceback" not in output
+    assert KEY not in output
 
     assert cli(*arguments, "logger=csv", "hydra.run.dir=reference").code == 0
     run, reference = tmp_path / "run", tmp_path / "reference"
