@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import markdown_table, to_code, to_markdown
+from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError, first_line
 from fer_lightning.runtime.files import read_json, replace_file
@@ -180,13 +181,14 @@ def _eval_results(trained: TrainedModel) -> "list[EvalResult]":
 
 def _title(trained: TrainedModel) -> str:
     metrics = trained.metrics
-    return f"{_data(trained)} {metrics['model']} {metrics['imbalance']}"
+    # On one line: in the metadata block a line of dashes would end it.
+    return printable(f"{_data(trained)} {metrics['model']} {metrics['imbalance']}")
 
 
 def _data(trained: TrainedModel) -> str:
     if trained.metrics.get("synthetic"):
         return "drawn (synthetic) faces"
-    return "FER-2013" if trained.real else str(trained.metrics.get("data"))
+    return "FER-2013" if trained.real else printable(trained.metrics.get("data"))
 
 
 def _architecture(model: Mapping[str, Any]) -> str:
@@ -331,12 +333,18 @@ def write_model_card(path: Path, out: Path | None, force: bool, repo_id: str | N
     Raises:
         UserError: see ``read_trained_model``, ``write_card`` and ``hub.push``.
     """
-    trained = read_trained_model(path)
-    out = out or (None if trained.folder is None else trained.folder / "README.md")
-    picture = None
-    if trained.folder is not None and out is not None and (trained.folder / PICTURE).is_file():
-        picture = Path(os.path.relpath(trained.folder / PICTURE, out.parent)).as_posix()
-    card = str(make_card(trained, picture))
+    try:
+        trained = read_trained_model(path)
+        out = out or (None if trained.folder is None else trained.folder / "README.md")
+        picture = None
+        if trained.folder is not None and out is not None and (trained.folder / PICTURE).is_file():
+            picture = Path(os.path.relpath(trained.folder / PICTURE, out.parent)).as_posix()
+        card = str(make_card(trained, picture))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # JSON and YAML, but other values
+        raise UserError(
+            f"{path}: its scores or settings are not those that a run writes ({type(error).__name__}); "
+            "give the folder of a finished run, or its checkpoints/best.ckpt"
+        ) from error
     if out is None:
         print(card)
     else:

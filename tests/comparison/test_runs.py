@@ -10,6 +10,7 @@ import pytest
 from run_folders import TEST_COUNTS, write_run
 
 from fer_lightning.comparison.runs import find_runs, read_run, read_runs
+from fer_lightning.presentation.escapes import table_to_csv
 
 
 def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
@@ -23,6 +24,15 @@ def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
     assert {name: int(member.sum()) for name, member in run.members.items()} == {"test": 360, "test_dedup": 355}
     assert run.repeat == (3, "2")
     assert run.protocol == {"data": "fer2013", "data hash": "abc", "labels": "fer", "split": "official"}
+
+
+def test_ids_like_formulas_are_read_back(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0")
+    table = pd.read_csv(folder / "predictions.csv", dtype={"id": str})
+    table["id"] = "=1+" + table["id"]
+    (folder / "predictions.csv").write_text(table_to_csv(table))
+    assert "\n'=1+" in (folder / "predictions.csv").read_text()
+    assert list(read_run(folder).ids) == sorted(table["id"])
 
 
 @pytest.mark.parametrize("column", ["test", "twin_group"])

@@ -1,6 +1,7 @@
 """Model cards: their content, where they are written, and what is uploaded to a stand-in for the Hub."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from huggingface_hub import ModelCard, constants
 
 from fer_lightning import card
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.evaluation.model_card import MARKER
+from fer_lightning.evaluation.model_card import MARKER, TrainedModel, make_card, read_trained_model
 from fer_lightning.evaluation.scorecard import store
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
 from fer_lightning.runtime.run_folder import write_status
@@ -86,6 +88,27 @@ class TestText:
             assert words in made.text
         assert "file `v2.safetensors`" in made.text
         assert "secret" not in str(made)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["<img src=http://evil.example/>", "[a](http://evil.example)", "a|b", "{{ 77 * 77 }}", "a\n---\n# b\x1b[31m"],
+    )
+    def test_what_others_wrote_is_shown_as_it_is(self, run, text):
+        trained = read_trained_model(run)
+        metrics = {key: text if isinstance(value, str) else value for key, value in trained.metrics.items()}
+        config = {**trained.config, "split": {"name": text, "fold": text, "folds": text}}
+        content = str(make_card(TrainedModel({**metrics, "synthetic": False}, config, None), None))
+        made = ModelCard(content)
+        assert printable(text) in made.data.model_name
+        body = made.text.replace(MARKER, "")
+        assert not re.search(r"<|\]\(http://|\x1b|^# b|5929", body, re.MULTILINE)
+        for block in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):
+            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+    def test_scores_of_another_kind_are_one_line(self, run):
+        write_json(run / "metrics.json", {**read_json(run / "metrics.json"), "test/n": "many"})
+        with pytest.raises(UserError, match="not those that a run writes"):
+            card.main([str(run)])
 
     def test_a_checkpoint_has_a_card_from_its_scorecard(self, trained, capfd):
         card.main([str(trained / "checkpoints" / "best.ckpt")])

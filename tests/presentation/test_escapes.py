@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from fer_lightning.presentation.escapes import (
+    change_texts,
     from_csv,
     markdown_table,
     table_from_csv,
@@ -88,3 +89,10 @@ def test_pictures_take_names_literally(tmp_path: Path) -> None:
         return figure
 
     draw().savefig(tmp_path / "a.png")
+
+
+def test_w_and_bs_tables_hold_neither_tags_nor_formulas() -> None:
+    frame = pd.DataFrame({"method": ["<img src=x>", "=1+1", "focal"], "mean": [-0.5, 0.1, 0.2]})
+    shown = change_texts(frame, lambda text: to_csv(without_tags(text)))
+    assert shown["method"].tolist() == ["&lt;img src=x>", "'=1+1", "focal"]
+    assert shown["mean"].tolist() == [-0.5, 0.1, 0.2]

@@ -150,7 +150,7 @@ def test_markdown_has_well_formed_tables_and_all_sections() -> None:
 
 def test_markdown_shows_hostile_names_as_they_are() -> None:
     text = re.sub(r"(?<!\\)`[^`]*`", "", markdown(CASES["hostile"](), []))
-    assert not re.search(r"(?<!\\)<img", text)
+    assert "<" not in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
