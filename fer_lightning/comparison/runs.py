@@ -1,33 +1,19 @@
 """Finished runs, read back from their folders."""
 
-import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
+from fer_lightning.comparison import run_files
 from fer_lightning.config.settings import MAY_DIFFER, flatten
-from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, emotion_indices
-from fer_lightning.presentation.escapes import table_from_csv
+from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS
+from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import natural_key
-from fer_lightning.runtime.errors import UserError, one_line
-
-NEEDED = (
-    *("imbalance", "model", "split", "seed", "budget", "data", "data_hash", "labels"),
-    *("train/class_counts", "train/steps", "test/n", "test/accuracy", "test/f1_macro"),
-)
-"""What ``metrics.json`` must contain for a run to be compared."""
-
-COLUMNS = ("id", "label", "prediction", "test", "twin_group")
-"""Columns that ``predictions.csv`` must have, besides ``PROBABILITY_COLUMNS``."""
+from fer_lightning.runtime.errors import UserError
 
 NOT_A_SETTING = ("seed", "split.fold", "test", *MAY_DIFFER)
 """Configuration that does not make two runs different experiments: repeats, and what cannot change a result."""
@@ -69,7 +55,7 @@ class FinishedRun:
     @property
     def name(self) -> str:
         """The folder's name with its parent's, which distinguishes runs of several sweeps."""
-        return "/".join(self.folder.parts[-2:])
+        return printable("/".join(self.folder.parts[-2:]))
 
     @property
     def method(self) -> tuple[str, str]:
@@ -134,34 +120,11 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         ValueError: the run is not finished or its files do not fit together; the message is the reason.
     """
-    try:
-        status = json.loads((folder / "status.json").read_text())
-        if status.get("status") != "done":
-            reason = status.get("reason")
-            raise ValueError(f"{status.get('status')}: {reason}" if reason else f"{status.get('status')}")
-        metrics = json.loads((folder / "metrics.json").read_text())
-        missing = [key for key in NEEDED if metrics.get(key) is None]
-        if missing:
-            raise ValueError(f"metrics.json lacks {', '.join(missing)}")
-        table = pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys(("id", "label", "prediction"), str))
-        table = table_from_csv(table)
-        missing = [name for name in (*COLUMNS, *PROBABILITY_COLUMNS) if name not in table]
-        if missing:
-            raise ValueError(f"predictions.csv lacks {', '.join(missing)}")
-        table = table.sort_values("id", kind="stable", ignore_index=True)
-        members = _members(table, metrics)
-        labels, predictions = (emotion_indices(table[name].tolist()) for name in ("label", "prediction"))
-        probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(np.float64)
-        if not np.isfinite(probabilities).all():
-            raise ValueError("predictions.csv holds probabilities that are no numbers")
-        config = flatten(OmegaConf.load(folder / ".hydra" / "config.yaml"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"damaged json: {error}") from error
-    except FileNotFoundError as error:
-        raise ValueError(f"no {Path(error.filename).name}") from error
-    except (OSError, OmegaConfBaseException, YAMLError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(one_line(error)) from error
-    settings = {key: str(value) for key, value in config.items() if _is_setting(key)}
+    run_files.read_status(folder)
+    metrics = run_files.read_metrics(folder)
+    table = run_files.read_predictions(folder, metrics)
+    config = flatten(run_files.read_config(folder))
+    settings = {printable(key): printable(value) for key, value in config.items() if _is_setting(key)}
     if settings.get(FIRST_STAGE, "None") != "None":
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")
@@ -170,23 +133,13 @@ def read_run(folder: Path) -> FinishedRun:
         metrics=metrics,
         settings=settings,
         ids=table["id"].to_numpy(str),
-        labels=labels,
-        predictions=predictions,
-        probabilities=probabilities,
+        labels=table["label"].to_numpy(np.int64),
+        predictions=table["prediction"].to_numpy(np.int64),
+        probabilities=table[list(PROBABILITY_COLUMNS)].to_numpy(np.float64),
         twins=table["twin_group"].to_numpy(np.int64),
-        members=members,
+        members=run_files.test_sets(table, metrics),
         fold=str(config["split.fold"]) if "split.fold" in config else None,
     )
-
-
-def _members(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Which images belong to each test set."""
-    members = {name: table[name].to_numpy() == 1 for name in table.columns if re.match(r"test(_|$)", name)}
-    for name, member in members.items():
-        n = metrics.get(f"{name}/n")
-        if n is not None and member.sum() != n:
-            raise ValueError(f"predictions.csv has {member.sum()} rows of {name} but {name}/n is {n}")
-    return members
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, str]]:
@@ -211,5 +164,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
 
 
 def _written(folder: Path) -> float:
-    file = folder / "metrics.json"
-    return file.stat().st_mtime if file.exists() else 0.0
+    try:
+        return (folder / "metrics.json").stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,5 +1,6 @@
 """Compare run folders and write the report: tables as files, pictures, ``report.md`` and ``report.html``."""
 
+import logging
 import os
 import shlex
 from collections.abc import Sequence
@@ -14,6 +15,11 @@ from fer_lightning.report import page, pictures, terminal, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
 
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED = 8
+"""Skipped folders that are named on the screen."""
+
 
 def compare_and_report(
     run_dirs: Sequence[str | Path],
@@ -26,7 +32,7 @@ def compare_and_report(
     """Compare the finished runs at or below ``run_dirs`` and write a report.
 
     Writes ``summary.csv``, ``differences.csv``, ``report.md`` with its pictures, and ``report.html`` into ``out``.
-    Folders of unfinished or failed runs are noted with the reason.
+    Folders of unfinished, failed or damaged runs are named with the reason.
 
     Args:
         run_dirs: folders of runs or of sweeps.
@@ -42,12 +48,21 @@ def compare_and_report(
     console = console or terminal.default_console()
     comparison = analyse_folders(run_dirs, baseline, votes)
     terminal.print_comparison(comparison, console)
+    _log_skipped(comparison)
     options = {"--out": out, "--baseline": baseline, "--ferplus-votes": votes}
     write_report(comparison, Path(out), _command(run_dirs, {key: str(each) for key, each in options.items() if each}))
     console.print(f"Report: {Path(out) / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     if wandb_project:
         to_wandb.log_report(comparison, Path(out), wandb_project)
     return comparison
+
+
+def _log_skipped(c: Comparison) -> None:
+    """Name the folders that were left out, a screen's few lines of them; the report has all."""
+    for folder, reason in list(c.skipped.items())[:MAX_SKIPPED]:
+        log.warning("left out of the comparison: %s: %s", folder, reason)
+    if len(c.skipped) > MAX_SKIPPED:
+        log.warning("... and %d more, see the report", len(c.skipped) - MAX_SKIPPED)
 
 
 def write_report(c: Comparison, out: Path, command: str | None = None) -> None:

@@ -1,36 +1,86 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, never through a link, and read as far as they can be trusted."""
 
+import errno
 import io
+import itertools
 import json
 import os
+import secrets
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fer_lightning.runtime.errors import UserError
+
+MAX_BYTES = 64 << 20
+"""Size of a text file from which on it is none of this project's, such as a device or a damaged file."""
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write to a sibling file first, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+    """Write a JSON file as ``replace_file``; several processes may, such as a sweep and its job."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    _replace(path, text.encode(), path.with_name(f".{path.name}.{os.getpid()}"), keep=None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file."""
-    return json.loads(path.read_text())
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged, no JSON object, no regular file, or too large.
+    """
+    try:
+        content = json.loads(read_bytes(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, numbers of 5000 digits
+        raise UserError(f"{path}: damaged, no JSON ({_reason(error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged, no JSON object")
+    return content
+
+
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a regular file; returns at once for a pipe or a device, which would block or never end.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: no regular file, larger than ``limit`` bytes, or not readable.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UserError(f"{str(path)!r}: cannot be read ({_reason(error)})") from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise UserError(f"{path}: is no regular file")
+    with os.fdopen(file, "rb", buffering=0) as opened:
+        if os.fstat(file).st_size > limit:
+            raise UserError(f"{path}: has {os.fstat(file).st_size} bytes, more than {limit}; it is damaged")
+        return opened.readall()
 
 
 def replace_file(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
-    """Write a file so that it appears whole, even after a power failure, by the one process that writes it.
+    """Write a file so that it appears whole, even after a power failure, by the one process that
+    writes it; a link in its place is replaced, not followed.
 
     Args:
         path: of the file.
         content: its bytes.
         keep: where the previous file is moved to; None to discard it.
     """
-    temporary = path.with_name(f".{path.name}.part")  # overwrites what a killed process left
+    _replace(path, content, path.with_name(f".{path.name}.part"), keep)
+
+
+def _replace(path: Path, content: bytes | memoryview, temporary: Path, keep: Path | None) -> None:
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # what a killed process left
+    except OSError:  # a folder
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(temporary, "xb") as file:  # exclusive: opens no link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -38,7 +88,8 @@ def replace_file(path: Path, content: bytes | memoryview, keep: Path | None = No
             path.replace(keep)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def replace_file_by(path: Path, write: Callable[[BinaryIO], Any], keep: Path | None = None) -> None:
@@ -53,3 +104,40 @@ def replace_file_by(path: Path, write: Callable[[BinaryIO], Any], keep: Path | N
     buffer = io.BytesIO()
     write(buffer)
     replace_file(path, buffer.getbuffer(), keep)
+
+
+def check_no_links(folder: Path, deep: bool = True) -> None:
+    """Check that nothing in a folder leads out of it, before it is written to: it may be somebody else's.
+
+    W&B links its latest run and its logs; such links within the folder's ``wandb`` are left alone. A file with a
+    second name (a hard link) that this project appends to or overwrites gets a copy of its own.
+
+    Args:
+        folder: exists.
+        deep: also look into its folders.
+
+    Raises:
+        UserError: naming the link.
+    """
+    home = folder.resolve()
+    for place, folders, names in itertools.islice(os.walk(folder), None if deep else 1):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            kind = path.lstat()
+            if stat.S_ISLNK(kind.st_mode):
+                if "wandb" in path.relative_to(folder).parts[:-1] and path.resolve().is_relative_to(home):
+                    continue
+                raise UserError(
+                    f"{path}: is a link, and nothing is written through one; replace it by what it stands for, "
+                    "or choose another folder"
+                )
+            if stat.S_ISREG(kind.st_mode) and kind.st_nlink > 1 and path.suffix in (".log", ".yaml", ".csv", ".png"):
+                replace_file(path, read_bytes(path))
+            elif not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
+                raise UserError(f"{path}: is neither a file nor a folder; remove it, or choose another folder")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or errno.errorcode.get(error.errno or 0, "unknown error")
+    return " ".join(str(error).split())[:100] or type(error).__name__

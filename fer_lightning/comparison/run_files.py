@@ -1,0 +1,172 @@
+"""The files of a run folder, which anybody may have written or damaged, read and checked.
+
+Every function raises ValueError with the reason, in one line, and nothing else.
+"""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fer_lightning.config.yaml_files import read_yaml
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, emotion_indices
+from fer_lightning.presentation.escapes import table_from_csv
+from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.files import read_bytes, read_json
+
+TEXTS = ("imbalance", "model", "split", "budget", "data", "data_hash", "labels")
+COUNTS = ("seed", "train/steps", "test/n")
+NEEDED = (*TEXTS, *COUNTS, "train/class_counts", "test/accuracy", "test/f1_macro")
+"""What ``metrics.json`` must contain for a run to be compared."""
+
+SHARES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "recall", "precision", "f1")
+"""Scores from 0 to 1."""
+
+BUDGETS = ("steps", "epochs")
+
+COLUMNS = ("id", "label", "prediction", "test", "twin_group")
+"""Columns that ``predictions.csv`` must have, besides ``PROBABILITY_COLUMNS``."""
+
+LONGEST_TEXT = 200
+"""Maximum characters of a name in ``metrics.json``; it becomes part of a row's name."""
+
+MAX_ID_BYTES = 2**29
+"""Maximum bytes of the ids in memory, where each takes as much as the longest one."""
+
+LARGEST = 2**53
+"""Maximum of a number in ``metrics.json``: beyond it, integers are not exact."""
+
+
+def read_status(folder: Path) -> None:
+    """Check that a run is done."""
+    status = _json(folder, "status.json")
+    if status.get("status") != "done":
+        reason = status.get("reason")
+        raise ValueError(f"{status.get('status')}: {reason}" if reason else f"{status.get('status')}")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The content of ``metrics.json``: keys that a comparison uses have the right types and possible values."""
+    metrics = _json(folder, "metrics.json")
+    missing = [key for key in NEEDED if metrics.get(key) is None]
+    if missing:
+        raise ValueError(f"metrics.json lacks {', '.join(missing)}")
+    for key in (*TEXTS, *({"git_commit", "precision", "first_stage/imbalance"} & metrics.keys())):
+        value = metrics[key]
+        is_name = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.isprintable()
+        _require(value is None or is_name, key, value, "a name")
+    _require(metrics["budget"] in BUDGETS, "budget", metrics["budget"], " or ".join(BUDGETS))
+    counts = metrics["train/class_counts"]
+    is_complete = isinstance(counts, dict) and set(counts) == set(EMOTIONS) and all(map(_is_count, counts.values()))
+    _require(is_complete, "train/class_counts", counts, "a number of images for each emotion")
+    for key, value in metrics.items():
+        section, _, score = key.partition("/")
+        if key in COUNTS or key.endswith(("/n", "/steps")):
+            _require(_is_count(value), key, value, "a whole number")
+        elif key == "temperature" or (key != "train/class_counts" and section.startswith(("test", "train", "val"))):
+            _require(value is None or _is_number(value), key, value, "a number")
+            is_share = section != "train" and score.partition("/")[0] in SHARES
+            _require(value is None or not is_share or 0 <= value <= 1, key, value, "a number from 0 to 1")
+    temperature = metrics.get("temperature")
+    _require(temperature is None or temperature > 0, "temperature", temperature, "more than 0")
+    return metrics
+
+
+def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
+    """``predictions.csv``, ordered by id, with ``label`` and ``prediction`` as class indices.
+
+    Args:
+        folder: the run folder.
+        metrics: from ``read_metrics``, which the rows must agree with.
+    """
+    try:
+        content = io.BytesIO(read_bytes(folder / "predictions.csv"))
+        table = table_from_csv(pd.read_csv(content, dtype=dict.fromkeys(("id", "label", "prediction"), str)))
+    except FileNotFoundError:
+        raise ValueError("no predictions.csv") from None
+    except UserError as error:
+        raise ValueError(_without(folder, error)) from None
+    except Exception as error:  # pandas has many for what is no csv
+        raise ValueError(f"predictions.csv: {one_line(error)}") from None
+    missing = [name for name in (*COLUMNS, *PROBABILITY_COLUMNS) if name not in table]
+    if missing:
+        raise ValueError(f"predictions.csv lacks {', '.join(missing)}")
+    if table.empty:
+        raise ValueError("predictions.csv has no rows")
+    test_sets(table, metrics)
+    if table["id"].isna().any() or table["id"].duplicated().any():
+        raise ValueError("predictions.csv has images without an id, or with the same one")
+    if len(table) * int(table["id"].str.len().max()) * 4 > MAX_ID_BYTES:
+        raise ValueError("predictions.csv has an id that is too long")
+    table = table.sort_values("id", kind="stable", ignore_index=True)
+    for name in ("label", "prediction"):
+        table[name] = emotion_indices(table[name].tolist())
+    for name in (*PROBABILITY_COLUMNS, "twin_group"):
+        table[name] = _numbers(table[name])
+    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy()
+    if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > 0.01).any():
+        raise ValueError("predictions.csv holds probabilities that do not sum to 1")
+    table["twin_group"] = table["twin_group"].astype(np.int64)
+    accuracy = (table["label"] == table["prediction"])[table["test"] == 1].mean()
+    if not abs(accuracy - metrics["test/accuracy"]) < 1e-3:
+        given = metrics["test/accuracy"]
+        raise ValueError(f"predictions.csv has an accuracy of {accuracy:.4f}, metrics.json one of {given:.4f}")
+    return table
+
+
+def test_sets(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Name of a test set -> bool, shape (n,): which rows belong to it."""
+    members = {name: table[name].to_numpy() == 1 for name in table.columns if re.fullmatch(r"test(_\w{1,40})?", name)}
+    for name, member in members.items():
+        n = metrics.get(f"{name}/n")
+        if n is not None and member.sum() != n:
+            raise ValueError(f"predictions.csv has {member.sum()} rows of {name} but {name}/n is {n}")
+    return members
+
+
+def read_config(folder: Path) -> Any:
+    """The composed configuration as plain Python, with its interpolations as written."""
+    try:
+        return read_yaml(folder / ".hydra" / "config.yaml")
+    except FileNotFoundError:
+        raise ValueError("no config.yaml") from None
+    except UserError as error:
+        raise ValueError(_without(folder, error)) from None
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return read_json(folder / name)
+    except FileNotFoundError:
+        raise ValueError(f"no {name}") from None
+    except UserError as error:
+        raise ValueError(_without(folder, error)) from None
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    if not (np.isfinite(numbers) & (numbers.abs() <= LARGEST)).all():
+        raise ValueError(f"predictions.csv: {column.name} holds what are no numbers")
+    return numbers
+
+
+def _require(condition: object, key: str, value: object, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"metrics.json: {key} is {str(value)[:40]}, not {accepted}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def _without(folder: Path, error: UserError) -> str:
+    """The reason without the run folder, which is named beside it."""
+    return str(error).replace(f"{folder}/", "")

@@ -1,0 +1,114 @@
+"""YAML of anyone, read in bounded time: aliases cannot multiply, and whatever is damaged is a ``YAMLError``."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
+from yaml import MappingNode, Node, ScalarNode, YAMLError  # type: ignore[import-untyped]
+
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_bytes
+
+MAX_BYTES = 200_000
+"""Size of a configuration file; this project's own are below 5,000 bytes."""
+
+MAX_VALUES = 5_000
+"""Values of a file with all its aliases written out."""
+
+
+class _BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return self.construct_document(node)
+
+
+def parse(text: str, name: str) -> Any:
+    """The content of a YAML document as plain Python.
+
+    Args:
+        text: the document.
+        name: of the file, for errors.
+
+    Raises:
+        YAMLError: no YAML, or with aliases it has more than ``MAX_VALUES`` values.
+    """
+    try:
+        loader = _BoundedLoader(text)
+        loader.name = name
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise YAMLError(f"{name}: its lists and mappings are nested too deeply") from None
+    except Exception as error:  # !!int x, !!timestamp 0 and so on each raise another one
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        raise YAMLError(message if name in message else f"{name}: {message}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file as plain Python: a dictionary (empty for an empty file) or a list.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it cannot be read, or holds anything else.
+    """
+    try:
+        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        content = parse(text, str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except YAMLError as error:
+        raise UserError(str(error)) from None
+    if not isinstance(content, dict | list | None):
+        raise UserError(f"{path}: must hold keys and values")
+    return {} if content is None else content
+
+
+class BoundedFileSource(FileConfigSource):
+    """Hydra's folder of configuration files, which reads them with ``parse``."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = Path(self.path, self._normalize_file_name(config_path))
+        if not file.exists():
+            raise ConfigLoadError(f"Config not found : {file}")
+        content = read_yaml(file)
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: must hold keys and values, not a list")
+        try:
+            header = ConfigSource._get_header_dict(file.read_text(encoding="utf-8")[:512])
+        except ValueError as error:
+            raise UserError(f"{file}: {error}") from None
+        config = OmegaConf.create(content)
+        assert isinstance(config, DictConfig)
+        return ConfigResult(config=config, path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
+
+
+def _count(node: Node, counted: dict[int, int]) -> int:
+    """How many values a node stands for with all aliases written out.
+
+    Raises:
+        YAMLError: more than ``MAX_VALUES``, or a node that holds itself.
+    """
+    if isinstance(node, ScalarNode):
+        return 1
+    if id(node) in counted:
+        if counted[id(node)] == 0:
+            raise YAMLError("a value holds itself")
+        return counted[id(node)]
+    counted[id(node)] = 0
+    is_mapping = isinstance(node, MappingNode)
+    children = [child for pair in node.value for child in pair] if is_mapping else node.value
+    total = 1
+    for child in children:
+        total += _count(child, counted)
+        if total > MAX_VALUES:
+            raise YAMLError(f"has more than {MAX_VALUES} values, with its aliases written out")
+    counted[id(node)] = total
+    return total

@@ -1,0 +1,207 @@
+"""Run folders that somebody else made or damaged: each is left out of a comparison and named."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from run_folders import write_run
+
+from fer_lightning.comparison.analysis import analyse, analyse_folders
+from fer_lightning.comparison.run_files import NEEDED, SHARES
+from fer_lightning.comparison.runs import find_runs, read_run, read_runs
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.metrics.names import SCORES
+from fer_lightning.report.sections import sections
+from fer_lightning.runtime.errors import UserError
+
+FILES = ("status.json", "metrics.json", "predictions.csv", ".hydra/config.yaml")
+COUNTS = (4, 2, 3, 3, 3, 3, 3)
+FUZZ = settings(
+    max_examples=50,
+    deadline=2000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+    database=None,
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = (*NEEDED, "temperature", "git_commit", "precision", "train/seconds", "test/nll", "test_dedup/n", "synthetic")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "good", "focal", counts=COUNTS)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "bad", counts=COUNTS)
+
+
+def read_or_refuse(good: Path, folder: Path) -> None:
+    """What is not refused by ``read_run`` can be compared with a good run and reported."""
+    with suppress(ValueError, UserError):
+        sections(analyse([read_run(folder), read_run(good)]))
+
+
+@FUZZ
+@given(
+    file=st.sampled_from(FILES), content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode())
+)
+def test_any_bytes_in_any_file(file: str, content: bytes, good: Path, bad: Path) -> None:
+    before = (bad / file).read_bytes()
+    (bad / file).write_bytes(content)
+    read_or_refuse(good, bad)
+    (bad / file).write_bytes(before)
+
+
+@FUZZ
+@given(key=st.sampled_from(KEYS), value=JSON)
+def test_any_value_of_any_key(key: str, value: object, good: Path, bad: Path) -> None:
+    file = bad / "metrics.json"
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), key: value}))
+    read_or_refuse(good, bad)
+    file.write_text(before)
+
+
+@FUZZ
+@given(
+    row=st.integers(0, 21),
+    column=st.integers(0, 13),
+    cell=st.text(max_size=12) | st.floats().map(str) | st.just("1e999"),
+)
+def test_any_cell_of_predictions(row: int, column: int, cell: str, good: Path, bad: Path) -> None:
+    file = bad / "predictions.csv"
+    before = file.read_bytes()
+    lines = [line.split(",") for line in before.decode().splitlines()]
+    lines[row][column] = cell
+    file.write_bytes("\n".join(",".join(line) for line in lines).encode(errors="surrogatepass"))
+    read_or_refuse(good, bad)
+    file.write_bytes(before)
+
+
+def change(**values: object) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        file = folder / "metrics.json"
+        file.write_text(
+            json.dumps({**json.loads(file.read_text()), **{k.replace("__", "/"): v for k, v in values.items()}})
+        )
+
+    return write
+
+
+def text(file: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(content)
+
+
+def folder_for(file: str) -> Callable[[Path], object]:
+    def replace(folder: Path) -> None:
+        (folder / file).unlink()
+        (folder / file).mkdir()
+
+    return replace
+
+
+def pipe_for(file: str) -> Callable[[Path], object]:
+    def replace(folder: Path) -> None:
+        (folder / file).unlink()
+        os.mkfifo(folder / file)
+
+    return replace
+
+
+def column(name: str, values: Callable[[int], object]) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        table = pd.read_csv(folder / "predictions.csv")
+        table[name] = [values(row) for row in range(len(table))]
+        table.to_csv(folder / "predictions.csv", index=False)
+
+    return write
+
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a list for metrics": (text("metrics.json", "[]"), "no JSON object"),
+    "lists in lists": (text("metrics.json", "[" * 200_000), "damaged"),
+    "a number of 5000 digits": (text("metrics.json", '{"seed": ' + "9" * 5000 + "}"), "damaged"),
+    "empty metrics": (text("metrics.json", ""), "damaged"),
+    "a folder for metrics": (folder_for("metrics.json"), "no regular file"),
+    "a pipe for metrics": (pipe_for("metrics.json"), "no regular file"),
+    "a list for the seed": (change(seed=[1]), r"seed is \[1\], not a whole number"),
+    "a seed that is true": (change(seed=True), "seed is True"),
+    "a method that is a number": (change(imbalance=7), "imbalance is 7, not a name"),
+    "a method with escape codes": (change(imbalance="\x1b[31mred"), "imbalance is"),
+    "a long method": (change(imbalance="x" * 10_000), "not a name"),
+    "an unknown budget": (change(budget="time"), "not steps or epochs"),
+    "a score as text": (change(test__f1_macro="0.5"), "f1_macro is 0.5, not a number"),
+    "a huge score": (change(test__accuracy=1e300), "not a number"),
+    "a score of 55": (change(test__f1_macro=55), "not a number from 0 to 1"),
+    "a score of NaN": (change(test__f1_macro=float("nan")), "f1_macro is nan"),
+    "another accuracy": (change(test__accuracy=0.99), "metrics.json one of 0.9900"),
+    "counts of one emotion": (change(train__class_counts={"happy": 1}), "class_counts"),
+    "counts as text": (change(train__class_counts=dict.fromkeys(EMOTIONS, "1")), "class_counts"),
+    "steps of a half": (change(train__steps=0.5), "train/steps is 0.5"),
+    "a temperature of 0": (change(temperature=0), "temperature is 0"),
+    "status of a list": (text("status.json", "[1]"), "no JSON object"),
+    "status of a number": (text("status.json", '{"status": 3}'), "3"),
+    "no predictions": (lambda folder: (folder / "predictions.csv").unlink(), "no predictions.csv"),
+    "a folder for predictions": (folder_for("predictions.csv"), "no regular file"),
+    "predictions of bytes": (
+        lambda folder: (folder / "predictions.csv").write_bytes(bytes(range(256))),
+        "predictions.csv",
+    ),
+    "predictions without rows": (
+        lambda folder: text("predictions.csv", (folder / "predictions.csv").read_text().split("\n")[0])(folder),
+        "no rows",
+    ),
+    "infinite probabilities": (column("p_sad", lambda row: np.inf), "p_sad holds what are no numbers"),
+    "negative probabilities": (column("p_sad", lambda row: -1), "do not sum to 1"),
+    "words as probabilities": (column("p_sad", lambda row: "x"), "p_sad holds what are no numbers"),
+    "groups of NaN": (column("twin_group", lambda row: np.nan), "twin_group holds"),
+    "huge groups": (column("twin_group", lambda row: 1e300), "twin_group holds"),
+    "ids that repeat": (column("id", lambda row: "a"), "with the same one"),
+    "an id of a million letters": (column("id", lambda row: f"{row}" * (1 if row else 10**7)), "too long"),
+    "labels of another data set": (column("label", lambda row: "cat"), "'cat' is not one of"),
+    "rows of no test set": (column("test", lambda row: 0), "0 rows of test"),
+    "aliases of aliases": (text(".hydra/config.yaml", ALIASES), "aliases"),
+    "no configuration": (lambda folder: shutil.rmtree(folder / ".hydra"), "no config.yaml"),
+    "a configuration that is no YAML": (text(".hydra/config.yaml", "a: [b"), "expected"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_run_is_left_out_and_named(case: str, good: Path, bad: Path) -> None:
+    damage, reason = MALFORMED[case]
+    damage(bad)
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_run(bad)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    runs, skipped = read_runs([bad, good])
+    assert [run.folder for run in runs] == [good]
+    assert list(skipped) == [bad]
+
+
+def test_scores_are_checked_under_their_own_names() -> None:
+    assert set(SCORES) - {"nll"} <= set(SHARES)
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    write_run(tmp_path / "run\udce9\x1b[31m", counts=COUNTS)
+    comparison = analyse_folders([tmp_path])
+    assert comparison.runs[0].name.endswith(r"/run\udce9\x1b[31m")
+    assert find_runs([tmp_path])
