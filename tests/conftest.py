@@ -19,6 +19,7 @@ from pathlib import Path
 import filelock
 import pytest
 from command_line import Outcome
+from forked import Forked
 
 
 def pytest_collection_finish() -> None:
@@ -84,7 +85,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Ca
 
 @pytest.fixture
 def process(tmp_path: Path) -> Callable[..., Outcome]:
-    """``python -m <module> ...`` as a real process in ``tmp_path``."""
+    """``python -m <module> ...`` as a real process in ``tmp_path``, with the start and the imports of Python."""
 
     def call(*arguments: str, module: str = "fer_lightning", timeout: float = 500, **environment: str) -> Outcome:
         done = subprocess.run(
@@ -96,6 +97,23 @@ def process(tmp_path: Path) -> Callable[..., Outcome]:
             timeout=timeout,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Callable[..., Outcome]:
+    """``process`` without the seconds of its imports: a real process, forked from one that has made them."""
+
+    def call(*arguments: str, module: str = "fer_lightning", timeout: float = 500, **environment: str) -> Outcome:
+        with tempfile.TemporaryDirectory() as place:
+            streams = Path(place, "out"), Path(place, "err")
+            run = Forked(list(arguments), tmp_path, {**os.environ, **environment}, module, streams)
+            try:
+                code = run.wait(timeout)
+            finally:
+                run.kill()
+            return Outcome(code, *(stream.read_text() for stream in streams))
 
     return call
 

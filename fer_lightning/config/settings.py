@@ -12,6 +12,7 @@ MAY_DIFFER = (
     "resume",
     "logger",
     "jobs_per_device",
+    "figures",
     "save_every_n_steps",
     "data.path",
     "data.source.path",
@@ -20,7 +21,7 @@ MAY_DIFFER = (
     "data.num_workers",
     "trainer.enable_progress_bar",
 )
-"""Configuration that cannot change a result: names, paths, display, and when to save."""
+"""Configuration that cannot change a result: names, paths, display, pictures, and when to save."""
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

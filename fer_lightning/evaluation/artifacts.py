@@ -19,9 +19,26 @@ from fer_lightning.runtime.files import write_json
 log = logging.getLogger(__name__)
 
 
-def write_artifacts(
+def write_tables(folder: Path, metrics: dict[str, Any], evaluation: Evaluation) -> None:
+    """Write ``metrics.json`` and ``predictions.csv``, and the predictions of each augmentation.
+
+    Args:
+        folder: created where it is missing.
+        metrics: the content of ``metrics.json``.
+        evaluation: whose predictions are written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "metrics.json", metrics)
+    tables = {"": evaluation.predictions, **{f"_{key}": table for key, table in evaluation.augmented.items()}}
+    for suffix, table in tables.items():
+        (folder / f"predictions{suffix}.csv").write_text(table_to_csv(table), encoding="utf-8")
+    files = ", ".join(f"predictions{suffix}.csv" for suffix in tables)
+    log.info("wrote metrics.json and %s to %s", files, folder)
+
+
+def write_figures(
     folder: Path,
-    metrics: dict[str, Any],
+    metrics: Mapping[str, Any],
     evaluation: Evaluation,
     faces: Faces,
     split: Split,
@@ -29,23 +46,18 @@ def write_artifacts(
     title: str,
     name: str = "test",
 ) -> None:
-    """Write ``metrics.json``, ``predictions.csv`` and the pictures of an evaluation, of each augmentation too.
+    """Write the pictures of an evaluation, of each augmentation too.
 
     Args:
-        folder: created where it is missing; the curves of its ``metrics.csv``, if it has one, are drawn too.
+        folder: the curves of its ``metrics.csv``, if it has one, are drawn too.
         metrics: the content of ``metrics.json``.
-        evaluation: whose predictions are written.
+        evaluation: whose predictions are drawn.
         faces: the data.
         split: whose test sets were scored.
         counts: images per class by name of a set, for the picture of the class distribution.
         title: of the confusion matrix and the curves.
         name: the reported set, which the pictures show.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", metrics)
-    tables = {"": evaluation.predictions, **{f"_{key}": table for key, table in evaluation.augmented.items()}}
-    for suffix, table in tables.items():
-        (folder / f"predictions{suffix}.csv").write_text(table_to_csv(table), encoding="utf-8")
     images, subtitle = faces.images[split.tests[name]], words.caption(metrics)
     pictures = figures.of_test(reported(evaluation.predictions, name), images, title, subtitle)
     pictures["class_distribution"] = figures.class_distribution(counts, "Images per class", subtitle)
@@ -56,5 +68,4 @@ def write_artifacts(
         pictures["curves"] = figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle)
     for key, figure in pictures.items():
         figure.savefig(folder / f"{key}.png")
-    files = ", ".join(f"predictions{suffix}.csv" for suffix in tables)
-    log.info("wrote metrics.json, %s and %d pictures to %s", files, len(pictures), folder)
+    log.info("wrote %d pictures to %s", len(pictures), folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_lightning.data.faces import count_classes
-from fer_lightning.evaluation.artifacts import write_artifacts
+from fer_lightning.evaluation.artifacts import write_figures, write_tables
 from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
 from fer_lightning.evaluation.probabilities import pick_device
 from fer_lightning.evaluation.score import evaluate, headline, print_table
@@ -45,7 +45,8 @@ def rescore(
     if out is not None:
         metrics = {**evaluation.metrics, **what_was_scored(checkpoint, cfg, faces)}
         counts = {"test": count_classes(faces.labels[split.tests["test"]])}
-        write_artifacts(out, metrics, evaluation, faces, split, counts, "Confusion matrix")
+        write_tables(out, metrics, evaluation)
+        write_figures(out, metrics, evaluation, faces, split, counts, "Confusion matrix")
     return headline(evaluation.metrics)
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from fer_lightning.data.faces import EMOTIONS, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import scorecard
-from fer_lightning.evaluation.artifacts import write_artifacts
+from fer_lightning.evaluation.artifacts import write_figures, write_tables
 from fer_lightning.evaluation.score import Evaluation, headline, print_table
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.metrics.predictions import reported
@@ -107,7 +107,9 @@ def write_results(
     counts = {key: count_classes(faces.labels[rows]) for key, rows in sets.items() if len(rows)}
     if drawn != counts["train"]:
         counts = {"train": counts["train"], "drawn in an epoch": drawn, **counts}
-    write_artifacts(folder, metrics, evaluation, faces, split, counts, metrics["imbalance"], name)
+    write_tables(folder, metrics, evaluation)
+    if cfg.figures:
+        write_figures(folder, metrics, evaluation, faces, split, counts, metrics["imbalance"], name)
     predictions = reported(evaluation.predictions, name)
     tracking.log_results(loggers, metrics, predictions, faces.images[split.tests[name]], folder, name)
 

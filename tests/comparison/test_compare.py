@@ -598,9 +598,9 @@ def test_comparing_needs_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_the_report_is_one_wandb_run(tmp_path: Path, process: Callable[..., Outcome]) -> None:
+def test_the_report_is_one_wandb_run(tmp_path: Path, forked: Callable[..., Outcome]) -> None:
     write_sweep(tmp_path / "sweep", 2, {name: SKILLS[name] for name in ("none", "focal")})
-    done = process("sweep", "--wandb", "faces", module="fer_lightning.compare", WANDB_MODE="offline")
+    done = forked("sweep", "--wandb", "faces", module="fer_lightning.compare", WANDB_MODE="offline")
     assert done.code == 0, done.err
     assert "wandb sync" in done.err + done.out
     (run,) = read_offline_runs(tmp_path / "sweep" / "report")

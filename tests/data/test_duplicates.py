@@ -196,8 +196,8 @@ def test_copy_without_file_name_prefixes_is_audited(
     assert "exact/PrivateTest/in/Training" not in found
 
 
-def test_command_is_a_module_of_its_own(process: Callable[..., Outcome], tmp_path: Path) -> None:
-    done = process("data=synthetic", "data.source.images=200", "--out", "o", module="fer_lightning.audit")
+def test_command_is_a_module_of_its_own(forked: Callable[..., Outcome], tmp_path: Path) -> None:
+    done = forked("data=synthetic", "data.source.images=200", "--out", "o", module="fer_lightning.audit")
     assert done.code == 0
     assert done.json["images"] == 200
     assert (tmp_path / "o/audit.csv").is_file()
@@ -227,10 +227,10 @@ def test_mistakes_are_reported_in_one_line(arguments: list[str], message: str, t
 
 @pytest.mark.real
 def test_real_archive_has_the_known_findings(
-    real_archive: Path, process: Callable[..., Outcome], tmp_path: Path
+    real_archive: Path, forked: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     start = time.perf_counter()
-    done = process(f"data.path={real_archive}", "--out", "found", module="fer_lightning.audit")
+    done = forked(f"data.path={real_archive}", "--out", "found", module="fer_lightning.audit")
     seconds = time.perf_counter() - start
     assert done.code == 0
     found = done.json

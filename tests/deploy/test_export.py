@@ -373,8 +373,8 @@ class TestMistakes:
         result = call(tmp_path, "--format", "safetensors", "--drawn-faces")
         assert result["parity"]["images"] == 56
 
-    def test_a_process_ends_in_one_line_and_code_2(self, process: Callable[..., Outcome]):
-        outcome = process("nothing.ckpt", "--format", "safetensors", module="fer_lightning.export")
+    def test_a_process_ends_in_one_line_and_code_2(self, forked: Callable[..., Outcome]):
+        outcome = forked("nothing.ckpt", "--format", "safetensors", module="fer_lightning.export")
         assert outcome.code == 2
         assert outcome.error == "error: nothing.ckpt: no such checkpoint; give a run's checkpoints/best.ckpt"
 

@@ -141,8 +141,8 @@ def test_mistakes_are_one_line(trained, score, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_real_process_ends_in_one_line_and_code_2(process):
-    outcome = process("nothing.ckpt", module="fer_lightning.evaluate")
+def test_real_process_ends_in_one_line_and_code_2(forked):
+    outcome = forked("nothing.ckpt", module="fer_lightning.evaluate")
     assert outcome.code == 2
     assert outcome.error == "error: nothing.ckpt: no such checkpoint; give a run's checkpoints/best.ckpt"
 

@@ -219,10 +219,10 @@ class TestFolder:
         assert (metrics["data"], metrics["split"]) == ("synthetic", "official")
         assert metrics["val/n"] > 0
 
-    def test_real_process_ends_in_one_line(self, trained, process, tmp_path):
+    def test_real_process_ends_in_one_line(self, trained, forked, tmp_path):
         write_folder({"contempt/a.png": encode(DRAWN.images[0])}, tmp_path / "tree")
         checkpoint = str(trained / "checkpoints" / "best.ckpt")
-        outcome = process(checkpoint, "data=folder", "data.path=tree", module="fer_lightning.evaluate")
+        outcome = forked(checkpoint, "data=folder", "data.path=tree", module="fer_lightning.evaluate")
         assert outcome.code == 2
         assert outcome.error.startswith("error: tree: unknown emotion folder 'contempt' (of contempt/a.png)")
 

@@ -24,7 +24,7 @@ from fer_lightning.runtime.run_folder import write_status
 @pytest.fixture
 def trained(trained_once) -> Path:
     """The run folder of a tiny model; shared, so do not change it."""
-    return trained_once(*TINY)
+    return trained_once(*TINY, "figures=true")
 
 
 @pytest.fixture

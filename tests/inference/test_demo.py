@@ -273,8 +273,8 @@ class TestServer:
         (["gone.ckpt", "--port", "70000"], "--port 70000: must be in 0..65535"),
     ],
 )
-def test_mistakes_end_in_one_line(process, arguments: list[str], words: str) -> None:
-    done = process(*arguments, module="fer_lightning.demo")
+def test_mistakes_end_in_one_line(forked, arguments: list[str], words: str) -> None:
+    done = forked(*arguments, module="fer_lightning.demo")
     assert done.code == 2
     assert words in done.error
 

@@ -512,10 +512,10 @@ class TestProcess:
         assert outcome.code == 2
         assert outcome.error == "error: nothing.ckpt: no such checkpoint; give a run's checkpoints/best.ckpt"
 
-    def test_a_whole_command(self, process, checkpoint, tmp_path):
+    def test_a_whole_command(self, forked, checkpoint, tmp_path):
         save(tmp_path / "in" / "portrait.png", portrait())
         (tmp_path / "in" / "broken.png").write_bytes(b"")
-        outcome = process(str(checkpoint), "in", str(PORTRAIT), "--faces", module="fer_lightning.predict")
+        outcome = forked(str(checkpoint), "in", str(PORTRAIT), "--faces", module="fer_lightning.predict")
         assert outcome.code == 101
         assert outcome.err == "1 of 3 inputs failed\n"
         assert outcome.out.count("145, 99, 239, 239") == 2

@@ -23,8 +23,8 @@ def shares(folder: Path) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_each_focal_run_is_compared_with_none_at_its_learning_rate(process, tmp_path):
-    outcome = process("-m", *TINY, "imbalance=none,focal", "optim.lr=0.0001,0.01", "hydra.sweep.dir=sweep", timeout=500)
+def test_each_focal_run_is_compared_with_none_at_its_learning_rate(forked, tmp_path):
+    outcome = forked("-m", *TINY, "imbalance=none,focal", "optim.lr=0.0001,0.01", "hydra.sweep.dir=sweep", timeout=500)
     assert outcome.code == 0, outcome.err
     sweep = tmp_path / "sweep"
     runs, skipped = read_runs(find_runs([sweep]))

@@ -22,9 +22,9 @@ FAILING = (*TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
 
 
 @pytest.fixture
-def tool(process):
+def tool(forked):
     """``python -m fer_lightning.sweep ...`` in ``tmp_path``."""
-    return partial(process, module="fer_lightning.sweep")
+    return partial(forked, module="fer_lightning.sweep")
 
 
 def edit(path: Path, **changes) -> None:
@@ -111,13 +111,13 @@ def test_resume_replaces_the_process_by_the_recorded_command(tmp_path, monkeypat
 
 def test_nothing_is_imported_from_the_working_directory_that_a_file_names(process, tmp_path):
     """Neither by the resumed sweep nor by its worker processes."""
-    assert process("-m", "hydra/launcher=parallel", *FAILING).code == 1
+    assert forked("-m", "hydra/launcher=parallel", *FAILING).code == 1
     named = tmp_path / "named"
     named.mkdir()
     for module in ("fer_lightning", "hydra", "joblib", "yaml"):
         (named / f"{module}.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'SPRUNG')!r}).touch()\n")
     edit(tmp_path / "sweep" / "sweep.json", cwd=str(named))
-    outcome = process("resume", "sweep", module="fer_lightning.sweep")
+    outcome = forked("resume", "sweep", module="fer_lightning.sweep")
     assert outcome.json["failed"] == ["0-none-seed0", "1-none-seed0"], outcome.err
     assert not (tmp_path / "SPRUNG").exists()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
@@ -173,7 +173,7 @@ def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_done_jobs_are_not_changed(process, tmp_path):
+def test_done_jobs_are_not_changed(forked, tmp_path):
     """Whatever changes around them: not run again, and their record of what they ran with not touched."""
     mine = tmp_path / "mine" / "imbalance"
     mine.mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_done_jobs_are_not_changed(process, tmp_path):
     (mine / "gentle.yaml").write_text(gentle)
     line = ("--config-dir=mine", "-m", "hydra/launcher=parallel", *TINY, "imbalance=gentle", "seed=0,1,2",
             "hydra.sweep.dir=sweep")  # fmt: skip
-    assert process(*line).code == 0
+    assert forked(*line).code == 0
     folder = tmp_path / "sweep"
     done, gone, torn = (folder / f"{number}-gentle-seed{number}" for number in range(3))
     shutil.rmtree(gone)
@@ -190,12 +190,12 @@ def test_done_jobs_are_not_changed(process, tmp_path):
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
 
     (mine / "gentle.yaml").write_text(gentle.replace("gamma: 2.0", "gamma: 3.0"))
-    refused = process("resume", "sweep", module="fer_lightning.sweep")
+    refused = forked("resume", "sweep", module="fer_lightning.sweep")
     assert refused.code == 2
     assert "imbalance.loss.gamma was 2.0 and is 3.0" in refused.error
     assert not gone.exists()
 
-    outcome = process("resume", "sweep", "--anyway", module="fer_lightning.sweep")
+    outcome = forked("resume", "sweep", "--anyway", module="fer_lightning.sweep")
     assert statuses(folder) == ["done"] * 3, outcome.out
     assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
     assert "gamma: 2.0" in (done / ".hydra" / "config.yaml").read_text()

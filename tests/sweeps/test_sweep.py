@@ -18,10 +18,10 @@ def metrics_of(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_one_device_two_devices_and_a_failing_job_are_isolated(process, tmp_path):
+def test_one_device_two_devices_and_a_failing_job_are_isolated(forked, tmp_path):
     """The sweep that goes silently wrong when jobs share a process: 1 device, then 2, with a failure between."""
     sizes = [word for word in TINY if "images" not in word] + ["data.source.images=400,1"]
-    outcome = process("-m", "trainer.devices=1,2", *sizes, "hydra.sweep.dir=sweep", timeout=240)
+    outcome = forked("-m", "trainer.devices=1,2", *sizes, "hydra.sweep.dir=sweep", timeout=240)
     assert outcome.code == 1
     jobs = {path.name: path for path in (tmp_path / "sweep").iterdir() if path.name[0].isdigit()}
     assert [status_of(jobs[name])["status"] for name in sorted(jobs)] == ["done", "failed", "done", "failed"]
@@ -37,14 +37,14 @@ def test_one_device_two_devices_and_a_failing_job_are_isolated(process, tmp_path
 
 
 @pytest.mark.slow
-def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
+def test_the_summary_compares_methods_and_keeps_overrides(forked, tmp_path):
     """Config folders, Hydra overrides and settings of the sweep reach every job."""
     mine = tmp_path / "mine" / "imbalance"
     mine.mkdir(parents=True)
     (mine / "gentle.yaml").write_text(
         (CONF_DIR / "imbalance" / "focal.yaml").read_text().replace("name: focal", "name: gentle")
     )
-    outcome = process(
+    outcome = forked(
         "--config-dir=mine", "-m", *TINY, "imbalance=none,gentle", "tags=[a,'b c']", "hydra.sweep.dir='a sweep'",
         "+hydra.job.env_set.FER_TEST=1", "logger=wandb",
     )  # fmt: skip
@@ -66,8 +66,8 @@ def test_the_summary_compares_methods_and_keeps_overrides(process, tmp_path):
         assert (report / name).stat().st_size > 0
 
 
-def test_a_mistake_in_every_job_ends_non_zero(process, tmp_path):
-    outcome = process("-m", *TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
+def test_a_mistake_in_every_job_ends_non_zero(forked, tmp_path):
+    outcome = forked("-m", *TINY, "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
     assert outcome.code == 1
     failed = ["0-none-seed0", "1-none-seed0"]
     assert outcome.json == {"sweep": "sweep", "jobs": 2, "failed": failed, "unfinished": [], "report": None}
@@ -114,8 +114,8 @@ def test_unknown_options_are_refused_in_one_line(cli, words, message):
     assert "usage" not in outcome.err
 
 
-def test_an_unknown_choice_refuses_the_sweep_in_one_line(process, tmp_path):
-    outcome = process("-m", "imbalance=none,focul")
+def test_an_unknown_choice_refuses_the_sweep_in_one_line(forked, tmp_path):
+    outcome = forked("-m", "imbalance=none,focul")
     assert outcome.code == 2
     assert "imbalance=focul: no such choice" in outcome.error
     assert not list(tmp_path.rglob("status.json"))

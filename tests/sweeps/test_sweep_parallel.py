@@ -272,9 +272,9 @@ def test_a_terminal_shows_one_redrawn_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_parallel_jobs_write_separate_output(process, tmp_path):
+def test_parallel_jobs_write_separate_output(forked, tmp_path):
     """Loader workers included, which joblib's own processes could not start (hydra #964); a failing job stops none."""
-    outcome = process(
+    outcome = forked(
         "-m", *PARALLEL, *TINY, "data.num_workers=1", "data.source.images=400,1,420",
         "hydra.sweep.dir=sweep",
     )  # fmt: skip
@@ -291,7 +291,7 @@ def test_parallel_jobs_write_separate_output(process, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "to_group", "code"), [("SIGTERM", False, 75), ("SIGINT", True, 130)])
-def test_after_a_signal_every_job_saves_and_the_sweep_resumes(process, tmp_path, signum, to_group, code):
+def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, signum, to_group, code):
     """Ctrl-C in a terminal reaches the workers, too."""
     folder = tmp_path / "sweep"
     with sweep(tmp_path, *PARALLEL, *TINY, "trainer.max_epochs=25", "seed=0,1,2", "hydra.sweep.dir=sweep") as running:
@@ -304,7 +304,7 @@ def test_after_a_signal_every_job_saves_and_the_sweep_resumes(process, tmp_path,
     assert "not started: 1 of 3 jobs" in printed
     assert "python -m fer_lightning.sweep resume sweep" in printed
     assert statuses(folder) == ["interrupted", "interrupted"]
-    outcome = process("resume", "sweep", module="fer_lightning.sweep")
+    outcome = forked("resume", "sweep", module="fer_lightning.sweep")
     assert outcome.code == 0, outcome.out + outcome.err
     assert statuses(folder) == ["done"] * 3
     for name in ("0-none-seed0", "1-none-seed1"):
@@ -340,7 +340,7 @@ def test_a_killed_rank_ends_its_job_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_job_is_reported_and_run_again(process, tmp_path):
+def test_a_killed_job_is_reported_and_run_again(forked, tmp_path):
     folder = tmp_path / "sweep"
     with sweep(tmp_path, *PARALLEL, *TINY, "trainer.max_epochs=25", "seed=0,1", "hydra.sweep.dir=sweep") as running:
         wait_for(lambda: len(training(folder)) == 2)
@@ -349,5 +349,5 @@ def test_a_killed_job_is_reported_and_run_again(process, tmp_path):
         assert running.wait(120) == 1
     assert sorted(statuses(folder)) == ["done", "failed"]
     assert "killed by SIGKILL (out of memory?)" in (tmp_path / "terminal").read_text()
-    assert process("resume", "sweep", module="fer_lightning.sweep").code == 0
+    assert forked("resume", "sweep", module="fer_lightning.sweep").code == 0
     assert statuses(folder) == ["done", "done"]

@@ -62,9 +62,9 @@ def test_a_trial_does_not_use_the_test_images(cli, tmp_path):
         compare_and_report([run], tmp_path / "report")
 
 
-def test_a_search_ends_with_its_ranking(process, tmp_path):
+def test_a_search_ends_with_its_ranking(forked, tmp_path):
     sweep = tmp_path / "search"
-    outcome = process("-m", *TINY, "test=false", "optim.lr=0.001,0.01", f"hydra.sweep.dir={sweep}")
+    outcome = forked("-m", *TINY, "test=false", "optim.lr=0.001,0.01", f"hydra.sweep.dir={sweep}")
     assert outcome.code == 0, outcome.err
     assert "2 settings by val/f1_macro; the test images were not used" in outcome.out
     assert (outcome.json["trials"], outcome.json["report"]) == (str(sweep / "trials.csv"), None)

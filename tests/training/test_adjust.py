@@ -82,7 +82,7 @@ def test_tau_norm_scales_the_rows_and_drops_the_bias(cli, plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_in_one_go_and_interrupted_after_the_adjustment(cli, tmp_path, process):
+def test_in_one_go_and_interrupted_after_the_adjustment(cli, tmp_path, forked):
     """Training and adjusting in one run; resumed when only the last files are missing, it adjusts the same model."""
     run = tmp_path / "run"
     arguments = [*RUN, "imbalance=posthoc_logit_adjusted", "imbalance.adjust.tau=1.5", f"hydra.run.dir={run}"]
@@ -104,7 +104,7 @@ def test_in_one_go_and_interrupted_after_the_adjustment(cli, tmp_path, process):
     assert cli(*arguments, "resume=auto").code == 0
     assert metrics(run)["test/nll"] == first["test/nll"]
     # What `evaluate` reads is what was reported.
-    outcome = process(str(run / "checkpoints" / "best.ckpt"), module="fer_lightning.evaluate")
+    outcome = forked(str(run / "checkpoints" / "best.ckpt"), module="fer_lightning.evaluate")
     assert outcome.json["test/f1_macro"] == pytest.approx(first["test/f1_macro"])
 
 

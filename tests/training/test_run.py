@@ -38,7 +38,7 @@ DRAWN = "say nothing about FER-2013"
 
 @pytest.fixture
 def finished(cli, tmp_path) -> tuple[Path, dict]:
-    outcome = cli(*TINY, "imbalance=weighted", "seed=3")
+    outcome = cli(*TINY, "imbalance=weighted", "seed=3", "figures=true")
     assert outcome.code == 0, outcome.err
     return only_run(tmp_path / "outputs"), outcome.json
 
@@ -205,8 +205,8 @@ def finished_once(trained_once) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_give_an_exact_test_and_the_same_draw(process, tmp_path):
-    outcome = process(*TINY, "trainer.devices=2", "hydra.run.dir=two", "callbacks=ema")
+def test_two_processes_give_an_exact_test_and_the_same_draw(forked, tmp_path):
+    outcome = forked(*TINY, "trainer.devices=2", "hydra.run.dir=two", "callbacks=ema")
     assert outcome.code == 0, outcome.err
     assert "error" not in outcome.err.lower()
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
@@ -217,7 +217,7 @@ def test_two_processes_give_an_exact_test_and_the_same_draw(process, tmp_path):
     curves = pd.read_csv(tmp_path / "two" / "metrics.csv")
     logged = curves["val/f1_macro"].dropna().iloc[-1]
     assert logged == pytest.approx(metrics["val/f1_macro"], abs=1e-6), "shards of validation must add up exactly"
-    again = process(str(tmp_path / "two" / "checkpoints" / "best.ckpt"), module="fer_lightning.evaluate")
+    again = forked(str(tmp_path / "two" / "checkpoints" / "best.ckpt"), module="fer_lightning.evaluate")
     assert {key: again.json[key] for key in again.json if key.startswith("test/")} == {
         key: metrics[key] for key in again.json if key.startswith("test/")
     }
