@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Iterator
-from itertools import product
 
 import numpy as np
 import pytest
@@ -275,9 +274,20 @@ def test_mcnemar_holds_without_a_difference() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # every two values of two columns meet
     ("seeds", "training", "test_sets"),
-    [*product((2, 3, 5), (0.0, 0.1, 0.3), ("shared", "overlapping", "disjoint")), (10, 0.1, "shared")],
+    [
+        (2, 0.0, "shared"),
+        (2, 0.1, "overlapping"),
+        (2, 0.3, "disjoint"),
+        (3, 0.0, "overlapping"),
+        (3, 0.1, "disjoint"),
+        (3, 0.3, "shared"),
+        (5, 0.0, "disjoint"),
+        (5, 0.1, "shared"),
+        (5, 0.3, "overlapping"),
+        (10, 0.1, "shared"),
+    ],
 )
 def test_intervals_hold_whatever_decides(seeds: int, training: float, test_sets: str) -> None:
     """95 % +- 2, and 5 % + 2 but for chance in 400 families. Two seeds are worse, which ``report.notes`` states."""

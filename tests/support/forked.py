@@ -96,4 +96,3 @@ def _run_module(
     finally:
         atexit._run_exitfuncs()  # which a fork of multiprocessing leaves out
     sys.exit(code)
-

@@ -1,7 +1,6 @@
 """Resuming after any interruption: bit for bit, from the last good checkpoint, or refused with a reason."""
 
 import itertools
-import json
 import os
 import shutil
 import signal
