@@ -111,13 +111,13 @@ def test_resume_replaces_the_process_by_the_recorded_command(tmp_path, monkeypat
 
 def test_nothing_is_imported_from_the_working_directory_that_a_file_names(process, tmp_path):
     """Neither by the resumed sweep nor by its worker processes."""
-    assert forked("-m", "hydra/launcher=parallel", *FAILING).code == 1
+    assert process("-m", "hydra/launcher=parallel", *FAILING).code == 1
     named = tmp_path / "named"
     named.mkdir()
     for module in ("fer_lightning", "hydra", "joblib", "yaml"):
         (named / f"{module}.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'SPRUNG')!r}).touch()\n")
     edit(tmp_path / "sweep" / "sweep.json", cwd=str(named))
-    outcome = forked("resume", "sweep", module="fer_lightning.sweep")
+    outcome = process("resume", "sweep", module="fer_lightning.sweep")
     assert outcome.json["failed"] == ["0-none-seed0", "1-none-seed0"], outcome.err
     assert not (tmp_path / "SPRUNG").exists()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
