@@ -265,6 +265,7 @@ def test_another_architecture(name, tmp_path):
     assert result["parity"]["max_difference"] <= check.TOLERANCE
 
 
+@pytest.mark.slow
 class TestInt8:
     def test_reported_cost_is_true(self, trained, quantized, faces):
         import onnx
