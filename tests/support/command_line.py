@@ -13,7 +13,7 @@ TINY = (
     "model=test_efficientnet",
     "augment=none",
     "logger=csv",
-    "figures=false",
+    "figures=False",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
 )
