@@ -36,7 +36,7 @@ def check_rules(cfg: DictConfig) -> None:
     Raises:
         UserError: with the key, the value given and what is accepted.
     """
-    for rule in (_run_rules, _data_rules, _augment_rules, _model_rules, _optim_rules, imbalance_rules, _trainer_rules):
+    for rule in (_run_rules, _data_rules, _augment_rules, model_rules, _optim_rules, imbalance_rules, _trainer_rules):
         rule(cfg)
 
 
@@ -112,7 +112,8 @@ def split_rules(split: DictConfig) -> None:
     require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
 
 
-def _model_rules(cfg: DictConfig) -> None:
+def model_rules(cfg: DictConfig) -> None:
+    """The part of ``check_rules`` that concerns ``cfg.model``."""
     model = cfg.model
     require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "must be 1 or 3")
     require(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2")

@@ -19,8 +19,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fer_lightning.config import safety
 from fer_lightning.config.augment import Strengths
 from fer_lightning.config.messages import did_you_mean, explain
-from fer_lightning.config.rules import check_rules
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.config.rules import check_rules, model_rules
+from fer_lightning.runtime.errors import UserError, require
 
 CONF_DIR = safety.CONF_DIR
 
@@ -148,6 +148,9 @@ class Config:
     tags: list[str] = field(default_factory=list)
 
 
+MAX_SIDE = 2048
+"""Maximum side of the network's input, in pixels, that a checkpoint may ask for."""
+
 FREE_FORM = ("data.source", "split", "imbalance", "callbacks")
 
 
@@ -236,3 +239,19 @@ def _same_kind(value: Any, expected: Any) -> bool:
 def _kind(value: Any) -> str:
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list"}
     return kinds.get(type(value), type(value).__name__)
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """Refuse a ``model`` group of unknown origin, such as a checkpoint's, that a configuration could not have.
+
+    Raises:
+        UserError: with the key, the value and what is accepted.
+    """
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured({"model": Model}), {"model": dict(model)})
+        OmegaConf.to_container(cfg, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, [])) from None
+    assert isinstance(cfg, DictConfig)
+    model_rules(cfg)
+    require(cfg.model.image_size <= MAX_SIDE, "model.image_size", cfg.model.image_size, f"at most {MAX_SIDE} pixels")

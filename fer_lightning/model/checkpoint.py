@@ -1,31 +1,48 @@
-"""Reading a checkpoint safely, and writing one atomically."""
+"""Reading a checkpoint safely, and writing one atomically.
 
+A checkpoint may come from anybody. Before torch reads it, the archive is checked: nothing is compressed and no part
+claims more than the file holds, so that memory is bounded by the size of the file. After that every value is checked:
+tensors lie densely in their storage, and containers do not multiply.
+"""
+
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import replace_file_by
 
 HYPER_PARAMETERS = {"model", "optim", "class_counts", "config", "provenance", "adjusted", "scorecard"}
 """What every checkpoint holds of its model; see ``EmotionClassifier``."""
+
+MAX_PICKLE = 2**23
+"""Maximum bytes of all that is no tensor; a long run has some 10**5."""
+
+MAX_VALUES = 500_000
+"""Maximum number of values, with those counted again that are referred to several times."""
+
+LONGEST_TEXT = 200
+"""Maximum characters of a text in a scorecard."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; nothing in the file is executed.
 
     Raises:
-        UserError: when the file is missing, no checkpoint of this project, or needs unsafe loading.
+        UserError: when the file is missing, no checkpoint of this project, damaged, or needs unsafe loading.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a run's checkpoints/best.ckpt")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # torch does not verify the checksums
-                raise zipfile.BadZipFile(f"{damaged} has the wrong checksum")
+        _check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # zipfile, pickle and torch each raise their own
         if type(error).__name__ == "UnpicklingError":
             raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
@@ -33,7 +50,106 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     hyper = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if "state_dict" not in (checkpoint if hyper else ()) or not set(hyper or ()) >= HYPER_PARAMETERS:
         raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
+    try:
+        _check_values(checkpoint, path.stat().st_size)
+        _check_types(checkpoint)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, {one_line(error)}; give a run's checkpoints/best.ckpt") from None
     return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Raise unless the file is a zip as torch writes it, whose parts are intact."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise UserError(f"{path}: is compressed, which no checkpoint is, and is not unpacked")
+        if sum(part.file_size for part in parts) > path.stat().st_size:
+            raise UserError(f"{path}: claims to hold more than the file does, and is not read")
+        if any(part.file_size > MAX_PICKLE for part in parts if part.filename.endswith(".pkl")):
+            raise UserError(f"{path}: holds more than {MAX_PICKLE:,} bytes besides its tensors, and is not read")
+        if damaged := archive.testzip():  # torch does not verify the checksums
+            raise zipfile.BadZipFile(f"{damaged} has the wrong checksum")
+
+
+def _check_values(checkpoint: dict[str, Any], size: int) -> None:
+    """Raise ValueError unless all values are plain or dense tensors, and few enough."""
+    counts: dict[int, int] = {}
+    tensor_bytes = 0
+
+    def count(node: Any) -> int:
+        nonlocal tensor_bytes
+        if isinstance(node, Tensor):
+            tensor_bytes += _bytes(node)
+            if tensor_bytes > 2 * size:
+                raise ValueError("its tensors would take more memory than the file has bytes")
+            return 1
+        if not isinstance(node, dict | list | tuple):
+            if not isinstance(node, str | int | float | bytes | None):
+                raise ValueError(f"it holds a {type(node).__name__}")
+            return 1
+        if counts.get(id(node)) == 0:
+            raise ValueError("a value holds itself")
+        if id(node) not in counts:
+            counts[id(node)] = 0
+            children = [*node.keys(), *node.values()] if isinstance(node, dict) else node
+            total = 1
+            for child in children:
+                total += count(child)
+                if total > MAX_VALUES:
+                    raise ValueError(f"it holds more than {MAX_VALUES:,} values")
+            counts[id(node)] = total
+        return counts[id(node)]
+
+    count(checkpoint)
+
+
+def _bytes(tensor: Tensor) -> int:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise ValueError("it holds a tensor of a special kind")
+    size = tensor.numel() * tensor.element_size()
+    if tensor.is_quantized or size > tensor.untyped_storage().nbytes():
+        raise ValueError(f"it holds a tensor of {size:,} bytes in a storage of {tensor.untyped_storage().nbytes():,}")
+    return size
+
+
+def _check_types(checkpoint: dict[str, Any]) -> None:
+    """Raise ValueError unless weights and hyper-parameters are what this project writes."""
+    state, hyper = checkpoint["state_dict"], checkpoint["hyper_parameters"]
+    _require(isinstance(state, dict) and state, "its state_dict is empty")
+    for key, value in state.items():
+        _require(isinstance(key, str) and isinstance(value, Tensor), f"{str(key)[:80]} in its state_dict is no tensor")
+    for key in ("model", "optim", "config", "provenance"):
+        is_mapping = isinstance(hyper[key], dict) and all(isinstance(name, str) for name in hyper[key])
+        _require(is_mapping, f"its hyper-parameter {key} is no mapping")
+    for key in ("adjusted", "scorecard"):
+        _require(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is no mapping")
+    _require(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")
+    counts = hyper["class_counts"]
+    are_counts = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    _require(are_counts and len(counts) == len(EMOTIONS), f"class_counts are not those of {len(EMOTIONS)} emotions")
+    _check_scorecard(hyper["scorecard"] or {})
+    for key in ("epoch", "global_step"):
+        number = checkpoint.get(key, 0)
+        _require(type(number) is int and number >= 0, f"its {key} is {str(number)[:40]}, not a whole number")
+
+
+def _check_scorecard(card: dict[Any, Any]) -> None:
+    for key, value in card.items():
+        is_text = isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        is_score = isinstance(key, str) and ("/" in key or key == "temperature")
+        fits = value is None or (is_number and not isinstance(value, bool) if is_score else is_number or is_text)
+        _require(isinstance(key, str) and fits, f"its scorecard has {str(key)[:80]}={str(value)[:40]!r}")
+    if card.get("test/accuracy") is not None:
+        complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int
+        _require(complete, "its scorecard is incomplete")
+    _require(card.get("temperature") is None or card["temperature"] > 0, "its temperature is not positive")
+
+
+def _require(condition: object, problem: str) -> None:
+    if not condition:
+        raise ValueError(problem)
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep: Path | None = None) -> None:

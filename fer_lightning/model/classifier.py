@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from fer_lightning.config.schema import check_model
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint
-from fer_lightning.model.network import ClassScale, build_network
+from fer_lightning.model.network import ClassScale, build_network, check_size
 from fer_lightning.model.optimizer import build_optimizer, build_schedule
 from fer_lightning.model.step_metrics import training_metrics
+from fer_lightning.presentation.printable import shortened
+from fer_lightning.runtime.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -225,10 +228,21 @@ class EmotionClassifier(L.LightningModule):
         Nothing is downloaded (the weights are in the file) and nothing in the file is executed.
 
         Raises:
-            UserError: see ``read_checkpoint``.
+            UserError: see ``read_checkpoint``; or its hyper-parameters describe no model, or another one than its
+                weights.
         """
         checkpoint = read_checkpoint(path)
         kept = {key: checkpoint["hyper_parameters"][key] for key in HYPER_PARAMETERS}
-        model = cls(**{**kept, "model": {**kept["model"], "weights": "none"}})
-        model.load_state_dict(checkpoint["state_dict"])
+        kept["model"] = {**kept["model"], "weights": "none"}
+        state = checkpoint["state_dict"]
+        try:
+            check_model(kept["model"])
+            check_size(kept["model"], state)
+            model = cls(**kept)
+            model.load_state_dict(state)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except Exception as error:  # torch and timm raise many for values that describe no network
+            reason = shortened(one_line(error), 200)
+            raise UserError(f"{path}: its weights and hyper-parameters do not fit together ({reason})") from error
         return model.eval()

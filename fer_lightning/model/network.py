@@ -135,6 +135,25 @@ def build_network(
     return network
 
 
+def check_size(knobs: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuse a description of a network that is far larger than its weights, before its memory is allocated.
+
+    Args:
+        knobs: the ``model`` group of a checkpoint of unknown origin.
+        state: its weights; their memory is there already.
+
+    Raises:
+        UserError: the network would have more parameters.
+    """
+    with torch.device("meta"):
+        network = build_network(
+            *(knobs[key] for key in ("name", "weights", "in_channels", "stem_stride", "drop_path", "head"))
+        )
+    wanted, given = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (network.state_dict(), state))
+    if wanted > given:
+        raise UserError(f"model.name={knobs['name']}: has {wanted:,} weights, and the checkpoint only {given:,}")
+
+
 def _check_weights_fit(name: str, path: Path) -> None:
     """Refuse a file of another network: timm loads with ``strict=False`` and would ignore missing tensors."""
     try:

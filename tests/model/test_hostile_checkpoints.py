@@ -1,0 +1,211 @@
+"""Checkpoints that somebody else made or damaged: one line, in bounded memory."""
+
+import copy
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fer_lightning.evaluation.scorecard import scorecard_line
+from fer_lightning.model.checkpoint import MAX_PICKLE, read_checkpoint
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.runtime.errors import UserError
+
+MODEL = {
+    "name": "test_efficientnet",
+    "weights": "none",
+    "in_channels": 1,
+    "image_size": 48,
+    "first_image_size": None,
+    "stem_stride": 1,
+    "drop_path": 0.0,
+    "head": {
+        "hidden": [16],
+        "activation": "ReLU",
+        "batch_norm": True,
+        "dropout": 0.1,
+        "cosine_scale": None,
+        "class_scale": False,
+    },
+    "freeze_epochs": 0,
+    "compile": False,
+}
+CARD = {"test/accuracy": 0.5, "test/f1_macro": 0.4, "test/n": 10, "temperature": 1.5, "data": "fer2013"}
+FUZZ = settings(
+    max_examples=20,
+    deadline=2000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+    database=None,
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    model = EmotionClassifier(MODEL, {}, [1] * 7, {"data": {}}, {"data_hash": "abc"}, scorecard=CARD)
+    return {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "epoch": 1, "global_step": 2}
+
+
+def test_the_whole_one_is_read(whole: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(whole, tmp_path / "a.ckpt")
+    assert "50.0 %" in scorecard_line(EmotionClassifier.load(tmp_path / "a.ckpt").hparams["scorecard"])
+
+
+def hyper(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["hyper_parameters"].__setitem__(key, value)
+
+
+def model(**knobs: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["hyper_parameters"]["model"].update(knobs)
+
+
+def head(**knobs: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["hyper_parameters"]["model"]["head"].update(knobs)
+
+
+def weight(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["state_dict"].__setitem__(key, value)
+
+
+def card(**values: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["hyper_parameters"].update(scorecard={**CARD, **values})
+
+
+def aliases() -> list[Any]:
+    node: list[Any] = ["x"] * 10
+    for _ in range(10):
+        node = [node] * 10
+    return node
+
+
+def loop() -> list[Any]:
+    node: list[Any] = []
+    node.append(node)
+    return node
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no state": (lambda content: content.update(state_dict={}), "its state_dict is empty"),
+    "a list for the state": (lambda content: content.update(state_dict=[1]), "state_dict"),
+    "a number as a weight": (weight("network.bn1.weight", 3), r"network\.bn1\.weight in its state_dict is no tensor"),
+    "another shape": (weight("network.bn1.weight", torch.zeros(200)), "do not fit together .*bn1.weight"),
+    "a missing weight": (lambda content: content["state_dict"].pop("network.bn1.weight"), "the checkpoint only"),
+    "one weight more": (weight("network.evil", torch.zeros(3)), "do not fit together"),
+    "complex weights": (weight("network.evil\x1b", torch.zeros(3, dtype=torch.complex64)), "do not fit together"),
+    "a sparse weight": (weight("w", torch.zeros(3).to_sparse()), "tensor of a special kind"),
+    "an expanded weight": (weight("w", torch.zeros(1).expand(10**12)), "in a storage of 4"),
+    "one storage many times": (
+        lambda content: content["state_dict"].update(dict.fromkeys(map(str, range(9)), torch.zeros(10**6))),
+        "more memory than the file",
+    ),
+    "aliases of aliases": (lambda content: content.update(extra=aliases()), "more than 500,000 values"),
+    "a list that holds itself": (lambda content: content.update(extra=loop()), "a value holds itself"),
+    "a set": (lambda content: content.update(extra={1}), "it holds a set"),
+    "six classes": (hyper("class_counts", [1] * 6), "class_counts"),
+    "negative counts": (hyper("class_counts", [-1] * 7), "class_counts"),
+    "no model": (hyper("model", None), "hyper-parameter model is no mapping"),
+    "an empty model": (hyper("model", {}), "model"),
+    "a model of another name": (model(name="resnet18"), "no EfficientNet"),
+    "a model from the net": (model(name="hf-hub:evil/model"), "no EfficientNet"),
+    "a huge model": (model(name="efficientnet_l2"), "model.name=efficientnet_l2: has 47"),
+    "a wider head": (head(hidden=[10**9]), "the checkpoint only"),
+    "a head of text": (head(hidden="x"), r"model\.head\.hidden"),
+    "an activation that is none": (head(activation="Linear"), "is no activation"),
+    "negative image size": (model(image_size=-5), "must be at least 32"),
+    "huge image size": (model(image_size=10**7), "at most 2048"),
+    "channels": (model(in_channels=2), "must be 1 or 3"),
+    "unknown knob": (model(evil=1), "evil"),
+    "provenance of text": (hyper("provenance", "x"), "provenance"),
+    "provenance of numbers": (hyper("provenance", {"data_hash": 1}), "data_hash"),
+    "adjusted by a list": (hyper("adjusted", [1]), "adjusted"),
+    "a score of text": (card(**{"test/accuracy": "good"}), "its scorecard has test/accuracy='good'"),
+    "a score of nan": (card(**{"test/nll": float("nan")}), "its scorecard has test/nll"),
+    "no f1": (card(**{"test/f1_macro": None}), "scorecard is incomplete"),
+    "escape codes in the scorecard": (card(data="\x1b[31m"), "its scorecard has data="),
+    "a temperature of 0": (card(temperature=0), "temperature is not positive"),
+    "a negative step": (lambda content: content.update(global_step=-1), "its global_step is -1"),
+    "an epoch of text": (lambda content: content.update(epoch="x"), "its epoch is x"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_content_is_one_line(case: str, whole: dict[str, Any], tmp_path: Path) -> None:
+    change, reason = WRONG[case]
+    content = {**whole, "state_dict": dict(whole["state_dict"])}
+    content["hyper_parameters"] = copy.deepcopy(whole["hyper_parameters"])
+    change(content)
+    torch.save(content, tmp_path / "wrong.ckpt")
+    with pytest.raises(UserError, match=reason) as caught:
+        EmotionClassifier.load(tmp_path / "wrong.ckpt")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def paths_of(node: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = [path for key in node for path in paths_of(node[key], (*above, key))] if isinstance(node, dict) else []
+    return [above, *inner] if above else inner
+
+
+PLACES = paths_of({"model": MODEL, "optim": {}, "class_counts": [], "config": {}, "provenance": {}, "scorecard": CARD})
+
+
+@FUZZ
+@given(place=st.sampled_from(PLACES), value=VALUES)
+def test_any_hyper_parameter(place: tuple[str, ...], value: Any, whole: dict[str, Any], tmp_path: Path) -> None:
+    content = copy.deepcopy(whole)
+    node = content["hyper_parameters"]
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    torch.save(content, tmp_path / "wrong.ckpt")
+    with suppress(UserError):
+        scorecard_line(EmotionClassifier.load(tmp_path / "wrong.ckpt").hparams["scorecard"])
+
+
+@FUZZ
+@given(content=st.binary(max_size=300), name=st.sampled_from(["data.pkl", "data/0", "byteorder"]))
+def test_any_bytes(content: bytes, name: str, tmp_path: Path) -> None:
+    (tmp_path / "bytes.ckpt").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "parts.ckpt", "w") as archive:
+        archive.writestr("archive/version", "3")
+        archive.writestr(f"archive/{name}", content)
+    for file in ("bytes.ckpt", "parts.ckpt"):
+        with pytest.raises(UserError):
+            read_checkpoint(tmp_path / file)
+
+
+def test_a_bomb_is_not_unpacked(whole: dict[str, Any], tmp_path: Path) -> None:
+    torch.save({**whole, "w": torch.zeros(2_000_000)}, tmp_path / "big.ckpt")
+    with zipfile.ZipFile(tmp_path / "big.ckpt") as stored, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", 8) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    with pytest.raises(UserError, match="is compressed, which no checkpoint is"):
+        read_checkpoint(tmp_path / "bomb.ckpt")
+
+
+def test_parts_that_share_their_bytes_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"w": torch.zeros(10_000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:  # a directory that names the same bytes many times
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+        archive.filelist += [largest] * 20
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="claims to hold more"):
+        read_checkpoint(path)
+
+
+def test_a_long_pickle_is_not_read(tmp_path: Path) -> None:
+    torch.save({"x": b"x" * (MAX_PICKLE + 1)}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="besides its tensors"):
+        read_checkpoint(tmp_path / "a.ckpt")
