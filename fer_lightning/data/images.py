@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,15 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 2**26
 """Maximum pixels of an image: more than a common camera has, few enough to decode in memory."""
 
+MAX_SCANS = 64
+"""Maximum scans of a JPEG, of which a progressive one has about ten: each, however short, takes time for all pixels."""
+
+MAX_SEGMENTS = 1024
+"""Maximum segments of a JPEG, each of up to 64 KiB."""
+
+MAX_PADDING = 1024
+"""Maximum bytes between two segments, which Pillow reads one by one."""
+
 CROP_SIDE, CROP_RATIO = 512, 1.25
 """Largest side in pixels, and largest ratio of the sides, of an image that is taken for a cropped face."""
 
@@ -42,7 +52,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     """
     # OpenCV decodes a truncated JPEG without an error and fills the rest with gray; the end marker is missing then.
     truncated = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data
-    pixels, mode = _header(data)
+    pixels, mode = (MAX_PIXELS + 1, "") if _is_slow_jpeg(data) else _header(data)
     if len(data) > archives.MAX_PIECE or pixels > MAX_PIXELS:
         raise UserError(f"{where} is too large for an image of a face: replace or remove it")
     flags = cv2.IMREAD_GRAYSCALE if mode in ("L", "1", "LA", "I", "I;16", "F") else cv2.IMREAD_COLOR
@@ -123,12 +133,35 @@ def as_face(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_END, _SCAN = b"\xd9", b"\xda"
+
+
+def _is_slow_jpeg(data: bytes) -> bool:
+    """Whether reading a JPEG would take long for its size: too many scans or segments, or too much between them."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    position, scans = 2, 0
+    for _ in range(MAX_SEGMENTS):
+        end = len(data) if scans else min(len(data), position + MAX_PADDING)
+        marker = _JPEG_MARKER.search(data, position, end)
+        if marker is None or marker[1] == _END:
+            return end < len(data) and marker is None
+        scans += marker[1] == _SCAN
+        if scans > MAX_SCANS:
+            return True
+        position = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
+    return True
+
+
 def _header(data: bytes) -> tuple[int, str]:
     """Number of pixels and mode from the header, read before decoding allocates memory; 0 if not an image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            # Pillow reads the comments of a PGM file byte by byte.
+            header = data[:MAX_PADDING] if data.startswith(b"P") else data
+            with Image.open(io.BytesIO(header), formats=IMAGE_FORMATS) as image:
                 return image.width * image.height, image.mode
         except Image.DecompressionBombError:
             return MAX_PIXELS + 1, ""

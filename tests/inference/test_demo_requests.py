@@ -1,5 +1,6 @@
 """Which requests the demo's server lets through to Gradio, shown on an application that says what reached it."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
@@ -168,3 +170,16 @@ class TestPhotos:
         cv2.imwrite(str(tmp_path / "long.png"), np.zeros((10, 200), np.uint8))
         with pytest.raises(UserError, match="8 times as long as wide"):
             demo_page.read_photo(str(tmp_path / "long.png"))
+
+    @pytest.mark.parametrize(("scans", "accepted"), [(0, True), (20, True), (300, False)])
+    def test_a_jpeg_of_endless_scans_is_refused(self, scans: int, accepted: bool, tmp_path: Path) -> None:
+        stream = io.BytesIO()
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(stream, "JPEG", progressive=True)
+        whole = stream.getvalue()
+        last = whole[whole.rindex(b"\xff\xda") : -2]
+        (tmp_path / "a.jpg").write_bytes(whole[:-2] + scans * last + whole[-2:] + 300 * last)
+        if accepted:
+            assert demo_page.read_photo(str(tmp_path / "a.jpg")).shape == (64, 64)
+        else:
+            with pytest.raises(UserError, match="too large"):
+                demo_page.read_photo(str(tmp_path / "a.jpg"))
