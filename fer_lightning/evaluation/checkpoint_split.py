@@ -17,7 +17,8 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.data.from_config import load_faces, split_faces
 from fer_lightning.data.splits import Split, whole
 from fer_lightning.model.classifier import EmotionClassifier
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.presentation.printable import shortened
+from fer_lightning.runtime.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,17 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
     """A checkpoint's configuration, with overrides, and the faces and split that it describes.
 
     Raises:
-        UserError: see ``_trained_config``; and when test images trained or selected the model.
+        UserError: see ``_trained_config``; when the configuration is damaged; and when test images trained or selected
+            the model.
     """
-    cfg = _trained_config(model, overrides)
-    faces = load_faces(cfg)
-    split = whole(faces) if cfg.data.name == FOLDER else split_faces(cfg, faces)
-    _check_unseen(model, cfg, faces, split)
+    try:
+        cfg = _trained_config(model, overrides)
+        faces = load_faces(cfg)
+        split = whole(faces) if cfg.data.name == FOLDER else split_faces(cfg, faces)
+        _check_unseen(model, cfg, faces, split)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Keys of data and split, which are free form, reach the functions that they name as arguments.
+        raise UserError(f"the checkpoint's configuration is damaged ({shortened(one_line(error), 200)})") from error
     return cfg, faces, split
 
 
@@ -61,8 +67,9 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
         UserError: for an unknown key, and for a checkpoint that names other code than ``conf/`` does: a checkpoint is
             data and must not choose what is executed.
     """
-    cfg = OmegaConf.create(model.hparams["config"])
     try:
+        cfg = OmegaConf.create(model.hparams["config"])
+        OmegaConf.merge(OmegaConf.structured(schema.Config), cfg)  # for its types
         parsed = OverridesParser.create().parse_overrides(overrides)
         for override in parsed:
             if override.key_or_group == "data":

@@ -20,6 +20,11 @@ from fer_lightning.runtime.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".gif")
 
+OTHER_IMAGES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".tga", ".ppm", ".pnm", ".pbm", ".svg", ".psd")
+"""Suffixes of images that cannot be read; in a folder they are reported, and other files are ignored."""
+
+SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *OTHER_IMAGES)
+
 MISSING = "does not exist"
 
 # A video that ends this long before the duration in its header is reported as cut short; headers are inexact.
@@ -75,8 +80,8 @@ class Picture:
 def list_sources(paths: Sequence[str]) -> list[Source]:
     """Resolve the paths of a command line.
 
-    Folders are searched recursively for files with an image suffix; hidden ones are skipped. A number that is not a
-    file is a camera.
+    Folders are searched recursively for files with an image suffix; hidden ones are skipped, and videos and images of
+    other kinds become inputs that cannot be read. A number that is not a file is a camera.
 
     Raises:
         UserError: none of the paths exists, or a camera is given with other inputs.
@@ -154,10 +159,10 @@ def _is_camera(path: str) -> bool:
 def _resolve(path: Path) -> list[Source]:
     try:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _is_image(file.relative_to(path)) and file.is_file())
-            images = [Source(file, "image", file.relative_to(path)) for file in files]
+            files = sorted(file for file in path.rglob("*") if _is_visible(file.relative_to(path)) and file.is_file())
+            found = [_in_folder(file, file.relative_to(path)) for file in files if file.suffix.lower() in SUFFIXES]
             problem = f"no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
-            return images or [Source(path, "none", Path(path.name), problem)]
+            return found or [Source(path, "none", Path(path.name), problem)]
         if not path.exists():
             return [Source(path, "none", Path(path.name), MISSING)]
         if not path.is_file():
@@ -167,8 +172,17 @@ def _resolve(path: Path) -> list[Source]:
     return [Source(path, "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", Path(path.name))]
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+def _in_folder(file: Path, name: Path) -> Source:
+    suffix = file.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return Source(file, "image", name)
+    if suffix in VIDEO_SUFFIXES:
+        return Source(file, "none", name, "is a video within a folder: give it by its own path")
+    return Source(file, "none", name, f"is an image of another kind: convert it to one of {', '.join(IMAGE_SUFFIXES)}")
+
+
+def _is_visible(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts)
 
 
 def _read_image(path: Path) -> Picture:

@@ -32,6 +32,7 @@ class ExactResume(L.Callback):
     def __init__(self, max_steps: int = -1) -> None:
         self.max_steps = max_steps
         self.state: dict[str, Any] | None = None
+        self.trained = False  # a step was made, so that all that was restored fits
         self.group: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -79,6 +80,7 @@ class ExactResume(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.trained = True
         self._stop_after_max_steps(trainer)
 
     def _stop_after_max_steps(self, trainer: L.Trainer) -> None:

@@ -13,6 +13,7 @@ from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file
 from fer_lightning.runtime.processes import is_first_process
+from fer_lightning.training.saved_state import check_training_state
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
         return None
     if "position" not in checkpoint:  # saved by another program's Trainer
         raise UserError(f"resume={cfg.resume}: {path} has no position in the training; give a run's last.ckpt")
+    check_training_state(checkpoint, path)
     point = ResumePoint(path, **checkpoint["position"])
     _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=point.batches > 0)
     if point.batches and len(checkpoint["processes"]) != processes:

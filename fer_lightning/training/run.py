@@ -21,14 +21,16 @@ from fer_lightning.data.splits import Split
 from fer_lightning.evaluation.score import evaluate
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime import signals
-from fer_lightning.runtime.errors import Interrupted, UserError
+from fer_lightning.runtime.errors import Interrupted, UserError, one_line
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.provenance import environment, git_commit
 from fer_lightning.runtime.run_folder import lock_for_run, write_status
 from fer_lightning.training import build, results, tracking
 from fer_lightning.training.adjust import adjust
 from fer_lightning.training.callbacks import TrainClock
+from fer_lightning.training.checkpoints import ExactResume
 from fer_lightning.training.failures import as_user_error, record_failure
 from fer_lightning.training.resume import ResumePoint, find_resume_point
 
@@ -137,7 +139,8 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     model = build.build_model(cfg, counts, provenance, loss, second_stage, resumed)
 
     if not _only_adjusts(cfg):
-        _fit(trainer, model, datamodule, start)
+        with _named_checkpoint(trainer, start, cfg, folder):
+            _fit(trainer, model, datamodule, start)
     if cfg.trainer.fast_dev_run:
         log.info("trainer.fast_dev_run: nothing was saved and nothing tested")
     if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
@@ -164,6 +167,23 @@ def _log_images(faces: Faces, split: Split, folder: Path) -> None:
 def _only_adjusts(cfg: DictConfig) -> bool:
     """Whether the run takes a model that another run trained and changes its last layer, without a step."""
     return bool(cfg.imbalance.get("adjust") is not None and cfg.imbalance.get("first_stage"))
+
+
+@contextmanager
+def _named_checkpoint(trainer: L.Trainer, start: ResumePoint | None, cfg: DictConfig, folder: Path) -> Iterator[None]:
+    """Report an error before the first step of a resumed run as one of its checkpoint.
+
+    Raises:
+        UserError: the state in the checkpoint does not fit the run.
+    """
+    try:
+        yield
+    except Exception as error:
+        exact = next(each for each in trainer.callbacks if isinstance(each, ExactResume))  # type: ignore[attr-defined]
+        if start is None or exact.trained or as_user_error(error, cfg, folder) is not None:
+            raise
+        reason = shortened(one_line(error), 200)
+        raise UserError(f"{start.path}: its state of training does not fit this run ({reason})") from error
 
 
 def _fit(trainer: L.Trainer, model: EmotionClassifier, datamodule: FERDataModule, start: ResumePoint | None) -> None:

@@ -1,0 +1,105 @@
+"""Resuming from checkpoints whose state of training is damaged: refused in one line, never a silent new start."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.training.saved_state import check_training_state
+
+COUNT = {"ready": 4, "completed": 4, "started": 4, "processed": 4}
+WHOLE: dict[str, Any] = {
+    "epoch": 1,
+    "global_step": 4,
+    "position": {"epoch": 2, "batches": 0},
+    "loops": {
+        "fit_loop": {
+            "state_dict": {},
+            "epoch_progress": {"current": {"ready": 2, "completed": 1, "started": 2, "processed": 2}},
+            "epoch_loop.batch_progress": {"current": {**COUNT, "ready": 2}, "is_last_batch": True},
+            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": {"total": COUNT}}},
+        }
+    },
+    "optimizer_states": [
+        {
+            "state": {k: {"step": torch.tensor(4.0), "exp_avg": torch.zeros(2)} for k in range(2)},
+            "param_groups": [{"lr": 0.1, "params": [0]}, {"lr": 0.1, "params": [1]}],
+        }
+    ],
+    "lr_schedulers": [{"last_epoch": 4}],
+    "callbacks": {"Curves": {"rows": []}, "TrainClock": {"seconds": 1.0}},
+    "processes": [{"random": {"python": (3, (1,), None), "numpy": ("MT19937",), "torch": torch.zeros(3)}}],
+    "hyper_parameters": {
+        "model": {"freeze_epochs": 0, "head": {"class_scale": False}},
+        "optim": {"name": "adamw", "momentum": None},
+        "config": {"imbalance": {}, "callbacks": {}},
+    },
+}
+
+
+def put(*place: Any) -> Callable[[dict[str, Any]], None]:
+    *above, key, value = place
+
+    def change(content: dict[str, Any]) -> None:
+        node: Any = content
+        for part in above:
+            node = node[part]
+        node[key] = value
+
+    return change
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a negative epoch": (put("position", "epoch", -5), "its epoch is -5"),
+    "an epoch far away": (put("position", "epoch", 500), "its position is epoch 500"),
+    "an epoch of text": (put("position", "epoch", "2"), "its epoch is '2'"),
+    "a fraction of an epoch": (put("position", "epoch", 1.5), r"its epoch is 1\.5"),
+    "a batch that was not read": (put("position", "batches", 7), "its position is batch 7"),
+    "a position of more": (put("position", "evil", 7), "not an epoch and its batches"),
+    "no position": (put("position", None), "of another type"),
+    "no loops": (put("loops", {}), "a part is missing"),
+    "a negative counter": (put("loops", "fit_loop", "epoch_progress", "total", -1), "a counter of its loops is -1"),
+    "other steps": (put("global_step", 9), "its global_step is 9, and 4 steps"),
+    "no optimizer": (put("optimizer_states", []), "not enough values"),
+    "an empty optimizer": (put("optimizer_states", [{}]), "a part is missing"),
+    "no states": (put("optimizer_states", 0, "state", {}), "its optimizer has no state"),
+    "half of the states": (lambda content: content["optimizer_states"][0]["state"].pop(0), "has 1 of 2 states"),
+    "an empty state": (put("optimizer_states", 0, "state", 1, {}), "of several kinds"),
+    "states of nothing": (put("optimizer_states", 0, "state", 7, {}), "states of no parameter"),
+    "steps of the future": (put("optimizer_states", 0, "state", 1, "step", 1e9), "made 1e.09 steps of 4"),
+    "no schedule": (put("lr_schedulers", []), "not enough values"),
+    "a schedule of another step": (put("lr_schedulers", 0, "last_epoch", 77), "its learning rate is of step 77"),
+    "no callbacks": (put("callbacks", {}), "a part is missing"),
+    "no random states": (put("processes", []), "it has no random states"),
+    "a random state of text": (put("processes", 0, "random", "torch", "x"), "random state of torch is none"),
+    "no average": (put("hyper_parameters", "config", "callbacks", {"ema": {}}), "no current_model_state"),
+}
+
+
+def test_a_whole_state_passes() -> None:
+    check_training_state(copy.deepcopy(WHOLE), Path("last.ckpt"))
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_state_is_refused(case: str) -> None:
+    change, reason = DAMAGED[case]
+    content = copy.deepcopy(WHOLE)
+    change(content)
+    with pytest.raises(UserError, match=rf"last\.ckpt: no whole state of training \(.*{reason}"):
+        check_training_state(content, Path("last.ckpt"))
+
+
+VALUES = st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+
+
+@settings(max_examples=200, deadline=1000, derandomize=True, database=None)
+@given(key=st.sampled_from([key for key in WHOLE if key != "hyper_parameters"]), value=VALUES | st.just({}))
+def test_any_value_of_any_part(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match="no whole state of training"):
+        check_training_state({**copy.deepcopy(WHOLE), key: value}, Path("last.ckpt"))
