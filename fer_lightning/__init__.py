@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+if sys.argv[:1] == ["-m"] or "FER_LIGHTNING_TRUSTED_FOLDER" in os.environ:  # a command, or a process that one started
+    from fer_lightning.runtime import imports
+
+    imports.drop_working_directory()
+
 # Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -76,9 +76,9 @@ def _replace_hydra_parser() -> None:
 def main() -> None:
     """The command line: user mistakes end in one line and code 2, bugs keep their traceback."""
     # Hydra then raises instead of printing its own many-line message.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     _replace_hydra_parser()
-    command_line.run_tool(app)
+    command_line.run_tool(app, prints_results=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shared by all commands: parser, one-line errors, exit codes."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config import safety
 from fer_lightning.config.messages import explain
+from fer_lightning.config.secrets import without_secrets
 from fer_lightning.presentation.printable import escape_messages, format_traceback, printable, shortened
+from fer_lightning.runtime import imports
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.output import tolerant_output
 from fer_lightning.runtime.processes import is_first_process
 
 
@@ -27,14 +31,31 @@ class Parser(argparse.ArgumentParser):
 def fail(error: Exception | str, code: int = 2) -> None:
     """Print one line to stderr and exit."""
     if is_first_process():  # the other processes of a run find the same mistake
-        print(shortened(printable(f"error: {error}")), file=sys.stderr)
+        print(shortened(printable(without_secrets(f"error: {error}"))), file=sys.stderr)
     raise SystemExit(code)
 
 
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a command with the safety checks: user mistakes end in one line and code 2, bugs keep their traceback."""
+def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
+    """Run a command with the safety checks: user mistakes end in one line and code 2, bugs keep their traceback.
+
+    Args:
+        main: the command.
+        prints_results: standard output that cannot be written is an error; False for a command that writes to a folder.
+    """
     safety.guard_hydra()
     escape_messages()
+    os.environ.update(imports.environment())
+    with tolerant_output() as output:
+        _run(main)
+        output.flush()
+        if output.error is not None:
+            text = f"standard output could not be written ({output.error.strerror})"
+            if prints_results:
+                fail(f"{text}; free space, or print to another file", code=1)
+            print(f"warning: {text}; the results are in the run folder", file=sys.stderr)
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
@@ -52,5 +73,5 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def _report_bug(error: Exception) -> NoReturn:
-    print(format_traceback(error), end="", file=sys.stderr)
+    print(without_secrets(format_traceback(error)), end="", file=sys.stderr)
     raise SystemExit(1)

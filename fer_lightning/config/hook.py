@@ -8,7 +8,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fer_lightning.config.command_line import fail
+from fer_lightning.config.hydra_keys import check_file_names
+from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.schema import validate
+from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import without_hydra
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.processes import is_first_process
@@ -28,7 +31,10 @@ def check_run(config: DictConfig) -> None:
     if config.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
     validate(run, config.hydra.runtime.choices)
-    folder = Path(config.hydra.run.dir)
+    with bounded():
+        folder = Path(config.hydra.run.dir)
+        check_file_names(config.hydra.job.name, config.hydra.output_subdir)
+    check_secrets([("hydra.run.dir", str(folder)), ("hydra.job.name", config.hydra.job.name)])
     if is_first_process() and folder.is_dir():
         lock_for_run(folder, run.resume).release()  # before Hydra writes into it
 

@@ -92,7 +92,7 @@ def _sampler_correction(sampler: DictConfig) -> tuple[str, str] | None:
 
 def _epoch_rules(cfg: DictConfig) -> None:
     """A part that follows a schedule over the epochs must know their number."""
-    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
+    method = cfg.imbalance
     parts = [part for part in ("loss", "sampler", "mix", "second_stage") if "epochs" in (method.get(part) or {})]
     trainer = cfg.trainer
     cuts = [(f"trainer.max_steps={trainer.max_steps}", trainer.max_steps != -1)]
@@ -104,11 +104,8 @@ def _epoch_rules(cfg: DictConfig) -> None:
                 f"{given}: imbalance.{parts[0]} depends on trainer.max_epochs, which this would cut short; "
                 "give only trainer.max_epochs"
             )
-    off, most = (method.get("mix") or {}).get("off_epochs"), (epochs - 1) // 2
-    if off is not None and epochs >= 1:
-        span = f"0 to {most}" if most else "0"
-        accepted = f"must be {span} with trainer.max_epochs={epochs}, to leave an epoch to mix in; or train longer"
-        require(0 <= off <= most, "imbalance.mix.off_epochs", off, accepted)
+    off = (method.get("mix") or {}).get("off_epochs")
+    require(off is None or off >= 0, "imbalance.mix.off_epochs", off, "must be 0 or more")
 
 
 def _head_rules(cfg: DictConfig) -> None:
@@ -119,16 +116,11 @@ def _head_rules(cfg: DictConfig) -> None:
 
 
 def _second_stage_rules(cfg: DictConfig) -> None:
-    method, epochs = cfg.imbalance, cfg.trainer.max_epochs
-    second, first = method.second_stage, method.first_stage
+    method = cfg.imbalance
+    second = method.second_stage
     name = f"imbalance={method.name}"
     for key, share in (("second_stage", second.share), ("sampler", method.sampler.get("share", second.share))):
         require(0 < share < 1, f"imbalance.{key}.share", share, "must lie between 0 and 1")
-    if first is None and epochs == 1:
-        raise UserError(
-            f"trainer.max_epochs={epochs}: {name} has two stages and needs 2 or more; "
-            "or give the first one with imbalance.first_stage=CHECKPOINT"
-        )
     _check_first_stage(method)
     if second.trains == "scale" and not cfg.model.head.class_scale:
         raise UserError("imbalance.second_stage.trains=scale: there are no factors; set imbalance.class_scale=true")

@@ -34,6 +34,8 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
         overrides: that were composed; None for those of the command line.
     """
     overrides = sys.argv[1:] if overrides is None else overrides
+    if isinstance(error, RecursionError):
+        return "configuration: keys that stand for each other, or that are nested too deeply"
     if isinstance(error, YAMLError):
         return one_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -54,7 +56,8 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(unknown.group(1) if unknown else str(error.full_key), overrides)  # type: ignore[attr-defined]
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'configuration'}: {first_line(error)}"
+        wrapped = re.fullmatch("UserError raised while resolving interpolation: (.+)", first_line(error))
+        return wrapped.group(1) if wrapped else f"{error.full_key or 'configuration'}: {first_line(error)}"
     return first_line(error)
 
 

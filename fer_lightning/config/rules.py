@@ -43,7 +43,6 @@ def check_rules(cfg: DictConfig) -> None:
 def _run_rules(cfg: DictConfig) -> None:
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
-    require("/" not in cfg.name and "=" not in cfg.name, "name", cfg.name, "is part of folder names: no / and no =")
     require(cfg.monitor in MONITORS, "monitor", cfg.monitor, f"must be one of {', '.join(MONITORS)}")
     require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")

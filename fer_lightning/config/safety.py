@@ -1,59 +1,57 @@
-"""Safety of configurations: they may not run other code, set up the environment of programs, or hold a secret.
+"""Safety of configurations: they may not run other code, set up programs, write elsewhere, or hold a secret.
 
 Configurations and command lines are copied from anywhere. Hydra calls whatever ``_target_`` names, passes
 ``hydra.job_logging`` to Python's logging, which calls and imports what it names, and its launchers write shell scripts.
-The checks here see what Hydra has composed, before it acts on it. They resolve no interpolation: text that could become
-something else later is refused as it is written.
+The checks here see each file that Hydra reads and what it has composed, before it acts on it. They resolve no
+interpolation: text that could become something else later is refused as it is written. ``schema.validate`` checks
+secrets again in what was resolved.
 """
 
 import functools
 import importlib
-import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra._internal.hydra as hydra_internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from fer_lightning.config import hydra_keys
+from fer_lightning.config.hydra_keys import leaves, short
+from fer_lightning.config.interpolations import bounded, check_interpolation
+from fer_lightning.config.secrets import check_secrets
+from fer_lightning.config.yaml_files import BoundedFileSource
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.imports import TRUST, trusted
 
 _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """Folder of the Hydra groups: inside the package when installed from a wheel, beside it in a checkout."""
 
-TRUST = "FER_LIGHTNING_TRUST"
-"""Environment variable: comma-separated modules, targets or keys that the user trusts, each with all below it."""
+MAX_VALUES = 3_000
+"""Values of a composed configuration; the largest of this project has some 250."""
 
-WANDB_KEY = "WANDB_API_KEY"
-
-RESOLVERS = ("now", "hydra", "oc.env", "oc.select", "python_version")
-"""OmegaConf's and Hydra's functions that cannot create a configuration node, unlike ``oc.create``."""
-
-_HARMLESS = re.compile(rf"\$\{{(?:[^${{}}:]*|(?:{'|'.join(map(re.escape, RESOLVERS))}):[^${{}}]*)\}}")
-
-LOGGING_WORDS = ("level", "format", "datefmt", "handlers", "formatter")
-LOGGING_VALUES = (
-    "logging.StreamHandler",
-    "logging.FileHandler",
-    "ext://sys.stdout",
-    "ext://sys.stderr",
-    "${hydra.runtime.output_dir}/${hydra.job.name}.log",
-    "hydra-${hydra.job.name}.log",
-    "w",
-)
-"""Values of Hydra's own files and the project's: other handlers run code, other files could be a ``.bashrc``."""
-
-LAUNCHER_WORDS = ("partition", "account", "qos", "constraint", "gres", "exclude", "comment", "name")
-"""Options of the scheduler; other texts, such as ``setup``, are copied into its shell script."""
+CHOICES: Mapping[str, tuple[str | None, ...]] = {
+    "hydra/output": ("default",),
+    "hydra/launcher": ("basic",),
+    "hydra/sweeper": ("basic",),
+    "hydra/hydra_logging": ("plain", "default"),
+    "hydra/job_logging": ("plain", "default"),
+    "hydra/callbacks": (None,),
+    "hydra/env": ("default", None),
+}
+"""What a file may choose of Hydra's groups; of help texts anything."""
 
 
 def guard_hydra() -> None:
@@ -64,10 +62,12 @@ def guard_hydra() -> None:
 
 
 class GuardedLoader(ConfigLoaderImpl):
-    """Hydra's loader with ``check`` on its result; used for runs, sweeps, each of their jobs, and ``--help``."""
+    """Hydra's loader with checks of each file and of the result; for runs, sweeps and their jobs, and ``--help``."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         _check_search_path([str(source.path) for source in config_search_path.get_path()])
+        Plugins.instance()  # registers Hydra's own source of files
+        SourcesRegistry.instance().types["file"] = BoundedFileSource
         super().__init__(config_search_path)
 
     def load_configuration(
@@ -78,80 +78,104 @@ class GuardedLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        _check_secret("the command line", " ".join(overrides))
+        check_secrets([("the command line", line) for line in overrides])
         try:
-            cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-        except KeyError as error:
-            if traceback.extract_tb(error.__traceback__)[-1].name != "__getitem__":  # that of os.environ
-                raise
-            raise UserError(
-                f"hydra.job.env_copy: {error} is not set in the environment; set it, or leave it out"
-            ) from None
+            with bounded():
+                cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        except (UserError, HydraException, OmegaConfBaseException, YAMLError):
+            raise
+        except Exception as error:  # Hydra asserts what a file may get wrong
+            raise _composition_error(error) from None
         recorded: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
         if sorted([*recorded["hydra"], *recorded["task"]]) != sorted(overrides):
             raise UserError(
                 "hydra.overrides: is Hydra's record of the command line; no file may set it, remove it there"
             )
         check(cfg, overrides)
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        hydra_keys.check_choices(cfg.hydra.runtime.choices, parsed, CHOICES)
+        hydra_keys.check_callbacks(cfg.hydra)
         return cfg
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: list[Any], repo: Any) -> None:
         primary = repo.load_config(config_path=config_name) if config_name else None
         in_file = OmegaConf.select(primary.config, "hydra.searchpath") if primary else None
+        if in_file is not None and not trusted("hydra.searchpath"):
+            raise hydra_keys.refusal(
+                ("hydra", "searchpath"), in_file, "no file may set it; type it on the command line"
+            )
         typed = [item.value() for item in parsed_overrides if item.get_key_element() == "hydra.searchpath"]
         for paths in (in_file, *typed):
             _check_search_path([str(path) for path in paths] if paths else [])
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
 
+    def _load_single_config(self, default: Any, repo: Any) -> Any:
+        loaded = super()._load_single_config(default, repo)
+        path = str(default.config_path)
+        scheme, _, folder = str(loaded.path).partition("://")
+        if scheme == "file" and Path(folder).resolve() != CONF_DIR.resolve():
+            hydra_keys.check_file(loaded.config, path)
+        else:
+            hydra_keys.check_placement(loaded.config, path, default.package)
+        return loaded
+
 
 def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) -> None:
-    """Refuse a configuration that could run other code than this project's, or that holds the W&B key.
+    """Refuse a configuration that could run other code than this project's, or that holds a secret.
 
     Args:
         cfg: a composed configuration, or a part of one below its own keys.
-        overrides: what the user typed; only there are settings accepted that set up programs (``hydra.job.env_set``,
-            most of ``hydra.launcher`` and ``hydra.sweeper``).
+        overrides: what the user typed, who may read more of the environment than a file.
 
     Raises:
         UserError: naming the key, and how to trust it.
     """
     plain = OmegaConf.to_container(cfg, resolve=False) if isinstance(cfg, DictConfig) else cfg
     assert isinstance(plain, Mapping)
-    typed = _typed(overrides)
-    for parts, value in _leaves(plain):
+    items = list(leaves(plain))
+    if len(items) > MAX_VALUES:
+        raise UserError(f"configuration: has {len(items)} values, more than {MAX_VALUES}; remove what is not used")
+    # Hydra's record of the command line, whose keys are checked in their own places.
+    own = [item for item in items if item[0][:2] != ("hydra", "overrides")]
+    own = [item for item in own if item[0] != ("hydra", "job", "override_dirname")]
+    check_secrets((key := ".".join(parts), f"{key}={value}") for parts, value in own)
+    for parts, value in own:
         key = ".".join(parts)
-        if parts[:2] == ("hydra", "overrides") or parts == ("hydra", "job", "override_dirname"):
-            continue  # Hydra's record of the command line, whose keys are checked in their own places
-        _check_secret(key, f"{key}={value}")
         if parts[0] == "hydra" and trusted(key):
             continue
-        text = _text(value)
+        text = "" if value is None or isinstance(value, bool | int | float) else str(value)
         if "_target_" in parts:
             _check_target(parts, value)
         elif parts[:2] in (("hydra", "job_logging"), ("hydra", "hydra_logging")):
-            _check_logging(parts, text)
-        elif parts[0] == "hydra" and key not in typed:
-            _check_typed_only(parts, text)
-        if parts[:2] not in (("hydra", "help"), ("hydra", "hydra_help")) and re.search(r"[\x00-\x1f\x7f]", key + text):
+            hydra_keys.check_logging(parts, text)
+        is_help = parts[:2] in (("hydra", "help"), ("hydra", "hydra_help"))
+        if not is_help and re.search(r"[\x00-\x1f\x7f-\x9f]", key + text):
             raise UserError(f"{key!r}: holds a line break or another control character; remove it")
-        _check_interpolation(parts, text)
+        if "${" in text and parts in (("hydra",), ("hydra", "job")):
+            raise UserError(f"{key}={short(text)}: could stand for anything; write its keys out")
+        check_interpolation(key, text, typed=any(text in line for line in overrides))
 
 
-def check_recorded(overrides: Sequence[str]) -> None:
-    """Refuse a command line read from a file if it sets what only the user may type.
+def recorded(content: Any, name: str) -> DictConfig:
+    """A configuration that a run folder or a checkpoint holds, safe to resolve within ``bounded``.
+
+    Args:
+        content: plain Python.
+        name: of the file, for errors.
 
     Raises:
-        UserError: naming the key, and how to trust it.
+        UserError: no configuration, or an unsafe one.
     """
-    for key, value in _typed(overrides).items():
-        if not trusted(key):
-            _check_typed_only(tuple(key.split(".")), _text(value))
-
-
-def trusted(name: str) -> bool:
-    """Whether the user trusts a target, or a key below ``hydra``, by ``FER_LIGHTNING_TRUST``."""
-    words = [word.strip() for word in os.environ.get(TRUST, "").split(",")]
-    return any(name == word or name.startswith(f"{word}.") for word in words if word)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{name}: damaged, its configuration holds no keys")
+    try:
+        check(content)
+        config = OmegaConf.create(dict(content))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except Exception as error:  # OmegaConf raises many kinds for values that are none
+        raise UserError(f"{name}: damaged, no configuration ({type(error).__name__})") from None
+    return config
 
 
 @functools.cache
@@ -164,55 +188,14 @@ def project_targets() -> frozenset[str]:
 def _check_target(parts: tuple[str, ...], value: Any) -> None:
     key = ".".join(parts)
     if not isinstance(value, str) or parts[-1] != "_target_" or "$" in value:
-        raise UserError(f"{key}={_short(value)}: a target must be written out here, without interpolation")
+        raise UserError(f"{key}={short(value)}: a target must be written out here, without interpolation")
     # At these two keys Hydra itself accepts only classes of installed plugins.
     if key in ("hydra.launcher._target_", "hydra.sweeper._target_") and Plugins.is_in_toplevel_plugins_module(value):
         return
     if value not in project_targets() and not trusted(value):
         raise UserError(
-            f"{key}={_short(value)}: is not code of this project and is not run; "
-            f"if it is yours, trust it in the environment: {TRUST}={_short(value)}"
-        )
-
-
-def _check_logging(parts: tuple[str, ...], text: str) -> None:
-    plain_word = parts[-1] in LOGGING_WORDS and "$" not in text and "://" not in text
-    if text and not plain_word and text not in LOGGING_VALUES:
-        raise _untrusted(parts, text, "could run code or write to any file; use hydra/job_logging=plain or default")
-
-
-def _check_typed_only(parts: tuple[str, ...], text: str) -> None:
-    name = parts[-1]
-    if parts[1:3] in (("job", "env_set"), ("job", "env_copy")):
-        harmless = len(parts) > 3 and os.environ.get(name) == text  # what hydra.job.env_copy does
-    elif parts[1:3] == ("sweeper", "params") and len(parts) > 3:
-        harmless = not parts[3].lstrip("+~ ").startswith("hydra")
-    elif parts[1:2] in (("launcher",), ("sweeper",)):
-        harmless = not text or name in LAUNCHER_WORDS or (name, text) in _registered(f"hydra/{parts[1]}")
-    else:
-        harmless = True
-    if not harmless:
-        raise _untrusted(parts, text, "changes what programs do, so no file may set it; type it on the command line")
-
-
-def _check_interpolation(parts: tuple[str, ...], text: str) -> None:
-    rest = text
-    while "${" in rest and rest != (shorter := _HARMLESS.sub("", rest)):
-        rest = shorter
-    if "${" in rest or ("${" in text and parts in (("hydra",), ("hydra", "job"))):
-        names = ", ".join(RESOLVERS)
-        raise UserError(
-            f"{'.'.join(parts)}={_short(text)}: could stand for anything; ${{...}} may hold only keys and {names}"
-        )
-
-
-def _check_secret(where: str, text: str) -> None:
-    secret = os.environ.get(WANDB_KEY, "")
-    if WANDB_KEY in text.upper() or (len(secret) > 7 and secret in text):
-        where = where.replace(secret, "...") if secret else where
-        raise UserError(
-            f"{where}: holds the W&B key or {WANDB_KEY}, which would be written to the run folder; "
-            f"set it in the environment only (export {WANDB_KEY}=...), or use wandb login"
+            f"{key}={short(value)}: is not code of this project and is not run; "
+            f"if it is yours, trust it in the environment: {TRUST}={short(value)}"
         )
 
 
@@ -224,50 +207,13 @@ def _check_search_path(paths: Sequence[str]) -> None:
             raise UserError(f"{path}: would be imported to search it; give its folder, or set {TRUST}={package}")
 
 
+def _composition_error(error: Exception) -> UserError:
+    if isinstance(error, KeyError) and traceback.extract_tb(error.__traceback__)[-1].name == "__getitem__":
+        # Raised by os.environ.
+        return UserError(f"hydra.job.env_copy: {error} is not set in the environment; set it, or leave it out")
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"configuration: cannot be composed ({type(error).__name__}: {reason}); check its files")
+
+
 def _refuse_rerun(file_path: str, overrides: list[str]) -> DictConfig:
     raise UserError(f"--experimental-rerun={file_path}: a pickle can run any code; give the overrides again instead")
-
-
-def _untrusted(parts: tuple[str, ...], value: Any, why: str) -> UserError:
-    key = ".".join(parts)
-    return UserError(f"{key}={_short(value)}: {why}; if you trust the file, set {TRUST}={key}")
-
-
-def _text(value: Any) -> str:
-    """A value as text; empty for null, true, false and numbers, which are harmless."""
-    return "" if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _short(value: Any) -> str:
-    text = re.sub(r"[\x00-\x1f\x7f]+", " ", str(value))
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-@functools.cache
-def _registered(group: str) -> frozenset[tuple[str, str]]:
-    """Last part of the key and text, for all texts in the project's files of a group and the plugins' defaults."""
-    store = ConfigStore.instance()
-    nodes = [OmegaConf.load(path) for path in (CONF_DIR / group).glob("*.yaml")]
-    nodes += [OmegaConf.structured(store.load(f"{group}/{name}").node) for name in store.list(group)]
-    plain: Any = [OmegaConf.to_container(node, resolve=False) for node in nodes]
-    return frozenset((parts[-1], value) for node in plain for parts, value in _leaves(node) if isinstance(value, str))
-
-
-def _typed(overrides: Sequence[str]) -> dict[str, Any]:
-    """Full key -> value for what ``key=value`` sets below ``hydra``, without the content of chosen files."""
-    lines = [line for line in overrides if line.lstrip("+~").startswith("hydra.")]
-    parsed = OverridesParser.create().parse_overrides(lines) if lines else []
-    leaves = [leaf for item in parsed if item.package is None for leaf in _leaves(item.value(), (item.key_or_group,))]
-    return {".".join(parts): value for parts, value in leaves}
-
-
-def _leaves(node: Any, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The keys and value of everything that is not a container; the items of a list have the list's own key."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, (*parts, str(key)))
-    elif isinstance(node, list):
-        for value in node:
-            yield from _leaves(value, parts)
-    else:
-        yield parts, node

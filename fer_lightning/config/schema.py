@@ -5,6 +5,8 @@ The files in ``conf/`` define which keys exist; the dataclasses here define thei
 file itself is their schema, so that a new method is one new file and nothing else.
 """
 
+import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +20,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config import safety
 from fer_lightning.config.augment import Strengths
+from fer_lightning.config.hydra_keys import leaves, short
+from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import did_you_mean, explain
 from fer_lightning.config.rules import check_rules, model_rules
+from fer_lightning.config.secrets import check_secrets
 from fer_lightning.runtime.errors import UserError, require
 
 CONF_DIR = safety.CONF_DIR
@@ -165,15 +170,45 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
         UserError: with the key, the value given and what is accepted.
     """
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
-        OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
+        with bounded():
+            typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+            assert isinstance(typed, DictConfig)
+            resolved: Any = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: keys that stand for each other
         raise UserError(explain(error)) from None
-    assert isinstance(typed, DictConfig)
+    _check_resolved(resolved)
     reference = _reference(choices)
     for path in FREE_FORM:
-        check_keys(_container(typed, path, resolve=True), _container(reference, path, resolve=False), path)
+        given: Any = functools.reduce(lambda node, key: node[key], path.split("."), resolved)
+        check_keys(given, _container(reference, path), path)
     check_rules(typed)
+
+
+def _check_resolved(resolved: dict[str, Any]) -> None:
+    """Check what the interpolations stand for: no secrets, nothing that could be resolved again, names for folders.
+
+    Raises:
+        UserError: naming the key.
+    """
+    texts = [(".".join(parts), str(value)) for parts, value in leaves(resolved)]
+    check_secrets(texts)
+    for key, text in texts:
+        if "${" in text:
+            raise UserError(f"{key}={short(text)}: stands for another interpolation; write it out")
+        if not text.isprintable():
+            raise UserError(f"{key}={short(text)}: holds a line break or another control character; remove it")
+    check_names(resolved["name"], resolved["imbalance"].get("name"))
+
+
+def check_names(run: Any, method: Any) -> None:
+    """Check ``name`` and ``imbalance.name``, which become parts of folder names.
+
+    Raises:
+        UserError: one would lead elsewhere.
+    """
+    for key, name in (("name", run), ("imbalance.name", method)):
+        is_plain = isinstance(name, str) and bool(re.fullmatch(r"[^\s./=][^/=]{0,99}", name))
+        require(is_plain, key, short(name), "is part of folder names: 1 to 100 characters, no / and no =, no dot first")
 
 
 def _reference(choices: Mapping[str, Any]) -> DictConfig:
@@ -204,8 +239,8 @@ def _reference(choices: Mapping[str, Any]) -> DictConfig:
         raise
 
 
-def _container(cfg: DictConfig, path: str, resolve: bool) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=resolve)  # type: ignore[return-value]
+def _container(cfg: DictConfig, path: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=False)  # type: ignore[return-value]
 
 
 def check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:

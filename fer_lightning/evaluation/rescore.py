@@ -12,6 +12,7 @@ from fer_lightning.evaluation.score import evaluate, headline, print_table
 from fer_lightning.evaluation.tta import VIEWS
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError, require
+from fer_lightning.runtime.files import check_no_links
 
 
 def rescore(
@@ -55,3 +56,5 @@ def _refuse_run_folder(folder: Path) -> None:
         raise UserError(f"--out={folder}: is a file; give a folder")
     if (folder / "status.json").exists():
         raise UserError(f"--out={folder}: holds a run, whose own scores would be overwritten; give another folder")
+    if folder.exists():
+        check_no_links(folder, deep=False)

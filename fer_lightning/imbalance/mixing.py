@@ -6,6 +6,7 @@ Targets are distributions over the classes. Losses use them through ``losses.exp
 mixed target keeps its own weight, margin and p_t.
 """
 
+import logging
 import math
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
 
 COLUMNS = 5
 """Random numbers in [0, 1) that a mixer needs per image."""
@@ -164,10 +167,11 @@ class CMO:
         alpha: of the Beta distribution of the background's share, above 0.
         weighted_alpha: an image of a class of n is drawn with weight n^-weighted_alpha; 1 draws all classes
             equally often, 0 draws all images equally often.
-        off_epochs: number of epochs without mixing, both at the start and at the end of the run.
+        off_epochs: number of epochs without mixing, both at the start and at the end of the run; in a short run as
+            many as leave one to mix in.
 
     Raises:
-        UserError: an argument is out of range, or ``off_epochs`` leaves no epoch to mix in.
+        UserError: an argument is out of range.
     """
 
     def __init__(
@@ -181,11 +185,12 @@ class CMO:
     ) -> None:
         if not 0 <= weighted_alpha < math.inf:
             raise UserError(f"weighted_alpha={weighted_alpha} is out of range: it must be 0 or more, usually 1")
-        if not 0 <= 2 * off_epochs < epochs:
-            raise UserError(
-                f"imbalance.mix.off_epochs={off_epochs}: with trainer.max_epochs={epochs} it must be 0 or more and "
-                f"leave an epoch to mix in, so at most {(epochs - 1) // 2}"
-            )
+        if off_epochs < 0:
+            raise UserError(f"imbalance.mix.off_epochs={off_epochs}: must be 0 or more")
+        most = (epochs - 1) // 2
+        if off_epochs > most:
+            log.warning("imbalance.mix.off_epochs=%d: is %d with trainer.max_epochs=%d", off_epochs, most, epochs)
+            off_epochs = most
         self.alpha = _checked_alpha(alpha)
         self.prob = _checked_prob(prob)
         self.mixed_epochs = range(off_epochs, epochs - off_epochs)

@@ -243,11 +243,12 @@ def first_stage_epochs(epochs: int, share: float, first_stage: str | None) -> in
     """Number of epochs of the first of two stages; the second has the remaining epochs of the run.
 
     Args:
-        epochs: length of the whole run, at least 2 without a checkpoint.
-        share: share of the second stage, above 0 and below 1; each stage has at least one epoch.
+        epochs: length of the whole run.
+        share: share of the second stage, above 0 and below 1; each stage has at least one epoch, and a run of one
+            epoch has the second stage alone.
         first_stage: checkpoint of a completed first stage, or None; with a checkpoint the result is 0.
     """
-    if first_stage is not None:
+    if first_stage is not None or epochs == 1:
         return 0
     return epochs - min(epochs - 1, max(1, round(share * epochs)))
 

@@ -5,6 +5,8 @@ imbalance mainly harms the classifier. Both stages are epochs of one run, so tha
 extra code. ``samplers.TwoStageSampler`` draws the images of each stage.
 """
 
+import logging
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,6 +15,8 @@ from torch import nn
 
 from fer_lightning.imbalance.samplers import first_stage_epochs
 from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TRAINED = ("head", "scale")
 """Parts of the network that a second stage can train."""
@@ -49,6 +53,8 @@ class SecondStage(L.Callback):
         self.epochs = epochs
         self.first_epoch = first_stage_epochs(epochs, share, first_stage)
         self.seed = seed
+        if self.first_epoch == 0 and first_stage is None:
+            log.warning("trainer.max_epochs=%d: no first stage; the second trains on the initial network", epochs)
 
     def learning(self, network: EfficientNet) -> nn.Module:
         """The part of the network that the second stage trains."""

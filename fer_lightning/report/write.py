@@ -6,14 +6,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
+from fer_lightning.config.safety import recorded
+from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.report import page, pictures, terminal, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import check_no_links
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ def _log_skipped(c: Comparison) -> None:
 def write_report(c: Comparison, out: Path, command: str | None = None) -> None:
     """Write the files of a report into ``out``, which is made when missing; ``command`` is named in it."""
     out.mkdir(parents=True, exist_ok=True)
+    check_no_links(out, deep=False)
     (out / "summary.csv").write_text(table_to_csv(c.summary), encoding="utf-8")
     (out / "differences.csv").write_text(table_to_csv(c.differences), encoding="utf-8")
     drawn = pictures.draw(c, out)
@@ -98,6 +101,11 @@ def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
         return None
     logged = next((run.folder for run in comparison.runs if (run.folder / "wandb").is_dir()), None)
     if logged is not None:
-        logger = OmegaConf.load(logged / ".hydra" / "config.yaml").logger
+        file = logged / ".hydra" / "config.yaml"
+        try:
+            logger = recorded(read_yaml(file), str(file)).logger
+        except (UserError, FileNotFoundError) as error:
+            print(f"[sweep] not logged to W&B: {error}", flush=True)
+            return out
         to_wandb.log_report(comparison, out, logger.project, logger.entity)
     return out

@@ -4,16 +4,21 @@
 everything saved; ``resume=auto`` resumes). ``running`` without a held lock means that the process was killed.
 """
 
+import fcntl
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.files import check_no_links, read_json, write_json
 
 RESUMABLE = 75
 """Exit code of a run that a signal stopped and that ``resume=auto`` resumes (``EX_TEMPFAIL`` of sysexits.h)."""
+
+STATUSES = ("running", "done", "failed", "interrupted")
 
 
 def write_status(folder: Path, status: str, reason: str = "", **more: Any) -> None:
@@ -22,9 +27,23 @@ def write_status(folder: Path, status: str, reason: str = "", **more: Any) -> No
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """A run folder's ``status`` and ``reason``; ``missing`` when it has none yet."""
-    path = folder / "status.json"
-    return read_json(path) if path.exists() else {"status": "missing"}
+    """A run folder's ``status``, ``reason`` and ``step``; ``missing`` when it has no status yet.
+
+    A damaged file reads as ``running``: it was being written when the machine stopped, so the run was killed.
+    """
+    try:
+        content = read_json(folder / "status.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return {"status": "missing"}
+    except UserError:
+        return {"status": "running"}
+    status, reason, step = (content.get(key) for key in ("status", "reason", "step"))
+    read: dict[str, Any] = {"status": status if status in STATUSES else "running"}
+    if isinstance(reason, str) and reason:
+        read["reason"] = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+    if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
+        read["step"] = step
+    return read
 
 
 def lock_folder(folder: Path) -> filelock.FileLock:
@@ -43,16 +62,38 @@ def lock_folder(folder: Path) -> filelock.FileLock:
     return lock
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a live process works in the folder; writes nothing, so that it works for any reader."""
+    try:
+        file = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except PermissionError:
+        return True  # unknown; better than to call a live job killed
+    except OSError:  # no process has ever locked it
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        with suppress(OSError):
+            os.close(file)
+
+
 def lock_for_run(folder: Path, resume: str | None) -> filelock.FileLock:
     """Lock an existing folder for a run, which must be its first one or resume the one in it.
 
     Raises:
-        UserError: another process works in it, or it holds a run and ``resume`` is None.
+        UserError: another process works in it, it holds a run and ``resume`` is None, or something in it is a link.
     """
     lock = lock_folder(folder)
-    if resume is None and read_status(folder)["status"] != "missing":
+    try:
+        if resume is None and read_status(folder)["status"] != "missing":
+            raise UserError(
+                f"hydra.run.dir={folder}: holds a run already; resume it with resume=auto, or choose another folder"
+            )
+        check_no_links(folder)
+    except BaseException:
         lock.release()
-        raise UserError(
-            f"hydra.run.dir={folder}: holds a run already; resume it with resume=auto, or choose another folder"
-        )
+        raise
     return lock

@@ -17,15 +17,21 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
+from fer_lightning.config.hydra_keys import check_file_names, stays_inside
+from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.schema import CONF_DIR, validate
+from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import flatten, may_change_results, without_hydra
+from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.files import read_bytes, read_json, write_json
 from fer_lightning.runtime.provenance import git_commit
-from fer_lightning.runtime.run_folder import lock_folder, read_status
+from fer_lightning.runtime.run_folder import in_use, read_status
+
+MAX_JOBS = 10_000
 
 
 @dataclass(frozen=True)
@@ -85,19 +91,49 @@ def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
     if not master.hydra.sweeper._target_.endswith(".BasicSweeper"):
         return {}
     given = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
-    grid: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides([*given, *master.hydra.overrides.task]):
-        key = override.get_key_element()
-        values = override.sweep_string_iterator() if override.is_sweep_override() else None
-        grid[key] = [f"{key}={value}" for value in values or [override.get_value_element_as_str()]]
+    grid = _grid([*given, *master.hydra.overrides.task])
     jobs: dict[Job, DictConfig] = {}
+    folders: dict[Path, Job] = {}
+    same: dict[str, Job] = {}
     for number, overrides in enumerate(itertools.product(*grid.values())):
         composed = _compose(master, number, overrides)
-        job = Job(number, folder / _subfolder(composed), overrides)
-        if any(job.folder == other.folder for other in jobs):
+        job = Job(number, folder / job_folder(composed), overrides)
+        if folders.setdefault(job.folder, job) is not job:
             raise UserError(f"hydra.sweep.subdir: two jobs would share {job.folder}; start it with ${{hydra:job.num}}")
+        settings = json.dumps(flatten(without_hydra(composed)), default=str, sort_keys=True)
+        if (twin := same.setdefault(settings, job)) is not job:
+            swept = [value for key, value in zip(grid, overrides, strict=True) if len(grid[key]) > 1]
+            raise UserError(
+                f"{' '.join(swept)}: job {number} would be the same run as job {twin.number}; give each value once"
+            )
         jobs[job] = composed
     return jobs
+
+
+def _grid(lines: list[str]) -> dict[str, list[str]]:
+    """The overrides of each key, from which every job gets one.
+
+    Raises:
+        HydraException: a line that cannot be parsed.
+        UserError: a range without steps, or more than ``MAX_JOBS`` jobs.
+    """
+    grid: dict[str, list[str]] = {}
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    for override in parser.parse_overrides(lines):
+        key = override.get_key_element()
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(
+                f"{override.input_line}: is a continuous range, and this sweep runs every value; give values, such as "
+                f"{key}=0.1,0.2 or {key}=range(1,4), or a sweeper that chooses them, such as hydra/sweeper=optuna"
+            )
+        values = override.sweep_string_iterator() if override.is_sweep_override() else None
+        chosen = values or [override.get_value_element_as_str()]
+        grid[key] = [f"{key}={value}" for value in itertools.islice(chosen, MAX_JOBS + 1)]
+        if math.prod(map(len, grid.values())) > MAX_JOBS:
+            raise UserError(f"{override.input_line[:80]}: makes more than {MAX_JOBS} jobs; give fewer values")
+    if empty := [key for key, values in grid.items() if not values]:
+        raise UserError(f"{empty[0]}: no value; name one that exists, or leave it out")
+    return grid
 
 
 def refuse_shared_mistake(jobs: Mapping[Job, DictConfig]) -> None:
@@ -151,15 +187,47 @@ def check_is_sweep(folder: Path) -> None:
         raise UserError(f"{folder}: no sweep was started here (there is no sweep.json); give a sweep's folder")
 
 
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """The valid part of ``sweep.json``: ``argv``, ``cwd``, ``jobs``, ``code``, ``git_commit``; each may be missing.
+
+    The file may be damaged, or somebody else's: a job's folder must lie within the sweep's.
+
+    Raises:
+        UserError: the folder is not a sweep's.
+    """
+    check_is_sweep(folder)
+    try:
+        content = read_json(folder / "sweep.json")
+    except UserError:  # damaged
+        return {}
+    read = {key: content[key] for key in ("cwd", "code", "git_commit") if isinstance(content.get(key), str)}
+    argv, jobs = content.get("argv"), content.get("jobs")
+    if _is_words(argv):
+        read["argv"] = argv
+    if isinstance(jobs, list) and len(jobs) <= MAX_JOBS and all(map(_is_job, jobs)):
+        read["jobs"] = jobs
+    return read
+
+
+def _is_words(words: Any) -> bool:
+    """Whether this is a list of at most ``MAX_JOBS`` words that a command line could hold."""
+    if not isinstance(words, list) or len(words) > MAX_JOBS:
+        return False
+    return all(isinstance(word, str) and word.isprintable() and len(word) <= 10_000 for word in words)
+
+
+def _is_job(job: Any) -> bool:
+    name = job.get("folder") if isinstance(job, dict) else None
+    return _is_words([name]) and stays_inside(str(name)) and _is_words(job.get("overrides"))
+
+
 def read_jobs(folder: Path) -> list[Job]:
     """The planned jobs of a sweep, in order; those found on disk for a sweeper that chose jobs as it ran.
 
     Raises:
         UserError: the folder is not a sweep's.
     """
-    check_is_sweep(folder)
-    planned = read_json(folder / "sweep.json")["jobs"]
-    if isinstance(planned, list) and planned:
+    if planned := read_sweep(folder).get("jobs"):
         return [Job(number, folder / job["folder"], tuple(job["overrides"])) for number, job in enumerate(planned)]
     run_folders = sorted((path.parent for path in folder.rglob("status.json")), key=lambda path: natural_key(str(path)))
     return [Job(number, path) for number, path in enumerate(run_folders)]
@@ -175,33 +243,26 @@ def job_states(folder: Path, live: bool) -> list[JobState]:
     return [_job_state(job, live) for job in read_jobs(folder)]
 
 
-def in_use(folder: Path) -> bool:
-    """Whether a running process uses the folder."""
-    try:
-        lock_folder(folder).release()
-    except UserError:
-        return True
-    return False
-
-
-def describe_changes(folder: Path, now: Mapping[str, Any], jobs: Mapping[Job, DictConfig]) -> str:
-    """Describe what would mix the results of two experiments if this sweep resumed in ``folder``; empty if nothing.
+def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], jobs: Mapping[Job, DictConfig]) -> str:
+    """Describe what would mix the results of two experiments if this sweep resumed; empty if nothing.
 
     Args:
-        folder: the sweep's folder, with the ``sweep.json`` of its start.
+        then: ``read_sweep`` of the sweep's folder.
         now: ``sweep_record`` of this command line.
         jobs: its jobs, as composed now.
     """
-    then = read_json(folder / "sweep.json")
     if then.get("code") != now["code"]:
         return f"the code changed since it was started (commit {then.get('git_commit')}, now {now['git_commit']})"
     for job, composed in jobs.items():
         file = job.folder / ".hydra" / "config.yaml"
-        written: Any = OmegaConf.load(file) if file.exists() else {}
+        try:
+            written = read_yaml(file) if file.exists() else {}
+        except UserError as error:
+            return str(error)
         changes = list(_changes(flatten(written), flatten(composed))) if written else []  # empty: killed while writing
         if changes:
             return f"{job.folder.name}: {'; '.join(changes)}"
-    was, would_be = ([_settings(job["overrides"]) for job in record["jobs"]] for record in (then, now))
+    was, would_be = ([_settings(job["overrides"]) for job in record.get("jobs", [])] for record in (then, now))
     if len(was) != len(would_be):
         return f"it has {len(was)} jobs, and this command line has {len(would_be)}"
     for number, (old, new) in enumerate(zip(was, would_be, strict=True)):
@@ -219,9 +280,12 @@ def request_stop(folder: Path, seconds: float, signal_name: str) -> None:
 def stop_deadline(folder: Path) -> float | None:
     """When the jobs must have ended, seconds since 1970; None while none must."""
     try:
-        return float(read_json(folder / ".stop")["deadline"])
+        deadline = read_json(folder / ".stop").get("deadline")
     except FileNotFoundError:
         return None
+    except UserError:
+        return 0.0
+    return float(deadline) if isinstance(deadline, int | float) and math.isfinite(deadline) else 0.0
 
 
 def _compose(master: DictConfig, number: int, overrides: tuple[str, ...]) -> DictConfig:
@@ -232,14 +296,22 @@ def _compose(master: DictConfig, number: int, overrides: tuple[str, ...]) -> Dic
     return composed
 
 
-def _subfolder(composed: DictConfig) -> str:
-    """The job's folder name from Hydra; ``${hydra:...}`` in the pattern reads the global configuration."""
+def job_folder(composed: DictConfig) -> str:
+    """The name of a job's folder within the sweep's.
+
+    Raises:
+        UserError: it would lie elsewhere, or its name would hold a secret.
+    """
     hydra = HydraConfig.instance()
-    before, hydra.cfg = hydra.cfg, composed  # type: ignore[assignment]
+    before, hydra.cfg = hydra.cfg, composed  # type: ignore[assignment]  # ${hydra:...} reads the global configuration
     try:
-        return str(composed.hydra.sweep.subdir)
+        with bounded():
+            name = str(composed.hydra.sweep.subdir)
+            check_file_names(str(composed.hydra.job.name), composed.hydra.output_subdir, name)
     finally:
         hydra.cfg = before
+    check_secrets([("hydra.sweep.subdir", name)])
+    return name
 
 
 def _job_state(job: Job, live: bool) -> JobState:
@@ -250,11 +322,15 @@ def _job_state(job: Job, live: bool) -> JobState:
     if name == "running" and not live and not in_use(job.folder):
         name, reason = "interrupted", "killed"
     try:
-        epochs = max(0, (job.folder / "metrics.csv").read_bytes().count(b"\n") - 1)
-        planned = re.search(r"^  max_epochs: (\d+)$", (job.folder / ".hydra" / "config.yaml").read_text(), re.MULTILINE)
-    except FileNotFoundError:  # it has just started
-        epochs, planned = 0, None
-    changed = (job.folder / "status.json").stat().st_mtime
+        epochs = max(0, read_bytes(job.folder / "metrics.csv").count(b"\n") - 1)
+        config = read_bytes(job.folder / ".hydra" / "config.yaml")
+    except (FileNotFoundError, UserError):  # it has just started, or they are damaged
+        epochs, config = 0, b""
+    planned = re.search(rb"^  max_epochs: (\d{1,9})$", config, re.MULTILINE)
+    try:
+        changed = (job.folder / "status.json").stat().st_mtime
+    except OSError:  # removed in the meantime
+        changed = 0.0
     return JobState(job, name, reason, epochs, int(planned.group(1)) if planned else 0, changed)
 
 

@@ -16,15 +16,20 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config.command_line import fail
+from fer_lightning.config.hydra_keys import check_file_names
+from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import explain
+from fer_lightning.config.schema import check_names
+from fer_lightning.config.secrets import check_secrets
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.files import check_no_links, write_json
 from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder
 from fer_lightning.sweeps import job, launchers, slurm
 from fer_lightning.sweeps.folder import (
     Job,
     describe_changes,
     plan,
+    read_sweep,
     refuse_shared_mistake,
     request_stop,
     sweep_record,
@@ -57,9 +62,9 @@ class SweepLifecycle(Callback):
         job.stop_with_parent()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
         launcher = config.hydra.launcher
         try:
+            folder = _sweep_folder(config)
             if launchers.is_queued(launcher):
                 slurm.prepare_submission()
             jobs = plan(config, folder)
@@ -81,11 +86,15 @@ class SweepLifecycle(Callback):
 
     def _start(self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig]) -> None:
         self.lock = lock_folder(folder)
+        check_no_links(folder)
         record_start(folder, jobs, self.anyway)
         (folder / ".stop").unlink(missing_ok=True)
         # The job itself records what it was run with; Hydra would write that before it is known whether it is run.
         config.hydra.overrides.hydra.append("hydra.output_subdir=null")
         os.environ[job.PARENT] = str(os.getpid())
+        if launchers.is_queued(config.hydra.launcher):
+            slurm.discard_results(folder)
+            slurm.ask_for_no_gpus(config, [composed.trainer for composed in jobs.values()])
         if launchers.is_parallel(config.hydra.launcher):
             launchers.set_job_count(config, [composed.trainer for composed in jobs.values()])
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -127,6 +136,22 @@ class SweepLifecycle(Callback):
             raise SystemExit(code)
 
 
+def _sweep_folder(config: DictConfig) -> Path:
+    """The sweep's folder, of a configuration that may name one.
+
+    Raises:
+        UserError: jobs would change their working directory, or a name holds a secret or leads elsewhere.
+    """
+    if config.hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
+    with bounded():
+        folder, name = Path(config.hydra.sweep.dir), str(config.hydra.job.name)
+        check_names(config.name, config.imbalance.get("name"))
+        check_file_names(name, config.hydra.output_subdir)
+    check_secrets([("hydra.sweep.dir", str(folder)), ("hydra.job.name", name)])
+    return folder
+
+
 def record_start(folder: Path, jobs: dict[Job, DictConfig], anyway: bool) -> None:
     """Write ``sweep.json`` at a sweep's first start; later, check that nothing changed that would mix results.
 
@@ -139,11 +164,15 @@ def record_start(folder: Path, jobs: dict[Job, DictConfig], anyway: bool) -> Non
         UserError: code, configuration or jobs changed since the first start.
     """
     record = sweep_record(jobs, folder, sys.argv[1:])
-    if not (folder / "sweep.json").exists():
-        write_json(folder / "sweep.json", record)
-    elif (difference := describe_changes(folder, record, jobs)) and not anyway:
-        as_started = without_folder(sys.argv[1:]) == without_folder(read_json(folder / "sweep.json")["argv"])
+    is_new = not (folder / "sweep.json").exists()
+    then = {} if is_new else read_sweep(folder)
+    if (difference := describe_changes(then or record, record, jobs)) and not anyway:
+        as_started = without_folder(sys.argv[1:]) == without_folder(then.get("argv", []))
         remedy = f"resume it anyway: {resume_command(folder)} --anyway"
         if not as_started:
             remedy = f"resume it as it was started: {resume_command(folder)}"
         raise UserError(f"{folder}: {difference}, which would mix results; choose another hydra.sweep.dir, or {remedy}")
+    if not then:
+        if not is_new:
+            print(f"[sweep] {folder / 'sweep.json'} was damaged and is written anew", flush=True)
+        write_json(folder / "sweep.json", record)

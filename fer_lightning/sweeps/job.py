@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from fer_lightning.config import schema
-from fer_lightning.runtime import slurm_task
+from fer_lightning.runtime import imports, slurm_task
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
 
 PARENT = "FER_LIGHTNING_PARENT"
@@ -82,7 +82,7 @@ def environment(sweep: Path, gpus: Sequence[str], threads: int | None) -> dict[s
         gpus: the GPUs it may use; all visible ones when empty.
         threads: CPU threads of each of its processes; unchanged when None.
     """
-    kept = {**os.environ, **same_imports()}
+    kept = {**os.environ, **imports.environment()}
     if not slurm_task.inside():  # outside a SLURM job, Lightning would take these for the variables of srun
         foreign = [key for key in kept if key in DISTRIBUTED_VARIABLES or key.startswith("SLURM_")]
         for key in foreign:
@@ -93,16 +93,6 @@ def environment(sweep: Path, gpus: Sequence[str], threads: int | None) -> dict[s
         kept |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     group = sweep.absolute()
     return {"WANDB_RUN_GROUP": f"{group.parent.name}-{group.name}", **kept, PARENT: str(os.getpid())}
-
-
-def same_imports() -> dict[str, str]:
-    """Environment variables with which a new Python process imports from the same folders as this one.
-
-    ``python -m`` alone puts the working directory first, and that of a resumed sweep is named in a file.
-    """
-    own = [] if sys.flags.safe_path else sys.path[:1]  # the folder in which the user typed python -m
-    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys([*own, *given]))}
 
 
 def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Sequence[int]) -> subprocess.Popen[bytes]:

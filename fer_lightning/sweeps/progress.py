@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fer_lightning.sweeps.folder import JobState, in_use, job_states, stop_deadline
+from fer_lightning.runtime.run_folder import in_use
+from fer_lightning.sweeps.folder import JobState, job_states, stop_deadline
 
 POLL_SECONDS = 1.0
 ORDER = ("done", "running", "failed", "interrupted", "waiting")

@@ -6,38 +6,39 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fer_lightning.config.safety import check_recorded
+from fer_lightning.config.hydra_keys import check_recorded, short
+from fer_lightning.runtime import imports
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json
 from fer_lightning.sweeps import job
-from fer_lightning.sweeps.folder import check_is_sweep
+from fer_lightning.sweeps.folder import read_sweep
 
 
 def resume(folder: Path, anyway: bool) -> None:
-    """Replace this process by the sweep's recorded command line, in its working directory, with the same folder.
+    """Replace this process by the sweep's recorded command line, with the same folder, in the working directory.
+
+    The recorded working directory is only reported: the file may come from someone else, and programs read settings
+    from where they run.
 
     Args:
         folder: the sweep's folder; may have moved since the start.
         anyway: also when the code or the configuration changed.
 
     Raises:
-        UserError: the folder is not a sweep's, its working directory does not exist, or its command line is unsafe.
+        UserError: the folder is not a sweep's, or its command line is damaged or unsafe.
     """
     folder = Path(os.path.abspath(folder))
-    check_is_sweep(folder)
-    sweep = read_json(folder / "sweep.json")
+    sweep = read_sweep(folder)
+    if "argv" not in sweep:
+        raise UserError(
+            f"{folder / 'sweep.json'}: is damaged; type the sweep's command line again, with hydra.sweep.dir={folder}"
+        )
     overrides = without_folder(sweep["argv"])
-    check_recorded(overrides)  # the file may come from someone else
+    check_recorded(overrides)
     overrides.append(f"hydra.sweep.dir={job.quoted(folder)}")
     overrides += ["++hydra.callbacks.summary.anyway=true"] if anyway else []
-    environment = {**os.environ, **job.same_imports()}
-    try:
-        os.chdir(sweep["cwd"])
-    except OSError as error:
-        raise UserError(
-            f"{sweep['cwd']}: the sweep was started there, but: {error.strerror}; restore that folder, "
-            f"or change cwd in {folder / 'sweep.json'}"
-        ) from None
+    if (started_in := sweep.get("cwd", "")) != os.getcwd():
+        print(f"[sweep] started in {short(started_in)}; its relative paths are now read from {os.getcwd()}")
+    environment = {**os.environ, **imports.environment()}
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, "-m", "fer_lightning", *overrides], environment)

@@ -15,9 +15,9 @@ from fer_lightning.config.schema import validate
 from fer_lightning.runtime import slurm_task
 from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import read_json
-from fer_lightning.runtime.run_folder import read_status, write_status
+from fer_lightning.runtime.run_folder import in_use, read_status, write_status
 from fer_lightning.sweeps import devices, job, slurm
-from fer_lightning.sweeps.folder import in_use, stop_deadline
+from fer_lightning.sweeps.folder import stop_deadline
 from fer_lightning.sweeps.launchers import THREADS, is_parallel, is_serial
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,12 @@ def run_job(cfg: DictConfig) -> float:
                 _record_failure(folder, one_line(error))
     if read_status(folder)["status"] != "done" or not (folder / "metrics.json").exists():  # fast_dev_run tests nothing
         return math.nan
-    value = read_json(folder / "metrics.json").get(cfg.monitor)
-    return math.nan if value is None else value
+    try:
+        value = read_json(folder / "metrics.json").get(cfg.monitor)
+    except UserError as error:
+        log.warning("%s", error)
+        return math.nan
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
@@ -63,7 +65,10 @@ def requeue(folder: Path) -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # the plain id of one of an array's jobs is that of the array, too
         job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
     record = folder / "requeued.json"
-    before = read_json(record) if record.exists() else None
+    try:
+        before = read_json(record)
+    except (FileNotFoundError, UserError):
+        before = None
     now = {"job": job, "step": read_status(folder).get("step") or 0}
     if now == before:
         reason = f"requeued, and stopped again at step {now['step']}; raise hydra.launcher.timeout_min"
@@ -75,6 +80,24 @@ def requeue(folder: Path) -> None:
         log.warning("SLURM job %s cannot be requeued: %s", job, answer.stderr.strip())
     else:
         log.info("SLURM job %s is requeued at step %d", job, now["step"])
+
+
+def discard_results(sweep: Path) -> None:
+    """Remove the results of earlier submissions, pickles that submitit would load for a job of the same number."""
+    for result in (sweep / ".submitit").glob("**/*_result.pkl"):
+        result.unlink()
+
+
+def ask_for_no_gpus(config: DictConfig, trainers: Sequence[DictConfig]) -> None:
+    """Submit jobs that all run on the CPU without a request for GPUs, which some clusters refuse.
+
+    Args:
+        config: the composed multirun; its ``hydra.launcher.gpus_per_node`` is replaced.
+        trainers: the ``trainer`` group of each planned job; empty for sweepers that choose jobs as they run.
+    """
+    typed = any("gpus_per_node" in line for line in config.hydra.overrides.hydra)
+    if not typed and all(trainer.accelerator == "cpu" for trainer in trainers or [config.trainer]):
+        config.hydra.launcher.gpus_per_node = None
 
 
 def prepare_submission() -> None:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import RESUMABLE
 from fer_lightning.sweeps.folder import job_states
@@ -19,13 +20,14 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
         stopped_by: the signal that ended the sweep early.
 
     Returns:
-        The exit code: 0; 1 when a job failed; 75 when jobs are left to resume, 130 after Ctrl-C.
+        The exit code: 0; 1 when a job failed, or when finished runs cannot be compared; 75 when jobs are left to
+        resume, 130 after Ctrl-C.
     """
     states = job_states(folder, live=False)
     failed = [state for state in states if state.status == "failed"]
     unfinished = [state for state in states if state.status not in ("done", "failed")]
     done = [state.job.folder for state in states if state.status == "done"]
-    files = _write_reports(done, folder, compare=stopped_by is None)
+    files, complete = _write_reports(done, folder, compare=stopped_by is None)
     for state in [*failed, *unfinished]:
         if state.status != "waiting":
             _print(f"[sweep] {state.status}: {state.job.folder.name}: {state.reason} ({state.job.folder})")
@@ -45,24 +47,41 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
     _print(json.dumps(line))
     if unfinished and stopped_by is not None:
         return RESUMABLE if stopped_by == signal.SIGTERM else 130
-    return 1 if failed else RESUMABLE if unfinished else 0
+    return 1 if failed else RESUMABLE if unfinished else 0 if complete else 1
 
 
-def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> dict[str, str]:
-    """Compare the tested runs, unless the sweep was stopped, and rank those that were only validated."""
-    scores = {run: read_json(run / "metrics.json") for run in runs if (run / "metrics.json").exists()}
+def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> tuple[dict[str, str], bool]:
+    """Compare the tested runs, unless the sweep was stopped, and rank those that were only validated.
+
+    Returns:
+        The files, and whether nothing was refused.
+    """
+    scores, complete = {}, True
+    for run in runs:
+        try:
+            scores[run] = read_json(run / "metrics.json")
+        except FileNotFoundError:  # trainer.fast_dev_run
+            continue
+        except UserError as error:
+            _print(f"[sweep] left out: {error}")
+            complete = False
     untested = {run: metrics for run, metrics in scores.items() if "test/accuracy" not in metrics}
     files = {}
     if compare and (tested := [run for run in scores if run not in untested]):
         from fer_lightning.report.write import compare_sweep
 
-        if report := compare_sweep(tested, folder / "report"):
-            files["report"] = str(report)
+        report = compare_sweep(tested, folder / "report")
+        files |= {"report": str(report)} if report else {}
+        complete &= report is not None
     if untested:
         from fer_lightning.sweeps.trials import report as rank_trials
 
-        files["trials"] = str(rank_trials(untested, folder))
-    return files
+        try:
+            files["trials"] = str(rank_trials(untested, folder))
+        except UserError as error:
+            _print(f"[sweep] no ranking: {error}")
+            complete = False
+    return files, complete
 
 
 def _print(text: str) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.presentation.printable import printable
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import replace_file
 
 SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
 SCORES = tuple(f"val/{name}" for name in SHOWN)
@@ -67,8 +69,11 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        UserError: a run's files are damaged.
     """
-    trials = [(list(OmegaConf.load(run / ".hydra" / "overrides.yaml")), metrics) for run, metrics in runs.items()]
+    trials = [(_overrides(run), _checked(metrics, run)) for run, metrics in runs.items()]
     table, monitor = rank(trials), trials[0][1]["monitor"]
     settings = list(table.columns[: table.columns.get_loc("seeds")])
     shown = Table(
@@ -89,5 +94,26 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     Console().print(shown)
     if len(table) > MAX_ROWS:
         print(f"... and {len(table) - MAX_ROWS} more: {out / 'trials.csv'}", flush=True)
-    (out / "trials.csv").write_text(table_to_csv(table), encoding="utf-8")
+    replace_file(out / "trials.csv", table_to_csv(table).encode())
     return out / "trials.csv"
+
+
+def _overrides(run: Path) -> list[str]:
+    """The recorded overrides of a run; none where they were not recorded."""
+    try:
+        lines = read_yaml(run / ".hydra" / "overrides.yaml")
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if isinstance(line, str)]
+
+
+def _checked(metrics: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
+    """The content of ``metrics.json`` if it has what is ranked.
+
+    Raises:
+        UserError: it has not.
+    """
+    numbers = (metrics.get(key) for key in (*SCORES, "train/seconds"))
+    if metrics.get("monitor") not in SCORES or not all(isinstance(each, int | float) for each in numbers):
+        raise UserError(f"{run / 'metrics.json'}: damaged, without the scores of the validation images")
+    return metrics

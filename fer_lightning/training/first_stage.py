@@ -7,6 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config.imbalance_rules import refuse_double_corrections
+from fer_lightning.config.interpolations import bounded
+from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten, to_plain
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
@@ -33,9 +35,10 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
         raise UserError(f"{given}: it was trained on other images; give the same data and labels")
     if hyper["adjusted"]:
         raise UserError(f"{given}: its last layer is adjusted already; give the unadjusted.ckpt beside it")
-    trained = OmegaConf.create(hyper["config"])
+    trained = recorded(hyper["config"], given)
     for key in SAME_IMAGES:
-        before, now = OmegaConf.select(trained, key), OmegaConf.select(cfg, key)
+        with bounded():
+            before, now = OmegaConf.select(trained, key), OmegaConf.select(cfg, key)
         if before != now:
             raise UserError(f"{given}: its {key} was {before}, here it is {now}; both stages need the same images")
     ours, theirs = (architecture(settings) for settings in (to_plain(cfg.model), hyper["model"]))

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from fer_lightning.config.interpolations import bounded
+from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten
 from fer_lightning.model.checkpoint import read_checkpoint
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, first_line
 from fer_lightning.runtime.files import replace_file
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.training.saved_state import check_training_state
@@ -135,7 +138,7 @@ def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
 def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str, in_epoch: bool) -> None:
     hyper = checkpoint["hyper_parameters"]
     stored = {**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]}
-    trained = OmegaConf.create(stored)
+    trained = recorded(stored, f"resume={cfg.resume}")
     keys = (
         *MUST_AGREE,
         *(MUST_AGREE_IN_EPOCH if in_epoch else ()),
@@ -143,7 +146,11 @@ def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_has
         *(MUST_AGREE_IN_STAGES if any(_depends_on_epochs(each) for each in (cfg, trained)) else ()),
     )
     for part in keys:
-        before = _resolved(trained, part)
+        try:
+            with bounded():
+                before = _resolved(trained, part)
+        except OmegaConfBaseException as error:
+            raise UserError(f"resume={cfg.resume}: its configuration is damaged ({first_line(error)})") from None
         for key, value in _resolved(cfg, part).items():
             if key not in MAY_CHANGE and before.get(key) != value:
                 raise UserError(f"resume={cfg.resume}: {key} was {before.get(key)} there and cannot become {value}")

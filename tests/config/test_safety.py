@@ -23,7 +23,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
 from submitit.slurm.slurm import _make_sbatch_string
 
-from fer_lightning.config import safety
+from fer_lightning.config import hydra_keys, safety
 from fer_lightning.runtime.errors import UserError
 
 TRAP = """
@@ -65,7 +65,7 @@ ATTACKS = {
         ("+hydra.callbacks.x._target_=fer_lightning.sweeps.hook.os.mkdir", "+hydra.callbacks.x.path=SPRUNG"),
     ),
     "a node elsewhere": Attack(
-        "bait._target_=trap.touch",
+        "hydra.callbacks.x=${bait}",
         FOUND,
         experiment("bait: {_target_: trap.touch}\nhydra: {callbacks: {x: '${bait}'}}"),
     ),
@@ -90,7 +90,7 @@ ATTACKS = {
         experiment("bait: create\nhydra: {callbacks: {x: '${oc.${bait}:\"{_target_: trap.touch}\"}'}}"),
     ),
     "all callbacks from elsewhere": Attack(
-        "bait.x._target_=trap.touch",
+        "hydra.callbacks=${bait}",
         FOUND,
         experiment("bait: {x: {_target_: trap.touch}}\nhydra: {callbacks: '${bait}'}"),
     ),
@@ -241,13 +241,16 @@ class TestLauncher:
         [
             ("launcher: {setup: [touch SPRUNG]}", "hydra.launcher.setup=touch SPRUNG"),
             ("launcher: {additional_parameters: {prolog: x}}", "hydra.launcher.additional_parameters.prolog=x"),
-            ("launcher: '${bait}'", "Merge error"),
-            ('launcher: {partition: "x\\ntouch SPRUNG #"}', "'hydra.launcher.partition': holds a line break"),
-            ('job: {name: "x\\ntouch SPRUNG #"}', "'hydra.job.name': holds a line break"),
+            ("launcher: '${bait}'", "hydra.launcher=${bait}"),
+            (
+                'launcher: {partition: "x\\ntouch SPRUNG #"}',
+                "hydra.launcher.partition=x touch SPRUNG #: changes what programs do",
+            ),
+            ('job: {name: "x\\ntouch SPRUNG #"}', "hydra.job.name=x touch SPRUNG #: changes what programs do"),
             ("sweeper: {params: {+hydra.job.env_set.PATH: bin}}", "hydra.sweeper.params.+hydra.job.env_set.PATH=bin"),
             ("sweeper: {params: {' hydra': '{}'}}", "hydra.sweeper.params. hydra={}"),
             ("sweeper: {_target_: trap.touch}", "hydra.sweeper._target_=trap.touch"),
-            ("overrides: {hydra: [hydra.job.env_set.PATH=bin]}", "hydra.overrides: is Hydra's record"),
+            ("overrides: {hydra: [hydra.job.env_set.PATH=bin]}", "hydra.overrides.hydra=hydra.job.env_set.PATH=bin"),
             ("job: {env_copy: [PATH]}", "hydra.job.env_copy=PATH"),
         ],
     )
@@ -278,12 +281,14 @@ class TestLauncher:
         assert list(cfg.hydra.launcher.setup) == ["module load cuda"]
         assert dict(cfg.hydra.job.env_set) == {"A": "b", "HOME": os.environ["HOME"]}
         with pytest.raises(UserError, match=r"hydra\.launcher\.setup=module load cuda: changes what programs do"):
-            safety.check_recorded(["-m", "seed=0,1", setup])
+            hydra_keys.check_recorded(["-m", "seed=0,1", setup])
         with pytest.raises(UserError, match=r"hydra\.job\.env_set\.A=b: changes what programs do"):
-            safety.check_recorded(["+hydra.job.env_set={A: b}"])
+            hydra_keys.check_recorded(["+hydra.job.env_set={A: b}"])
 
     def test_a_recorded_command_line_may_set_everything_else(self):
-        safety.check_recorded(["-m", *TINY, "hydra.launcher.n_jobs=2", "hydra/launcher=joblib", "hydra.sweep.dir=a b"])
+        hydra_keys.check_recorded(
+            ["-m", *TINY, "hydra.launcher.n_jobs=2", "hydra/launcher=joblib", "hydra.sweep.dir=a b"]
+        )
 
 
 def composed(*overrides: str):
@@ -430,7 +435,7 @@ class TestWandbKey:
         assert KEY not in outcome.err + outcome.out
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("text", [f"tags: [{KEY}]", "hydra: {job: {env_set: {WANDB_API_KEY: x}}}"])
+    @pytest.mark.parametrize("text", [f"tags: [{KEY}]", "name: x_WANDB_API_KEY"])
     def test_it_is_refused_in_a_file(self, attack, monkeypatch, text):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         outcome = attack(Attack("", FOUND, experiment(text)))

@@ -190,7 +190,8 @@ class TestTwoStageSampler:
         assert chisquare(np.bincount(LABELS[indices(sampler, 0)])).pvalue > 1e-4
 
     @pytest.mark.parametrize(
-        ("epochs", "share", "first"), [(30, 0.25, 22), (2, 0.25, 1), (2, 0.9, 1), (10, 0.01, 9), (10, 0.99, 1)]
+        ("epochs", "share", "first"),
+        [(30, 0.25, 22), (2, 0.25, 1), (2, 0.9, 1), (10, 0.01, 9), (10, 0.99, 1), (1, 0.25, 0)],
     )
     def test_first_stage_epochs(self, epochs, share, first):
         assert first_stage_epochs(epochs, share, None) == first

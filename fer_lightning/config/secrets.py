@@ -1,0 +1,55 @@
+"""Secrets of the environment: in no configuration, and so in no folder's name, file, log or dashboard."""
+
+import os
+import re
+from collections.abc import Iterable
+
+from fer_lightning.runtime.errors import UserError
+
+_NAMES = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
+"""What the name of an environment variable contains whose value is a secret."""
+
+_SHORTEST = 8
+"""Characters; shorter values, such as ``true``, would be found in any text."""
+
+WANDB_KEY = "WANDB_API_KEY"
+
+
+def is_secret(variable: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return bool(_NAMES.search(variable))
+
+
+def environment_secrets() -> list[tuple[str, str]]:
+    """Name and value of each secret of the environment; the path of a key file is none."""
+    pairs = ((name, value.strip()) for name, value in os.environ.items() if is_secret(name))
+    return [(name, value) for name, value in pairs if len(value) >= _SHORTEST and not os.path.exists(value)]
+
+
+def check_secrets(texts: Iterable[tuple[str, str]]) -> None:
+    """Check that no text holds a secret of the environment, or names the variable of the W&B key.
+
+    Args:
+        texts: each with the name of its place.
+
+    Raises:
+        UserError: naming the place and the variable, not the value.
+    """
+    secrets = environment_secrets()
+    for where, text in texts:
+        name = next((name for name, value in secrets if value in text), None)
+        if name is None and WANDB_KEY in text.upper():
+            name = WANDB_KEY
+        if name is not None:
+            raise UserError(
+                f"{without_secrets(where)}: holds the secret {name}, or its name, which would be written to the run "
+                f"folder; set it in the environment only (export {name}=...)"
+                + (", or use wandb login" if name == WANDB_KEY else "")
+            )
+
+
+def without_secrets(text: str) -> str:
+    """A text with each secret of the environment replaced by ``...``."""
+    for _, value in environment_secrets():
+        text = text.replace(value, "...")
+    return text

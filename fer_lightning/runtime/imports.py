@@ -1,0 +1,46 @@
+"""Where this process and the processes that it starts import from: never the working directory.
+
+``python -m`` puts the working directory in front of everything that is installed, so that a file of a downloaded folder
+(``yaml.py``, ``hydra_plugins/``) would run in place of a library. The package imports this module before any other.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+TRUST = "FER_LIGHTNING_TRUST"
+"""Environment variable: comma-separated modules, targets or keys that the user trusts, each with all below it."""
+
+_TRUSTED_FOLDER = "FER_LIGHTNING_TRUSTED_FOLDER"
+"""Environment variable for child processes: the folder of the user's own modules, searched last."""
+
+_ROOT = str(Path(__file__).parents[2])
+"""The folder of the package: a checkout, or ``site-packages``."""
+
+
+def trusted(name: str) -> bool:
+    """Whether the user trusts a target, or a key below ``hydra``, by ``TRUST``."""
+    words = [word.strip() for word in os.environ.get(TRUST, "").split(",")]
+    return any(name == word or name.startswith(f"{word}.") for word in words if word)
+
+
+def drop_working_directory() -> None:
+    """Remove the folder that ``python -m fer_lightning`` put first, unless it is the checkout of this package.
+
+    Where the user trusts modules of his own (``TRUST``), that folder is searched last: it hides nothing.
+    """
+    started_by_module_name = sys.argv[:1] == ["-m"]  # while Python looks for the module to run
+    own = os.environ.get(_TRUSTED_FOLDER)
+    if started_by_module_name and not sys.flags.safe_path and sys.path[0] != _ROOT:
+        own = own or sys.path[0]
+        del sys.path[0]
+    if own and os.environ.get(TRUST) and own not in sys.path:
+        os.environ[_TRUSTED_FOLDER] = own
+        sys.path.append(own)
+
+
+def environment() -> dict[str, str]:
+    """Environment variables with which a new Python process imports from the same folders as this one."""
+    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    own = [_ROOT] if sys.path[:1] == [_ROOT] and not sys.flags.safe_path else []
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys([*own, *given]))}
