@@ -43,6 +43,11 @@ _OPTIONS = ("-m", "--multirun", "--config-dir", "-cd", "--config-name", "-cn", "
 
 _WHY = "changes what programs do or where files are written, so no file may set it; type it on the command line"
 
+_PLACES = r"\$\$|\$(CONFIG|APP_CONFIG_GROUPS|FLAGS_HELP|HYDRA_CONFIG_GROUPS)\b|\$\{hydra\.help\.(header|footer)\}"
+"""What a help text may contain that Hydra replaces."""
+
+_RECORDED = "is only taken from your own command line; type the sweep's again, with hydra.sweep.dir=FOLDER"
+
 
 def check_file(config: Any, name: str) -> None:
     """Check what a file that is not this project's sets below ``hydra``.
@@ -156,6 +161,10 @@ def check_recorded(argv: Sequence[str]) -> None:
     Raises:
         UserError: naming what only the user may type.
     """
+    if sum(map(len, argv)) > 50_000:
+        raise UserError("the recorded command line has more than 50,000 characters; type the sweep's again")
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
+        raise UserError("the recorded command line is no sweep's (it has no -m); type the sweep's again")
     words, lines = iter(argv), []
     for word in words:
         if not word.startswith("-"):
@@ -168,10 +177,14 @@ def check_recorded(argv: Sequence[str]) -> None:
             )
         if option not in _OPTIONS[:2] and not equals:
             next(words, None)
-    for override in OverridesParser.create().parse_overrides(lines):
+    try:
+        overrides = OverridesParser.create().parse_overrides(lines)
+    except RecursionError:
+        raise UserError("the recorded command line is nested too deeply; type the sweep's again") from None
+    for override in overrides:
         key = override.key_or_group.strip()
         if (override.package or "").split(".")[0] == "hydra":
-            raise refusal((key,), override.package, _WHY)
+            raise refusal((key,), override.package, _RECORDED)
         if re.split(r"[./]", key)[0] != "hydra" or key in ("hydra/launcher", "hydra/sweeper", "hydra.sweep.subdir"):
             continue
         value: Any = None if override.is_sweep_override() else override.value()
@@ -179,7 +192,7 @@ def check_recorded(argv: Sequence[str]) -> None:
             whole = ".".join(parts)
             plain = whole in ("hydra.job.name", "hydra.sweep.dir", "hydra.verbose", "hydra.mode") and key == whole
             if not trusted(whole) and not plain and not _free(parts, leaf):
-                raise refusal(parts, leaf, f"{_WHY}: the sweep's own, with hydra.sweep.dir=FOLDER")
+                raise refusal(parts, leaf, _RECORDED)
 
 
 def refusal(parts: Sequence[str], value: Any, why: str) -> UserError:
@@ -224,7 +237,8 @@ def _free(parts: tuple[str, ...], value: Any) -> bool:
     name, text = parts[-1], value if isinstance(value, str) else ""
     is_number = value is None or isinstance(value, bool | int | float)
     if parts[1:2] in (("help",), ("hydra_help",)):
-        return len(parts) == 3 and isinstance(value, str) and text.replace("\n", "").replace("\t", "").isprintable()
+        is_plain = isinstance(value, str) and re.sub("[\n\t]", "", text).isprintable()
+        return len(parts) == 3 and is_plain and not re.sub(_PLACES, "", text).count("$")
     if parts[1:2] == ("launcher",) and len(parts) == 3:
         is_word = name in LAUNCHER_WORDS and bool(re.fullmatch(r"[\w.,:@/+ -]*", text)) and isinstance(value, str)
         return name not in ("setup", "submitit_folder", "python") and (is_number or is_word)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf.base import Container
+from omegaconf import Container, DictConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config.secrets import is_secret
 from fer_lightning.runtime.errors import UserError
@@ -28,7 +29,7 @@ _LONGEST = 2000
 _PLACEHOLDER = "\ue000"
 """Stands for an inner interpolation while the outer one is examined, so that it cannot complete a function's name."""
 
-_MOST = 1000
+_MOST = 200
 """Interpolations that are resolved for one configuration; this project's own resolves some 50."""
 
 
@@ -66,13 +67,15 @@ def bounded() -> Iterator[None]:
     """Resolve a bounded number of interpolations within the block: a few lines can stand for billions of values.
 
     Raises:
-        UserError: at the first one too many.
+        UserError: there was one too many, also where the code in the block has caught OmegaConf's error.
     """
-    resolve, count = Container.resolve_parse_tree, itertools.count(1)
+    resolve, count, exceeded = Container.resolve_parse_tree, itertools.count(1), False
 
     def counted(self: Container, *arguments: Any, **keywords: Any) -> Any:
-        if next(count) > _MOST:
-            raise UserError(f"configuration: its ${{...}} stand for more than {_MOST} values; remove those that repeat")
+        nonlocal exceeded
+        if exceeded or next(count) > _MOST:
+            exceeded = True
+            raise UserError("one too many")
         return resolve(self, *arguments, **keywords)
 
     Container.resolve_parse_tree = counted  # type: ignore[method-assign]
@@ -80,3 +83,29 @@ def bounded() -> Iterator[None]:
         yield
     finally:
         Container.resolve_parse_tree = resolve  # type: ignore[method-assign]
+        if exceeded:
+            raise UserError(f"configuration: its ${{...}} stand for more than {_MOST} values; remove those that repeat")
+
+
+def check_expansion(config: DictConfig) -> None:
+    """Check that all of a configuration can be resolved in bounded time; what cannot be resolved yet is left out.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with bounded():
+        _resolve_all(config)
+
+
+def _resolve_all(node: Any) -> None:
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        child = node._get_node(key)
+        try:
+            if isinstance(child, Node) and child._is_interpolation():
+                child = child._maybe_dereference_node()
+                if isinstance(child, Container):
+                    OmegaConf.to_container(child, resolve=True)
+            elif isinstance(child, Container) and not (child._is_none() or child._is_missing()):
+                _resolve_all(child)
+        except OmegaConfBaseException:
+            continue

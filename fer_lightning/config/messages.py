@@ -34,6 +34,8 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
         overrides: that were composed; None for those of the command line.
     """
     overrides = sys.argv[1:] if overrides is None else overrides
+    if not str(error) and isinstance(error.__cause__, Exception):
+        return explain(error.__cause__, overrides)
     if isinstance(error, RecursionError):
         return "configuration: keys that stand for each other, or that are nested too deeply"
     if isinstance(error, YAMLError):

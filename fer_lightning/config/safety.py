@@ -29,8 +29,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fer_lightning.config import hydra_keys
 from fer_lightning.config.hydra_keys import leaves, short
-from fer_lightning.config.interpolations import bounded, check_interpolation
-from fer_lightning.config.secrets import check_secrets
+from fer_lightning.config.interpolations import bounded, check_expansion, check_interpolation
+from fer_lightning.config.secrets import check_secrets, is_secret
 from fer_lightning.config.yaml_files import BoundedFileSource
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.imports import TRUST, trusted
@@ -39,7 +39,7 @@ _PACKAGE = Path(__file__).parent.parent
 CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """Folder of the Hydra groups: inside the package when installed from a wheel, beside it in a checkout."""
 
-MAX_VALUES = 3_000
+MAX_VALUES = 2_000
 """Values of a composed configuration; the largest of this project has some 250."""
 
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
@@ -92,6 +92,7 @@ class GuardedLoader(ConfigLoaderImpl):
                 "hydra.overrides: is Hydra's record of the command line; no file may set it, remove it there"
             )
         check(cfg, overrides)
+        check_expansion(cfg)
         parsed = OverridesParser.create().parse_overrides(overrides)
         hydra_keys.check_choices(cfg.hydra.runtime.choices, parsed, CHOICES)
         hydra_keys.check_callbacks(cfg.hydra)
@@ -143,6 +144,8 @@ def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) ->
         key = ".".join(parts)
         if parts[0] == "hydra" and trusted(key):
             continue
+        if parts[:3] == ("hydra", "job", "env_set") and is_secret(parts[-1]) and len(str(value)) > 7:
+            raise UserError(f"{key}: would be written to the run folder; set it in the environment only, with export")
         text = "" if value is None or isinstance(value, bool | int | float) else str(value)
         if "_target_" in parts:
             _check_target(parts, value)

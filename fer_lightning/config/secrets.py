@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 from fer_lightning.runtime.errors import UserError
 
-_NAMES = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL", re.IGNORECASE)
+_NAMES = re.compile(
+    r"KEY(?!BOARD|MAP)|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|PASS(?=_|$)|CREDENTIAL|_(PWD|PAT)$", re.IGNORECASE
+)
 """What the name of an environment variable contains whose value is a secret."""
 
 _SHORTEST = 8

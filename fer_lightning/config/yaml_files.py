@@ -19,7 +19,27 @@ MAX_VALUES = 5_000
 """Values of a file with all its aliases written out."""
 
 
+MAX_DEPTH = 30
+
+
 class _BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise YAMLError(f"its lists and mappings are nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Node, deep: bool = False) -> Any:
+        content = super().construct_mapping(node, deep)
+        for key in content:
+            if not isinstance(key, str):
+                raise YAMLError(f"{key}: a key must be a word")
+        return content
+
     def get_single_data(self) -> Any:
         node = self.get_single_node()
         if node is None:
@@ -45,8 +65,6 @@ def parse(text: str, name: str) -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except RecursionError:
-        raise YAMLError(f"{name}: its lists and mappings are nested too deeply") from None
     except Exception as error:  # !!int x, !!timestamp 0 and so on each raise another one
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise YAMLError(message if name in message else f"{name}: {message}") from None

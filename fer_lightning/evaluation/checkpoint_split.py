@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config import safety
 from fer_lightning.config import schema as schema
+from fer_lightning.config.interpolations import check_expansion
 from fer_lightning.config.rules import label_rules, split_rules
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.from_config import load_faces, split_faces
@@ -87,6 +88,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     given = OmegaConf.to_container(cfg)
     assert isinstance(given, dict)
     safety.check(given)
+    check_expansion(cfg)
     schema.check_keys(given["data"], stored["data"], "data")
     schema.check_keys(given["split"], stored["split"], "split")
     split_rules(cfg.split)

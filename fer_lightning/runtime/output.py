@@ -1,5 +1,6 @@
 """Standard output that may fail, on a full disk or a closed pipe, without an end of the work that prints to it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,13 +43,14 @@ class Output:
 def tolerant_output() -> Iterator[Output]:
     """Let nothing in the block fail because standard output cannot be written."""
     before, output = sys.stdout, Output(sys.stdout)
-    sys.stdout = output  # type: ignore[assignment]
+    sys.stdout = output
     try:
         yield output
     finally:
         output.flush()
         sys.stdout = before
-        if output.error is not None and before is sys.__stdout__:
+        if output.error is not None:
             # Its buffer still holds the text, which Python would fail to write again at its end.
-            sys.stdout = sys.__stdout__ = open("/dev/null", "w")
-            before.detach()  # type: ignore[attr-defined]
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, before.fileno())
+            os.close(null)

@@ -130,7 +130,7 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
         chosen = values or [override.get_value_element_as_str()]
         grid[key] = [f"{key}={value}" for value in itertools.islice(chosen, MAX_JOBS + 1)]
         if math.prod(map(len, grid.values())) > MAX_JOBS:
-            raise UserError(f"{override.input_line[:80]}: makes more than {MAX_JOBS} jobs; give fewer values")
+            raise UserError(f"{str(override.input_line)[:80]}: makes more than {MAX_JOBS} jobs; give fewer values")
     if empty := [key for key, values in grid.items() if not values]:
         raise UserError(f"{empty[0]}: no value; name one that exists, or leave it out")
     return grid

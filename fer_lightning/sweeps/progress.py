@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.run_folder import in_use
 from fer_lightning.sweeps.folder import JobState, job_states, stop_deadline
 
@@ -105,7 +106,8 @@ def view(states: Sequence[JobState], since: float | None) -> Group:
         if state.status in STYLES:
             epochs = f"epoch {state.epochs}/{state.of_epochs}" if state.of_epochs else ""
             detail = epochs if state.status == "running" else state.reason
-            table.add_row(Text(state.status, STYLES[state.status]), Text(state.job.folder.name), Text(detail))
+            name = Text(printable(state.job.folder.name))
+            table.add_row(Text(state.status, STYLES[state.status]), name, Text(detail))
     return Group(Text(headline(states, since), "bold"), table)
 
 

@@ -66,7 +66,7 @@ def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> tuple[d
             _print(f"[sweep] left out: {error}")
             complete = False
     untested = {run: metrics for run, metrics in scores.items() if "test/accuracy" not in metrics}
-    files = {}
+    files: dict[str, str] = {}
     if compare and (tested := [run for run in scores if run not in untested]):
         from fer_lightning.report.write import compare_sweep
 

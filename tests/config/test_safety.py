@@ -244,7 +244,7 @@ class TestLauncher:
             ("launcher: '${bait}'", "hydra.launcher=${bait}"),
             (
                 'launcher: {partition: "x\\ntouch SPRUNG #"}',
-                "hydra.launcher.partition=x touch SPRUNG #: changes what programs do",
+                "hydra.launcher.partition=x touch SPRUNG #: changes what",
             ),
             ('job: {name: "x\\ntouch SPRUNG #"}', "hydra.job.name=x touch SPRUNG #: changes what programs do"),
             ("sweeper: {params: {+hydra.job.env_set.PATH: bin}}", "hydra.sweeper.params.+hydra.job.env_set.PATH=bin"),
@@ -280,15 +280,13 @@ class TestLauncher:
         cfg = composed("hydra/launcher=submitit_slurm", setup, "+hydra.job.env_set={A: b}", "hydra.job.env_copy=[HOME]")
         assert list(cfg.hydra.launcher.setup) == ["module load cuda"]
         assert dict(cfg.hydra.job.env_set) == {"A": "b", "HOME": os.environ["HOME"]}
-        with pytest.raises(UserError, match=r"hydra\.launcher\.setup=module load cuda: changes what programs do"):
+        with pytest.raises(UserError, match=r"hydra\.launcher\.setup=module load cuda: is only taken from your own"):
             hydra_keys.check_recorded(["-m", "seed=0,1", setup])
-        with pytest.raises(UserError, match=r"hydra\.job\.env_set\.A=b: changes what programs do"):
+        with pytest.raises(UserError, match=r"hydra\.job\.env_set\.A=b: is only taken from your own"):
             hydra_keys.check_recorded(["+hydra.job.env_set={A: b}"])
 
     def test_a_recorded_command_line_may_set_everything_else(self):
-        hydra_keys.check_recorded(
-            ["-m", *TINY, "hydra.launcher.n_jobs=2", "hydra/launcher=joblib", "hydra.sweep.dir=a b"]
-        )
+        hydra_keys.check_recorded(["-m", *TINY, "hydra.launcher.n_jobs=2", "hydra/launcher=joblib"])
 
 
 def composed(*overrides: str):

@@ -76,23 +76,22 @@ def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     assert tool("resume", "sweep", "--anyway").json["failed"] == ["0-none-seed0", "1-none-seed0"]
 
 
-def test_resume_starts_in_the_recorded_working_directory(cli, tool, tmp_path, monkeypatch):
-    """Its relative paths hold, also when the folder has moved; an -m at the end, behind which Hydra reads nothing."""
-    mine = tmp_path / "there" / "mine" / "imbalance"
+def test_resume_of_a_moved_folder(cli, tool, tmp_path):
+    """Relative paths are read from where it is resumed; an -m at the end, behind which Hydra reads nothing."""
+    mine = tmp_path / "mine" / "imbalance"
     mine.mkdir(parents=True)
     shutil.copy(CONF_DIR / "imbalance" / "focal.yaml", mine / "gentle.yaml")
-    monkeypatch.chdir(tmp_path / "there")
     cli("--config-dir=mine", *FAILING, "imbalance=gentle", "-m")
-    shutil.move("sweep", tmp_path / "a 'moved' sweep")
+    shutil.move(tmp_path / "sweep", tmp_path / "a 'moved' sweep")
+    edit(tmp_path / "a 'moved' sweep" / "sweep.json", cwd=str(tmp_path / "gone"))
     outcome = tool("resume", "a 'moved' sweep")
     assert outcome.json["failed"] == ["0-focal-seed0", "1-focal-seed0"], outcome.err
-    assert not Path("sweep").exists()
-    edit(tmp_path / "a 'moved' sweep" / "sweep.json", cwd=str(tmp_path / "gone"))
-    assert "gone: the sweep was started there, but" in tool("resume", "a 'moved' sweep").error
+    assert f"started in {tmp_path / 'gone'}; its relative paths are now read from {tmp_path}" in outcome.out
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_resume_replaces_the_process_by_the_recorded_command(tmp_path, monkeypatch):
-    """Options and overrides as typed, then the folder as it is called now; the working directory of the start."""
+    """Options and overrides as typed, then the folder as it is called now; never the directory that the file names."""
     started_in = tmp_path / "start"
     started_in.mkdir()
     (tmp_path / "sweep.json").write_text(json.dumps({"argv": ["-m", *FAILING], "cwd": str(started_in)}))
@@ -102,7 +101,7 @@ def test_resume_replaces_the_process_by_the_recorded_command(tmp_path, monkeypat
     monkeypatch.setenv("PYTHONPATH", f"relative{os.pathsep}/absolute")
     resume(Path("."), anyway=True)
     [(folder, program, argv, environment)] = executed
-    assert (folder, program) == (str(started_in), sys.executable)
+    assert (folder, program) == (str(tmp_path), sys.executable)
     last = [f"hydra.sweep.dir='{tmp_path}'", "++hydra.callbacks.summary.anyway=true"]
     assert argv == [sys.executable, "-m", "fer_lightning", "-m", *FAILING[:-1], *last]
     assert environment["PYTHONPATH"].endswith(f"{tmp_path / 'relative'}{os.pathsep}/absolute")
@@ -110,14 +109,16 @@ def test_resume_replaces_the_process_by_the_recorded_command(tmp_path, monkeypat
 
 
 def test_nothing_is_imported_from_the_working_directory_that_a_file_names(process, tmp_path):
-    """Neither by the resumed sweep nor by its worker processes."""
+    """Neither by the resumed sweep nor by its worker processes, and not from the one that the user is in."""
     assert process("-m", "hydra/launcher=parallel", *FAILING).code == 1
     named = tmp_path / "named"
     named.mkdir()
     for module in ("fer_lightning", "hydra", "joblib", "yaml"):
         (named / f"{module}.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'SPRUNG')!r}).touch()\n")
     edit(tmp_path / "sweep" / "sweep.json", cwd=str(named))
-    outcome = process("resume", "sweep", module="fer_lightning.sweep")
+    for module in ("hydra", "joblib", "yaml"):
+        shutil.copy(named / f"{module}.py", tmp_path)
+    outcome = process("resume", "sweep", module="fer_lightning.sweep", PYTHONSAFEPATH="")
     assert outcome.json["failed"] == ["0-none-seed0", "1-none-seed0"], outcome.err
     assert not (tmp_path / "SPRUNG").exists()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
