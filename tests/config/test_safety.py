@@ -283,7 +283,7 @@ class TestLauncher:
         with pytest.raises(UserError, match=r"hydra\.launcher\.setup=module load cuda: is only taken from your own"):
             hydra_keys.check_recorded(["-m", "seed=0,1", setup])
         with pytest.raises(UserError, match=r"hydra\.job\.env_set\.A=b: is only taken from your own"):
-            hydra_keys.check_recorded(["+hydra.job.env_set={A: b}"])
+            hydra_keys.check_recorded(["-m", "+hydra.job.env_set={A: b}"])
 
     def test_a_recorded_command_line_may_set_everything_else(self):
         hydra_keys.check_recorded(["-m", *TINY, "hydra.launcher.n_jobs=2", "hydra/launcher=joblib"])

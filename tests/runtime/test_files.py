@@ -1,0 +1,104 @@
+"""Files of unknown origin: read in bounded time, and never written through a link."""
+
+import json
+import os
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fer_lightning.runtime import files, run_folder
+from fer_lightning.runtime.errors import UserError
+
+FEW = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=6,
+)
+
+
+@FEW
+@given(st.binary(max_size=50) | JSON.map(lambda content: json.dumps(content).encode()))
+def test_any_bytes_are_json_or_one_line(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with suppress(UserError):
+        assert isinstance(files.read_json(tmp_path / "x.json"), dict)
+
+
+@FEW
+@given(
+    st.binary(max_size=50)
+    | st.dictionaries(st.sampled_from(["status", "reason", "step"]), JSON).map(lambda content: json.dumps(content).encode())
+)  # fmt: skip
+def test_any_status_is_one_of_four(tmp_path, content):
+    (tmp_path / "status.json").write_bytes(content)
+    status = run_folder.read_status(tmp_path)
+    assert status["status"] in run_folder.STATUSES
+    assert status.get("reason", "").isprintable()
+    assert isinstance(status.get("step", 0), int)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": "\\ud800"}', "", "{"])
+def test_damaged_json_is_one_line(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with suppress(UserError):
+        assert files.read_json(tmp_path / "x.json") == {"a": "\ud800"}
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "status.json")
+    assert run_folder.read_status(tmp_path) == {"status": "running"}
+    with pytest.raises(UserError, match="is neither a file nor a folder"):
+        files.check_no_links(tmp_path)
+
+
+def test_a_link_is_replaced_not_followed(tmp_path):
+    victim, linked = tmp_path / "victim", tmp_path / "run" / "status.json"
+    victim.write_text("precious")
+    linked.parent.mkdir()
+    for name in ("status.json", f".status.json.{os.getpid()}", ".last.ckpt.part", "last.ckpt"):
+        (linked.parent / name).symlink_to(victim)
+    run_folder.write_status(linked.parent, "done")
+    files.replace_file(linked.parent / "last.ckpt", b"weights")
+    assert victim.read_text() == "precious"
+    assert not linked.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["predictions.csv", "train.log", ".hydra", "curves.png", ".last.ckpt.part", "checkpoints", ".lock", "wandb/x"],
+)
+def test_a_folder_with_a_link_is_refused(tmp_path, name):
+    run = tmp_path / "run"
+    (run / name).parent.mkdir(parents=True)
+    (run / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=r"is a link|cannot be locked"):
+        run_folder.lock_for_run(run, "auto")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_wandbs_own_links_are_accepted(tmp_path):
+    (tmp_path / "wandb" / "run-1").mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
+    files.check_no_links(tmp_path)
+
+
+def test_a_second_name_of_a_file_gets_a_copy(tmp_path):
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    run.mkdir()
+    os.link(victim, run / "train.log")
+    files.check_no_links(run)
+    (run / "train.log").write_text("changed")
+    assert victim.read_text() == "precious"
+
+
+def test_a_reader_who_cannot_write_sees_whether_a_job_is_alive(tmp_path):
+    assert not run_folder.in_use(tmp_path)
+    assert list(tmp_path.iterdir()) == [], "a look leaves no file"
+    with run_folder.lock_folder(tmp_path):
+        (tmp_path / ".lock").chmod(0o444)
+        assert run_folder.in_use(tmp_path)
+    assert not run_folder.in_use(tmp_path)
