@@ -207,7 +207,7 @@ def check_names(run: Any, method: Any) -> None:
         UserError: one would lead elsewhere.
     """
     for key, name in (("name", run), ("imbalance.name", method)):
-        is_plain = isinstance(name, str) and bool(re.fullmatch(r"[^\s./=][^/=]{0,99}", name))
+        is_plain = isinstance(name, str) and name.isprintable() and bool(re.fullmatch(r"[^\s./=][^/=]{0,99}", name))
         require(is_plain, key, short(name), "is part of folder names: 1 to 100 characters, no / and no =, no dot first")
 
 

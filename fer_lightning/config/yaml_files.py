@@ -108,6 +108,10 @@ class BoundedFileSource(FileConfigSource):
         return ConfigResult(config=config, path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
 
 
+# Hydra refuses another name for the scheme "file", in the worker processes of hydra/launcher=parallel.
+BoundedFileSource.__name__ = FileConfigSource.__name__
+
+
 def _count(node: Node, counted: dict[int, int]) -> int:
     """How many values a node stands for with all aliases written out.
 

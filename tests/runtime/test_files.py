@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fer_lightning.runtime import files, run_folder
 from fer_lightning.runtime.errors import UserError
 
-FEW = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
@@ -27,11 +27,11 @@ def test_any_bytes_are_json_or_one_line(tmp_path, content):
         assert isinstance(files.read_json(tmp_path / "x.json"), dict)
 
 
+RECORDS = st.dictionaries(st.sampled_from(["status", "reason", "step"]), JSON)
+
+
 @FEW
-@given(
-    st.binary(max_size=50)
-    | st.dictionaries(st.sampled_from(["status", "reason", "step"]), JSON).map(lambda content: json.dumps(content).encode())
-)  # fmt: skip
+@given(st.binary(max_size=50) | RECORDS.map(lambda record: json.dumps(record).encode()))
 def test_any_status_is_one_of_four(tmp_path, content):
     (tmp_path / "status.json").write_bytes(content)
     status = run_folder.read_status(tmp_path)
