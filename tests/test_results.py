@@ -29,6 +29,7 @@ def test_every_method_is_in_the_results(monkeypatch):
     assert set(run.ALL.split(",")) == set(read_methods())
 
 
+@pytest.mark.slow
 def test_a_mistake_stays_one_line(tmp_path):
     where = ("--data", tmp_path / "fer2013.zip", "--work", tmp_path, "--out", tmp_path / "packed")
     output = script("run.py", "tune", *where, "--rehearse", "model.image_sise=96", code=2)
@@ -37,6 +38,7 @@ def test_a_mistake_stays_one_line(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would be measured")
+@pytest.mark.slow
 def test_what_was_not_measured_is_an_error(tmp_path):
     output = script("run.py", "speed", "--data", tmp_path / "fer2013.zip", "--out", tmp_path, code=1)
     assert output.splitlines()[-1] == "error: not measured: throughput, accuracy"

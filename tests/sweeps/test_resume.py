@@ -66,6 +66,7 @@ def test_another_sweep_in_the_same_folder_is_refused(cli, tmp_path, line, differ
     assert refused.error.endswith("as it was started: python -m fer_lightning.sweep resume sweep")
 
 
+@pytest.mark.slow
 def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     cli("-m", *FAILING)
     edit(tmp_path / "sweep" / "sweep.json", code="other")
@@ -76,6 +77,7 @@ def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     assert tool("resume", "sweep", "--anyway").json["failed"] == ["0-none-seed0", "1-none-seed0"]
 
 
+@pytest.mark.slow
 def test_resume_of_a_moved_folder(cli, tool, tmp_path):
     """Relative paths are read from where it is resumed; an -m at the end, behind which Hydra reads nothing."""
     mine = tmp_path / "mine" / "imbalance"

@@ -128,12 +128,12 @@ def same(first: Path, second: Path) -> list[str]:
                 "optim.schedule=one_cycle",
                 "optim.warmup_fraction=0.3",
             ],
-            marks=pytest.mark.slow,
         ),
-        pytest.param(signal.SIGTERM, ["trainer.devices=2"], marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, ["trainer.devices=2"]),
     ],
     ids=["SIGTERM", "SIGUSR1", "two processes"],
 )
+@pytest.mark.slow
 def test_a_signal_saves_within_the_epoch_and_the_rest_is_the_same(start, forked, tmp_path, signum, overrides):
     run = [*RUN, "trainer.max_epochs=4", *overrides]
     assert forked(*run, "hydra.run.dir=whole").code == 0
@@ -365,7 +365,9 @@ class TestTornCheckpoints:
         shutil.copytree(killed_once[0], tmp_path / "run")
         return tmp_path / "run" / "checkpoints"
 
-    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+    @pytest.mark.parametrize(
+        "damage", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flipped", "empty"))]
+    )
     def test_the_one_before_is_used(self, cli, killed, killed_once, damage):
         content = bytearray((killed / "last.ckpt").read_bytes())
         if damage == "flipped":

@@ -249,6 +249,7 @@ def test_auto_is_wandb_with_a_login_and_respects_wandb_mode(
     assert len(read_offline_runs(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_no_key_never_prompts_even_with_mode_online(tmp_path: Path) -> None:
     """In a terminal (a pty) with WANDB_MODE=online and no key, where ``wandb.init`` alone would wait for an answer."""
     code = (
