@@ -195,7 +195,7 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
     for key, text in texts:
         if "${" in text:
             raise UserError(f"{key}={short(text)}: stands for another interpolation; write it out")
-        if not text.isprintable():
+        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
             raise UserError(f"{key}={short(text)}: holds a line break or another control character; remove it")
     check_names(resolved["name"], resolved["imbalance"].get("name"))
 

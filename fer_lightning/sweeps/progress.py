@@ -95,7 +95,7 @@ def show(folder: Path) -> None:
     since = multirun.stat().st_mtime if live and multirun.exists() else None
     console = Console()
     if not console.is_terminal:  # in a file or a pipe, no line is cut off or wrapped
-        console = Console(width=max(120, *(len(state.reason) + len(str(state.job.folder)) + 40 for state in states)))
+        console = Console(width=max([120, *(len(state.reason) + len(str(state.job.folder)) + 40 for state in states)]))
     console.print(view(states, since))
 
 

@@ -1,0 +1,38 @@
+"""Standard output on a full disk, and the folder from which nothing is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+from fer_lightning.config.command_line import run_tool
+def main():
+    for _ in range(9):
+        print("x" * 9999, flush=True)
+run_tool(main, prints_results={})
+"""
+
+
+@pytest.mark.parametrize(("prints_results", "code"), [(False, 0), (True, 1)])
+def test_a_full_disk_under_standard_output_ends_no_run(prints_results, code):
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-c", CODE.format(prints_results)]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == code
+    (message,) = done.stderr.splitlines()
+    assert "standard output could not be written (No space left on device)" in message
+
+
+def test_nothing_is_imported_from_the_working_directory(tmp_path):
+    (tmp_path / "yaml.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'SPRUNG')!r}).touch()\n")
+    import fer_lightning
+
+    environment = {"PYTHONPATH": str(Path(fer_lightning.__file__).parents[1]), "PATH": ""}
+    line = [sys.executable, "-m", "fer_lightning", "--version"]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("fer_lightning "), done.stderr
+    assert not (tmp_path / "SPRUNG").exists()
+    subprocess.run([sys.executable, "-m", "omegaconf"], cwd=tmp_path, env=environment, capture_output=True)
+    assert (tmp_path / "SPRUNG").exists(), "it is a trap"

@@ -1,0 +1,124 @@
+"""Sweep folders that are damaged or of unknown origin, and command lines that make no sensible sweep."""
+
+import json
+import os
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+from command_line import TINY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.run_folder import write_status
+from fer_lightning.sweeps import slurm, summary
+from fer_lightning.sweeps.folder import job_states, read_jobs, read_sweep
+from fer_lightning.sweeps.progress import show
+from fer_lightning.sweeps.resume import resume
+
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "..", "/x", "-m", "seed=1", "a\nb"]),
+    lambda children: (
+        st.lists(children, max_size=2) | st.dictionaries(st.sampled_from(["folder", "overrides"]), children, max_size=2)
+    ),
+    max_leaves=4,
+)
+RECORDS = st.dictionaries(st.sampled_from(["argv", "cwd", "jobs", "code", "git_commit"]), ANY)
+
+
+@FEW
+@given(st.binary(max_size=30) | RECORDS.map(lambda record: json.dumps(record).encode()))
+def test_any_sweep_json_is_read_or_one_line(tmp_path, content):
+    (tmp_path / "sweep.json").write_bytes(content)
+    assert all(job.folder.is_relative_to(tmp_path) and ".." not in job.folder.parts for job in read_jobs(tmp_path))
+    job_states(tmp_path, live=False)
+    show(tmp_path)
+    with suppress(UserError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "execve", lambda *arguments: None)
+        resume(tmp_path, anyway=False)
+
+
+def test_a_job_outside_of_the_sweep_is_not_looked_at(tmp_path):
+    (tmp_path / "victim").mkdir()
+    write_status(tmp_path / "victim", "running")
+    (tmp_path / "sweep").mkdir()
+    jobs = [{"folder": "../victim", "overrides": []}]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"argv": ["-m"], "jobs": jobs}))
+    assert read_jobs(tmp_path / "sweep") == []
+    show(tmp_path / "sweep")
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["seed=1"], "it has no -m"),
+        (["-m", "--experimental-rerun=x"], "--experimental-rerun=x: may not be in a recorded command line"),
+        (["-m", "hydra.launcher.setup=[module load cuda]"], "hydra.launcher.setup=module load cuda: is only taken"),
+        (["-m", "hydra.run.dir=/x"], "hydra.run.dir=/x: is only taken"),
+        (["-m", "optim@hydra.callbacks.x=sgd"], "optim=hydra.callbacks.x: is only taken"),
+        (["-m", "~hydra.callbacks.validate"], "hydra.callbacks.validate=None: is only taken"),
+        ("-m", "is damaged"),
+    ],
+)
+def test_a_recorded_command_line_says_no_more_than_a_file_may(tmp_path, argv, named):
+    (tmp_path / "sweep.json").write_text(json.dumps({"argv": argv}))
+    with pytest.raises(UserError, match=r"type the") as refusal:
+        resume(tmp_path, anyway=False)
+    assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["imbalance=none,none"], "imbalance=none: job 1 would be the same run as job 0"),
+        (["optim.lr=interval(0,1)"], "optim.lr=interval(0,1): is a continuous range, and this sweep runs every value"),
+        (["seed=range(1000000000)"], "seed=range(1000000000): makes more than 10000 jobs"),
+        (["imbalance=glob(zz*)"], "imbalance: no value"),
+        (["hydra.sweep.subdir=../x"], "hydra.sweep.subdir=../x: leads out of the sweep's folder"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder you start in"),
+        (["imbalance=glob(*focal*)", "optim.lr=-1"], "optim.lr=-1.0: must be positive"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused_in_one_line(cli, tmp_path, overrides, message):
+    outcome = cli("-m", *TINY, *overrides)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_comparison_is_no_success(tmp_path, monkeypatch):
+    jobs = [{"folder": "0", "overrides": []}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"argv": ["-m"], "jobs": jobs}))
+    (tmp_path / "0").mkdir()
+    write_status(tmp_path / "0", "done")
+    (tmp_path / "0" / "metrics.json").write_text('{"test/accuracy": 1.0}')
+    monkeypatch.setattr("fer_lightning.report.write.compare_sweep", lambda folders, out: None)
+    assert summary.summarise(tmp_path) == 1
+    (tmp_path / "0" / "metrics.json").write_text("{")
+    assert summary.summarise(tmp_path) == 1
+
+
+def test_a_damaged_sweep_json_can_be_written_anew(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"argv": [')
+    assert read_sweep(tmp_path) == {}
+    assert job_states(tmp_path, live=False) == []
+
+
+class TestSlurm:
+    @pytest.mark.parametrize(("typed", "accelerators", "gpus"), [([], ["cpu"], None), ([], ["cpu", "gpu"], 1),
+                             (["hydra.launcher.gpus_per_node=1"], ["cpu"], 1)])  # fmt: skip
+    def test_jobs_on_the_cpu_ask_for_no_gpus(self, typed, accelerators, gpus):
+        config = OmegaConf.create({"hydra": {"launcher": {"gpus_per_node": 1}, "overrides": {"hydra": typed}}})
+        slurm.ask_for_no_gpus(config, [SimpleNamespace(accelerator=each) for each in accelerators])
+        assert config.hydra.launcher.gpus_per_node == gpus
+
+    def test_pickles_of_earlier_submissions_are_not_loaded(self, tmp_path):
+        for name in ("7_0_result.pkl", "7_submitted.pkl"):
+            (tmp_path / ".submitit" / "7").mkdir(parents=True, exist_ok=True)
+            (tmp_path / ".submitit" / "7" / name).touch()
+        slurm.discard_results(tmp_path)
+        assert [path.name for path in (tmp_path / ".submitit" / "7").iterdir()] == ["7_submitted.pkl"]
