@@ -6,10 +6,12 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -105,6 +107,8 @@ def _hydra_of_its_own() -> Iterator[None]:
     hydra, config = GlobalHydra.instance(), HydraConfig.instance()
     runtime, base = JobRuntime.instance(), VersionBase.instance()
     before = hydra.hydra, config.cfg, runtime.get("name"), base.version_base
+    Plugins.instance()  # registers Hydra's own source of files
+    sources = dict(SourcesRegistry.instance().types)
     new_resolvers = [name for name in _RESOLVERS if not OmegaConf.has_resolver(name)]
     try:
         setbase("1.3")
@@ -115,5 +119,6 @@ def _hydra_of_its_own() -> Iterator[None]:
     finally:
         hydra.hydra, config.cfg, name, base.version_base = before
         runtime.set("name", name)
+        SourcesRegistry.instance().types = sources  # the guarded loader has put its own there
         for resolver in new_resolvers:
             OmegaConf.clear_resolver(resolver)

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config.secrets import without_secrets
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.imports import TRUST, trusted
 
 LAUNCHER_WORDS = ("partition", "account", "qos", "constraint", "gres", "exclude", "comment", "name")
@@ -120,6 +120,26 @@ def check_callbacks(hydra: DictConfig) -> None:
             )
 
 
+def check_types(hydra: DictConfig) -> None:
+    """Check the types of keys on which Hydra only asserts.
+
+    Raises:
+        UserError: naming the key.
+    """
+    plain: Any = OmegaConf.to_container(hydra, resolve=False)
+    verbose = plain.get("verbose")
+    require(
+        isinstance(verbose, bool | str | list), "hydra.verbose", verbose, "must be true, false, or names of loggers"
+    )
+    for name in ("launcher", "sweeper"):
+        node = plain.get(name)
+        is_chosen = isinstance(node, dict) and isinstance(node.get("_target_"), str)
+        require(is_chosen, f"hydra.{name}", short(node), f"choose one with hydra/{name}=NAME")
+        batch = node.get("max_batch_size")
+        is_count = batch is None or (isinstance(batch, int) and batch > 0)
+        require(is_count, f"hydra.{name}.max_batch_size", short(batch), "must be a number of jobs, or null")
+
+
 def check_logging(parts: tuple[str, ...], text: str) -> None:
     """Check a value below ``hydra.job_logging`` or ``hydra.hydra_logging``, whoever set it.
 
@@ -161,8 +181,8 @@ def check_recorded(argv: Sequence[str]) -> None:
     Raises:
         UserError: naming what only the user may type.
     """
-    if sum(map(len, argv)) > 50_000:
-        raise UserError("the recorded command line has more than 50,000 characters; type the sweep's again")
+    if sum(map(len, argv)) > 10_000:
+        raise UserError("the recorded command line has more than 10,000 characters; type the sweep's again")
     if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
         raise UserError("the recorded command line is no sweep's (it has no -m); type the sweep's again")
     words, lines = iter(argv), []

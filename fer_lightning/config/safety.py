@@ -93,9 +93,11 @@ class GuardedLoader(ConfigLoaderImpl):
             )
         check(cfg, overrides)
         check_expansion(cfg)
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        hydra_keys.check_choices(cfg.hydra.runtime.choices, parsed, CHOICES)
-        hydra_keys.check_callbacks(cfg.hydra)
+        if from_shell:  # not compose(), which runs nothing
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            hydra_keys.check_choices(cfg.hydra.runtime.choices, parsed, CHOICES)
+            hydra_keys.check_callbacks(cfg.hydra)
+            hydra_keys.check_types(cfg.hydra)
         return cfg
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: list[Any], repo: Any) -> None:

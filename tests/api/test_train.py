@@ -138,10 +138,12 @@ def test_hydra_of_this_process_stays_unguarded():
     """In a process that never ran a command: the caller's own configurations may call the caller's own code."""
     code = (
         "import fer_lightning as fl\nfrom hydra._internal import hydra\n"
-        "try: fl.train(['imbalance=focl'])\nexcept fl.UserError: print(hydra.ConfigLoaderImpl.__name__)"
+        "try: fl.train(['imbalance=focl'])\nexcept fl.UserError: print(hydra.ConfigLoaderImpl.__name__)\n"
+        "from hydra._internal.sources_registry import SourcesRegistry\n"
+        "print(SourcesRegistry.instance().types['file'].__qualname__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "ConfigLoaderImpl", done.stderr
+    assert done.stdout.split() == ["ConfigLoaderImpl", "FileConfigSource"], done.stderr
 
 
 def test_folders(trained, tmp_path):

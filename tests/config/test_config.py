@@ -198,7 +198,7 @@ def test_only_the_first_process_prints(cli, monkeypatch, environment, first):
     ("text", "message"),
     [
         ("name: [", "found.yaml"),
-        ("hydra: {job: {env_set: 3}}", "raised while composing config: "),
+        ("optim: [3]", "raised while composing config: "),
         ("imbalance: {loss: {gamma: '${nowhere}'}}", "nowhere"),
     ],
 )

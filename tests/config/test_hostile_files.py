@@ -99,6 +99,15 @@ def test_validation_cannot_be_switched_off(node):
         hydra_keys.check_callbacks(OmegaConf.create({"callbacks": callbacks}))
 
 
+@pytest.mark.parametrize(
+    "changed", [{"verbose": {}}, {"launcher": None}, {"sweeper": {"_target_": "x", "max_batch_size": 0}}]
+)
+def test_what_hydra_only_asserts_is_one_line(changed):
+    node = {"verbose": False, "launcher": {"_target_": "x"}, "sweeper": {"_target_": "x"}, **changed}
+    with pytest.raises(UserError, match=rf"^hydra\.{next(iter(changed))}"):
+        hydra_keys.check_types(OmegaConf.create(node))
+
+
 def test_nor_by_the_command_line(cli, tmp_path):
     outcome = cli(*TINY, "~hydra.callbacks.validate", "optim.lr=-1")
     assert outcome.code == 2
