@@ -1,6 +1,7 @@
 """Evaluation on any labelled images in folders ``<emotion>/<image>``."""
 
 import logging
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,14 +73,14 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     if not isinstance(content, dict) or not content:
-        raise UserError(f'data.classes={path}: no mapping; write a line for each folder, such as "anger: angry"')
+        raise UserError(f'data.classes={path}: no mapping; write a line for each folder, such as "rage: angry"')
     mapping: dict[str, str | None] = {}
     for name, emotion in content.items():
         wanted = emotion.strip().lower() if isinstance(emotion, str) else emotion
         if wanted not in (*EMOTIONS, *NOTHING):
-            accepted = ", ".join(EMOTIONS)
             raise UserError(
-                f"data.classes={path}: {name}: {emotion!r} is no emotion; accepted are {accepted}, or null for none"
+                f"data.classes={path}: {name}: {reprlib.repr(emotion)} is no emotion; "
+                f"accepted are {', '.join(EMOTIONS)}, or null for none"
             )
         mapping[str(name).lower()] = None if wanted in NOTHING else str(wanted)
     return mapping

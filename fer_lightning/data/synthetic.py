@@ -59,6 +59,10 @@ _CIRCLE = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _ARC = np.linspace(-1, 1, 13)
 
 
+MAX_IMAGES = 1_000_000
+"""Most images that are drawn; a hundred thousand take minutes."""
+
+
 def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_class: int = LEAST_PER_CLASS) -> Faces:
     """Draw faces with FER-2013's class ratios and its three usages (80, 10 and 10 % of the images).
 
@@ -84,6 +88,8 @@ def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_c
             f"data.source.images={images}: {3 * least} or more are needed ({least_per_class} of each emotion"
             " in Training, PublicTest and PrivateTest)"
         )
+    if images > MAX_IMAGES:
+        raise UserError(f"data.source.images={images}: at most {MAX_IMAGES} are drawn")
     test_size = max(round(TEST_SHARE * images), least)
     sizes = (images - 2 * test_size, test_size, test_size)
     labels, usage = [], []

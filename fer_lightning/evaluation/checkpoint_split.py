@@ -89,6 +89,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     assert isinstance(given, dict)
     safety.check(given)
     check_expansion(cfg)
+    _check_kinds(given)
     schema.check_keys(given["data"], stored["data"], "data")
     schema.check_keys(given["split"], stored["split"], "split")
     split_rules(cfg.split)
@@ -96,6 +97,20 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     if given["data"]["drop_duplicates"] != stored["data"]["drop_duplicates"]:
         raise UserError("data.drop_duplicates: cannot be changed; it determines which images the model has seen")
     return cfg
+
+
+def _check_kinds(given: Any) -> None:
+    """Refuse keys and types of ``data`` and ``split`` that the files of ``conf/`` with the same target do not have.
+
+    Raises:
+        UserError: naming the key and what is accepted.
+    """
+    for group in ("data", "split"):
+        for path in (schema.CONF_DIR / group).glob("*.yaml"):
+            own: Any = OmegaConf.to_container(OmegaConf.load(path))
+            target, own_target = (node.get("source", node)["_target_"] for node in (given[group], own))
+            if target == own_target:
+                schema.check_keys(given[group], own, group)
 
 
 def _swap_data(cfg: DictConfig, name: Any) -> None:

@@ -125,7 +125,7 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            ({"anger/a.png": b""}, "unknown emotion folder 'anger' (of anger/a.png); accepted are angry, disgust"),
+            ({"rage/a.png": b""}, "unknown emotion folder 'rage' (of rage/a.png); accepted are angry, disgust"),
             ({"sad/a.png": b"GIF"}, "sad/a.png is not an image that can be read: replace or remove it"),
             ({"sad/a.png": b""}, "sad/a.png is empty: replace or remove it"),
             ({"train/sad/a.png": b"", "test/sad/a.png": b""}, "(in test, train): give one of them, such as data.path="),
@@ -183,8 +183,8 @@ class TestFolder:
         assert [line.split()[3] for line in capfd.readouterr().out.splitlines() if "disgust" in line] == ["-"]
 
     def test_mapping_file(self, score, tmp_path):
-        tree = write_folder(files_of({"angry": "anger"}), tmp_path / "tree")
-        (tmp_path / "classes.yaml").write_text("anger: angry\n")
+        tree = write_folder(files_of({"angry": "rage"}), tmp_path / "tree")
+        (tmp_path / "classes.yaml").write_text("rage: angry\n")
         metrics = score("data=folder", f"data.path={tree}", f"data.classes={tmp_path / 'classes.yaml'}")
         assert metrics["test/n"] == len(DRAWN)
 
