@@ -79,7 +79,7 @@ def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
         probabilities = [round(float(value), 6) for value in row.probabilities]
         confidence = round(float(row.probabilities.max()), 6)
     values = (
-        *(printable(row.path), row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
+        *(str(row.path), row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
         *(row.box or (None, None, None, None)),
         *(row.status, row.emotion, confidence, *probabilities, recall(card, row.emotion)),
     )
@@ -87,12 +87,14 @@ def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def csv_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
-    """Write comma-separated values; the header is written immediately."""
+    """Write comma-separated values; the header is written immediately. Control characters of names are escaped."""
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
 
     def write(rows: list[Row]) -> None:
-        writer.writerows({key: to_csv(value) for key, value in as_dict(row, card).items()} for row in rows)
+        for row in rows:
+            values = as_dict(row, card)
+            writer.writerow({key: to_csv(value) for key, value in {**values, "path": printable(row.path)}.items()})
         stream.flush()
 
     return write
