@@ -211,7 +211,7 @@ class EmotionClassifier(L.LightningModule):
         return {id(parameter) for scale in scales for parameter in scale.parameters()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(self.network, self.optim)
+        optimizer = build_optimizer(self.network, self.optim, frozen=bool(self.freeze_epochs))
         total = int(self.trainer.estimated_stepping_batches)
         limit = self.hparams["config"]["trainer"]["max_steps"]  # not the Trainer's own, see ExactResume
         total = min(total, limit) if limit >= 0 else total

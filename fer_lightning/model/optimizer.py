@@ -12,8 +12,13 @@ from torch import nn
 from fer_lightning.runtime.errors import UserError, first_line
 
 
-def build_optimizer(network: EfficientNet, optim: dict[str, Any]) -> torch.optim.Optimizer:
+def build_optimizer(network: EfficientNet, optim: dict[str, Any], frozen: bool = False) -> torch.optim.Optimizer:
     """The optimizer of an ``optim`` group, one fused kernel a step where torch has it.
+
+    Args:
+        network: whose parameters are optimized.
+        optim: the ``optim`` group.
+        frozen: a part of the network begins to learn later than the rest.
 
     Raises:
         UserError: timm has no optimizer of that name.
@@ -22,10 +27,10 @@ def build_optimizer(network: EfficientNet, optim: dict[str, Any]) -> torch.optim
         network, optim["lr"], optim["weight_decay"], optim["layer_decay"], optim["backbone_lr_scale"]
     )
     momentum = {} if optim["momentum"] is None else {"momentum": optim["momentum"]}
+    # torch's fused SGD fails where some parameters have a momentum and others have none yet.
+    fused = {} if frozen and "sgd" in optim["name"] else _fused(optim["name"])
     try:
-        optimizer = timm.optim.create_optimizer_v2(
-            groups, opt=optim["name"], lr=optim["lr"], **momentum, **_fused(optim["name"])
-        )
+        optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum, **fused)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({first_line(error)})") from error
     # A fused step could unscale float16 gradients itself; here they are unscaled earlier, for clipping.
