@@ -77,8 +77,11 @@ def _run_module(
     module: str, arguments: list[str], folder: Path, environment: dict[str, str], files: tuple[Path, Path]
 ) -> None:
     os.setsid()
+    opened = {path: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in set(files)}
     for number, path in zip((1, 2), files, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(opened[path], number)
+    for descriptor in opened.values():
+        os.close(descriptor)
     for number in (1, 2):
         stream = os.fdopen(os.dup(number), "w", buffering=1)
         setattr(sys, "stdout" if number == 1 else "stderr", stream)

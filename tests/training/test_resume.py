@@ -164,6 +164,7 @@ def test_ctrl_c_reports_how_to_resume(start, tmp_path, epochs, message):
         wait_for(run, "epoch 1/500")
     else:
         while not (tmp_path / "run" / "status.json").exists():
+            assert run.poll() is None
             time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     output = run.communicate(timeout=60)[0]
@@ -178,6 +179,7 @@ def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_pat
     run = start(*RUN, "data.source.images=200000", "hydra.run.dir=run")
     status = tmp_path / "run" / "status.json"
     while not status.exists():
+        assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
     assert run.wait(30) == RESUMABLE
