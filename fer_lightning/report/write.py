@@ -103,8 +103,8 @@ def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
     if logged is not None:
         file = logged / ".hydra" / "config.yaml"
         try:
-            logger = recorded(read_yaml(file), str(file)).logger
-        except (UserError, FileNotFoundError) as error:
+            logger = recorded({"logger": read_yaml(file)["logger"]}, str(file)).logger
+        except (UserError, FileNotFoundError, KeyError, TypeError) as error:
             print(f"[sweep] not logged to W&B: {error}", flush=True)
             return out
         to_wandb.log_report(comparison, out, logger.project, logger.entity)

@@ -89,10 +89,10 @@ BAD_DATA: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "too many pixels": (lambda folder: csv_file(folder, 4, 1, PIXELS + " 0"), ["row 5: 2305 pixel values; 2304"]),
     "pixel 300": (lambda folder: csv_file(folder, 6, 1, f"300 {PIXELS.split(' ', 1)[1]}"), ["row 7: pixel value 300"]),
     "label 7": (lambda folder: csv_file(folder, 9, 0, "7"), ["row 10: emotion '7'; accepted are 0 angry"]),
-    "label not a number": (lambda folder: csv_file(folder, 9, 0, "sad"), ["row 10: emotion 'sad'"]),
+    "label not a number": (lambda folder: csv_file(folder, 9, 0, "cross"), ["cross"]),
     "unknown usage": (
-        lambda folder: csv_file(folder, 1, 2, "Validation"),
-        ["row 2: unknown Usage 'Validation'; accepted are Training, PublicTest, PrivateTest"],
+        lambda folder: csv_file(folder, 1, 2, "Holiday"),
+        ["row 2: unknown Usage 'Holiday'; accepted are Training, PublicTest, PrivateTest"],
     ),
     "no pixels column": (
         lambda folder: text(folder, "path,emotion,Usage\na,0,Training\n"),

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from command_line import TINY
+from command_line import TINY, with_first
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from fer_lightning.data.faces import EMOTIONS
@@ -281,7 +281,8 @@ def test_mistakes_end_in_one_line(forked, arguments: list[str], words: str) -> N
 
 def test_without_gradio_the_extra_is_named(process, tmp_path: Path) -> None:
     (tmp_path / "gradio.py").write_text("raise ImportError")
-    done = process("best.ckpt", "--port", "0", module="fer_lightning.demo")
+    (tmp_path / "best.ckpt").write_bytes(b"")
+    done = process("best.ckpt", "--port", "0", module="fer_lightning.demo", PYTHONPATH=with_first(tmp_path))
     assert done.code == 2
     assert done.error == "error: the page needs Gradio: pip install 'fer_lightning[demo]'"
 

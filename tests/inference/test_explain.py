@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from command_line import TINY, Outcome
+from command_line import TINY, Outcome, with_first
 from photographs import group, landscape
 
 from fer_lightning import explain
@@ -203,7 +203,7 @@ def test_help_does_not_wait_for_torch(process):
 
 def test_without_captum_the_extra_is_named(process, tmp_path, checkpoint, images):
     (tmp_path / "captum.py").write_text("raise ImportError")
-    done = process(str(checkpoint), "images", module="fer_lightning.explain")
+    done = process(str(checkpoint), "images", module="fer_lightning.explain", PYTHONPATH=with_first(tmp_path))
     assert done.code == 2
     assert done.error == "error: saliency maps need captum: pip install 'fer_lightning[explain]'"
     assert not (tmp_path / "explained").exists()

@@ -326,7 +326,8 @@ def fit(faces, tmp_path) -> Callable[..., tuple[EmotionClassifier, Recorder, L.T
         datamodule = build.build_datamodule(cfg, faces, official(faces, 0))
         loss = build.build_loss(cfg, datamodule.class_counts)
         plain = OmegaConf.to_container(cfg, resolve=True)
-        model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, {}, loss)
+        data = {"data_hash": "0" * 16}
+        model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, data, loss)
         recorder = Recorder()
         trainer = build_trainer(cfg, tmp_path, build_loggers(plain, tmp_path), [recorder], has_validation=True)
         trainer.fit(model, datamodule)

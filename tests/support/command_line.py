@@ -40,6 +40,11 @@ class Outcome:
         return json.loads(self.out.strip().splitlines()[-1])
 
 
+def with_first(folder: Path) -> str:
+    """``PYTHONPATH`` with a folder before all others."""
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def only_run(folder: Path) -> Path:
     """The run folder below ``folder``, of which there must be exactly one."""
     found = [path.parent for path in folder.rglob("status.json")]
