@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -97,5 +98,7 @@ def _run_module(
     except SystemExit as stop:
         code = stop.code
     finally:
-        atexit._run_exitfuncs()  # which a fork of multiprocessing leaves out
+        # As a Python process ends; multiprocessing's own order would wait for loky's workers for ever.
+        threading._shutdown()
+        atexit._run_exitfuncs()
     sys.exit(code)
