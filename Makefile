@@ -15,7 +15,7 @@ test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --timeout 1500
 
 test-slurm: $(VENV)/.installed
-	.ci/slurm $(BIN)/python -m pytest -m slurm
+	.ci/slurm $(BIN)/python -m pytest -m slurm --timeout 1500
 
 # With the oldest versions that pyproject.toml allows, which constraints.txt knows nothing of.
 test-lowest:

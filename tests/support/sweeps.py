@@ -37,7 +37,7 @@ def rank_one(folder: Path) -> int:
     return pid
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     """Wait until ``condition()`` is true and return it; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

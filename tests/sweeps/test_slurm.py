@@ -32,7 +32,7 @@ class Sweep:
             start_new_session=True,
         )
 
-    def wait_until(self, holds: Callable[[], object], seconds: float = 120) -> None:
+    def wait_until(self, holds: Callable[[], object], seconds: float = 300) -> None:
         until = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > until or (self.process.poll() is not None and not holds()):
@@ -59,7 +59,7 @@ class Sweep:
         files = [*self.folder.rglob("output.log"), *self.folder.rglob("*_log.out")]
         return "\n".join(f"== {file}\n{file.read_text()[-3000:]}" for file in sorted(files))
 
-    def end(self, seconds: float = 200) -> tuple[int, dict]:
+    def end(self, seconds: float = 500) -> tuple[int, dict]:
         """The sweep's exit code and its last line."""
         self.wait_until(lambda: self.process.poll() is not None, seconds)
         last = self.output.read_text().strip().splitlines()[-1]
