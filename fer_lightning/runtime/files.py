@@ -109,8 +109,9 @@ def replace_file_by(path: Path, write: Callable[[BinaryIO], Any], keep: Path | N
 def check_no_links(folder: Path, deep: bool = True) -> None:
     """Check that nothing in a folder leads out of it, before it is written to: it may be somebody else's.
 
-    W&B links its latest run and its logs; such links within the folder's ``wandb`` are left alone. A file with a
-    second name (a hard link) that this project appends to or overwrites gets a copy of its own.
+    W&B links its latest run and its logs, submitit its submission scripts: links in ``wandb`` and ``.submitit`` that
+    stay in the folder are left alone. A file with a second name (a hard link) that this project appends to or
+    overwrites gets a copy of its own.
 
     Args:
         folder: exists.
@@ -125,7 +126,8 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
             path = Path(place, name)
             kind = path.lstat()
             if stat.S_ISLNK(kind.st_mode):
-                if "wandb" in path.relative_to(folder).parts[:-1] and path.resolve().is_relative_to(home):
+                linking = {"wandb", ".submitit"}.intersection(path.relative_to(folder).parts[:-1])
+                if linking and path.resolve().is_relative_to(home):
                     continue
                 raise UserError(
                     f"{path}: is a link, and nothing is written through one; replace it by what it stands for, "

@@ -68,7 +68,17 @@ def test_a_link_is_replaced_not_followed(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["predictions.csv", "train.log", ".hydra", "curves.png", ".last.ckpt.part", "checkpoints", ".lock", "wandb/x"],
+    [
+        "predictions.csv",
+        "train.log",
+        ".hydra",
+        "curves.png",
+        ".last.ckpt.part",
+        "checkpoints",
+        ".lock",
+        "wandb/x",
+        ".submitit/x",
+    ],
 )
 def test_a_folder_with_a_link_is_refused(tmp_path, name):
     run = tmp_path / "run"
@@ -79,9 +89,10 @@ def test_a_folder_with_a_link_is_refused(tmp_path, name):
     assert not (tmp_path / "victim").exists()
 
 
-def test_wandbs_own_links_are_accepted(tmp_path):
-    (tmp_path / "wandb" / "run-1").mkdir(parents=True)
-    (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
+@pytest.mark.parametrize("folder", ["wandb", ".submitit"])
+def test_links_that_libraries_make_are_accepted(tmp_path, folder):
+    (tmp_path / folder / "1").mkdir(parents=True)
+    (tmp_path / folder / "latest").symlink_to("1")
     files.check_no_links(tmp_path)
 
 
