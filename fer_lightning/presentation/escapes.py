@@ -13,8 +13,10 @@ import pandas as pd
 
 from fer_lightning.presentation.printable import printable
 
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]|#~$]|(?<=:)/|(?<=www)\.|^[-+](?=[-+\s]|$)|^\d+(?=[.)](?:\s|$))")
-"""What could begin emphasis, code, a link, an image, a table cell, a formula, a list or a heading."""
+_MARKDOWN = re.compile(
+    r"[\\`*{}\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)/|(?<=www)\.|^[-+](?=[-+\s]|$)|^\d+(?=[.)](?:\s|$))"
+)
+"""What could begin emphasis, code, a link, an image, a table cell, a formula, a list or a heading; an underscore within a word cannot."""
 
 _CODE = re.compile(r"[^`<>&|\\\[\]]+")
 """Text that stays within backticks, in a table too, and that no reader takes for HTML."""

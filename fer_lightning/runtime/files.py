@@ -110,7 +110,8 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
     """Check that nothing in a folder leads out of it, before it is written to: it may be somebody else's.
 
     W&B links its latest run and its logs, submitit its submission scripts: links in ``wandb`` and ``.submitit`` that
-    stay in the folder are left alone. A file with a second name (a hard link) that this project appends to or
+    stay in the folder are left alone, and so are those from one W&B run's logs to W&B's own folder, as the next run
+    has a folder of its own. A file with a second name (a hard link) that this project appends to or
     overwrites gets a copy of its own.
 
     Args:
@@ -126,8 +127,10 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
             path = Path(place, name)
             kind = path.lstat()
             if stat.S_ISLNK(kind.st_mode):
-                linking = {"wandb", ".submitit"}.intersection(path.relative_to(folder).parts[:-1])
-                if linking and path.resolve().is_relative_to(home):
+                inside = path.relative_to(folder).parts[:-1]
+                if inside[-3:-2] == ("wandb",) and inside[-1] == "logs" and name.endswith(".log"):
+                    continue
+                if {"wandb", ".submitit"}.intersection(inside) and path.resolve().is_relative_to(home):
                     continue
                 raise UserError(
                     f"{path}: is a link, and nothing is written through one; replace it by what it stands for, "

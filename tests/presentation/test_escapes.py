@@ -49,7 +49,8 @@ def test_markdown_and_html_show_names_literally(name: str, escape) -> None:
 def test_ordinary_text_stays_as_it_is() -> None:
     for text in ("none", "12.3 points", "1,234", "-0.1", "+12.3", "95 % CI -1.0 to 2.0; Holm p = 0.031", "a (b), c."):
         assert to_markdown(text) == text
-    assert to_markdown("focal gamma=2 x_y") == r"focal gamma=2 x\_y"
+    assert to_markdown("focal gamma=2 x_y") == "focal gamma=2 x_y"
+    assert to_markdown("_x_ y__z _") == r"\_x\_ y\_\_z \_"
     assert to_code("python -m a b_c") == "`python -m a b_c`"
     assert without_tags("p < 0.001") == "p < 0.001"
     assert to_html("x < y") == "x &lt; y"

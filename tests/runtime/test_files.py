@@ -89,6 +89,16 @@ def test_a_folder_with_a_link_is_refused(tmp_path, name):
     assert not (tmp_path / "victim").exists()
 
 
+def test_the_logs_of_an_earlier_wandb_run_may_be_links_to_elsewhere(tmp_path):
+    logs = tmp_path / "run" / "wandb" / "run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "cache.log")
+    files.check_no_links(tmp_path / "run")
+    (logs.parent / "media").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is a link"):
+        files.check_no_links(tmp_path / "run")
+
+
 @pytest.mark.parametrize("folder", ["wandb", ".submitit"])
 def test_links_that_libraries_make_are_accepted(tmp_path, folder):
     (tmp_path / folder / "1").mkdir(parents=True)

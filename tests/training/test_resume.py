@@ -295,7 +295,7 @@ class TestLongValidation:
             "original = EmotionClassifier.validation_step\n"
             "def validation_step(self, batch, batch_idx):\n"
             "    open('validating', 'w').close()\n"
-            "    time.sleep(3)\n"
+            "    time.sleep(7)\n"
             "    original(self, batch, batch_idx)\n"
             "EmotionClassifier.validation_step = validation_step\n"
             "main()\n"

@@ -349,7 +349,7 @@ def test_resuming_in_the_same_folder_resumes_the_wandb_run(
 def test_a_resumed_run_resumes_online(
     process: Callable[..., Outcome], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*TINY, "logger=wandb", "hydra.run.dir=run"]
+    arguments = [*TINY, "logger=wandb", "figures=true", "hydra.run.dir=run"]
     with WandbServer() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
@@ -381,7 +381,7 @@ def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     fate: str,
 ) -> None:
-    arguments = [*TINY, "trainer.max_epochs=3"]
+    arguments = [*TINY, "figures=true", "trainer.max_epochs=3"]
     # A silent server could also hold up the end of the process.
     call = process if fate == "silent" else cli
     with WandbServer(fails_with=fate) as server, monkeypatch.context() as patch:
