@@ -16,7 +16,10 @@ from fer_lightning.presentation.printable import printable
 _MARKDOWN = re.compile(
     r"[\\`*{}\[\]|#~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)/|(?<=www)\.|^[-+](?=[-+\s]|$)|^\d+(?=[.)](?:\s|$))"
 )
-"""What could begin emphasis, code, a link, an image, a table cell, a formula, a list or a heading; an underscore within a word cannot."""
+"""What could begin emphasis, code, a link, an image, a table cell, a formula, a list or a heading.
+
+An underscore within a word could not.
+"""
 
 _CODE = re.compile(r"[^`<>&|\\\[\]]+")
 """Text that stays within backticks, in a table too, and that no reader takes for HTML."""
