@@ -1,5 +1,6 @@
 """The command line, called in this process (fast) or in a real one (sweeps, several devices)."""
 
+import functools
 import gc
 import hashlib
 import os
@@ -20,6 +21,14 @@ import filelock
 import pytest
 from command_line import Outcome
 from forked import Forked
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _draw_faces_once() -> None:
+    """Many tests train on the same drawn faces."""
+    from fer_lightning.data import synthetic
+
+    synthetic.draw = functools.lru_cache(maxsize=8)(synthetic.draw)  # type: ignore[assignment]
 
 
 def pytest_collection_finish() -> None:

@@ -1,5 +1,7 @@
 """YAML of anyone, read in bounded time: aliases cannot multiply, and whatever is damaged is a ``YAMLError``."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +79,25 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: there is none.
         UserError: it cannot be read, or holds anything else.
     """
+    return copy.deepcopy(_read(path)[0])
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """The content of a YAML file, not to be changed, and its text."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8")
-        content = parse(text, str(path))
+        content = _parse_once(text, str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except YAMLError as error:
         raise UserError(str(error)) from None
     if not isinstance(content, dict | list | None):
         raise UserError(f"{path}: must hold keys and values")
-    return {} if content is None else content
+    return {} if content is None else content, text
+
+
+# A start composes the configuration three times, from the same files.
+_parse_once = functools.lru_cache(maxsize=256)(parse)
 
 
 class BoundedFileSource(FileConfigSource):
@@ -96,11 +107,11 @@ class BoundedFileSource(FileConfigSource):
         file = Path(self.path, self._normalize_file_name(config_path))
         if not file.exists():
             raise ConfigLoadError(f"Config not found : {file}")
-        content = read_yaml(file)
+        content, text = _read(file)
         if not isinstance(content, dict):
             raise UserError(f"{file}: must hold keys and values, not a list")
         try:
-            header = ConfigSource._get_header_dict(file.read_text(encoding="utf-8")[:512])
+            header = ConfigSource._get_header_dict(text[:512])
         except ValueError as error:
             raise UserError(f"{file}: {error}") from None
         config = OmegaConf.create(content)
