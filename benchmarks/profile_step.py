@@ -38,7 +38,7 @@ def main() -> None:
     step = Step(arguments.model, arguments.size, arguments.batch, arguments.mode, synthetic.draw(6000), device)
     batches = step.batches()
     step(next(batches))
-    metrics = training_metrics().to(device)
+    metrics = training_metrics(7).to(device)
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         for _ in range(arguments.steps):

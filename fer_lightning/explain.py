@@ -1,7 +1,7 @@
 """Saliency maps of a model: ``python -m fer_lightning.explain CHECKPOINT PATH... [--out FOLDER]``.
 
-Draws one picture per face: the face, its saliency map, and the probabilities of the seven emotions. With ``--test-set``
-it draws the mean map of each emotion over the model's own test images, and measures how faithful the maps are. The
+Draws one picture per face: the face, its saliency map, and the probabilities of all classes. With ``--test-set``
+it draws the mean map of each class over the model's own test images, and measures how faithful the maps are. The
 method is described in ``inference/saliency.py``.
 """
 
@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.runtime.errors import UserError
 
 
@@ -31,16 +30,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--detector", type=Path, metavar="FILE.onnx", help="detect with YuNet from this file instead of OpenCV's Haar"
     )
-    parser.add_argument("--emotion", choices=EMOTIONS, help="emotion to explain; default: the predicted one")
+    parser.add_argument(
+        "--class", "--emotion", dest="class_name", metavar="NAME", help="class to explain; default: the predicted one"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("explained"), help="folder for the pictures; default: explained"
     )
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.test_set:
-        for option in ("emotion", "faces", "detector"):
-            if value := getattr(parsed, option):
+        for option, value in (("class", parsed.class_name), ("faces", parsed.faces), ("detector", parsed.detector)):
+            if value:
                 given = f"--{option}" if value is True else f"--{option} {value}"
-                raise UserError(f"{given}: --test-set explains every emotion of the test faces; leave it out")
+                raise UserError(f"{given}: --test-set explains every class of the test images; leave it out")
     elif not parsed.inputs:
         raise UserError("no image given: name images or folders, or give --test-set for the model's test images")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         explanation.explain_test_set(parsed.checkpoint, parsed.inputs, parsed.out)
     else:
         explanation.explain_inputs(
-            parsed.checkpoint, parsed.inputs, parsed.faces, parsed.detector, parsed.emotion, parsed.out
+            parsed.checkpoint, parsed.inputs, parsed.faces, parsed.detector, parsed.class_name, parsed.out
         )
 
 

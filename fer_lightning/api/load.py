@@ -13,7 +13,6 @@ import torch
 
 from fer_lightning.api.images import Images, read_images
 from fer_lightning.api.run import Run
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.images import as_face, may_be_a_crop
 from fer_lightning.evaluation.probabilities import classify, pick_device
 from fer_lightning.evaluation.scorecard import scorecard_line
@@ -66,7 +65,7 @@ class Classifier:
         self.device: torch.device = _pick_device(device)
         self.checkpoint = checkpoint
         self.model = EmotionClassifier.load(checkpoint)
-        self.classes: tuple[str, ...] = EMOTIONS
+        self.classes: tuple[str, ...] = self.model.classes
 
     def __repr__(self) -> str:
         return f"Classifier({str(self.checkpoint)!r}): {scorecard_line(self.scorecard)}"
@@ -85,7 +84,8 @@ class Classifier:
     def predict(self, images: Images) -> Prediction:
         """Classify images of one cropped face each.
 
-        An image is turned to gray and its middle square is resized, as for ``python -m fer_lightning.predict``.
+        The middle square of an image is resized, and turned to gray for a model of gray images, as for
+        ``python -m fer_lightning.predict``.
 
         Args:
             images: the path of a file or of a folder (searched to any depth), a Pillow image, a uint8 array (H, W) gray
@@ -112,7 +112,7 @@ class Classifier:
         photographs: list[str] = []
         for name, picture in read_images(images):
             names.append(name)
-            faces.append(as_face(picture))
+            faces.append(as_face(picture, self.model.form))
             photographs += [] if may_be_a_crop(picture) else [name]
         if photographs:
             warnings.warn(

@@ -27,7 +27,6 @@ from fer_lightning.comparison.rows import (
 )
 from fer_lightning.comparison.runs import FinishedRun, find_runs, read_runs
 from fer_lightning.comparison.statistics import Estimate
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics import calibration
 from fer_lightning.metrics.calibration import CALIBRATION_BINS, calibration_error
 from fer_lightning.metrics.classification import confusion_matrix, precision_recall_f1
@@ -80,12 +79,12 @@ class Comparison:
         differences: test_set, method, metric (``TESTED``), difference, low, high, p, p_holm, pairs.
         mcnemar: method, only_method_right, only_baseline_right, p, p_holm; empty where seeds have their own test sets.
         ranks: mean ranks over the seeds.
-        per_class: method, emotion, n, recall, recall_sd, precision, precision_sd, f1, f1_sd.
+        per_class: method, class, n, recall, recall_sd, precision, precision_sd, f1, f1_sd.
         calibration: method, temperature, nll, nll_scaled, ece, ece_scaled, classwise_ece, classwise_ece_scaled.
         reliability: method, scaled (bool), bin_low, bin_high, confidence, accuracy, count.
-        confusion: row name -> int64 (7, 7), rows true, all seeds together.
+        confusion: row name -> int64 (C, C), rows true, all seeds together.
         cost: method, seconds, images_per_second, steps, devices, precision.
-        ceiling: emotion, n, agreement, zero_votes: with FER+ votes only.
+        ceiling: class, n, agreement, zero_votes: with FER+ votes only.
         paper: method, test_set, paper_accuracy, mean, low, high, n: for the paper's split only.
         skipped: folders that were not compared -> the reason.
     """
@@ -114,6 +113,11 @@ class Comparison:
     def runs(self) -> list[FinishedRun]:
         """The runs of all rows."""
         return [run for members in self.rows.values() for run in members]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the C classes."""
+        return self.runs[0].classes
 
     @property
     def compared_with(self) -> dict[str, str]:
@@ -232,12 +236,14 @@ def _score(runs: Sequence[FinishedRun], test_set: str) -> _Scored:
         [getattr(run, name)[rows] for run, rows in zip(runs, chosen, strict=True)]
         for name in ("labels", "predictions", "twins")
     )
-    points = statistics.scores(np.stack([confusion_matrix(*each) for each in zip(labels, predictions, strict=True)]))
+    classes = len(runs[0].classes)
+    matrices = [confusion_matrix(*each, classes) for each in zip(labels, predictions, strict=True)]
+    points = statistics.scores(np.stack(matrices))
     empty = any(not len(each) for each in labels)
     resampled = (
         np.full((0, len(runs), len(TESTED)), np.nan)
         if empty
-        else statistics.bootstrap_scores(labels, predictions, twins, len(EMOTIONS))
+        else statistics.bootstrap_scores(labels, predictions, twins, classes)
     )
     return _Scored({run.folder: place for place, run in enumerate(runs)}, points, resampled)
 
@@ -313,7 +319,7 @@ def _ranks(rows: Rows, scored: _Scored) -> Ranks:
 
 def _confusion(run: FinishedRun, test_set: str) -> np.ndarray:
     member = run.members[test_set]
-    return confusion_matrix(run.labels[member], run.predictions[member])
+    return confusion_matrix(run.labels[member], run.predictions[member], len(run.classes))
 
 
 def _per_class(rows: Rows, test_set: str) -> pd.DataFrame:
@@ -321,11 +327,11 @@ def _per_class(rows: Rows, test_set: str) -> pd.DataFrame:
     for name, members in rows.items():
         matrices = np.stack([_confusion(run, test_set) for run in members])
         precision, recall, f1 = precision_recall_f1(matrices)
-        for k, emotion in enumerate(EMOTIONS):
+        for k, class_name in enumerate(members[0].classes):
             scores = (statistics.t_interval(each[:, k])[:2] for each in (recall, precision, f1))
             n = int(np.round(matrices[:, k].sum(axis=1).mean()))
-            records.append((name, emotion, n, *(number for pair in scores for number in pair)))
-    columns = ["method", "emotion", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"]
+            records.append((name, class_name, n, *(number for pair in scores for number in pair)))
+    columns = ["method", "class", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"]
     return pd.DataFrame(records, columns=columns)
 
 
@@ -395,5 +401,5 @@ def _ceiling(runs: Sequence[FinishedRun], test_set: str, votes: str | Path) -> p
     labels: dict[str, str] = {}
     for run in runs:
         member = run.members[test_set]
-        labels |= dict(zip(run.ids[member].tolist(), np.array(EMOTIONS)[run.labels[member]].tolist(), strict=True))
+        labels |= dict(zip(run.ids[member].tolist(), np.array(run.classes)[run.labels[member]].tolist(), strict=True))
     return ceiling(list(labels), list(labels.values()), str(votes))

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning.config.yaml_files import read_yaml
-from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, emotion_indices
+from fer_lightning.data.faces import is_class_name
+from fer_lightning.metrics.predictions import class_indices, probability_columns
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import read_bytes, read_json
@@ -29,7 +29,7 @@ SHARES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "r
 BUDGETS = ("steps", "epochs")
 
 COLUMNS = ("id", "label", "prediction", "test", "twin_group")
-"""Columns that ``predictions.csv`` must have, besides ``PROBABILITY_COLUMNS``."""
+"""Columns that ``predictions.csv`` must have, besides those of the probabilities."""
 
 LONGEST_TEXT = 200
 """Maximum characters of a name in ``metrics.json``; it becomes part of a row's name."""
@@ -61,8 +61,10 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         _require(value is None or is_name, key, value, "a name")
     _require(metrics["budget"] in BUDGETS, "budget", metrics["budget"], " or ".join(BUDGETS))
     counts = metrics["train/class_counts"]
-    is_complete = isinstance(counts, dict) and set(counts) == set(EMOTIONS) and all(map(_is_count, counts.values()))
-    _require(is_complete, "train/class_counts", counts, "a number of images for each emotion")
+    is_complete = isinstance(counts, dict) and len(counts) > 1 and all(map(_is_count, counts.values()))
+    _require(is_complete, "train/class_counts", counts, "a number of images for each class")
+    for name in counts:
+        _require(is_class_name(name), "train/class_counts", name, "the name of a class")
     for key, value in metrics.items():
         section, _, score = key.partition("/")
         if key in COUNTS or key.endswith(("/n", "/steps")):
@@ -92,7 +94,9 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
         raise ValueError(_without(folder, error)) from None
     except Exception as error:  # pandas has many for what is no csv
         raise ValueError(f"predictions.csv: {one_line(error)}") from None
-    missing = [name for name in (*COLUMNS, *PROBABILITY_COLUMNS) if name not in table]
+    classes = tuple(metrics["train/class_counts"])
+    chances = probability_columns(classes)
+    missing = [name for name in (*COLUMNS, *chances) if name not in table]
     if missing:
         raise ValueError(f"predictions.csv lacks {', '.join(missing)}")
     if table.empty:
@@ -104,10 +108,10 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
         raise ValueError("predictions.csv has an id that is too long")
     table = table.sort_values("id", kind="stable", ignore_index=True)
     for name in ("label", "prediction"):
-        table[name] = emotion_indices(table[name].tolist())
-    for name in (*PROBABILITY_COLUMNS, "twin_group"):
+        table[name] = class_indices(table[name].tolist(), classes)
+    for name in (*chances, "twin_group"):
         table[name] = _numbers(table[name])
-    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy()
+    probabilities = table[chances].to_numpy()
     if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > 0.01).any():
         raise ValueError("predictions.csv holds probabilities that do not sum to 1")
     table["twin_group"] = table["twin_group"].astype(np.int64)

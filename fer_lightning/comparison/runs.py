@@ -10,7 +10,7 @@ import numpy as np
 
 from fer_lightning.comparison import run_files
 from fer_lightning.config.settings import MAY_DIFFER, flatten
-from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS
+from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
@@ -35,7 +35,7 @@ class FinishedRun:
         ids: str, shape (n,): the images of all test sets.
         labels: int64, shape (n,).
         predictions: int64, shape (n,).
-        probabilities: float64, shape (n, 7).
+        probabilities: float64, shape (n, C).
         twins: int64, shape (n,): images with the same number have the same pixels.
         members: name of a test set -> bool, shape (n,): which images belong to it.
         fold: the fold of a cross-validation, else None.
@@ -68,6 +68,11 @@ class FinishedRun:
         return self.metrics["seed"], self.fold
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the C classes."""
+        return tuple(self.metrics["train/class_counts"])
+
+    @property
     def training_images(self) -> int:
         """How many images it was trained with."""
         return sum(self.metrics["train/class_counts"].values())
@@ -82,6 +87,7 @@ class FinishedRun:
         """What two runs must share to be compared, besides the test images."""
         metrics = self.metrics
         return {
+            "classes": ", ".join(self.classes),
             "data": str(metrics["data"]),
             "data hash": str(metrics["data_hash"]),
             "labels": str(metrics["labels"]),
@@ -135,7 +141,7 @@ def read_run(folder: Path) -> FinishedRun:
         ids=table["id"].to_numpy(str),
         labels=table["label"].to_numpy(np.int64),
         predictions=table["prediction"].to_numpy(np.int64),
-        probabilities=table[list(PROBABILITY_COLUMNS)].to_numpy(np.float64),
+        probabilities=table[probability_columns(list(metrics["train/class_counts"]))].to_numpy(np.float64),
         twins=table["twin_group"].to_numpy(np.int64),
         members=run_files.test_sets(table, metrics),
         fold=str(config["split.fold"]) if "split.fold" in config else None,

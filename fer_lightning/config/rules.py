@@ -59,13 +59,13 @@ def _data_rules(cfg: DictConfig) -> None:
     require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
-    if data.name == "folder":
-        raise UserError(
-            "data=folder: is for scoring (python -m fer_lightning.evaluate CHECKPOINT data=folder data.path=DIR); to "
-            "train on folders of your own, sort them into train/<emotion>/ and test/<emotion>/ and use data=fer2013"
-        )
-    if data.classes is not None:
-        raise UserError(f"data.classes={data.classes}: data={data.name} has its own class names; leave it out")
+    image_rules(data)
+    if (
+        cfg.labels.name != "fer"
+        and (data.classes is not None or data.only is not None)
+        and cfg.labels.targets == "soft"
+    ):
+        raise UserError("labels.targets=soft: has the votes for seven emotions; leave data.classes and data.only out")
     require(data.device in ("auto", "cpu"), "data.device", data.device, "must be auto (where the model is) or cpu")
     accepted = "must be train (remove training images that have an exact twin in a test set), or null"
     require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, accepted)
@@ -74,6 +74,17 @@ def _data_rules(cfg: DictConfig) -> None:
     exists = votes is None or Path(votes).expanduser().is_file()
     require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
     split_rules(cfg.split)
+
+
+def image_rules(data: DictConfig) -> None:
+    """Check the size that images are stored with.
+
+    Raises:
+        UserError: ``image_size`` is out of range.
+    """
+    side = data.get("image_size")
+    fits = side is None or 16 <= side <= 1024
+    require(fits, "data.image_size", side, "must be from 16 to 1024 pixels, or null for what fits the images")
 
 
 def _augment_rules(cfg: DictConfig) -> None:

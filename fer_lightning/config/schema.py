@@ -41,6 +41,9 @@ class Data:
     device: str
     source: dict[str, Any]
     classes: str | None = None
+    only: list[str] | None = None
+    color: bool = False
+    image_size: int | None = None
 
 
 @dataclass

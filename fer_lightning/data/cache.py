@@ -1,8 +1,10 @@
 """On-disk cache of parsed data sets, stored as NumPy arrays and keyed by the content of their source."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import zlib
@@ -13,13 +15,19 @@ import filelock
 import numpy as np
 import platformdirs
 
-from fer_lightning.data.archives import Folder, open_file
+from fer_lightning.data.archives import Container, Folder, open_file
 from fer_lightning.data.faces import Faces
+from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Increment whenever parsing or the stored arrays change, so that older entries are rebuilt."""
+
+IMAGES, INDEX = "images.npy", "index.npz"
+
+RESERVE = 2**28
+"""Bytes that a large entry leaves free on the disk."""
 
 
 def default_cache_dir() -> Path:
@@ -27,23 +35,34 @@ def default_cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("fer_lightning"))
 
 
-def content_key(container: Path | Folder, names: Sequence[str] = ()) -> str:
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
+"""Makes the array that images are read into, uint8 of a given shape: a file of the cache, so that memory does not
+limit a set."""
+
+
+def content_key(container: Path | Container, names: Sequence[str] = (), reading: str = "") -> str:
     """Hex digest of a file's bytes, or of the paths in a folder and the bytes of the files ``names`` of it.
+
+    ``reading`` says how the files are read: equal content read in two ways has two entries.
 
     Names, sizes and times do not tell two folders apart: tar, rsync and cp keep times, and uncompressed images of one
     size have one length.
     """
-    if isinstance(container, Path):
-        with open_file(container) as stream:
-            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    digest = hashlib.blake2b("\0".join(container.names()).encode(errors="surrogateescape"), digest_size=16)
+    if not isinstance(container, Folder):
+        with open_file(container if isinstance(container, Path) else container.path) as stream:
+            content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+        content.update(reading.encode(errors="surrogateescape"))
+        return content.hexdigest()
+    listed = "\0".join([*container.names(), *([reading] if reading else [])])
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(listed.encode(errors="surrogateescape"))
     for name in names:
         with container.open(name) as stream:
             digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
     return digest.hexdigest()
 
 
-def cached(key: str, build: Callable[[], Faces], cache_dir: Path) -> Faces:
+def cached(key: str, build: Callable[[Allocate], Faces], cache_dir: Path) -> Faces:
     """Return the faces stored under ``key``; build and store them first if there are none.
 
     Safe for concurrent processes: one builds, the others wait for it. Entries are written atomically; a damaged or
@@ -51,11 +70,15 @@ def cached(key: str, build: Callable[[], Faces], cache_dir: Path) -> Faces:
 
     Args:
         key: name of the entry, from ``content_key``.
-        build: builds the faces if they are not stored; its exceptions propagate.
+        build: builds the faces if they are not stored; may read the images into an array from ``Allocate``. Its
+            exceptions propagate.
         cache_dir: folder of the entries, created if missing.
 
     Returns:
-        Faces whose images, (N, 48, 48), are a read-only memory map, or plain arrays if they could not be stored.
+        Faces whose images are a read-only memory map, or a plain array if they could not be stored.
+
+    Raises:
+        UserError: the disk has no room for the images.
     """
     entry = cache_dir / key
     # First without the lock: entries are renamed into place when complete, and the folder may be read-only.
@@ -68,18 +91,45 @@ def cached(key: str, build: Callable[[], Faces], cache_dir: Path) -> Faces:
         held = lock.acquire()
     except (OSError, NotImplementedError) as error:
         log.warning("Cache folder %s cannot be used (%s): parsing without it", cache_dir, error)
-        return build()
+        return build(_in_memory)
     with held:
         faces = _read(entry, report=True)
         if faces is not None:
             return faces
-        faces = build()
+        building = _start(entry)
         try:
-            _write(entry, faces)
-        except OSError as error:
-            log.warning("Parsed images could not be cached in %s (%s)", cache_dir, error)
-            return faces
-        return _read(entry) or faces
+            faces = build(lambda shape: _in_file(building, shape))
+            try:
+                _write(entry, building, faces)
+            except OSError as error:
+                log.warning("Parsed images could not be cached in %s (%s)", cache_dir, error)
+                return faces
+            return _read(entry) or faces
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
+
+
+def _in_file(building: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Images of this shape in a file of the entry; in memory where the folder cannot be written.
+
+    Raises:
+        UserError: the disk has no room for them.
+    """
+    size = math.prod(shape)
+    free = shutil.disk_usage(building.parent).free
+    if size + RESERVE > free and size > RESERVE:
+        raise UserError(
+            f"the images need {size / 1e9:.1f} GB in {building.parent}, which has {free / 1e9:.1f} GB free: give "
+            "data.cache_dir=DIR on another disk, or a smaller data.image_size"
+        )
+    try:
+        return np.lib.format.open_memmap(building / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
+    except OSError:
+        return _in_memory(shape)
 
 
 def _read(entry: Path, report: bool = False) -> Faces | None:
@@ -90,11 +140,11 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
         meta = json.loads((entry / "meta.json").read_text())
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, not {FORMAT}")
-        for name in ("images.npy", "index.npz"):
+        for name in (IMAGES, INDEX):
             if _crc32(entry / name) != meta[name]:
                 raise ValueError(f"{name} has the wrong checksum")
-        images = np.load(entry / "images.npy", mmap_mode="r")
-        with np.load(entry / "index.npz") as index:
+        images = np.load(entry / IMAGES, mmap_mode="r")
+        with np.load(entry / INDEX) as index:
             return Faces(
                 images=images,
                 labels=index["labels"],
@@ -104,6 +154,7 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
                 kind=meta["kind"],
                 data_hash=meta["data_hash"],
                 synthetic=meta["synthetic"],
+                classes=tuple(meta["classes"]),
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if report:
@@ -111,35 +162,36 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
         return None
 
 
-def _write(entry: Path, faces: Faces) -> None:
-    """Store the faces atomically as ``entry``; the caller holds the lock."""
+def _start(entry: Path) -> Path:
+    """The folder in which an entry is built; the caller holds the lock."""
     for leftover in entry.parent.glob(f".{entry.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     building = entry.parent / f".{entry.name}-{os.getpid()}"
-    try:
+    with contextlib.suppress(OSError):  # then nothing is stored, and ``_write`` says so
         building.mkdir()
-        np.save(building / "images.npy", faces.images)
-        np.savez(
-            building / "index.npz",
-            labels=faces.labels,
-            usage=faces.usage,
-            ids=faces.ids,
-            twins=faces.twins,
-        )
-        meta = {
-            "format": FORMAT,
-            "kind": faces.kind,
-            "data_hash": faces.data_hash,
-            "synthetic": faces.synthetic,
-            "images.npy": _crc32(building / "images.npy"),
-            "index.npz": _crc32(building / "index.npz"),
-        }
-        (building / "meta.json").write_text(json.dumps(meta, indent=1))
-        if entry.exists():
-            shutil.rmtree(entry)
-        building.rename(entry)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    return building
+
+
+def _write(entry: Path, building: Path, faces: Faces) -> None:
+    """Store the faces atomically as ``entry``; the caller holds the lock."""
+    if (building / IMAGES).exists():  # the images were read into it
+        with (building / IMAGES).open("rb") as stream:
+            os.fsync(stream.fileno())
+    else:
+        np.save(building / IMAGES, faces.images)
+    np.savez(building / INDEX, labels=faces.labels, usage=faces.usage, ids=faces.ids, twins=faces.twins)
+    meta = {
+        "format": FORMAT,
+        "kind": faces.kind,
+        "data_hash": faces.data_hash,
+        "synthetic": faces.synthetic,
+        "classes": faces.classes,
+        **{name: _crc32(building / name) for name in (IMAGES, INDEX)},
+    }
+    (building / "meta.json").write_text(json.dumps(meta, indent=1))
+    if entry.exists():
+        shutil.rmtree(entry)
+    building.rename(entry)
 
 
 def _crc32(path: Path) -> int:

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, count_classes
+from fer_lightning.data.faces import IMAGE_SIZE, USAGES, Faces
 from fer_lightning.runtime.errors import UserError
 
 BLANK = 1.0
@@ -68,9 +69,9 @@ def find_duplicates(faces: Faces, correlation: float = 0.95) -> Duplicates:
     """
     check_correlation(correlation)
     _, first, unique = np.unique(faces.twins, return_index=True, return_inverse=True)
-    deviation = np.concatenate([faces.images[part].std(axis=(1, 2)) for part in _parts(len(faces))])
+    deviation = np.concatenate([_gray(faces.images[part]).std(axis=(1, 2)) for part in _parts(len(faces))])
     candidates = first[deviation[first] >= BLANK]
-    one, other, similarity = near_pairs(faces.images[candidates], min(correlation, *CORRELATIONS))
+    one, other, similarity = near_pairs(faces.images, candidates, min(correlation, *CORRELATIONS))
     one, other = unique[candidates[one]], unique[candidates[other]]
 
     copies = np.zeros((len(first), len(USAGES)), np.int64)
@@ -113,7 +114,7 @@ def check_correlation(correlation: float) -> None:
         raise UserError(f"--correlation={correlation}: accepted is {LEAST_CORRELATION} to below 1")
 
 
-def near_pairs(images: np.ndarray, correlation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def near_pairs(images: np.ndarray, chosen: np.ndarray, correlation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find all pairs of similar images: candidates by a perceptual hash, confirmed by their pixels.
 
     The hash has one bit for each of the 64 lowest frequencies of the cosine transform: whether it exceeds their median
@@ -121,25 +122,26 @@ def near_pairs(images: np.ndarray, correlation: float) -> tuple[np.ndarray, np.n
     and of JPEG noise; correlation is invariant to brightness and contrast.
 
     Args:
-        images: uint8, (n, 48, 48), none of them uniform.
+        images: uint8, (N, H, H) or (N, 3, H, H).
+        chosen: (n,), the images to compare; none of them uniform.
         correlation: smallest correlation of a pair.
 
     Returns:
-        Positions of both images, the first smaller than the second, and the correlation of each pair.
+        Positions of both images in ``chosen``, the first smaller than the second, and the correlation of each pair.
     """
-    hashes = np.empty((len(images), 64), np.float32)
-    pixels = np.empty((len(images), _HALF * _HALF), np.float32)
+    hashes = np.empty((len(chosen), 64), np.float32)
+    pixels = np.empty((len(chosen), _HALF * _HALF), np.float32)
     frequency, place = np.arange(8)[:, None], np.arange(_HALF)
     cosines = np.cos(np.pi * frequency * (2 * place + 1) / IMAGE_SIZE).astype(np.float32)
-    for part in _parts(len(images)):
-        half = images[part].reshape(-1, _HALF, 2, _HALF, 2).mean(axis=(2, 4), dtype=np.float32)
+    for part in _parts(len(chosen)):
+        half = _at_48(_gray(images[chosen[part]])).reshape(-1, _HALF, 2, _HALF, 2).mean(axis=(2, 4), dtype=np.float32)
         spectrum = (cosines @ half @ cosines.T).reshape(-1, 64)
         hashes[part] = np.where(spectrum > np.median(spectrum, axis=1, keepdims=True), 1, -1)
         flat = half.reshape(len(half), -1) - half.mean(axis=(1, 2))[:, None]
         pixels[part] = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
     positions = [np.empty((2, 0), np.int64)]
     similarities = [np.empty(0, np.float32)]
-    for part in _parts(len(images)):
+    for part in _parts(len(chosen)):
         # The product of two rows of plus and minus ones is 64 minus twice the number of differing bits.
         close = hashes[part] @ hashes[part.start :].T >= 64 - 2 * HASH_DISTANCE
         one, other = np.nonzero(np.triu(close, 1))
@@ -157,7 +159,7 @@ def leaked(faces: Faces, duplicates: Duplicates, usage: int) -> pd.DataFrame:
     """Count the images of a usage that have a duplicate in Training.
 
     Returns:
-        Indexed by emotion, and ``all``: ``images`` of the usage, ``exact`` with an identical one in Training, ``near``
+        Indexed by class, and ``all``: ``images`` of the usage, ``exact`` with an identical one in Training, ``near``
         with an identical or a nearly identical one.
     """
     findings = duplicates.findings
@@ -168,7 +170,7 @@ def leaked(faces: Faces, duplicates: Duplicates, usage: int) -> pd.DataFrame:
         "exact": in_usage & np.isin(positions, known.index[known["kind"] == "exact"]),
         "near": in_usage & np.isin(positions, known.index),
     }
-    table = pd.DataFrame({name: count_classes(faces.labels[mask]) for name, mask in masks.items()}, index=EMOTIONS)
+    table = pd.DataFrame({name: faces.count(mask) for name, mask in masks.items()}, index=faces.classes)
     table.loc["all"] = table.sum()
     return table
 
@@ -182,6 +184,22 @@ def usage_pairs(faces: Faces) -> list[tuple[int, int]]:
 def overlap_key(usage: int, other: int) -> str:
     """End of the key in ``counts`` for images of ``usage`` that have a duplicate in ``other``."""
     return f"{USAGES[usage]}/in/{USAGES[other]}"
+
+
+def _gray(images: np.ndarray) -> np.ndarray:
+    """Images (n, H, H) as they are; the mean of the channels of (n, 3, H, H)."""
+    return images if images.ndim == 3 else images.mean(axis=1, dtype=np.float32)
+
+
+def _at_48(images: np.ndarray) -> np.ndarray:
+    """Gray images of any side as (n, 48, 48), the size that thresholds are for."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    if images.shape[1:] == size:
+        return images
+    shrinks = images.shape[1] > IMAGE_SIZE
+    return np.stack(
+        [cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR) for image in images]
+    )
 
 
 def _parts(length: int, size: int = _BLOCK) -> Iterator[slice]:
@@ -251,6 +269,6 @@ def _findings(faces: Faces, by_kind: dict[str, pd.DataFrame]) -> pd.DataFrame:
     index = findings.index.to_numpy(np.int64)
     findings.insert(0, "id", faces.ids[index])
     findings.insert(1, "usage", np.array(USAGES)[faces.usage[index]])
-    findings.insert(2, "label", np.array(EMOTIONS)[faces.labels[index]])
+    findings.insert(2, "label", np.array(faces.classes)[faces.labels[index]])
     findings.insert(3, "kind", findings.pop("kind"))
     return findings

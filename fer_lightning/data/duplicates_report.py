@@ -22,8 +22,9 @@ from fer_lightning.data.duplicates import (
     overlap_key,
     usage_pairs,
 )
-from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.faces import USAGES, Faces
 from fer_lightning.data.from_config import load_faces
+from fer_lightning.data.images import as_picture
 from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.presentation.plotting import head, styled
 from fer_lightning.presentation.words import percent
@@ -58,7 +59,7 @@ def audit(overrides: list[str], out: Path, correlation: float) -> None:
 
 
 def print_tables(faces: Faces, duplicates: Duplicates, correlation: float, console: Console) -> None:
-    """Print the duplicates of the whole data set, then by emotion for each usage that is not Training."""
+    """Print the duplicates of the whole data set, then by class for each usage that is not Training."""
     console.print(_overview(faces, duplicates, correlation))
     present = np.unique(faces.usage).tolist()
     for usage in present:
@@ -66,11 +67,11 @@ def print_tables(faces: Faces, duplicates: Duplicates, correlation: float, conso
             continue
         heads = ("images", "identical", "", f"or r >= {correlation:g}", "")
         classes = Table(USAGES[usage], *heads, title=f"{USAGES[usage]} images that are in Training")
-        for emotion, row in leaked(faces, duplicates, usage).iterrows():
+        for name, row in leaked(faces, duplicates, usage).iterrows():
             cells = [f"{row['images']:,}"]
             for kind in ("exact", "near"):
                 cells += [f"{row[kind]:,}", percent(row[kind] / row["images"]) if row["images"] else "-"]
-            classes.add_row(str(emotion), *cells, end_section=emotion == EMOTIONS[-1])
+            classes.add_row(str(name), *cells, end_section=name == faces.classes[-1])
         console.print(classes)
     console.print(f"Blank images (standard deviation below {BLANK:g} of 255): {duplicates.counts['blank']:,}")
 
@@ -135,8 +136,10 @@ def draw_sheet(faces: Faces, duplicates: Duplicates, source: str) -> Figure:
             bottom = top - (row + 1) * _SIDE - row * _LABEL
             axes = figure.add_axes((left / width, bottom / height, (_SIDE - 0.02) / width, _SIDE / height))
             axes.set_axis_off()
-            axes.imshow(faces.images[index], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
-            text = "\n".join([USAGES[faces.usage[index]], EMOTIONS[faces.labels[index]], *([note] if note else [])])
+            axes.imshow(as_picture(faces.images[index]), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+            text = "\n".join(
+                [USAGES[faces.usage[index]], faces.classes[faces.labels[index]], *([note] if note else [])]
+            )
             axes.text(0, -0.04, text, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.15)
         top -= count * (_SIDE + _LABEL)
     return figure

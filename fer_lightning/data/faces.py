@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,20 +31,42 @@ IMAGE_SIZE = 48
 
 
 @dataclass(frozen=True)
+class ImageForm:
+    """The form of the images of a set, which a model's input is made from.
+
+    Attributes:
+        size: height and width in pixels.
+        color: three channels, else gray.
+    """
+
+    size: int = IMAGE_SIZE
+    color: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image: (H, H), or (3, H, H) in the order red, green, blue."""
+        return (3, self.size, self.size) if self.color else (self.size, self.size)
+
+    def __str__(self) -> str:
+        return f"{self.size}x{self.size} {'colour' if self.color else 'gray'}"
+
+
+@dataclass(frozen=True)
 class Faces:
     """A labelled set of face images.
 
     Attributes:
-        images: uint8, shape (N, 48, 48), gray; possibly a read-only memory map.
-        labels: int64, shape (N,), indices into ``EMOTIONS``.
+        images: uint8, square, shape (N, H, H) gray or (N, 3, H, H) red, green, blue; possibly a memory map.
+        labels: int64, shape (N,), indices into ``classes``.
         usage: uint8, shape (N,), indices into ``USAGES``.
         ids: str, shape (N,), path inside the archive or ``row N`` of the csv.
         twins: int64, shape (N,); two images have the same number if and only if their pixels are identical.
         kind: description of the source ("Kaggle archive (zip)").
         data_hash: hex digest of pixels, labels and usage, equal for equal content.
         synthetic: True for drawn faces.
-        soft: float32, shape (N, 7), rows sum to 1: targets to train on instead of ``labels``, or None.
+        soft: float32, shape (N, C), rows sum to 1: targets to train on instead of ``labels``, or None.
         label_source: origin of the labels: ``fer`` (the data's own) or ``ferplus`` (most FER+ votes).
+        classes: names of the C classes.
     """
 
     images: np.ndarray
@@ -56,9 +79,15 @@ class Faces:
     synthetic: bool = False
     soft: np.ndarray | None = None
     label_source: str = "fer"
+    classes: tuple[str, ...] = EMOTIONS
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def form(self) -> ImageForm:
+        """Size and colour of the images."""
+        return ImageForm(self.images.shape[-1], self.images.ndim == 4)
 
     @classmethod
     def from_arrays(
@@ -69,17 +98,30 @@ class Faces:
         ids: np.ndarray,
         kind: str,
         synthetic: bool = False,
+        classes: tuple[str, ...] = EMOTIONS,
     ) -> "Faces":
-        """Build a set and derive ``twins`` and ``data_hash`` from the arrays."""
+        """Build a set and derive ``twins`` and ``data_hash`` from the arrays and the names of the classes."""
         images = np.ascontiguousarray(images, dtype=np.uint8)
         labels = np.asarray(labels, dtype=np.int64)
         usage = np.asarray(usage, dtype=np.uint8)
+        # Image by image: the images may be a file that is larger than the memory.
         groups: dict[bytes, int] = {}
-        twins = np.array([groups.setdefault(image.tobytes(), len(groups)) for image in images], dtype=np.int64)
+        twins = np.empty(len(images), dtype=np.int64)
         digest = hashlib.blake2b(digest_size=16)
-        for array in (images, labels, usage):
+        for number, image in enumerate(images):
+            pixels = image.tobytes()
+            digest.update(pixels)
+            content = hashlib.blake2b(pixels, digest_size=16).digest()
+            twins[number] = groups.setdefault(content, len(groups))
+        for array in (labels, usage):
             digest.update(array.tobytes())
-        return cls(images, labels, usage, np.asarray(ids), twins, kind, digest.hexdigest(), synthetic)
+        if classes != EMOTIONS:  # FER-2013's digest is that of earlier versions
+            digest.update("\0".join(classes).encode())
+        return cls(images, labels, usage, np.asarray(ids), twins, kind, digest.hexdigest(), synthetic, classes=classes)
+
+    def count(self, rows: np.ndarray | slice = slice(None)) -> list[int]:
+        """Number of images of each class among ``rows`` (indices or a mask)."""
+        return count_classes(self.labels[rows], len(self.classes))
 
 
 def emotion_index(name: str, numbers: bool = True) -> int | None:
@@ -98,6 +140,16 @@ def emotion_index(name: str, numbers: bool = True) -> int | None:
     return EMOTIONS.index(emotion) if emotion in EMOTIONS else None
 
 
-def count_classes(labels: np.ndarray) -> list[int]:
-    """Number of images of each emotion, in ``EMOTIONS`` order."""
-    return np.bincount(labels, minlength=len(EMOTIONS)).tolist()
+def count_classes(labels: np.ndarray, classes: int) -> list[int]:
+    """Number of images of each of ``classes`` classes."""
+    return np.bincount(labels, minlength=classes).tolist()
+
+
+def is_class_name(name: object) -> bool:
+    """Whether a value may name a class: it becomes part of a metric's key, and a word in tables and pictures."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[^\s/](?:[^/]{0,58}[^\s/])?", name)) and name.isprintable()
+
+
+def class_noun(classes: Sequence[str]) -> str:
+    """What to call a class in texts: ``emotion`` where all are names of emotions, else ``class``."""
+    return "emotion" if set(classes) <= {*EMOTIONS, "contempt"} else "class"

@@ -18,8 +18,8 @@ from fer_lightning.data.archives import (
     open_file,
     readable_errors,
 )
-from fer_lightning.data.cache import cached, content_key, default_cache_dir
-from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
+from fer_lightning.data.cache import Allocate, cached, content_key, default_cache_dir
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.image_tree import images_of_emotions, images_of_tree, read_image_tree
 from fer_lightning.data.pixel_csv import read_pixel_csv
 from fer_lightning.runtime.errors import UserError, one_line
@@ -63,7 +63,7 @@ def load(path: str | None, cache_dir: str | None = None) -> Faces:
     directory = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     key = _key(source)
 
-    def build() -> Faces:
+    def build(allocate: Allocate) -> Faces:
         faces = read(source)
         if _key(source) != key:
             raise UserError(f"{source} was changed while it was read: start again when it is complete")
@@ -94,7 +94,7 @@ def _key(source: Path) -> str:
 
 def usage_counts(faces: Faces) -> dict[str, list[int]]:
     """Images per emotion for each usage that occurs, in the order of ``USAGES``."""
-    counts = {name: count_classes(faces.labels[faces.usage == number]) for number, name in enumerate(USAGES)}
+    counts = {name: faces.count(faces.usage == number) for number, name in enumerate(USAGES)}
     return {name: count for name, count in counts.items() if any(count)}
 
 

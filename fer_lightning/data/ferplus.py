@@ -98,7 +98,7 @@ def ceiling(ids: Iterable[str], labels: Sequence[str], path: str | Path) -> pd.D
         path: file of votes, see ``read_votes``.
 
     Returns:
-        One row per emotion: ``emotion``; ``n``, number of its images with votes; ``agreement``, share of those
+        One row per emotion: ``class``, its name; ``n``, number of its images with votes; ``agreement``, share of those
         without a tie whose most voted category is this emotion; ``zero_votes``, share of the ``n`` images without
         any vote for this emotion. NaN where there are no such images.
 
@@ -116,7 +116,7 @@ def ceiling(ids: Iterable[str], labels: Sequence[str], path: str | Path) -> pd.D
         decided = chosen[mine & (chosen >= 0)]
         rows.append(
             {
-                "emotion": emotion,
+                "class": emotion,
                 "n": int(mine.sum()),
                 "agreement": np.mean(decided == label) if len(decided) else np.nan,
                 "zero_votes": np.mean(counts[mine, label] == 0) if mine.any() else np.nan,

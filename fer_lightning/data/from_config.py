@@ -1,20 +1,26 @@
 """Build the data set and the split of a configuration."""
 
+from pathlib import Path
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fer_lightning.data import ferplus
+from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split
 
 
 def load_faces(cfg: DictConfig) -> Faces:
-    """Read the data set of a configuration, with FER+ labels if it has votes."""
+    """Read the data set of a configuration, with FER+ labels if it has votes, and the classes that it asks for."""
     # Partial, and called here: a call by Hydra hides the text of errors and wraps arguments in config nodes.
     faces: Faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
-    if cfg.labels.votes is None:
+    if cfg.labels.votes is not None:
+        faces = ferplus.relabel(faces, cfg.labels.votes, cfg.labels.targets)
+    if "classes" in cfg.data.source:  # which has selected them before it read the images
         return faces
-    return ferplus.relabel(faces, cfg.labels.votes, cfg.labels.targets)
+    mapping, only = cfg.data.get("classes"), cfg.data.get("only")
+    return select_classes(faces, read_mapping(Path(mapping).expanduser()) if mapping else None, only)
 
 
 def split_faces(cfg: DictConfig, faces: Faces) -> Split:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fer_lightning.data.archives import Container
-from fer_lightning.data.faces import EMOTIONS, Faces, emotion_index
-from fer_lightning.data.images import IMAGE_SUFFIXES, image_ids, read_faces
+from fer_lightning.data.faces import EMOTIONS, Faces, ImageForm, emotion_index
+from fer_lightning.data.images import IMAGE_SUFFIXES, image_ids, read_images
 from fer_lightning.data.pixel_csv import USAGE_NAMES
 from fer_lightning.runtime.errors import UserError
 
@@ -65,7 +65,14 @@ def read_image_tree(container: Container, names: list[str]) -> Faces:
     entries = _locate(container, names)
     prefixed = _check_prefixes(entries, container)
     ids = image_ids(container, [entry.place for entry in entries])
-    images = read_faces(container, [entry.name for entry in entries])
+    form = ImageForm()
+    images = read_images(
+        container,
+        [entry.name for entry in entries],
+        range(len(entries)),
+        form,
+        np.empty((len(entries), *form.shape), np.uint8),
+    )
     labels = np.array([entry.label for entry in entries])
     usage = np.array([entry.usage for entry in entries])
     order = np.argsort(ids, kind="stable")

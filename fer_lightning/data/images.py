@@ -1,4 +1,4 @@
-"""Decode image files into the input of the models: 48x48 gray faces."""
+"""Decode image files into the form of a set's images, which models are trained on."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fer_lightning.data import archives
-from fer_lightning.data.faces import IMAGE_SIZE
+from fer_lightning.data.faces import ImageForm
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 
@@ -32,6 +32,12 @@ MAX_SEGMENTS = 1024
 
 MAX_PADDING = 1024
 """Maximum bytes between two segments, which Pillow reads one by one."""
+
+SAMPLED = 200
+"""Images whose size is looked at where none is given."""
+
+SMALLEST_SIDE, LARGEST_SIDE = 16, 224
+"""Sides in pixels that colour images are stored with where none is given."""
 
 CROP_SIDE, CROP_RATIO = 512, 1.25
 """Largest side in pixels, and largest ratio of the sides, of an image that is taken for a cropped face."""
@@ -63,30 +69,54 @@ def decode(data: bytes, where: str) -> np.ndarray:
     return image
 
 
-def read_faces(container: archives.Container, names: Sequence[str]) -> np.ndarray:
-    """Decode files to 48x48 gray and log how many had another size or colour.
+def read_images(
+    container: archives.Container,
+    names: Sequence[str],
+    places: Sequence[int] | np.ndarray,
+    form: ImageForm,
+    out: np.ndarray,
+) -> np.ndarray:
+    """Decode files to one form and log how many had another size or colour.
 
     Args:
         container: folder or archive with the files.
         names: files in the container's own order, because a compressed tar is only fast to read forwards.
-
-    Returns:
-        uint8, (n, 48, 48).
+        places: (n,), where each image goes.
+        form: of the images.
+        out: uint8, (n, *form.shape), filled and returned.
 
     Raises:
-        UserError: as ``decode``; names the file.
+        UserError: as ``decode``; or a gray image where colour is asked for. Names the file.
     """
-    faces = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    converted = 0
-    for number, name in enumerate(names):
-        with container.open(name) as stream:
-            data = stream.read(archives.MAX_PIECE + 1)
-        image = decode(data, f"{container.path}: {name}")
-        faces[number] = as_face(image)
-        converted += image.shape != (IMAGE_SIZE, IMAGE_SIZE)
+    converted = gray = 0
+    first_gray = ""
+    for name, place in zip(names, places, strict=True):
+        image = _read_image(container, name)
+        out[place] = as_face(image, form)
+        converted += image.shape[:2] != (form.size, form.size) or (image.ndim == 3) != form.color
+        if image.ndim == 2:
+            gray, first_gray = gray + 1, first_gray or name
+    if form.color and gray:
+        raise UserError(
+            f"{container.path}: {gray:,} of {len(names):,} images are gray (the first: {first_gray}): data.color=true "
+            "needs colour images; use data.color=false, or leave them out"
+        )
     if converted:
-        log.info("Converted %d images of another size or colour to 48x48 gray", converted)
-    return faces
+        log.info("Converted %d images of another size or colour to %s", converted, form)
+    return out
+
+
+def typical_side(container: archives.Container, names: Sequence[str]) -> int:
+    """Median of the shorter sides of some images, in pixels: at most ``LARGEST_SIDE``."""
+    some = np.unique(np.linspace(0, len(names) - 1, SAMPLED).astype(int))
+    sides = [min(_read_image(container, names[k]).shape[:2]) for k in some]
+    return int(min(LARGEST_SIDE, max(SMALLEST_SIDE, np.median(sides))))
+
+
+def _read_image(container: archives.Container, name: str) -> np.ndarray:
+    with container.open(name) as stream:
+        data = stream.read(archives.MAX_PIECE + 1)
+    return decode(data, f"{container.path}: {name}")
 
 
 def image_ids(container: archives.Container, paths: Sequence[str]) -> np.ndarray:
@@ -108,29 +138,40 @@ def may_be_a_crop(image: np.ndarray) -> bool:
     return max(height, width) <= min(CROP_SIDE, CROP_RATIO * min(height, width))
 
 
-def as_face(image: np.ndarray) -> np.ndarray:
-    """Convert an image of one face to the size and colour that the models are trained on.
+def as_face(image: np.ndarray, form: ImageForm) -> np.ndarray:
+    """Convert an image of one face to the size and colour that a model was trained on.
 
-    The image is cropped to its central square and resized to 48x48. It is reduced to FER-2013's resolution even for a
-    network with a larger input, because the training images were upscaled from 48 pixels too.
+    The image is cropped to its central square and resized. It is reduced to the resolution of the training images even
+    for a network with a larger input, because they were upscaled too.
 
     Args:
         image: uint8, (H, W) gray or (H, W, 3) in the order blue, green, red.
+        form: of the training images.
 
     Returns:
-        uint8, (48, 48), gray; ``image`` itself if it already has this form.
+        uint8, of the form's shape; ``image`` itself if it already has this form and is gray.
     """
-    if image.ndim == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    height, width = image.shape
+    if form.color:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB)
+        return np.moveaxis(_square(image, form.size), 2, 0)
+    return _square(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image, form.size)
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """A set's image, (H, H) or (3, H, H), as it is drawn: (H, H) gray or (H, H, 3) red, green, blue."""
+    return image if image.ndim == 2 else np.ascontiguousarray(np.moveaxis(image, 0, -1))
+
+
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+    height, width = image.shape[:2]
     if height != width:
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         image = image[top : top + side, left : left + side]
-    if image.shape == (IMAGE_SIZE, IMAGE_SIZE):
+    if image.shape[:2] == (size, size):
         return image
-    shrinks = image.shape[0] > IMAGE_SIZE
-    return cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    shrinks = image.shape[0] > size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, count_classes
+from fer_lightning.data.faces import USAGES, Faces, class_noun
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Split:
     """Sorted int64 indices into a ``Faces``.
 
     Attributes:
-        train: training images; contains every emotion, except in ``whole``.
+        train: training images; contains every class, except in ``whole``.
         val: images for model selection; empty if the protocol has none.
         tests: ``test`` is the reported set; a protocol may add others. ``<name>_dedup`` is the same set without
             images that are pixel-identical to one in ``train``.
@@ -78,7 +78,7 @@ def official(
     if len(test) == 0:
         train, test = _cut(faces, train, FALLBACK_TEST_FRACTION, _stream(0, "test"))
         if len(test) == 0:
-            raise UserError("split=official needs test images, or two images of an emotion to cut them from Training")
+            raise UserError("split=official needs test images, or two images of a class to cut them from Training")
         log.warning(
             "The data name no test images: testing on %d images cut from Training; scores are not comparable with "
             "published ones",
@@ -126,19 +126,19 @@ def paper(
     """
     if subset not in ("large", "balanced"):
         raise UserError(f"split.subset={subset}: accepted are large and balanced")
-    counts = count_classes(faces.labels)
-    rarest = min(range(len(EMOTIONS)), key=counts.__getitem__)
+    counts = faces.count()
+    rarest = min(range(len(counts)), key=counts.__getitem__)
     if counts[rarest] < 2:
         raise UserError(
-            f"split=paper needs two images or more of each emotion, and the data have {counts[rarest]} of"
-            f" {EMOTIONS[rarest]}"
+            f"split=paper needs two images or more of each {class_noun(faces.classes)}, and the data have"
+            f" {counts[rarest]} of {faces.classes[rarest]}"
         )
     balanced_size = min(PAPER_BALANCED_PER_CLASS, counts[rarest])
     balanced_train_size = _seventy_percent(balanced_size)
     rng = _stream(seed, "paper")
     trains: dict[str, list[np.ndarray]] = {"large": [], "balanced": []}
     tests: dict[str, list[np.ndarray]] = {"large": [], "balanced": []}
-    for label in range(len(EMOTIONS)):
+    for label in range(len(counts)):
         sample = rng.permutation(np.flatnonzero(faces.labels == label))[:PAPER_PER_CLASS]
         train, test = np.split(sample, [_seventy_percent(len(sample))])
         trains["large"].append(train)
@@ -187,12 +187,12 @@ def kfold(
         )
     if not 0 <= fold < folds:
         raise UserError(f"split.fold={fold}: accepted are 0 to {folds - 1} (split.folds={folds})")
-    counts = count_classes(faces.labels)
-    rarest = min(range(len(EMOTIONS)), key=counts.__getitem__)
+    counts = faces.count()
+    rarest = min(range(len(counts)), key=counts.__getitem__)
     if counts[rarest] < folds:
         raise UserError(
-            f"split.folds={folds} needs as many images of each emotion, and the data have {counts[rarest]} of"
-            f" {EMOTIONS[rarest]}"
+            f"split.folds={folds} needs as many images of each {class_noun(faces.classes)}, and the data have"
+            f" {counts[rarest]} of {faces.classes[rarest]}"
         )
     targets = np.tile(np.array(counts) / folds, (folds, 1))
     fold_of = _deal(faces.labels, faces.twins, targets, _stream(seed, "folds"))
@@ -221,12 +221,11 @@ def _finish(
         train = train[~leaks]
         log.info("Removed %d training images that have an exact twin in a test set", leaks.sum())
     if train_size is not None:
-        train = _subset(faces.labels, train, train_size, _stream(seed, "train_size"))
-    missing = [
-        emotion for emotion, count in zip(EMOTIONS, count_classes(faces.labels[train]), strict=True) if not count
-    ]
+        train = _subset(faces, train, train_size, _stream(seed, "train_size"))
+    missing = [name for name, count in zip(faces.classes, faces.count(train), strict=True) if not count]
     if missing:
-        raise UserError(f"The training split has no image of {', '.join(missing)}: every emotion is needed")
+        noun = class_noun(faces.classes)
+        raise UserError(f"The training split has no image of {', '.join(missing)}: every {noun} is needed")
     known = faces.twins[train]
     dedup = {f"{name}_dedup": test[~np.isin(faces.twins[test], known)] for name, test in tests.items()}
     ordered = {"test": tests["test"], "test_dedup": dedup["test_dedup"], **tests, **dedup}
@@ -234,8 +233,8 @@ def _finish(
 
 
 def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Split a pool into (rest, cut): stratified, duplicates together, at least one image of each emotion with two."""
-    counts = np.array(count_classes(faces.labels[pool]))
+    """Split a pool into (rest, cut): stratified, duplicates together, at least one image of each class with two."""
+    counts = np.array(faces.count(pool))
     cut = np.where(counts > 1, np.clip(fraction * counts, 1, counts - 1), 0)
     part = _deal(faces.labels[pool], faces.twins[pool], np.stack([counts - cut, cut]), rng)
     return pool[part == 0], pool[part == 1]
@@ -245,13 +244,13 @@ def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.r
     """Assign images to parts so that the images of a group stay together.
 
     Greedy: groups are processed from large to small, in random order among equal sizes; each is assigned to the part
-    that is furthest below its targets for the group's emotions. If every group has one image, each part ends within
-    one image of its target in every emotion.
+    that is furthest below its targets for the group's classes. If every group has one image, each part ends within
+    one image of its target in every class.
 
     Args:
-        labels: (n,) emotion of each image.
+        labels: (n,) class of each image.
         groups: (n,) group number of each image.
-        targets: (parts, emotions) target number of images; sums to the class counts over parts.
+        targets: (parts, classes) target number of images; sums to the class counts over parts.
         rng: draws the order.
 
     Returns:
@@ -265,23 +264,24 @@ def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.r
     lacking = targets.astype(np.float64)
     part_of = np.empty(len(labels), np.int64)
     for group in order:
-        emotions = labels[members[group]]
-        need = lacking[:, emotions].sum(axis=1)
+        own = labels[members[group]]
+        need = lacking[:, own].sum(axis=1)
         # Parts of equal size tie often; without this second key the first part would get every remainder.
         tied = np.flatnonzero(need >= need.max() - 1e-9)
         part = tied[np.argmax(lacking[tied].sum(axis=1))]
         part_of[members[group]] = part
-        np.subtract.at(lacking[part], emotions, 1)
+        np.subtract.at(lacking[part], own, 1)
     return part_of
 
 
-def _subset(labels: np.ndarray, pool: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _subset(faces: Faces, pool: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A stratified random subset of exactly ``size`` images."""
-    counts = count_classes(labels[pool])
+    labels, counts = faces.labels, faces.count(pool)
     present = sum(count > 0 for count in counts)
     if not present <= size <= len(pool):
         raise UserError(
-            f"split.train_size={size}: accepted are {present} (one of each emotion) to {len(pool)} (all that there are)"
+            f"split.train_size={size}: accepted are {present} (one of each {class_noun(faces.classes)}) to {len(pool)} "
+            "(all that there are)"
         )
     chosen = []
     for label, count in enumerate(apportion(size, counts, least=1)):

@@ -132,7 +132,7 @@ def _quantize(
     for name in ("test", "test_dedup"):
         rows = np.isin(test, split.tests[name])
         metrics = {
-            kind: classification_metrics(probabilities[rows], faces.labels[test[rows]], "")
+            kind: classification_metrics(probabilities[rows], faces.labels[test[rows]], faces.classes, "")
             for kind, probabilities in answers.items()
         }
         scores[name] = {kind: {score: values[score] for score in SCORES} for kind, values in metrics.items()}
@@ -155,6 +155,6 @@ def _print_cost(cost: dict[str, Any]) -> None:
     parity = cost["parity"]
     same = 100 * (1 - parity["other_answers"] / parity["images"])
     print(
-        f"int8 predicts the same emotion as float32 for {same:.1f} % of the test images; calibrated on "
+        f"int8 predicts the same class as float32 for {same:.1f} % of the test images; calibrated on "
         f"{cost['calibration_images']} validation images"
     )

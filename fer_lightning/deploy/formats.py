@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.deploy.graph import Deployable, as_faces, as_strings
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.model.network import build_head
@@ -25,7 +24,7 @@ METADATA_FILE = "description.json"
 """Name of the file with the metadata inside an exported program."""
 
 WEIGHTS_INPUT = "float32 (batch, in_channels, image_size, image_size): (gray / 255 - mean) / std of a resized face"
-WEIGHTS_OUTPUT = "weights alone; their network returns logits (batch, 7): take the softmax of logits / temperature"
+WEIGHTS_OUTPUT = "weights alone; their network returns logits (batch, C): take the softmax of logits / temperature"
 
 _EXAMPLE = (2, 60, 52, 3)
 """Example input: no dynamic size is 1, 48 or equal to another, since exporters specialise on such sizes."""
@@ -150,12 +149,12 @@ def _rebuild(path: Path, model: EmotionClassifier, temperature: float) -> Callab
     finally:
         timm_logger.setLevel(level)
     backbone.conv_stem.stride = (architecture["stem_stride"],) * 2
-    head = build_head(backbone.num_features, len(EMOTIONS), **architecture["head"]).eval()
+    head = build_head(backbone.num_features, len(model.classes), **architecture["head"]).eval()
     prefix = "classifier."
     head.load_state_dict({k.removeprefix(prefix): w for k, w in load_file(path).items() if k.startswith(prefix)})
 
     def predict(images: torch.Tensor) -> torch.Tensor:
-        logits = head(backbone(model.prepare(as_faces(images), size)))
+        logits = head(backbone(model.prepare(as_faces(images, model.form), size)))
         return torch.softmax(logits / temperature, dim=1)
 
     return predict

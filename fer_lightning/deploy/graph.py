@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE
+from fer_lightning.data.faces import ImageForm
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime import provenance
 
 INPUT = "images: uint8 (batch, height, width, 3), red, green, blue, one face each; any size, the middle square is used"
 OUTPUT = (
-    "probabilities: float32 (batch, 7), in the order of class_names, calibrated with temperature; each row sums to 1"
+    "probabilities: float32 (batch, C), in the order of class_names, calibrated with temperature; each row sums to 1"
 )
 
 LUMA = (9798.0, 19235.0, 3735.0)
@@ -36,50 +36,55 @@ class Deployable(nn.Module):
         super().__init__()
         self.network = model.network.eval().requires_grad_(False)
         self.prepare = partial(model.prepare, size=model.image_size)
+        self.form = model.form
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.prepare(as_faces(images)))
+        logits: Tensor = self.network(self.prepare(as_faces(images, self.form)))
         return torch.softmax(logits / self.temperature, dim=1)
 
 
-def as_faces(images: Tensor) -> Tensor:
+def as_faces(images: Tensor, form: ImageForm) -> Tensor:
     """``data.images.as_face`` for a batch, in operations that every format supports.
 
-    Gray levels differ from OpenCV's by 1 at most, and not at all for gray 48x48 images.
+    Levels differ from OpenCV's by 1 at most, and not at all for images of the form's size.
 
     Args:
         images: uint8, (B, H, W, 3), red, green, blue.
+        form: of the model's images.
 
     Returns:
-        float32, (B, 48, 48), integer gray levels.
+        float32, integer levels: (B, S, S) gray, or (B, 3, S, S).
     """
-    # Integers below 2**24 are exact in float32.
-    red, green, blue = (images[..., channel].float() * weight for channel, weight in enumerate(LUMA))
-    gray = torch.floor((red + green + blue + 2**14) / 2**15)
+    if form.color:
+        levels = images.permute(0, 3, 1, 2).float()
+    else:
+        # Integers below 2**24 are exact in float32.
+        red, green, blue = (images[..., channel].float() * weight for channel, weight in enumerate(LUMA))
+        levels = torch.floor((red + green + blue + 2**14) / 2**15)
     rows, columns = (torch.arange(images.shape[axis], dtype=torch.float32, device=images.device) for axis in (1, 2))
     height, width = rows[-1] + 1, columns[-1] + 1
     side = torch.minimum(height, width)
-    vertical = _resampling(rows, torch.floor((height - side) / 2), side)
-    horizontal = _resampling(columns, torch.floor((width - side) / 2), side)
-    return torch.round(vertical @ gray @ horizontal.T)
+    vertical = _resampling(rows, torch.floor((height - side) / 2), side, form.size)
+    horizontal = _resampling(columns, torch.floor((width - side) / 2), side, form.size)
+    return torch.round(vertical @ levels @ horizontal.T)
 
 
 def as_colour(faces: np.ndarray) -> np.ndarray:
-    """Repeat gray images (n, H, W) as the input of the graph, (n, H, W, 3)."""
-    return np.repeat(faces[..., None], 3, axis=-1)
+    """Images (n, H, W) or (n, 3, H, W) as the input of the graph, (n, H, W, 3); gray is repeated."""
+    return np.moveaxis(faces, 1, -1) if faces.ndim == 4 else np.repeat(faces[..., None], 3, axis=-1)
 
 
-def _resampling(pixels: Tensor, start: Tensor, side: Tensor) -> Tensor:
-    """Weights (48, n) that resample ``side`` of n pixels to 48: area average to shrink, else linear interpolation."""
-    cell = torch.arange(IMAGE_SIZE, dtype=torch.float32, device=pixels.device).unsqueeze(1)
-    # Lengths in 48ths and 96ths of a pixel are integers, so that nothing is rounded before the division.
-    left, pixel = IMAGE_SIZE * start + cell * side, IMAGE_SIZE * pixels
-    overlap = torch.minimum(left + side, pixel + IMAGE_SIZE) - torch.maximum(left, pixel)
-    centre = torch.minimum(((2 * cell + 1) * side - IMAGE_SIZE).clamp(min=0), 2 * IMAGE_SIZE * (side - 1))
-    distance = (2 * IMAGE_SIZE * (start - pixels) + centre).abs()
-    mean, linear = overlap / side, 1 - distance / (2 * IMAGE_SIZE)
-    return torch.where(side > IMAGE_SIZE, mean, linear).clamp(min=0)
+def _resampling(pixels: Tensor, start: Tensor, side: Tensor, size: int) -> Tensor:
+    """Weights (size, n) that resample ``side`` of n pixels: area average to shrink, else linear interpolation."""
+    cell = torch.arange(size, dtype=torch.float32, device=pixels.device).unsqueeze(1)
+    # Lengths in shares of 1 / size and 1 / (2 size) of a pixel are integers: nothing is rounded before the division.
+    left, pixel = size * start + cell * side, size * pixels
+    overlap = torch.minimum(left + side, pixel + size) - torch.maximum(left, pixel)
+    centre = torch.minimum(((2 * cell + 1) * side - size).clamp(min=0), 2 * size * (side - 1))
+    distance = (2 * size * (start - pixels) + centre).abs()
+    mean, linear = overlap / side, 1 - distance / (2 * size)
+    return torch.where(side > size, mean, linear).clamp(min=0)
 
 
 def export_metadata(model: EmotionClassifier) -> dict[str, Any]:
@@ -92,13 +97,15 @@ def export_metadata(model: EmotionClassifier) -> dict[str, Any]:
     card = model.hparams["scorecard"] or {}
     config = model.hparams["config"]
     architecture = model.hparams["model"]
+    mean, std = (list(values) if model.form.color else values[0] for values in (model.mean, model.std))
     network = {key: architecture[key] for key in ("name", "in_channels", "image_size", "stem_stride", "head")}
     return {
-        "class_names": list(EMOTIONS),
+        "class_names": list(model.classes),
         "input": INPUT,
         "output": OUTPUT,
         "temperature": card.get("temperature"),
-        "model": {**network, "mean": model.mean, "std": model.std},
+        "model": {**network, "mean": mean, "std": std},
+        "images": {"size": model.form.size, "color": model.form.color},
         "run": {
             "seed": config.get("seed"),
             **{key: config.get(key, {}).get("name") for key in ("imbalance", "data", "split", "labels")},

@@ -60,7 +60,7 @@ def write_figures(
     """
     images, subtitle = faces.images[split.tests[name]], words.caption(metrics)
     pictures = figures.of_test(reported(evaluation.predictions, name), images, title, subtitle)
-    pictures["class_distribution"] = figures.class_distribution(counts, "Images per class", subtitle)
+    pictures["class_distribution"] = figures.class_distribution(counts, faces.classes, "Images per class", subtitle)
     for key, table in evaluation.augmented.items():
         augmented = figures.of_test(reported(table, name), images, f"{title}, {key}", subtitle)
         pictures |= {f"{picture}_{key}": figure for picture, figure in augmented.items()}

@@ -14,7 +14,8 @@ from fer_lightning.config import safety
 from fer_lightning.config import schema as schema
 from fer_lightning.config.interpolations import check_expansion
 from fer_lightning.config.rules import label_rules, split_rules
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.classes import match_classes
+from fer_lightning.data.faces import Faces, ImageForm
 from fer_lightning.data.from_config import load_faces, split_faces
 from fer_lightning.data.splits import Split, whole
 from fer_lightning.model.classifier import EmotionClassifier
@@ -36,22 +37,27 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
     """
     try:
         cfg = _trained_config(model, overrides)
-        faces = load_faces(cfg)
-        split = whole(faces) if cfg.data.name == FOLDER else split_faces(cfg, faces)
-        _check_unseen(model, cfg, faces, split)
+        found = load_faces(cfg)
+        if found.form != model.form:
+            raise UserError(
+                f"data={cfg.data.name}: has {found.form} images, and the model was trained on {model.form} ones"
+            )
+        faces = match_classes(found, model.classes)
+        split = whole(faces) if _is_other_folder(overrides) else split_faces(cfg, faces)
+        _check_unseen(model, cfg, faces, split, overrides)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Keys of data and split, which are free form, reach the functions that they name as arguments.
         raise UserError(f"the checkpoint's configuration is damaged ({shortened(one_line(error), 200)})") from error
     return cfg, faces, split
 
 
-def what_was_scored(checkpoint: Path, cfg: DictConfig, faces: Faces) -> dict[str, Any]:
+def what_was_scored(checkpoint: Path, cfg: DictConfig, faces: Faces, split: Split) -> dict[str, Any]:
     """Data, split and model of the scores, for ``metrics.json`` and the captions."""
     is_folder = cfg.data.name == FOLDER
     return {
         "checkpoint": str(checkpoint),
         "data": f"{FOLDER} {Path(cfg.data.path).name}" if is_folder else cfg.data.name,
-        "split": "whole" if is_folder else cfg.split.name,
+        "split": "whole" if len(split.train) == 0 else cfg.split.name,
         "labels": faces.label_source,
         "imbalance": cfg.imbalance.name,
         "model": cfg.model.name,
@@ -74,7 +80,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
         parsed = OverridesParser.create().parse_overrides(overrides)
         for override in parsed:
             if override.key_or_group == "data":
-                _swap_data(cfg, override.value())
+                _swap_data(cfg, override.value(), model.form)
         stored: Any = OmegaConf.to_container(cfg)
         OmegaConf.set_struct(cfg, True)
         for override in parsed:
@@ -113,25 +119,32 @@ def _check_kinds(given: Any) -> None:
                 schema.check_keys(given[group], own, group)
 
 
-def _swap_data(cfg: DictConfig, name: Any) -> None:
-    """Replace the trained choice of ``conf/data`` by another one; a folder has its own labels."""
+def _is_other_folder(overrides: list[str]) -> bool:
+    """Whether a folder is named in place of the data that the model was trained on."""
+    return f"data={FOLDER}" in overrides
+
+
+def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
+    """Replace the trained choice of ``conf/data`` by another one, read in the model's form; a folder has its labels."""
     files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
     trained = cfg.data
     cfg.data = OmegaConf.load(files[name])
     cfg.data.drop_duplicates = trained.drop_duplicates
+    if "image_size" in cfg.data:
+        cfg.data.image_size, cfg.data.color = form.size, form.color
     if name == FOLDER:
         cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
 
 
-def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split) -> None:
+def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split, overrides: list[str]) -> None:
     """Log whether the test images may have trained or selected the model.
 
     Raises:
         UserError: some of them did.
     """
-    if cfg.data.name == FOLDER:
+    if _is_other_folder(overrides):
         log.info("it is unknown whether any of these images trained the model: checkpoints do not list their images")
         return
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:

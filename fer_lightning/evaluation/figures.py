@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.data.images import as_picture
 from fer_lightning.metrics.classification import confusion_matrix as count_confusions
-from fer_lightning.metrics.predictions import confident_mistakes, emotion_indices
+from fer_lightning.metrics.predictions import class_indices, classes_of, confident_mistakes
 from fer_lightning.presentation.plotting import (
     BLUE,
     FAINT,
@@ -33,11 +33,12 @@ from fer_lightning.presentation.plotting import (
 
 
 @styled
-def confusion_matrix(matrix: np.ndarray, title: str, subtitle: str = "") -> Figure:
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str, subtitle: str = "") -> Figure:
     """Show counts, and each true class's shares as colour and percentage.
 
     Args:
-        matrix: counts, shape (7, 7), rows true, columns predicted.
+        matrix: counts, shape (C, C), rows true, columns predicted.
+        classes: names of the C classes.
         title: the bold first line.
         subtitle: the second line; see ``caption``.
     """
@@ -45,21 +46,30 @@ def confusion_matrix(matrix: np.ndarray, title: str, subtitle: str = "") -> Figu
     figure = Figure(figsize=(7.6, 7.0))
     head(figure, title, subtitle)
     axes = figure.add_subplot()
-    heatmap(axes, shares, lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})", fontsize=9.5, bold=np.eye(7) > 0)
+    heatmap(
+        axes,
+        shares,
+        lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})",
+        fontsize=9.5,
+        bold=np.eye(len(classes)) > 0,
+    )
     images = matrix.sum(axis=1)
-    axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
-    axes.set_yticks(range(len(EMOTIONS)), [f"{e}\nn = {n:,}" for e, n in zip(EMOTIONS, images, strict=True)])
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), [f"{e}\nn = {n:,}" for e, n in zip(classes, images, strict=True)])
     axes.set_xlabel("predicted class", labelpad=8)
     axes.set_ylabel("true class", labelpad=8)
     return figure
 
 
 @styled
-def class_distribution(counts: Mapping[str, Sequence[int]], title: str, subtitle: str = "") -> Figure:
+def class_distribution(
+    counts: Mapping[str, Sequence[int]], classes: Sequence[str], title: str, subtitle: str = ""
+) -> Figure:
     """Show how many images of each class every set has, one panel per set.
 
     Args:
-        counts: name of a set -> its seven counts.
+        counts: name of a set -> its C counts.
+        classes: names of the C classes.
         title: the bold first line.
         subtitle: the second line.
     """
@@ -78,7 +88,7 @@ def class_distribution(counts: Mapping[str, Sequence[int]], title: str, subtitle
         axes.set_title(name, pad=20)
         axes.text(0, 1.015, f"{total:,} images{ratio}", transform=axes.transAxes, fontsize=9, color=FAINT)
         axes.set_xlim(0, max(int(values.max()), 1) * 1.55)
-        axes.set_yticks(range(len(EMOTIONS)), EMOTIONS)
+        axes.set_yticks(range(len(classes)), classes)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -162,7 +172,7 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
     """Show wrongly classified faces with their labels and predictions.
 
     Args:
-        images: uint8, shape (n, height, width), one per row of ``rows``.
+        images: uint8, (n, H, H) or (n, 3, H, H), one per row of ``rows``.
         rows: columns ``label``, ``prediction`` and ``confidence``; see ``metrics.confident_mistakes``.
         title: the bold first line.
         subtitle: the second line.
@@ -175,7 +185,7 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, row in zip(grid.flat, images, rows.itertuples(), strict=False):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        axes.imshow(as_picture(image), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
         words = f"labelled {row.label}\npred. {row.prediction} {row.confidence:.0%}"
         axes.set_title(words, fontsize=9, fontweight="normal", linespacing=1.25, pad=4)
     if not len(rows):
@@ -188,13 +198,14 @@ def of_test(predictions: pd.DataFrame, images: np.ndarray, title: str, subtitle:
 
     Args:
         predictions: the rows of ``predictions.csv``, of one test set.
-        images: uint8, shape (n, height, width), one per row.
+        images: uint8, (n, H, H) or (n, 3, H, H), one per row.
         title: of the confusion matrix.
         subtitle: the second line of both.
     """
-    labels, predicted = (emotion_indices(list(predictions[column])) for column in ("label", "prediction"))
-    wrong = confident_mistakes(predictions)
+    classes = classes_of(predictions)
+    labels, predicted = (class_indices(list(predictions[column]), classes) for column in ("label", "prediction"))
+    counts, wrong = count_confusions(labels, predicted, len(classes)), confident_mistakes(predictions)
     return {
-        "confusion_matrix": confusion_matrix(count_confusions(labels, predicted), title, subtitle),
+        "confusion_matrix": confusion_matrix(counts, classes, title, subtitle),
         "mistakes": mistakes(images[wrong.index], wrong, "Most confident mistakes", subtitle),
     }

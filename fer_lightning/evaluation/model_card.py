@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import yaml  # type: ignore[import-untyped]
 
-from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.data.faces import class_noun
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import markdown_table, to_code, to_markdown
 from fer_lightning.presentation.printable import printable
@@ -77,7 +77,9 @@ def read_trained_model(path: Path) -> TrainedModel:
     if not card:
         raise UserError(f"{path}: was never tested, so it has no scorecard; give the folder of its run")
     return TrainedModel(
-        {**card, "train/class_counts": dict(zip(EMOTIONS, hyper["class_counts"], strict=True))}, hyper["config"], None
+        {**card, "train/class_counts": dict(zip(hyper["classes"], hyper["class_counts"], strict=True))},
+        hyper["config"],
+        None,
     )
 
 
@@ -117,7 +119,8 @@ def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = 
         synthetic=metrics.get("synthetic"),
         real=trained.real,
         title=to_markdown(_title(trained)),
-        emotions=EMOTIONS,
+        classes=[to_markdown(name) for name in metrics["train/class_counts"]],
+        noun=class_noun(list(metrics["train/class_counts"])),
         architecture=_architecture(config["model"]),
         summary=to_markdown(scorecard_line(metrics)),
         results=_results(metrics),
@@ -216,10 +219,10 @@ def _per_class(metrics: Mapping[str, Any]) -> str:
         "F1, dedup": "test_dedup/f1",
     }
     counts = metrics["train/class_counts"]
-    rows = [["emotion", "training images", *columns]]
-    for emotion in EMOTIONS:
-        scores = (percent(metrics.get(f"{key}/{emotion}")) for key in columns.values())
-        rows.append([emotion, f"{counts[emotion]:,}", *scores])
+    rows = [[class_noun(list(counts)), "training images", *columns]]
+    for name, count in counts.items():
+        scores = (percent(metrics.get(f"{key}/{name}")) for key in columns.values())
+        rows.append([to_markdown(name), f"{count:,}", *scores])
     return markdown_table(rows)
 
 

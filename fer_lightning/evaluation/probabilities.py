@@ -25,12 +25,12 @@ def predict(
 
     Args:
         model: in ``eval`` mode; moved to ``device``.
-        images: uint8, (n, 48, 48).
+        images: uint8, (n, H, H) or (n, 3, H, H).
         device: where to compute.
         views: of each image, for test-time augmentation.
 
     Returns:
-        float64, (n, 7): the softmax of the float32 logits, averaged over the views.
+        float64, (n, C): the softmax of the float32 logits, averaged over the views.
 
     Raises:
         UserError: when the probabilities are not finite.
@@ -48,7 +48,7 @@ def predict(
 
 
 def classify(model: EmotionClassifier, images: np.ndarray, device: torch.device) -> np.ndarray:
-    """``predict``, calibrated by the temperature of the model's scorecard, if it has one: float64, (n, 7)."""
+    """``predict``, calibrated by the temperature of the model's scorecard, if it has one: float64, (n, C)."""
     temperature = (model.hparams["scorecard"] or {}).get("temperature")
     return apply_temperature(predict(model, images, device), temperature or 1.0)
 

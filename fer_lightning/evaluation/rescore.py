@@ -1,10 +1,11 @@
 """Scores of a stored checkpoint, on its own test sets or on other images."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fer_lightning.data.faces import count_classes
+from fer_lightning.data.faces import Faces
 from fer_lightning.evaluation.artifacts import write_figures, write_tables
 from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
 from fer_lightning.evaluation.probabilities import pick_device
@@ -13,6 +14,8 @@ from fer_lightning.evaluation.tta import VIEWS
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.files import check_no_links
+
+log = logging.getLogger(__name__)
 
 
 def rescore(
@@ -41,14 +44,25 @@ def rescore(
     cfg, faces, split = load_split(model, overrides)
     temperature = (model.hparams["scorecard"] or {}).get("temperature")
     device = pick_device(cfg.trainer.accelerator)
-    evaluation = evaluate(model, faces, split, device, temperature, augmentations)
-    print_table({**evaluation.metrics, "synthetic": faces.synthetic})
+    evaluation = evaluate(model, faces, split, device, temperature, augmentations, shared_classes(model, faces))
+    if evaluation.shared:
+        log.info(
+            "test: an answer outside the shared classes is a mistake; test_shared: the most probable of the shared "
+            "classes is the answer"
+        )
+    print_table({**evaluation.metrics, "synthetic": faces.synthetic}, faces.classes)
     if out is not None:
-        metrics = {**evaluation.metrics, **what_was_scored(checkpoint, cfg, faces)}
-        counts = {"test": count_classes(faces.labels[split.tests["test"]])}
+        metrics = {**evaluation.metrics, **what_was_scored(checkpoint, cfg, faces, split)}
+        counts = {"test": faces.count(split.tests["test"])}
         write_tables(out, metrics, evaluation)
         write_figures(out, metrics, evaluation, faces, split, counts, "Confusion matrix")
     return headline(evaluation.metrics)
+
+
+def shared_classes(model: EmotionClassifier, faces: Faces) -> tuple[str, ...]:
+    """The model's classes that have images; empty where all have."""
+    shared = tuple(name for name, count in zip(model.classes, faces.count(), strict=True) if count)
+    return shared if len(shared) < len(model.classes) else ()
 
 
 def _refuse_run_folder(folder: Path) -> None:

@@ -13,14 +13,16 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
-from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.faces import USAGES, Faces, class_noun
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import tta
 from fer_lightning.evaluation.probabilities import predict
 from fer_lightning.metrics.calibration import apply_temperature, calibration_error, fit_temperature, nll
 from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.metrics.names import HEADLINES, SCORES
+from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.words import percent
 
@@ -32,14 +34,16 @@ class Evaluation:
     Attributes:
         metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``; ``temperature`` (None without one), and
             ``nll_calibrated`` and ``ece_calibrated`` of the test sets with it; ``<test set>_<augmentation>/<metric>``.
-        predictions: one row per image of any test set: id, usage, label, prediction, ``p_<emotion>``, twin_group, and
+        predictions: one row per image of any test set: id, usage, label, prediction, ``p_<class>``, twin_group, and
             a column per test set, 1 where the image belongs to it and else 0. Not calibrated.
         augmented: the same table for each test-time augmentation.
+        shared: the classes that ``<test set>_shared/<metric>`` is restricted to; empty without these.
     """
 
     metrics: dict[str, Any]
     predictions: pd.DataFrame
     augmented: dict[str, pd.DataFrame] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -49,6 +53,7 @@ def evaluate(
     device: torch.device,
     temperature: float | None = None,
     augmentations: Sequence[str] = (),
+    shared: tuple[str, ...] = (),
 ) -> Evaluation:
     """Score every test set of a split, and its validation set when it has one.
 
@@ -58,6 +63,8 @@ def evaluate(
         split: which of them are validation and test images.
         device: where to compute.
         temperature: calibrates the model's probabilities; None fits it on the validation images.
+        shared: classes that other data share with the model; the test sets are scored once more, with the most
+            probable of these as the answer. Empty for all classes.
         augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
     """
     sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
@@ -66,7 +73,7 @@ def evaluate(
     metrics: dict[str, Any] = {}
     for name, indices in sets.items():
         rows = np.searchsorted(union, indices)
-        metrics |= classification_metrics(probabilities[rows], faces.labels[indices], prefix=f"{name}/")
+        metrics |= classification_metrics(probabilities[rows], faces.labels[indices], faces.classes, f"{name}/")
     if temperature is None and len(split.val):
         temperature = fit_temperature(probabilities[np.searchsorted(union, split.val)], faces.labels[split.val])
     metrics["temperature"] = temperature
@@ -78,6 +85,10 @@ def evaluate(
             )
             metrics[f"{name}/nll_calibrated"] = nll(calibrated, labels) if len(labels) else None
             metrics[f"{name}/ece_calibrated"] = calibration_error(calibrated, labels) if len(labels) else None
+    if shared:
+        for name, indices in split.tests.items():
+            rows = np.searchsorted(union, indices)
+            metrics |= _restricted(probabilities[rows], faces.labels[indices], faces.classes, shared, f"{name}_shared/")
     test = np.unique(np.concatenate(list(split.tests.values())))
     augmented = {}
     for augmentation in augmentations:
@@ -85,20 +96,31 @@ def evaluate(
         augmented[augmentation] = _table(faces, split, test, averaged)
         for name, indices in split.tests.items():
             rows = np.searchsorted(test, indices)
-            metrics |= classification_metrics(averaged[rows], faces.labels[indices], f"{name}_{augmentation}/")
+            prefix = f"{name}_{augmentation}/"
+            metrics |= classification_metrics(averaged[rows], faces.labels[indices], faces.classes, prefix)
     predictions = _table(faces, split, test, probabilities[np.searchsorted(union, test)])
-    return Evaluation(metrics, predictions, augmented)
+    return Evaluation(metrics, predictions, augmented, shared)
+
+
+def _restricted(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], shared: Sequence[str], prefix: str
+) -> dict[str, float | None]:
+    """Scores among some classes, which all labels are of: the probabilities of the others are left out."""
+    columns = [classes.index(name) for name in shared]
+    chosen = np.maximum(probabilities[:, columns], np.finfo(np.float64).tiny)
+    places = np.searchsorted(columns, labels)
+    return classification_metrics(chosen / chosen.sum(axis=1, keepdims=True), places, shared, prefix)
 
 
 def _table(faces: Faces, split: Split, test: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    names = np.array(EMOTIONS)
+    names = np.array(faces.classes)
     return pd.DataFrame(
         {
             "id": faces.ids[test],
             "usage": np.array(USAGES)[faces.usage[test]],
             "label": names[faces.labels[test]],
             "prediction": names[probabilities.argmax(axis=1)],
-            **{f"p_{emotion}": probabilities[:, k] for k, emotion in enumerate(EMOTIONS)},
+            **dict(zip(probability_columns(faces.classes), probabilities.T, strict=True)),
             "twin_group": faces.twins[test],
             **{name: np.isin(test, indices).astype(int) for name, indices in split.tests.items()},
         }
@@ -110,8 +132,8 @@ def headline(metrics: Mapping[str, Any], name: str = "test") -> dict[str, Any]:
     return {f"{name}/{key}": metrics[f"{name}/{key}"] for key in ("n", *HEADLINES)}
 
 
-def print_table(metrics: Mapping[str, Any], name: str = "test") -> None:
-    """Print scores by set, then recall, precision and F1 by emotion in the set ``name``."""
+def print_table(metrics: Mapping[str, Any], classes: Sequence[str], name: str = "test") -> None:
+    """Print scores by set, then recall, precision and F1 by class in the set ``name``."""
     title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
     sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
     headings = (SCORES[key].heading for key in HEADLINES)
@@ -119,14 +141,13 @@ def print_table(metrics: Mapping[str, Any], name: str = "test") -> None:
     for row in sets:
         values = (metrics[f"{row}/{key}"] for key in HEADLINES)
         table.add_row(row, str(metrics[f"{row}/n"]), *(percent(value, digits=2) for value in values))
-    classes = Table("emotion", "recall", "precision", "F1")
-    for emotion in EMOTIONS:
-        classes.add_row(
-            emotion, *(percent(metrics[f"{name}/{key}/{emotion}"], digits=2) for key in ("recall", "precision", "f1"))
-        )
+    by_class = Table(class_noun(classes), "recall", "precision", "F1")
+    for each in classes:
+        scores = (percent(metrics[f"{name}/{key}/{each}"], digits=2) for key in ("recall", "precision", "f1"))
+        by_class.add_row(Text(each), *scores)
     console = Console()
     console.print(table)
-    console.print(classes)
+    console.print(by_class)
     if metrics.get(f"{name}/nll_calibrated") is not None:
         before, after = (percent(metrics[f"{name}/{key}"], digits=2) for key in ("ece", "ece_calibrated"))
         console.print(

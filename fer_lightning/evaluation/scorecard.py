@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics import names
 from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
 
 SCORES = ("n", *names.SCORES, "nll_calibrated", "ece_calibrated")
-PER_CLASS = tuple(f"{score}/{emotion}" for score in ("recall", "precision", "f1") for emotion in EMOTIONS)
+PER_CLASS = ("recall", "precision", "f1")
 FACTS = ("temperature", "data", "split", "labels", "synthetic", "imbalance", "model", "seed", "data_hash", "git_commit")
 
 
@@ -17,10 +16,11 @@ def make_scorecard(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Select the part of a run's ``metrics.json`` that is stored in its checkpoint.
 
     Returns:
-        ``test/<score>`` and ``test_dedup/<score>`` with everything in ``SCORES`` and ``PER_CLASS``, and ``FACTS``.
-        ``temperature`` calibrates the probabilities (None without validation images). Plain Python.
+        ``test/<score>`` and ``test_dedup/<score>`` with everything in ``SCORES``, and in ``PER_CLASS`` for each class,
+        and ``FACTS``. ``temperature`` calibrates the probabilities (None without validation images). Plain Python.
     """
-    keys = [f"{name}/{key}" for name in ("test", "test_dedup") for key in (*SCORES, *PER_CLASS)]
+    by_class = [f"{score}/{name}" for score in PER_CLASS for name in metrics["train/class_counts"]]
+    keys = [f"{name}/{key}" for name in ("test", "test_dedup") for key in (*SCORES, *by_class)]
     return {key: metrics[key] for key in (*keys, *FACTS) if key in metrics}
 
 
@@ -31,8 +31,8 @@ def store(checkpoint: Path, card: Mapping[str, Any]) -> None:
     write_checkpoint(checkpoint, content)
 
 
-def scorecard_line(card: Mapping[str, Any] | None, emotion: str | None = None) -> str:
-    """One line with a model's test scores, and its recall of one emotion where it is given.
+def scorecard_line(card: Mapping[str, Any] | None, class_name: str | None = None) -> str:
+    """One line with a model's test scores, and its recall of one class where it is given.
 
     For example: ``test accuracy 66.1 %, macro F1 63.0 % (fer2013, 3,589 images); recall of disgust 41 %``.
     """
@@ -43,5 +43,5 @@ def scorecard_line(card: Mapping[str, Any] | None, emotion: str | None = None) -
         f"test accuracy {100 * card['test/accuracy']:.1f} %, macro F1 {100 * card['test/f1_macro']:.1f} % "
         f"({source}, {card['test/n']:,} images)"
     )
-    recall = card.get(f"test/recall/{emotion}") if emotion else None
-    return line if recall is None else f"{line}; recall of {emotion} {100 * recall:.0f} %"
+    recall = card.get(f"test/recall/{class_name}") if class_name else None
+    return line if recall is None else f"{line}; recall of {class_name} {100 * recall:.0f} %"

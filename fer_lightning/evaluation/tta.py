@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from torchvision.transforms import functional  # type: ignore[import-untyped]
 
-CROP_SIZE = 44
-"""Side of a crop of a 48x48 image, in pixels; the model resizes crops to its input as it does whole images."""
+CROP = 44 / 48
+"""Side of a crop, as a share of the image's; the model resizes crops to its input as it does whole images."""
 
 Views = Callable[[Tensor], Sequence[Tensor]]
-"""Images (B, H, W) -> views of all of them, each (B, h, w)."""
+"""Images (B, H, W) or (B, 3, H, W) -> views of all of them, each (B, h, w) or (B, 3, h, w)."""
 
 
 def plain(images: Tensor) -> tuple[Tensor, ...]:
@@ -22,13 +22,14 @@ def plain(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def flip(images: Tensor) -> tuple[Tensor, ...]:
-    """The images and their mirrors: two views (B, H, W)."""
+    """The images and their mirrors: two views."""
     return images, functional.hflip(images)
 
 
 def ten_crop(images: Tensor) -> tuple[Tensor, ...]:
-    """Four corners and the centre, and their mirrors: ten views (B, ``CROP_SIZE``, ``CROP_SIZE``)."""
-    return tuple(functional.ten_crop(images, [CROP_SIZE, CROP_SIZE]))
+    """Four corners and the centre, and their mirrors: ten views with sides of ``CROP``."""
+    side = round(CROP * images.shape[-1])
+    return tuple(functional.ten_crop(images, [side, side]))
 
 
 VIEWS: dict[str, Views] = {"flip": flip, "ten_crop": ten_crop}

@@ -101,13 +101,13 @@ def choose_tau(
     scores = []
     for tau in adjust.candidates:
         logits = F.linear(features, *adjust(weight, bias, tau))
-        scores.append(_score(labels, logits.argmax(dim=1), metric))
+        scores.append(_score(labels, logits.argmax(dim=1), len(weight), metric))
     best = max(scores)
     return min(tau for tau, score in zip(adjust.candidates, scores, strict=True) if score == best), scores
 
 
-def _score(labels: Tensor, predicted: Tensor, metric: str) -> float:
-    matrix = confusion_matrix(labels.cpu().numpy(), predicted.cpu().numpy())
+def _score(labels: Tensor, predicted: Tensor, classes: int, metric: str) -> float:
+    matrix = confusion_matrix(labels.cpu().numpy(), predicted.cpu().numpy(), classes)
     if metric == "f1_macro":
         return float(macro_f1(matrix))
     if metric == "balanced_accuracy":

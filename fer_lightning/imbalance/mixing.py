@@ -90,7 +90,7 @@ class Mixup:
         """Mix ``others`` into ``images``.
 
         Args:
-            images: (B, H, W), augmented; uint8, or floating point from 0 to 255. ``others`` likewise.
+            images: (B, H, W) or (B, 3, H, W), augmented; uint8, or floating point from 0 to 255. ``others`` likewise.
             targets: float32 (B, C), rows sum to 1; ``other_targets`` likewise.
             mixes: of these images, on their device.
 
@@ -98,9 +98,10 @@ class Mixup:
             New tensors of images and targets, with the shapes and types of the arguments; values without a partner
             are unchanged.
         """
-        share = mixes.share[:, None, None]
+        one_each = (-1, *(1,) * (images.ndim - 1))
+        share = mixes.share.view(one_each)
         mixed = share * images.float() + (1 - share) * others.float()
-        mixed = torch.where(mixes.partner[:, None, None] < 0, images, _as_kind_of(images, mixed))
+        mixed = torch.where(mixes.partner.view(one_each) < 0, images, _as_kind_of(images, mixed))
         return mixed, _blend(targets, other_targets, self.label_share(mixes, targets, other_targets))
 
     def label_share(self, mixes: Mixes, targets: Tensor, other_targets: Tensor) -> Tensor:
@@ -212,8 +213,9 @@ class CMO:
     ) -> tuple[Tensor, Tensor]:
         """Paste rectangles of ``others`` onto ``images``; arguments and result as for ``Mixup``."""
         top, bottom, left, right = mixes.box.T[:, :, None]
-        rows, columns = (torch.arange(side, device=images.device) * GRID // side for side in images.shape[1:])
+        rows, columns = (torch.arange(side, device=images.device) * GRID // side for side in images.shape[-2:])
         inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
+        inside = inside if images.ndim == 3 else inside.unsqueeze(1)
         return torch.where(inside, others, images), _blend(targets, other_targets, mixes.share)
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.runtime.errors import UserError
 
 BUDGETS = ("steps", "epochs")
@@ -123,10 +122,9 @@ class UnderSampler(EpochSampler):
         classes, counts = np.unique(labels, return_counts=True)
         self.per_class = int(counts.min()) if per_class is None else per_class
         if not 1 <= self.per_class <= counts.min():
-            rarest = EMOTIONS[classes[counts.argmin()]]
             raise UserError(
-                f"per_class={per_class} is out of range: the rarest training class, {rarest}, has "
-                f"{counts.min()} images; give 1 to {counts.min()}, or null for all of them"
+                f"per_class={per_class} is out of range: the rarest training class has {counts.min()} images; "
+                f"give 1 to {counts.min()}, or null for all of them"
             )
         if budget not in BUDGETS:
             raise UserError(f"budget={budget}: unknown; choose one of {', '.join(BUDGETS)}")

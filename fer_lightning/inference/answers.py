@@ -10,24 +10,74 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.data.faces import class_noun
 from fer_lightning.inference.detect import Box
 from fer_lightning.presentation.escapes import to_csv
 from fer_lightning.presentation.printable import printable
 
 OK, NO_FACE = "ok", "no face"
 
-COLUMNS = (
-    *("path", "frame", "time", "face", "x", "y", "width", "height", "status", "emotion", "confidence"),
-    *(f"p_{emotion}" for emotion in EMOTIONS),
-    "model_recall",
-)
+PLACE = ("path", "frame", "time", "face", "x", "y", "width", "height", "status")
 
 WIDE = 100
-"""Terminal columns from which a table also shows the second-best emotion."""
+"""Terminal columns from which a table also shows the second-best class."""
 
 Write = Callable[[list["Row"]], None]
 """Writes the rows of one picture."""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """What the answers are about.
+
+    Attributes:
+        classes: names of the model's C classes.
+        card: the model's scorecard.
+    """
+
+    classes: tuple[str, ...]
+    card: Mapping[str, Any] | None
+
+    @property
+    def noun(self) -> str:
+        """What a class is called."""
+        return class_noun(self.classes)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a table of answers."""
+        return (*PLACE, self.noun, "confidence", *(f"p_{name}" for name in self.classes), "model_recall")
+
+    def answer(self, row: "Row") -> str | None:
+        """The most probable class; None without probabilities."""
+        return None if row.probabilities is None else self.classes[int(row.probabilities.argmax())]
+
+    def ranked(self, row: "Row") -> list[str]:
+        """All classes with their probability, the most probable first, such as ``happy 92 %``; empty without one."""
+        if row.probabilities is None:
+            return []
+        order = np.argsort(-row.probabilities, kind="stable")
+        return [f"{self.classes[k]} {100 * row.probabilities[k]:.0f} %" for k in order]
+
+    def recall(self, row: "Row") -> float | None:
+        """The model's test recall of the answer, from its scorecard; None when unknown."""
+        name = self.answer(row)
+        value = self.card.get(f"test/recall/{name}") if self.card and name else None
+        return None if value is None else round(value, 6)
+
+    def as_dict(self, row: "Row") -> dict[str, Any]:
+        """A row by ``columns`` as plain Python values; None for missing values."""
+        probabilities: list[float | None] = [None] * len(self.classes)
+        confidence = None
+        if row.probabilities is not None:
+            probabilities = [round(float(value), 6) for value in row.probabilities]
+            confidence = round(float(row.probabilities.max()), 6)
+        values = (
+            *(str(row.path), row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
+            *(row.box or (None, None, None, None)),
+            *(row.status, self.answer(row), confidence, *probabilities, self.recall(row)),
+        )
+        return dict(zip(self.columns, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -41,7 +91,7 @@ class Row:
         face: number within the picture, from 1, from left to right; None when the whole picture is the face.
         box: of the face in pixels of the picture; None when the whole picture is the face.
         status: ``ok``, ``no face``, or why the picture could not be read.
-        probabilities: (7,); None unless ``ok``.
+        probabilities: (C,); None unless ``ok``.
     """
 
     path: str
@@ -52,77 +102,45 @@ class Row:
     status: str
     probabilities: np.ndarray | None
 
-    @property
-    def emotion(self) -> str | None:
-        """The most probable one."""
-        return None if self.probabilities is None else EMOTIONS[int(self.probabilities.argmax())]
 
-    def ranked(self) -> list[str]:
-        """All emotions with their probability, the most probable first, such as ``happy 92 %``; empty without one."""
-        if self.probabilities is None:
-            return []
-        order = np.argsort(-self.probabilities, kind="stable")
-        return [f"{EMOTIONS[k]} {100 * self.probabilities[k]:.0f} %" for k in order]
-
-
-def recall(card: Mapping[str, Any] | None, emotion: str | None) -> float | None:
-    """The model's test recall of an emotion, from its scorecard; None when unknown."""
-    value = card.get(f"test/recall/{emotion}") if card and emotion else None
-    return None if value is None else round(value, 6)
-
-
-def as_dict(row: Row, card: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A row by ``COLUMNS`` as plain Python values; None for missing values."""
-    probabilities: list[float | None] = [None] * len(EMOTIONS)
-    confidence = None
-    if row.probabilities is not None:
-        probabilities = [round(float(value), 6) for value in row.probabilities]
-        confidence = round(float(row.probabilities.max()), 6)
-    values = (
-        *(str(row.path), row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
-        *(row.box or (None, None, None, None)),
-        *(row.status, row.emotion, confidence, *probabilities, recall(card, row.emotion)),
-    )
-    return dict(zip(COLUMNS, values, strict=True))
-
-
-def csv_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
+def csv_writer(stream: IO[str], answerer: Answerer) -> Write:
     """Write comma-separated values; the header is written immediately. Control characters of names are escaped."""
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    columns = answerer.columns
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writerow({name: to_csv(name) for name in columns})
 
     def write(rows: list[Row]) -> None:
         for row in rows:
-            values = as_dict(row, card)
+            values = answerer.as_dict(row)
             writer.writerow({key: to_csv(value) for key, value in {**values, "path": printable(row.path)}.items()})
         stream.flush()
 
     return write
 
 
-def jsonl_writer(stream: IO[str], card: Mapping[str, Any] | None) -> Write:
+def jsonl_writer(stream: IO[str], answerer: Answerer) -> Write:
     """Write one JSON object per line."""
 
     def write(rows: list[Row]) -> None:
-        stream.writelines(json.dumps(as_dict(row, card), allow_nan=False) + "\n" for row in rows)
+        stream.writelines(json.dumps(answerer.as_dict(row), allow_nan=False) + "\n" for row in rows)
         stream.flush()
 
     return write
 
 
-def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, boxes: bool) -> Write:
+def table_writer(console: Console, answerer: Answerer, times: bool, boxes: bool) -> Write:
     """Print table rows one picture at a time, all with the same column widths.
 
     Args:
         console: to print to.
-        card: the model's scorecard.
+        answerer: the model's classes and scores.
         times: show the time of video frames.
         boxes: show number and box of detected faces.
     """
     columns = [("time", 9)] if times else []
     columns += [("face", 4), ("x, y, width, height", 22)] if boxes else []
     wide = console.width >= WIDE
-    columns += [("emotion", 14), *([("or", 14)] if wide else []), ("recall", 6)]
+    columns += [(answerer.noun, 14), *([("or", 14)] if wide else []), ("recall", 6)]
     has_header = False
 
     def write(rows: list[Row]) -> None:
@@ -135,8 +153,8 @@ def table_writer(console: Console, card: Mapping[str, Any] | None, times: bool, 
         for name, width in columns:
             table.add_column(name, width=width)
         for row in rows:
-            first, second, *_ = (*row.ranked(), row.status, "")
-            known_recall = recall(card, row.emotion)
+            first, second, *_ = (*answerer.ranked(row), row.status, "")
+            known_recall = answerer.recall(row)
             cells = [f"{row.seconds or 0:.2f} s"] if times else []
             cells += [str(row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
             cells += [first, *([second] if wide else []), "" if known_recall is None else f"{100 * known_recall:.0f} %"]

@@ -1,6 +1,7 @@
 """The content of the demo page: the faces of a photo, their predictions, and saliency maps."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 import torch
 
 from fer_lightning.data.archives import MAX_PIECE
-from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.data.images import as_face, decode
+from fer_lightning.data.images import as_face, as_picture, decode
 from fer_lightning.evaluation.probabilities import classify
 from fer_lightning.evaluation.scorecard import scorecard_line
 from fer_lightning.inference import saliency
@@ -28,7 +28,7 @@ HEIGHT = 320
 """Height of a photo on the page, in pixels, so that the predictions stay in view on a narrow screen."""
 
 FACE = 192
-"""Side of a face on the page, in pixels; the model's input has 48."""
+"""Side of a face on the page, in pixels."""
 
 MAX_PIXELS = 2**24
 """Pixels of a photo that faces are searched in; a larger one is reduced."""
@@ -55,9 +55,9 @@ class FaceAnswer:
 
     Attributes:
         box: in the photo, without the margin of ``face``.
-        face: uint8, (48, 48), the model's input.
-        probabilities: (7,), calibrated when the model has a temperature.
-        saliency: float32, (48, 48), in 0..1: evidence for the most probable emotion.
+        face: uint8, (H, H) or (3, H, H), the model's input.
+        probabilities: (C,), calibrated when the model has a temperature.
+        saliency: float32, (H, H), in 0..1: evidence for the most probable class.
     """
 
     box: Box
@@ -110,7 +110,7 @@ def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.devi
         height, width = photo.shape[:2]
         side = min(height, width)
         boxes, crops = [Box((width - side) // 2, (height - side) // 2, side, side)], [photo]
-    faces = np.stack([as_face(crop) for crop in crops])
+    faces = np.stack([as_face(crop, model.form) for crop in crops])
     probabilities = classify(model, faces, device)
     maps = saliency.saliency_maps(model, faces, probabilities.argmax(axis=1), device)
     return [FaceAnswer(*each) for each in zip(boxes, faces, probabilities, maps, strict=True)], notice
@@ -134,25 +134,25 @@ def draw_boxes(photo: np.ndarray, answers: list[FaceAnswer]) -> np.ndarray:
     return colour
 
 
-def as_html(answers: list[FaceAnswer], notice: str, card: dict[str, Any] | None) -> str:
+def as_html(answers: list[FaceAnswer], notice: str, classes: Sequence[str], card: dict[str, Any] | None) -> str:
     """A section for each face: the face, its map, bars of the probabilities, and the model's test recall."""
     parts = [f'<p class="notice" role="status">{to_html(notice)}</p>'] if notice else []
     for number, each in enumerate(answers, start=1):
-        best = int(each.probabilities.argmax())
-        emotion = EMOTIONS[best]
-        face = cv2.resize(each.face, (FACE, FACE), interpolation=cv2.INTER_CUBIC)
+        best, side = int(each.probabilities.argmax()), each.face.shape[-1]
+        answer = to_html(classes[best])
+        face = cv2.resize(as_picture(each.face), (FACE, FACE), interpolation=cv2.INTER_CUBIC)
         heat = np.clip(cv2.resize(each.saliency, (FACE, FACE), interpolation=cv2.INTER_CUBIC), 0, 1)
         bars = "".join(
-            f'<tr{" class=best" if k == best else ""}><th scope="row">{EMOTIONS[k]}</th>'
+            f'<tr{" class=best" if k == best else ""}><th scope="row">{to_html(classes[k])}</th>'
             f'<td><div class="bar" style="width:{100 * value:.1f}%"></div></td><td>{100 * value:.0f} %</td></tr>'
             for k, value in enumerate(each.probabilities)
         )
-        recall = (card or {}).get(f"test/recall/{emotion}")
-        note = "" if recall is None else f"<p>Test recall of {emotion}: {100 * recall:.0f} %.</p>"
+        recall = (card or {}).get(f"test/recall/{classes[best]}")
+        note = "" if recall is None else f"<p>Test recall of {answer}: {100 * recall:.0f} %.</p>"
         parts.append(
-            f'<section class="face"><h3>Face {number}: {emotion} {100 * each.probabilities[best]:.0f} %</h3>'
-            f'<div class="columns">{_figure(face, "input, 48 x 48 pixels")}'
-            f"{_figure(overlay(face, heat), f'evidence for {emotion}')}"
+            f'<section class="face"><h3>Face {number}: {answer} {100 * each.probabilities[best]:.0f} %</h3>'
+            f'<div class="columns">{_figure(face, f"input, {side} x {side} pixels")}'
+            f"{_figure(overlay(face if face.ndim == 2 else np.moveaxis(face, -1, 0), heat), f'evidence for {answer}')}"
             f'<div class="chances"><table>{bars}</table></div></div>{note}</section>'
         )
     return "".join(parts)
@@ -171,7 +171,9 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
             answers, notice = answer_photo(model, photo, device)
         except UserError as error:
             return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{to_html(str(error))}</p>'
-        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(answers, notice, card)
+        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(
+            answers, notice, model.classes, card
+        )
 
     with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(

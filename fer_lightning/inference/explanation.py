@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.config.messages import did_you_mean
+from fer_lightning.data.faces import class_noun
 from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
 from fer_lightning.evaluation.probabilities import classify, pick_device
 from fer_lightning.evaluation.scorecard import scorecard_line
@@ -46,7 +47,7 @@ class TableRow(NamedTuple):
 
 
 def explain_inputs(
-    checkpoint: Path, inputs: list[str], faces: bool, detector: Path | None, emotion: str | None, out: Path
+    checkpoint: Path, inputs: list[str], faces: bool, detector: Path | None, class_name: str | None, out: Path
 ) -> None:
     """Write a picture for each face and print a table of them; exit with a code above 100 when some inputs failed.
 
@@ -55,7 +56,7 @@ def explain_inputs(
         inputs: images and folders.
         faces: detect faces; implied by ``detector``.
         detector: YuNet's file; None for OpenCV's Haar cascade.
-        emotion: the one to explain; None for the predicted one of each face.
+        class_name: the class to explain; None for the predicted one of each face.
         out: folder for the pictures.
 
     Raises:
@@ -63,13 +64,17 @@ def explain_inputs(
     """
     sources = [_refuse_video(source) for source in pictures.list_sources(inputs)]
     detects = faces or detector is not None
-    extract = stream.central_face_with_note()
     if detects:
         detect.check_detector(detector)
-        extract = partial(stream.detected_faces, detector=detector)
     model = EmotionClassifier.load(checkpoint)
+    extract = stream.central_face_with_note(model.form)
+    if detects:
+        extract = partial(stream.detected_faces, form=model.form, detector=detector)
+    if class_name is not None and class_name not in model.classes:
+        hint = did_you_mean(class_name, list(model.classes))
+        raise UserError(f"--class {class_name}: this model knows {', '.join(model.classes)}{hint}")
     _make_folder(out)
-    explainer = _Explainer(model, emotion, out, pick_device("auto"), set())
+    explainer = _Explainer(model, class_name, out, pick_device("auto"), set())
     columns = ("image", *(["face"] if detects else []), "answer", "probability", "picture")
     table = Table(*(Column(name, overflow="fold") for name in columns))
     predicted: set[str] = set()
@@ -80,13 +85,13 @@ def explain_inputs(
         for row in explainer.draw(chunk):
             cells = row if detects else (row.image, *row[2:])
             table.add_row(*(escape(printable(cell)) for cell in cells))
-            predicted |= {row.answer} & set(EMOTIONS)
+            predicted |= {row.answer} & set(model.classes)
     card = model.hparams["scorecard"]
     console = Console()
     console.print(table)
-    only_emotion = predicted.pop() if len(predicted) == 1 else None
+    only_answer = predicted.pop() if len(predicted) == 1 else None
     console.print(
-        f"this model: {scorecard_line(card, only_emotion)}; probabilities {_calibration(card)}", highlight=False
+        f"this model: {scorecard_line(card, only_answer)}; probabilities {_calibration(card)}", highlight=False
     )
     stream.exit_if_failed(failed, len(sources))
 
@@ -104,14 +109,14 @@ class _Explainer:
 
     Attributes:
         model: moved to ``device``.
-        emotion: the one to explain; None for the predicted one.
+        class_name: the class to explain; None for the predicted one.
         out: folder for the pictures.
         device: where to compute.
         taken: names of the pictures written so far.
     """
 
     model: EmotionClassifier
-    emotion: str | None
+    class_name: str | None
     out: Path
     device: torch.device
     taken: set[str]
@@ -121,11 +126,12 @@ class _Explainer:
         card = self.model.hparams["scorecard"]
         images = [face for item in items for _, face in item.faces]
         maps: Any = ()
-        probabilities = np.empty((0, len(EMOTIONS)))
+        probabilities = np.empty((0, len(self.model.classes)))
         if images:
             probabilities = classify(self.model, np.stack(images), self.device)
         predicted = probabilities.argmax(axis=1)
-        explained = np.full(len(images), EMOTIONS.index(self.emotion)) if self.emotion else predicted
+        classes = self.model.classes
+        explained = np.full(len(images), classes.index(self.class_name)) if self.class_name else predicted
         if images:
             maps = saliency.saliency_maps(self.model, np.stack(images), explained, self.device)
         faces = iter(zip(images, maps, probabilities, explained, predicted, strict=True))
@@ -135,10 +141,10 @@ class _Explainer:
                 yield TableRow(str(path), "", "-", "-", item.picture.problem or NO_FACE)
             for number, ((box, _), face) in enumerate(zip(item.faces, faces, strict=False), start=1):
                 image, heat, chances, shown, best = face
-                answer, confidence = EMOTIONS[best], f"{100 * chances[best]:.0f} %"
+                answer, confidence = classes[best], f"{100 * chances[best]:.0f} %"
                 subtitle = f"{_shorten(path.name)} · probabilities {_calibration(card)} · {scorecard_line(card)}"
                 figure = saliency_figures.explained_face(
-                    image, heat, chances, int(shown), f"{answer} {confidence}", subtitle
+                    image, heat, classes, chances, int(shown), f"{answer} {confidence}", subtitle
                 )
                 picture = self.out / _free_name(path.stem, self.taken)
                 _save(figure, picture)
@@ -168,12 +174,12 @@ def explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
         model, faces.images[test], faces.labels[test], pick_device(cfg.trainer.accelerator)
     )
     chosen = f"{result.right.sum():,} of {result.total.sum():,} test faces, those classified correctly"
-    subtitle = f"{caption(what_was_scored(checkpoint, cfg, faces))} · mean over {chosen}"
+    subtitle = f"{caption(what_was_scored(checkpoint, cfg, faces, split))} · mean over {chosen}"
     figure = saliency_figures.mean_maps(
-        result.faces, result.maps, result.right, result.total, "Mean saliency map of each emotion", subtitle
+        result, model.classes, f"Mean saliency map of each {class_noun(model.classes)}", subtitle
     )
     _save(figure, out / "saliency.png")
-    replace_file_by(out / "saliency.npz", lambda file: _save_arrays(file, result))
+    replace_file_by(out / "saliency.npz", lambda file: _save_arrays(file, model.classes, result))
     areas = ", ".join(f"{name} {area:.3f}" for name, area in result.deletion.items())
     log.info("%s: wrote %s and %s", chosen, out / "saliency.png", out / "saliency.npz")
     log.info(
@@ -195,10 +201,9 @@ def _save(figure: Figure, path: Path) -> None:
     replace_file_by(path, lambda file: figure.savefig(file, format="png"))
 
 
-def _save_arrays(file: BinaryIO, result: saliency.MeanMaps) -> None:
-    names = np.array(EMOTIONS)
+def _save_arrays(file: BinaryIO, classes: Sequence[str], result: saliency.MeanMaps) -> None:
     np.savez_compressed(
-        file, emotions=names, maps=result.maps, faces=result.faces, right=result.right, total=result.total
+        file, classes=np.array(classes), maps=result.maps, faces=result.faces, right=result.right, total=result.total
     )
 
 

@@ -3,18 +3,18 @@
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 
 from fer_lightning.inference import answers, detect, pictures, stream
 from fer_lightning.inference.annotate import Drawings
-from fer_lightning.inference.answers import OK, Row
+from fer_lightning.inference.answers import OK, Answerer, Row
 from fer_lightning.inference.pictures import Source
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
@@ -113,17 +113,17 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
 
     device = _pick_device(request.device)
     model = EmotionClassifier.load(request.checkpoint)
-    card = model.hparams["scorecard"]
-    write = _open_output(request, card, any(source.moves for source in sources), stack)
+    answerer = Answerer(model.classes, model.hparams["scorecard"])
+    write = _open_output(request, answerer, any(source.moves for source in sources), stack)
     drawings = _open_drawings(request, stack)
     extract = (
-        partial(stream.detected_faces, detector=request.detector)
+        partial(stream.detected_faces, form=model.form, detector=request.detector)
         if request.detects
-        else stream.central_face_with_note()
+        else stream.central_face_with_note(model.form)
     )
     classified: set[int] = set()
     damaged: set[int] = set()  # a video cut short is in both
-    only_emotion = None
+    only_answer = None
     extracted = stream.extract_faces(sources, extract, request.every, keep=drawings is not None)
     for item, rows in stream.classify_pictures(extracted, lambda faces: classify(model, faces, device)):
         if rows[0].status == OK:
@@ -131,14 +131,14 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
         if item.picture.problem:
             damaged.add(id(item.source))
         if request.prints_table and _is_single_face(sources, rows):
-            only_emotion = rows[0].emotion
-            print(printable(f"{rows[0].path}: {', '.join(rows[0].ranked()[:3])}"))
+            only_answer = answerer.answer(rows[0])
+            print(printable(f"{rows[0].path}: {', '.join(answerer.ranked(rows[0])[:3])}"))
         else:
             write(rows)
         if drawings is not None:
-            labels = [(row.box, row.ranked()[0] if row.status == OK else row.status) for row in rows]
+            labels = [(row.box, answerer.ranked(row)[0] if row.status == OK else row.status) for row in rows]
             drawings.add(item.source, item.picture, labels)
-    _print_model_quality(card, only_emotion, sys.stdout if request.prints_table else sys.stderr)
+    _print_model_quality(answerer, only_answer, sys.stdout if request.prints_table else sys.stderr)
     return sum(id(source) in damaged or id(source) not in classified for source in sources), len(sources)
 
 
@@ -146,15 +146,16 @@ def _is_single_face(sources: list[Source], rows: list[Row]) -> bool:
     return len(sources) == len(rows) == 1 and not sources[0].moves and rows[0].status == OK
 
 
-def _print_model_quality(card: Mapping[str, Any] | None, emotion: str | None, file: IO[str]) -> None:
+def _print_model_quality(answerer: Answerer, answer: str | None, file: IO[str]) -> None:
     """Print the model's test scores, and whether its probabilities are calibrated."""
     from fer_lightning.evaluation.scorecard import scorecard_line
 
+    card = answerer.card
     temperature = (card or {}).get("temperature")
     calibration = "not calibrated" if temperature is None else f"calibrated (temperature {temperature:.2f})"
-    lines = [f"this model: {scorecard_line(card, emotion)}", f"probabilities: {calibration}"]
-    if card and emotion is None:
-        lines.append("recall: share of the test images of this emotion that the model classifies correctly")
+    lines = [f"this model: {scorecard_line(card, answer)}", f"probabilities: {calibration}"]
+    if card and answer is None:
+        lines.append(f"recall: share of the test images of this {answerer.noun} that the model classifies correctly")
     print("\n".join(lines), file=file, flush=True)
 
 
@@ -175,19 +176,17 @@ def _open_drawings(request: PredictionRequest, stack: ExitStack) -> Drawings | N
     return drawings
 
 
-def _open_output(
-    request: PredictionRequest, card: Mapping[str, Any] | None, moves: bool, stack: ExitStack
-) -> answers.Write:
+def _open_output(request: PredictionRequest, answerer: Answerer, moves: bool, stack: ExitStack) -> answers.Write:
     if request.out is not None:
         file = stack.enter_context(_atomic_text_file(request.out))
-        return (answers.csv_writer if request.out.suffix == ".csv" else answers.jsonl_writer)(file, card)
+        return (answers.csv_writer if request.out.suffix == ".csv" else answers.jsonl_writer)(file, answerer)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if request.format != "table":
-        return (answers.csv_writer if request.format == "csv" else answers.jsonl_writer)(sys.stdout, card)
+        return (answers.csv_writer if request.format == "csv" else answers.jsonl_writer)(sys.stdout, answerer)
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    return answers.table_writer(console, card, times=moves, boxes=request.detects)
+    return answers.table_writer(console, answerer, times=moves, boxes=request.detects)
 
 
 @contextmanager

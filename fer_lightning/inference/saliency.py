@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE
 from fer_lightning.evaluation.probabilities import predict
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
@@ -39,8 +38,8 @@ RESOLUTIONS = 3
 SHARES = np.linspace(0, 1, 11)
 """Shares of pixels blurred in ``deletion``."""
 
-_BLUR = IMAGE_SIZE / 8
-"""Standard deviation of the blur in pixels: removes eyes and mouth without adding edges."""
+_BLUR = 1 / 8
+"""Standard deviation of the blur as a share of the side: removes eyes and mouth without adding edges."""
 
 CHECKED = 256
 """Number of test faces in the deletion check, which runs the model 33 times on each."""
@@ -51,10 +50,10 @@ class MeanMaps:
     """Mean saliency maps of the test faces that a model classifies correctly.
 
     Attributes:
-        maps: mean saliency of each emotion, float32, (7, 48, 48), 0..1; 0 where ``right`` is 0.
-        faces: mean face of each emotion, float32, (7, 48, 48), 0..255.
-        right: correctly classified test images of each emotion, int64, (7,).
-        total: test images of each emotion, int64, (7,).
+        maps: mean saliency of each class, float32, (C, H, H), 0..1; 0 where ``right`` is 0.
+        faces: mean face of each class, float32, (C, H, H), 0..255.
+        right: correctly classified test images of each class, int64, (C,).
+        total: test images of each class, int64, (C,).
         deletion: mean area under the probability of the prediction while pixels are blurred, for the orders
             ``salient first``, ``at random`` and ``salient last``.
         checked: number of faces averaged in ``deletion``.
@@ -86,34 +85,34 @@ def saliency_maps(
 
     Args:
         model: moved to ``device``; its parameters may be frozen.
-        images: uint8, (n, 48, 48).
+        images: uint8, (n, H, H) or (n, 3, H, H).
         emotions: int, (n,): the class to explain, of each image.
         device: where to compute.
 
     Returns:
-        float32, (n, 48, 48), in 0..1: 1 at the most salient pixel; all 0 without evidence for the emotion.
+        float32, (n, H, H), in 0..1: 1 at the most salient pixel; all 0 without evidence for the emotion.
     """
     model = model.to(device).eval()
     method = LayerGradientXActivation(model, layers(model))
-    maps = np.zeros((len(images), IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    side = images.shape[-1]
+    maps = np.zeros((len(images), side, side), np.float32)
     for start in range(0, len(images), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
         # The images need a gradient, since activations of a frozen network would have none.
         pixels = torch.from_numpy(np.array(images[rows])).to(device).float().requires_grad_()
         targets = torch.from_numpy(np.array(emotions[rows], dtype=np.int64)).to(device)
         parts = [_unit(part.detach().float().sum(1, keepdim=True).relu()) for part in method.attribute(pixels, targets)]
-        size = (IMAGE_SIZE, IMAGE_SIZE)
-        whole = sum(F.interpolate(part, size, mode="bilinear", align_corners=False) for part in parts)
+        whole = sum(F.interpolate(part, (side, side), mode="bilinear", align_corners=False) for part in parts)
         assert isinstance(whole, torch.Tensor)
         maps[rows] = _unit(whole)[:, 0].cpu().numpy()
     return maps
 
 
 def mean_maps(maps: np.ndarray, emotions: np.ndarray, classes: int) -> np.ndarray:
-    """Average the maps of each emotion: float32 (classes, 48, 48); 0 for an emotion without faces.
+    """Average the maps of each class: float32 (classes, ...); 0 for a class without images.
 
     Args:
-        maps: (n, 48, 48).
+        maps: (n, ...).
         emotions: int in 0..classes-1, (n,).
         classes: number of classes.
     """
@@ -127,19 +126,22 @@ def hide(images: np.ndarray, order: np.ndarray, share: float) -> np.ndarray:
     """Blur the first ``share`` of each face's pixels.
 
     Args:
-        images: uint8, (n, 48, 48).
-        order: (n, 48, 48); pixels with higher values first, ties from the upper left.
+        images: uint8, (n, H, H).
+        order: (n, H, H); pixels with higher values first, ties from the upper left.
         share: in 0..1.
 
     Returns:
-        uint8, (n, 48, 48).
+        uint8, (n, H, H).
     """
-    n, pixels = len(images), IMAGE_SIZE * IMAGE_SIZE
+    n, side = len(images), images.shape[-1]
+    pixels = side * side
     first = np.argsort(-order.reshape(n, pixels), axis=1, kind="stable")[:, : round(share * pixels)]
     mask = np.zeros((n, pixels), bool)
     np.put_along_axis(mask, first, True, axis=1)
-    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), _BLUR) for image in images])
-    return np.where(mask.reshape(images.shape), blurred, images)
+    planes = images.reshape(-1, side, side)
+    blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), _BLUR * side) for plane in planes]).reshape(images.shape)
+    hidden = mask.reshape(n, side, side)
+    return np.where(hidden if images.ndim == 3 else hidden[:, None], blurred, images)
 
 
 def deletion(
@@ -153,9 +155,9 @@ def deletion(
 
     Args:
         model: moved to ``device``.
-        images: uint8, (n, 48, 48).
+        images: uint8, (n, H, H).
         emotions: int, (n,): the class whose probability is measured.
-        order: (n, 48, 48), such as saliency maps; highest first.
+        order: (n, H, H), such as saliency maps; highest first.
         device: where to compute.
 
     Returns:
@@ -166,13 +168,13 @@ def deletion(
     return scipy.integrate.trapezoid(np.array(kept), SHARES, axis=0)
 
 
-def random_patches(n: int, seed: int = 0) -> np.ndarray:
-    """Random orders for ``deletion``, in patches about as large as those of the maps: float32, (n, 48, 48).
+def random_patches(n: int, side: int, seed: int = 0) -> np.ndarray:
+    """Random orders for ``deletion``, in patches about as large as those of the maps: float32, (n, side, side).
 
     Single random pixels would not be comparable: blurring a third of them already destroys the whole face.
     """
     coarse = np.random.default_rng(seed).random((n, 8, 8), dtype=np.float32)
-    return np.stack([cv2.resize(one, (IMAGE_SIZE, IMAGE_SIZE)) for one in coarse])
+    return np.stack([cv2.resize(one, (side, side)) for one in coarse])
 
 
 def explain_test_set(
@@ -182,7 +184,7 @@ def explain_test_set(
 
     Args:
         model: moved to ``device``.
-        images: uint8, (n, 48, 48), n >= 1.
+        images: uint8, (n, H, H), n >= 1.
         labels: int, (n,).
         device: where to compute.
 
@@ -200,14 +202,14 @@ def explain_test_set(
     some = np.sort(np.random.default_rng(0).permutation(len(right))[:CHECKED])
     orders = {
         "salient first": maps[some],
-        "at random": random_patches(len(some)),
+        "at random": random_patches(len(some), images.shape[-1]),
         "salient last": -maps[some],
     }
     areas = {
         name: float(deletion(model, images[right[some]], emotions[some], order, device).mean())
         for name, order in orders.items()
     }
-    count = len(EMOTIONS)
+    count = len(model.classes)
     return MeanMaps(
         maps=mean_maps(maps, emotions, count),
         faces=mean_maps(images[right], emotions, count),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fer_lightning.data.faces import ImageForm
 from fer_lightning.data.images import as_face, may_be_a_crop
 from fer_lightning.inference import detect, pictures
 from fer_lightning.inference.answers import NO_FACE, OK, Row
@@ -22,7 +23,7 @@ FAILED, MOST_FAILED = 100, 125
 """Exit codes: base and maximum; shells reserve higher ones."""
 
 Faces = list[tuple[Box | None, np.ndarray]]
-"""Faces of a picture: the box, None for the whole picture, and uint8 (48, 48)."""
+"""Faces of a picture: the box, None for the whole picture, and of the model's form."""
 
 Extract = Callable[[np.ndarray], Faces]
 """Extracts the faces of a picture, uint8 (H, W) or (H, W, 3)."""
@@ -37,17 +38,17 @@ class PictureFaces:
     faces: Faces
 
 
-def central_face(image: np.ndarray) -> Faces:
+def central_face(image: np.ndarray, form: ImageForm) -> Faces:
     """Take the central square of a picture as one cropped face."""
-    return [(None, as_face(image))]
+    return [(None, as_face(image, form))]
 
 
-def detected_faces(image: np.ndarray, detector: Path | None = None) -> Faces:
+def detected_faces(image: np.ndarray, form: ImageForm, detector: Path | None = None) -> Faces:
     """Detect the faces in a photograph, from left to right."""
-    return [(box, as_face(detect.crop_face(image, box))) for box in detect.find_faces(image, detector)]
+    return [(box, as_face(detect.crop_face(image, box), form)) for box in detect.find_faces(image, detector)]
 
 
-def central_face_with_note() -> Extract:
+def central_face_with_note(form: ImageForm) -> Extract:
     """``central_face``, with one note on stderr for the first picture that looks like a photograph."""
     noted = False
 
@@ -62,7 +63,7 @@ def central_face_with_note() -> Extract:
                 file=sys.stderr,
                 flush=True,
             )
-        return central_face(image)
+        return central_face(image, form)
 
     return extract
 
@@ -91,7 +92,7 @@ def classify_pictures(
 
     Args:
         extracted: from ``extract_faces``.
-        classify_faces: from uint8 (n, 48, 48) to probabilities (n, 7).
+        classify_faces: from images (n, ...) to probabilities (n, C).
 
     Yields:
         Each picture in order, with a row per face, or one row that says why there is none.

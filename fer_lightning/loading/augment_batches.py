@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fer_lightning.config.augment import ERASE_ASPECT, Strengths
-from fer_lightning.data.faces import IMAGE_SIZE
 from fer_lightning.loading.randomness import uniforms
 
 _MOVE = slice(0, 6)
@@ -23,10 +22,12 @@ class BatchedAugmentation:
 
     Args:
         strengths: what is done, and how strongly.
+        side: of the images, in pixels.
     """
 
-    def __init__(self, strengths: Strengths) -> None:
+    def __init__(self, strengths: Strengths, side: int) -> None:
         self.strengths = strengths
+        self.side = side
 
     def sample(self, seeds: np.ndarray) -> Tensor:
         """Sample how each of n images is changed.
@@ -37,25 +38,25 @@ class BatchedAugmentation:
         Returns:
             float32, (n, 14): an affine map of sampling points (6, row by row, in coordinates from -1 to 1), whether
             it flips, factor and shift of the gray levels, the rectangle to hide (top, bottom, left, right in pixels
-            of 48; empty for none) and its gray.
+            of the images; empty for none) and its gray.
         """
-        s = self.strengths
+        s, side = self.strengths, self.side
         u = uniforms(seeds, 13).T.astype(np.float64)
         signed = 2 * u - 1
         flip = np.where(u[0] < s.hflip, -1.0, 1.0)
         angle = np.radians(s.rotate * signed[1])
         # Whole pixels, as albumentations shifts.
-        right, down = np.trunc(s.translate * signed[2:4] * IMAGE_SIZE) * 2 / IMAGE_SIZE
+        right, down = np.trunc(s.translate * signed[2:4] * side) * 2 / side
         cos, sin = (part / (1 + s.scale * signed[4]) for part in (np.cos(angle), np.sin(angle)))
         move = (
             *(flip * part for part in (cos, sin, -cos * right - sin * down)),
             *(-sin, cos, sin * right - cos * down),
         )
-        area = IMAGE_SIZE**2 * (s.erase_area[0] + (s.erase_area[1] - s.erase_area[0]) * u[8])
+        area = side**2 * (s.erase_area[0] + (s.erase_area[1] - s.erase_area[0]) * u[8])
         aspect = ERASE_ASPECT[0] + (ERASE_ASPECT[1] - ERASE_ASPECT[0]) * u[9]
         hidden = u[7] < s.erase
         height, width = (np.where(hidden, np.rint(np.sqrt(part)), 0) for part in (area / aspect, area * aspect))
-        top, left = (np.floor(u[column] * (IMAGE_SIZE + 1 - side)) for column, side in ((10, height), (11, width)))
+        top, left = (np.floor(u[column] * (side + 1 - length)) for column, length in ((10, height), (11, width)))
         changes = (
             *move,
             flip,
@@ -70,12 +71,12 @@ class BatchedAugmentation:
         """Return changed images.
 
         Args:
-            images: uint8, (B, 48, 48); not written to.
+            images: uint8, (B, H, H) or (B, 3, H, H); not written to.
             changes: (B, 14), as from ``sample``, on the same device.
             size: side of the network's input in pixels.
 
         Returns:
-            float32 from 0 to 255, (B, size, size) where images are moved, else (B, 48, 48); ``images`` itself where
+            float32 from 0 to 255; with sides of ``size`` where images are moved, else of H; ``images`` itself where
             there is nothing to do.
         """
         s = self.strengths
@@ -84,17 +85,25 @@ class BatchedAugmentation:
         pixels = images.float()
         if s.moves:
             grid = _sampling_points(changes[:, _MOVE], size)
-            pixels = F.grid_sample(pixels.unsqueeze(1), grid, "bilinear", "reflection", align_corners=False).squeeze(1)
+            channels = pixels if pixels.ndim == 4 else pixels.unsqueeze(1)
+            channels = F.grid_sample(channels, grid, "bilinear", "reflection", align_corners=False)
+            pixels = channels if pixels.ndim == 4 else channels.squeeze(1)
         elif s.hflip:
-            pixels = torch.where(changes[:, _FLIP, None, None] < 0, pixels.flip(-1), pixels)
+            pixels = torch.where(_for_each(changes[:, _FLIP], pixels) < 0, pixels.flip(-1), pixels)
         if s.relights:
-            factor, shift = changes[:, _FACTOR, None, None], changes[:, _SHIFT, None, None]
+            factor, shift = (_for_each(changes[:, column], pixels) for column in (_FACTOR, _SHIFT))
             pixels = torch.addcmul(shift, pixels, factor).clamp_(0, 255)
         if s.erase:
-            hidden = _inside(changes, _TOP, _BOTTOM, pixels.shape[1])[:, :, None]
-            hidden = hidden & _inside(changes, _LEFT, _RIGHT, pixels.shape[2])[:, None, :]
-            pixels = torch.where(hidden, changes[:, _GRAY, None, None], pixels)
+            hidden = _inside(changes, _TOP, _BOTTOM, pixels.shape[-2], self.side)[:, :, None]
+            hidden = hidden & _inside(changes, _LEFT, _RIGHT, pixels.shape[-1], self.side)[:, None, :]
+            hidden = hidden if pixels.ndim == 3 else hidden.unsqueeze(1)
+            pixels = torch.where(hidden, _for_each(changes[:, _GRAY], pixels), pixels)
         return pixels
+
+
+def _for_each(numbers: Tensor, images: Tensor) -> Tensor:
+    """One number per image, (B,), in a shape that spreads over the images."""
+    return numbers.view(-1, *(1,) * (images.ndim - 1))
 
 
 def _sampling_points(moves: Tensor, size: int) -> Tensor:
@@ -106,7 +115,7 @@ def _sampling_points(moves: Tensor, size: int) -> Tensor:
     return columns.mT[:, None] + rows.mT[:, :, None]
 
 
-def _inside(changes: Tensor, first: int, last: int, size: int) -> Tensor:
-    """Which of ``size`` pixels along one side are inside the rectangle, (B, size)."""
-    places = torch.arange(size, device=changes.device) * IMAGE_SIZE // size
+def _inside(changes: Tensor, first: int, last: int, size: int, side: int) -> Tensor:
+    """Which of ``size`` pixels along one side are inside the rectangle, in pixels of ``side``: (B, size)."""
+    places = torch.arange(size, device=changes.device) * side // size
     return (places >= changes[:, first, None]) & (places < changes[:, last, None])

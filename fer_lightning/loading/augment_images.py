@@ -53,11 +53,11 @@ class Augmentation:
         """Return the augmented image, a pure function of both arguments.
 
         Args:
-            image: uint8, (H, W); not written to.
+            image: uint8, (H, W) or (H, W, 3); not written to.
             seed: 0 or more, as from ``entry_seed``.
 
         Returns:
-            uint8, (H, W); ``image`` itself where nothing was changed.
+            uint8, of the same shape; ``image`` itself where nothing was changed.
         """
         if self.pipeline is None:
             return image

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, Faces, count_classes
+from fer_lightning.data.faces import Faces
+from fer_lightning.data.images import as_picture
 from fer_lightning.data.splits import Split
 from fer_lightning.imbalance import mixing
 from fer_lightning.imbalance.samplers import Entry, EpochSampler, EvalShard
@@ -39,61 +40,56 @@ class TrainingFaces(Dataset[Item]):
     As ``TrainingBatches``, a pure function of (seed, epoch, position in the epoch).
 
     Args:
-        images: uint8, (N, 48, 48), the whole set.
+        images: uint8, (N, H, H) or (N, 3, H, H), the whole set.
         rows: (n,), those of the training subset.
-        labels: int64, (n,).
+        targets: int64, (n,), or float32, (n, C) where images are mixed or labels are soft.
         augmentation: called with an image and a seed.
         seed: of augmentation and mixing.
-        soft: float32, (n, 7), targets in place of the labels.
-        mix: one of ``imbalance.mixing``: joins an image with a partner. Targets are (7,) then, not a number.
+        mix: one of ``imbalance.mixing``: joins an image with a partner.
     """
 
     def __init__(
         self,
         images: np.ndarray,
         rows: np.ndarray,
-        labels: np.ndarray,
+        targets: np.ndarray,
         augmentation: Callable[[np.ndarray, int], np.ndarray],
         seed: int,
-        soft: np.ndarray | None = None,
         mix: Any = None,
     ):
         self.images = images
         self.rows = rows
-        self.labels = labels
+        self.targets = targets
         self.augmentation = augmentation
         self.seed = seed
-        self.soft = soft
         self.mix = mix
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def __getitem__(self, entry: Entry) -> Item:
         seed = entry_seed(self.seed, entry.epoch, entry.position)
         image = self._image(entry.index, seed)
-        if self.soft is None and self.mix is None:
-            return image, int(self.labels[entry.index])
-        target = self._target(entry.index)
+        if self.targets.ndim == 1:
+            return image, int(self.targets[entry.index])
+        target = torch.from_numpy(self.targets[entry.index])
         if self.mix is not None:
             numbers = uniforms(np.array([entry_seed(seed, 0, 0)], dtype=np.uint64), mixing.COLUMNS)
             mixes = self.mix.draw(entry.epoch, numbers)
             partner = int(mixes.partner)
             if partner >= 0:
-                other, other_target = self._image(partner, entry_seed(seed, 0, 1)), self._target(partner)
+                other = self._image(partner, entry_seed(seed, 0, 1))
+                other_target = torch.from_numpy(self.targets[partner])
                 pair = (part[None] for part in (image, target, other, other_target))
                 image, target = (part[0] for part in self.mix(*pair, mixes))
         return image, target
 
     def _image(self, index: int, seed: int) -> torch.Tensor:
         image = np.asarray(self.images[self.rows[index]])
-        changed = self.augmentation(image, seed)
-        return torch.from_numpy(changed.copy() if changed is image else changed)
-
-    def _target(self, index: int) -> torch.Tensor:
-        if self.soft is not None:
-            return torch.from_numpy(self.soft[index])
-        return torch.from_numpy(np.eye(len(EMOTIONS), dtype=np.float32)[self.labels[index]])
+        changed = self.augmentation(as_picture(image), seed)
+        if image.ndim == 3:
+            changed = np.moveaxis(changed, -1, 0)
+        return torch.from_numpy(np.array(changed))
 
 
 @dataclass(frozen=True)
@@ -104,20 +100,21 @@ class Loading:
         batch_size: global; each of the trainer's processes gets its equal share.
         num_workers: per process; for augmentation image by image.
         device: ``auto`` keeps the images on the trainer's device, ``cpu`` in the machine's memory.
-        size: gives the side of the network's input in an epoch, which batched augmentation samples at.
+        size: gives the side of the network's input in an epoch, which batched augmentation samples at; None for that of
+            the images.
     """
 
     batch_size: int
     num_workers: int = 0
     device: str = "auto"
-    size: Callable[[int], int] = lambda epoch: IMAGE_SIZE
+    size: Callable[[int], int] | None = None
 
 
 class FERDataModule(L.LightningDataModule):
     """Training and validation loaders over one split.
 
-    Batches, as the model gets them, are gray images (B, H, W), uint8 or float32 from 0 to 255, and int64 labels (B,);
-    training targets are float32 (B, 7) instead where images are mixed or the faces have soft labels.
+    Batches, as the model gets them, are images (B, H, W) or (B, 3, H, W), uint8 or float32 from 0 to 255, and int64
+    labels; training targets are float32 (B, C) instead where images are mixed or the faces have soft labels.
 
     Args:
         faces: the whole set.
@@ -150,8 +147,8 @@ class FERDataModule(L.LightningDataModule):
         self.loading = loading
         self.seed = seed
         self.labels = faces.labels[split.train]
-        self.soft = None if faces.soft is None else faces.soft[split.train]
         self.mix = None if build_mix is None else build_mix(labels=self.labels)
+        self.targets = self._targets()
         self.sampler = build_sampler(labels=self.labels, seed=seed)
         # Archives are sorted by emotion: in their order, trainer.limit_val_batches would validate on one class.
         self.val_rows = np.random.default_rng(0).permutation(split.val)
@@ -162,15 +159,21 @@ class FERDataModule(L.LightningDataModule):
                 f"data.batch_size={loading.batch_size}: only {drawn} images are drawn per epoch; use a smaller batch"
             )
 
+    def _targets(self) -> np.ndarray:
+        """Of the training images: labels (n,), or shares of the classes (n, C) where they are mixed or soft."""
+        if self.faces.soft is not None:
+            return self.faces.soft[self.split.train]
+        return self.labels if self.mix is None else np.eye(len(self.faces.classes), dtype=np.float32)[self.labels]
+
     @property
     def class_counts(self) -> list[int]:
-        """Images per emotion in the training set actually used."""
-        return count_classes(self.labels)
+        """Images per class in the training set actually used."""
+        return self.faces.count(self.split.train)
 
     @property
     def drawn_counts(self) -> list[int]:
-        """Images per emotion that the first epoch shows."""
-        return count_classes(self.labels[self.sampler.rank_entries()[0].numpy()])
+        """Images per class that the first epoch shows."""
+        return self.faces.count(self.split.train[self.sampler.rank_entries()[0].numpy()])
 
     @property
     def per_device_batch_size(self) -> int:
@@ -196,7 +199,7 @@ class FERDataModule(L.LightningDataModule):
         if isinstance(self.augmentation, BatchedAugmentation):
             return _loader(BatchDataset(), EpochBatches(self.sampler, self.per_device_batch_size))
         one_by_one = TrainingFaces(
-            self.faces.images, self.split.train, self.labels, self.augmentation, self.seed, self.soft, self.mix
+            self.faces.images, self.split.train, self.targets, self.augmentation, self.seed, self.mix
         )
         return _loader(
             one_by_one,
@@ -230,9 +233,8 @@ class FERDataModule(L.LightningDataModule):
     def _training_batches(self) -> TrainingBatches:
         assert isinstance(self.augmentation, BatchedAugmentation)
         images = KeptImages(self.faces.images, self.split.train, self._storage_device)
-        return TrainingBatches(
-            images, self.labels, self.augmentation, self.seed, self.loading.size, self.root_device, self.soft, self.mix
-        )
+        size = self.loading.size or (lambda epoch: self.faces.form.size)
+        return TrainingBatches(images, self.targets, self.augmentation, self.seed, size, self.root_device, self.mix)
 
     def _validation(self) -> tuple[KeptImages, torch.Tensor]:
         labels = torch.from_numpy(self.faces.labels[self.val_rows]).to(self.root_device)

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance import mixing
 from fer_lightning.imbalance.samplers import EpochSampler, EvalShard
 from fer_lightning.loading.augment_batches import BatchedAugmentation
@@ -105,7 +103,7 @@ class KeptImages:
     """Some images of a set, kept once where they are indexed.
 
     Args:
-        images: uint8, (N, 48, 48), the whole set; possibly a memory map, which all processes of a machine share.
+        images: uint8, (N, H, H) or (N, 3, H, H), the whole set; possibly a memory map, which all processes share.
         rows: (n,), the rows to keep.
         storage_device: where they are kept: the device that computes, or the CPU.
     """
@@ -120,7 +118,7 @@ class KeptImages:
         self.rows = rows_tensor if on_cpu else torch.arange(len(rows), device=storage_device)
 
     def at(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Images uint8 (B, 48, 48) on ``device``, by their ``indices`` (B,) among ``rows``, on the storage device."""
+        """Images, uint8, on ``device``, by their ``indices`` (B,) among ``rows``, which are on the storage device."""
         return self.images[self.rows[indices]].to(device, non_blocking=True)
 
 
@@ -129,24 +127,22 @@ class TrainingBatches:
 
     Args:
         images: of the training subset.
-        labels: int64, (n,).
+        targets: int64, (n,), or float32, (n, C) where images are mixed or labels are soft.
         augmentation: applied to every image, and to its partner with random numbers of its own.
         seed: of both.
         size: gives the side of the network's input in an epoch.
         device: where batches are computed.
-        soft: float32, (n, 7), targets in place of the labels.
-        mix: one of ``imbalance.mixing``: joins an image with a partner. Targets are (B, 7) then, not (B,).
+        mix: one of ``imbalance.mixing``: joins an image with a partner.
     """
 
     def __init__(
         self,
         images: KeptImages,
-        labels: np.ndarray,
+        targets: np.ndarray,
         augmentation: BatchedAugmentation,
         seed: int,
         size: Callable[[int], int],
         device: torch.device,
-        soft: np.ndarray | None = None,
         mix: Any = None,
     ) -> None:
         self.images = images
@@ -155,12 +151,10 @@ class TrainingBatches:
         self.size = size
         self.device = device
         self.mix = mix
-        self.targets = torch.from_numpy(labels if soft is None else soft).to(device)
-        if mix is not None and soft is None:
-            self.targets = F.one_hot(self.targets, len(EMOTIONS)).float()
+        self.targets = torch.from_numpy(targets).to(device)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images, uint8 or float32 from 0 to 255, (B, H, W), and targets, int64 (B,) or float32 (B, 7)."""
+        """Images, uint8 or float32 from 0 to 255, (B, H, W), and targets, int64 (B,) or float32 (B, C)."""
         entries, start, stop = batch
         if entries.plan is None:
             entries.plan = self._plan_epoch(entries)

@@ -6,20 +6,20 @@ macro F1 averages over the classes that have images or predictions, and the prec
 predicted is 0.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.calibration import calibration_error
 from fer_lightning.metrics.names import SCORES
 
 
-def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> np.ndarray:
-    """Count images by true class (row) and predicted class (column); int64, shape (7, 7)."""
+def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike, classes: int) -> np.ndarray:
+    """Count images by true class (row) and predicted class (column); int64, shape (C, C)."""
     labels, predictions = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     if labels.shape != predictions.shape or labels.ndim != 1:
         raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must be equally long")
-    classes = len(EMOTIONS)
     for name, values in (("labels", labels), ("predictions", predictions)):
         if len(values) and (values.min() < 0 or values.max() >= classes):
             raise ValueError(f"{name} must be in 0..{classes - 1}, got {values.min()}..{values.max()}")
@@ -54,18 +54,19 @@ def macro_f1(matrix: np.ndarray) -> np.ndarray:
 
 
 def classification_metrics(
-    probabilities: npt.ArrayLike, labels: npt.ArrayLike, prefix: str = "test/"
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str], prefix: str = "test/"
 ) -> dict[str, float | None]:
     """All scores of one set of images, under the keys of ``metrics.json``.
 
     Args:
-        probabilities: shape (n, 7), rows summing to 1.
-        labels: int in 0..6, shape (n,).
+        probabilities: shape (n, C), rows summing to 1.
+        labels: int in 0..C-1, shape (n,).
+        classes: names of the C classes.
         prefix: put before every key.
 
     Returns:
         ``n``, ``accuracy``, ``balanced_accuracy``, ``f1_macro``, ``worst_recall``, ``nll`` (mean negative
-        log-likelihood in nats), ``ece``, and ``recall/``, ``precision/``, ``f1/`` + emotion. What is
+        log-likelihood in nats), ``ece``, and ``recall/``, ``precision/``, ``f1/`` + class. What is
         undefined is None (a class without images; everything when n = 0), so that the result is valid JSON.
 
     Raises:
@@ -73,12 +74,12 @@ def classification_metrics(
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.int64)
-    if probabilities.shape != (len(labels), len(EMOTIONS)):
-        expected = (len(labels), len(EMOTIONS))
+    expected = (len(labels), len(classes))
+    if probabilities.shape != expected:
         raise ValueError(f"probabilities must have shape {expected}, got {probabilities.shape}")
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities contain values that are not finite")
-    matrix = confusion_matrix(labels, probabilities.argmax(axis=1))
+    matrix = confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
     precision, recall, f1 = precision_recall_f1(matrix)
     n = len(labels)
     scores: dict[str, float | None] = dict.fromkeys(SCORES)
@@ -94,8 +95,8 @@ def classification_metrics(
             "ece": calibration_error(probabilities, labels),
         }
     per_class = {
-        f"{name}/{emotion}": None if np.isnan(value) else float(value)
+        f"{name}/{class_name}": None if np.isnan(value) else float(value)
         for name, values in (("recall", recall), ("precision", precision), ("f1", f1))
-        for emotion, value in zip(EMOTIONS, values, strict=True)
+        for class_name, value in zip(classes, values, strict=True)
     }
     return {prefix + key: value for key, value in {"n": n, **scores, **per_class}.items()}

@@ -5,21 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fer_lightning.data.faces import EMOTIONS
-
-PROBABILITY_COLUMNS = tuple(f"p_{emotion}" for emotion in EMOTIONS)
-"""Columns of ``predictions.csv`` that hold the probabilities, in class order."""
+PREFIX = "p_"
+"""Of the columns of ``predictions.csv`` that hold a class's probability."""
 
 
-def emotion_indices(names: Sequence[str]) -> np.ndarray:
-    """Turn emotion names, as in ``predictions.csv``, into class indices; int64.
+def probability_columns(classes: Sequence[str]) -> list[str]:
+    """Columns of ``predictions.csv`` that hold the probabilities, in class order."""
+    return [PREFIX + name for name in classes]
+
+
+def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:
+    """The classes of a table of predictions, in order."""
+    return tuple(str(name).removeprefix(PREFIX) for name in predictions if str(name).startswith(PREFIX))
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Turn class names, as in ``predictions.csv``, into class indices; int64.
 
     Raises:
-        ValueError: a name that is no emotion.
+        ValueError: a name that is not one of ``classes``.
     """
-    indices = pd.Index(EMOTIONS).get_indexer(pd.Index(names))
+    indices = pd.Index(classes).get_indexer(pd.Index(names))
     if (indices < 0).any():
-        raise ValueError(f"'{names[int(np.argmin(indices))]}' is not one of {', '.join(EMOTIONS)}")
+        raise ValueError(f"'{names[int(np.argmin(indices))]}' is not one of {', '.join(classes)}")
     return indices.astype(np.int64)
 
 
@@ -35,7 +43,7 @@ def confident_mistakes(predictions: pd.DataFrame, limit: int = 24) -> pd.DataFra
         finding the images.
     """
     rows = predictions.reset_index(drop=True)
-    rows["confidence"] = rows[list(PROBABILITY_COLUMNS)].max(axis=1)
+    rows["confidence"] = rows[probability_columns(classes_of(rows))].max(axis=1)
     wrong = rows[rows["label"] != rows["prediction"]]
     return wrong.sort_values("confidence", ascending=False, kind="stable").head(limit)
 

@@ -13,12 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import replace_file_by
 
-HYPER_PARAMETERS = {"model", "optim", "class_counts", "config", "provenance", "adjusted", "scorecard"}
+HYPER_PARAMETERS = {
+    "model",
+    "optim",
+    "class_counts",
+    "classes",
+    "config",
+    "provenance",
+    "adjusted",
+    "scorecard",
+    "form",
+}
 """What every checkpoint holds of its model; see ``EmotionClassifier``."""
+
+NEWER = {"classes": list(EMOTIONS), "form": None}
+"""What checkpoints from before there were other classes and images do not hold, and what they mean."""
+
+SIDES = range(8, 4097)
+"""Sides of the images that a model may have been trained on, in pixels."""
 
 MAX_PICKLE = 2**23
 """Maximum bytes of all that is no tensor; a long run has some 10**5."""
@@ -48,7 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
         raise UserError(f"{path}: no checkpoint, or a damaged one; give a run's checkpoints/best.ckpt") from error
     hyper = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if "state_dict" not in (checkpoint if hyper else ()) or not set(hyper or ()) >= HYPER_PARAMETERS:
+    if "state_dict" not in (checkpoint if hyper else ()) or not set(hyper or ()) >= HYPER_PARAMETERS - set(NEWER):
         raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
     try:
         _check_values(checkpoint, path.stat().st_size)
@@ -127,7 +143,18 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
     _require(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")
     counts = hyper["class_counts"]
     are_counts = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
-    _require(are_counts and len(counts) == len(EMOTIONS), f"class_counts are not those of {len(EMOTIONS)} emotions")
+    for key, value in NEWER.items():
+        hyper.setdefault(key, value)
+    form = hyper["form"]
+    known = form is None or (isinstance(form, dict) and set(form) == {"size", "color"})
+    _require(known and (form is None or (type(form["size"]) is int and form["size"] in SIDES)), "its form is unknown")
+    _require(form is None or type(form["color"]) is bool, "its form is unknown")
+    classes = hyper["classes"]
+    named = (
+        isinstance(classes, list | tuple) and all(map(is_class_name, classes)) and len(set(classes)) == len(classes) > 1
+    )
+    _require(named, "its classes are no names")
+    _require(are_counts and len(counts) == len(classes), f"class_counts are not those of {len(classes)} classes")
     _check_scorecard(hyper["scorecard"] or {})
     for key in ("epoch", "global_step"):
         number = checkpoint.get(key, 0)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from fer_lightning.config.schema import check_model
-from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.data.faces import EMOTIONS, ImageForm
 from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import sam
@@ -44,31 +44,38 @@ def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
     return last if first is None or stage == 3 else first + (last - first) * stage // 3 // 8 * 8
 
 
+def _of_channels(values: Sequence[float], color: bool) -> tuple[float, ...]:
+    """timm's value of each channel; for gray their mean: with summed stem weights, others would shift the input."""
+    return tuple(values) if color else (sum(values) / len(values),)
+
+
 class EmotionClassifier(L.LightningModule):
     """EfficientNet + custom head + a swappable loss.
 
-    ``forward`` takes gray images, uint8 or 0..255 float, (B, H, W), and returns logits (B, 7): resizing to the model's
-    input, gray normalisation and the three-channel repeat happen inside, on the device, so that training, evaluation
-    and export cannot differ.
+    ``forward`` takes images, uint8 or 0..255 float, gray (B, H, W) or red, green, blue (B, 3, H, W), and returns logits
+    (B, C): resizing to the model's input, normalisation and the three-channel repeat of gray happen inside, on the
+    device, so that training, evaluation and export cannot differ.
 
     Args:
         model: the ``model`` group of the configuration.
         optim: its ``optim`` group.
-        class_counts: training images per class, kept for methods that need the prior after training.
+        class_counts: training images of each of the C classes, kept for methods that need the prior after training.
         config: the whole composed run, kept in the checkpoint.
         provenance: ``data_hash``, ``git_commit`` and versions, kept in the checkpoint.
-        loss: module called with (logits (B, 7), labels (B,)), which returns the loss of each image (B,); only training
+        loss: module called with (logits (B, C), labels (B,)), which returns the loss of each image (B,); only training
             needs it. Not stored in checkpoints.
         second_stage: the second stage of a decoupled method. Not stored in checkpoints.
         adjusted: how the last layer was changed after training (method, ``tau``), kept in the checkpoint.
         scorecard: the test scores and the temperature of a tested model (``scorecard.py``), kept in the checkpoint.
+        classes: names of the C classes, kept in the checkpoint.
+        form: ``size`` and ``color`` of the training images, see ``ImageForm``, kept in the checkpoint.
 
     The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
     """
 
     loss: nn.Module | None
 
-    # Nine parameters: the seven hyper-parameters of every checkpoint under their own keys, and two that are not stored.
+    # The nine hyper-parameters of every checkpoint under their own keys, and two that are not stored.
     def __init__(  # noqa: PLR0913
         self,
         model: dict[str, Any],
@@ -80,6 +87,8 @@ class EmotionClassifier(L.LightningModule):
         second_stage: SecondStage | None = None,
         adjusted: dict[str, Any] | None = None,
         scorecard: dict[str, Any] | None = None,
+        classes: Sequence[str] = EMOTIONS,
+        form: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["loss", "second_stage"], logger=False)
@@ -90,7 +99,10 @@ class EmotionClassifier(L.LightningModule):
             model["stem_stride"],
             model["drop_path"],
             model["head"],
+            len(class_counts),
         ).to(memory_format=torch.channels_last)
+        self.classes = tuple(classes)
+        self.form = ImageForm(**(form or {}))
         self.in_channels = model["in_channels"]
         self.image_size = model["image_size"]
         self.first_image_size = model.get("first_image_size")
@@ -102,10 +114,9 @@ class EmotionClassifier(L.LightningModule):
         # constants too, and round them in every step.
         self.__dict__["loss"] = loss
         self.second_stage = second_stage
-        # One gray mean and deviation: with summed stem weights, per-channel ones would shift the input.
         pretrained_cfg: Any = self.network.pretrained_cfg
-        self.mean, self.std = (sum(pretrained_cfg[key]) / len(pretrained_cfg[key]) for key in ("mean", "std"))
-        metrics = training_metrics(len(EMOTIONS))
+        self.mean, self.std = (_of_channels(pretrained_cfg[key], self.form.color) for key in ("mean", "std"))
+        metrics = training_metrics(len(class_counts))
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.train_loss = MeanMetric(nan_strategy="disable")  # so that a checkpoint can hold its sums
@@ -120,11 +131,14 @@ class EmotionClassifier(L.LightningModule):
         return self.network.classifier[:-1](pooled)
 
     def prepare(self, images: Tensor, size: int) -> Tensor:
-        """Gray images (B, H, W) as the network's input (B, ``in_channels``, ``size``, ``size``)."""
-        pixels = images.unsqueeze(1).float() / 255
+        """Images (B, H, W) or (B, 3, H, W) as the network's input (B, ``in_channels``, ``size``, ``size``)."""
+        pixels = (images if self.form.color else images.unsqueeze(1)).float() / 255
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
-        pixels = ((pixels - self.mean) / self.std).expand(-1, self.in_channels, -1, -1)
+        # Channel by channel, with numbers: a tensor of means would be copied to the device in each step.
+        parts = pixels.unbind(1) if self.form.color else (pixels[:, 0],)
+        scaled = [(part - mean) / std for part, mean, std in zip(parts, self.mean, self.std, strict=True)]
+        pixels = torch.stack(scaled, dim=1).expand(-1, self.in_channels, -1, -1)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -133,7 +147,7 @@ class EmotionClassifier(L.LightningModule):
         size = input_size(self.current_epoch, epochs, self.first_image_size, self.image_size)
         logits = self.network(self.prepare(images, size))
         assert self.loss is not None, "training needs a loss"
-        soft = targets.ndim == 2  # (B, 7) where images are mixed, or labels are votes
+        soft = targets.ndim == 2  # (B, C) where images are mixed, or labels are votes
         loss = (expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)).mean()
         if self.perturbed:
             return loss
@@ -237,7 +251,7 @@ class EmotionClassifier(L.LightningModule):
         state = checkpoint["state_dict"]
         try:
             check_model(kept["model"])
-            check_size(kept["model"], state)
+            check_size(kept["model"], len(kept["class_counts"]), state)
             model = cls(**kept)
             model.load_state_dict(state)
         except UserError as error:

@@ -12,7 +12,6 @@ from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.runtime.errors import UserError, first_line
 
 
@@ -91,7 +90,7 @@ def build_network(
     stem_stride: int,
     drop_path: float,
     head: Mapping[str, Any],
-    num_classes: int = len(EMOTIONS),
+    num_classes: int,
 ) -> EfficientNet:
     """A timm EfficientNet whose classifier is the custom head; logits (B, ``num_classes``).
 
@@ -135,20 +134,20 @@ def build_network(
     return network
 
 
-def check_size(knobs: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def check_size(knobs: Mapping[str, Any], num_classes: int, state: Mapping[str, Tensor]) -> None:
     """Refuse a description of a network that is far larger than its weights, before its memory is allocated.
 
     Args:
         knobs: the ``model`` group of a checkpoint of unknown origin.
+        num_classes: of that checkpoint.
         state: its weights; their memory is there already.
 
     Raises:
         UserError: the network would have more parameters.
     """
+    arguments = {key: knobs[key] for key in ("name", "weights", "in_channels", "stem_stride", "drop_path", "head")}
     with torch.device("meta"):
-        network = build_network(
-            *(knobs[key] for key in ("name", "weights", "in_channels", "stem_stride", "drop_path", "head"))
-        )
+        network = build_network(**arguments, num_classes=num_classes)
     wanted, given = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (network.state_dict(), state))
     if wanted > given:
         raise UserError(f"model.name={knobs['name']}: has {wanted:,} weights, and the checkpoint only {given:,}")

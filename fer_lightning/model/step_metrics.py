@@ -5,8 +5,6 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
-from fer_lightning.data.faces import EMOTIONS
-
 
 class _CountedByComparison:
     """Counts without ``torch.bincount``, which copies its result's size from the device in every step."""
@@ -28,7 +26,7 @@ class MacroF1(_CountedByComparison, MulticlassF1Score):
     """F1 averaged over the classes that have images or predictions."""
 
 
-def training_metrics(num_classes: int = len(EMOTIONS)) -> MetricCollection:
+def training_metrics(num_classes: int) -> MetricCollection:
     """Accuracy, balanced accuracy and macro F1 to update batch by batch.
 
     Use ``.clone(prefix="val/")`` for each split. States are summed over processes: uneven shards are exact. Each

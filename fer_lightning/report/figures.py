@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, VERMILION, head, heatmap, row_shares, styled
 from fer_lightning.presentation.printable import printable
@@ -97,18 +96,23 @@ def method_bars(
 
 
 @styled
-def confusion_matrices(matrices: Mapping[str, np.ndarray], title: str, subtitle: str = "") -> Figure:
+def confusion_matrices(
+    matrices: Mapping[str, np.ndarray], classes: Sequence[str], title: str, subtitle: str = ""
+) -> Figure:
     """Show several confusion matrices side by side as percentages of each true class.
 
     Args:
-        matrices: method -> counts, shape (7, 7); summed over seeds where there are several.
+        matrices: method -> counts, shape (C, C); summed over seeds where there are several.
+        classes: names of the C classes.
         title: the bold first line.
         subtitle: the second line.
     """
-    return _matrices({name: row_shares(matrix) for name, matrix in matrices.items()}, title, subtitle)
+    return _matrices({name: row_shares(matrix) for name, matrix in matrices.items()}, classes, title, subtitle)
 
 
-def _matrices(shares: Mapping[str, np.ndarray], title: str, subtitle: str, limit: float | None = None) -> Figure:
+def _matrices(
+    shares: Mapping[str, np.ndarray], classes: Sequence[str], title: str, subtitle: str, limit: float | None = None
+) -> Figure:
     columns = len(shares) if len(shares) <= 3 else math.ceil(math.sqrt(len(shares)))
     lines = math.ceil(len(shares) / columns)
     size = (max(4.3 * columns, 6.0) + 0.4, 4.1 * lines + 0.6)
@@ -125,10 +129,10 @@ def _matrices(shares: Mapping[str, np.ndarray], title: str, subtitle: str, limit
             text = f"{percent[i, j]:{sign}.0f}"
             return "0" if text in ("+0", "-0") else text
 
-        heatmap(axes, matrix, words, fontsize=9, bold=np.eye(7) > 0, limit=limit)
+        heatmap(axes, matrix, words, fontsize=9, bold=np.eye(len(classes)) > 0, limit=limit)
         axes.set_title(short(name))
-        axes.set_xticks(range(len(EMOTIONS)), EMOTIONS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
-        axes.set_yticks(range(len(EMOTIONS)), EMOTIONS, fontsize=9)
+        axes.set_xticks(range(len(classes)), classes, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
+        axes.set_yticks(range(len(classes)), classes, fontsize=9)
         if place % columns == 0:
             axes.set_ylabel("true class")
         if place + columns >= len(shares):
@@ -143,8 +147,8 @@ def recall_by_class(
     """Show every method's recall of every class, rarest class first, the best of each class bold.
 
     Args:
-        recalls: one row per method, one column per emotion; values in 0..1, NaN where undefined.
-        train_counts: training images per emotion: orders and labels the columns. None keeps the given order.
+        recalls: one row per method, one column per class; values in 0..1, NaN where undefined.
+        train_counts: training images per class: orders and labels the columns. None keeps the given order.
         title: the bold first line.
         subtitle: the second line.
     """
@@ -357,15 +361,18 @@ def reliability(
 
 
 @styled
-def confusion_differences(changes: Mapping[str, np.ndarray], title: str, subtitle: str = "") -> Figure:
+def confusion_differences(
+    changes: Mapping[str, np.ndarray], classes: Sequence[str], title: str, subtitle: str = ""
+) -> Figure:
     """Show how each method's shares of a confusion matrix differ from the baseline's.
 
     Args:
-        changes: method -> difference of shares, shape (7, 7); positive where the method calls it more often.
+        changes: method -> difference of shares, shape (C, C); positive where the method calls it more often.
+        classes: names of the C classes.
         title: the bold first line.
         subtitle: the second line.
     """
     limit = max(
         [float(np.nanmax(np.abs(change))) for change in changes.values() if not np.isnan(change).all()], default=0
     )
-    return _matrices(changes, title, f"{subtitle} · blue more, red less", max(limit, 0.01))
+    return _matrices(changes, classes, title, f"{subtitle} · blue more, red less", max(limit, 0.01))

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from fer_lightning.comparison.analysis import Comparison
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.escapes import to_html
 from fer_lightning.presentation.plotting import row_shares
@@ -150,13 +149,21 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
     )
 
 
-def _matrix(shares: np.ndarray, counts: np.ndarray | None, name: str, numbers: Numbers, limit: float | None) -> str:
+def _matrix(
+    shares: np.ndarray,
+    classes: Sequence[str],
+    counts: np.ndarray | None,
+    name: str,
+    numbers: Numbers,
+    limit: float | None,
+) -> str:
     """A confusion matrix as a small coloured table; with ``limit`` it holds differences of shares."""
-    head = "".join(f'<th scope="col"><abbr title="{emotion}">{emotion[:3]}</abbr></th>' for emotion in EMOTIONS)
+    heads = [f'<abbr title="{to_html(each)}">{to_html(each[:3])}</abbr></th>' for each in classes]
+    head = "".join(f'<th scope="col">{each}' for each in heads)
     rows = []
-    for i, truth in enumerate(EMOTIONS):
+    for i, truth in enumerate(classes):
         cells = []
-        for j, called in enumerate(EMOTIONS):
+        for j, called in enumerate(classes):
             share = float(shares[i, j])
             if not math.isfinite(share):
                 cells.append("<td>-</td>")
@@ -171,7 +178,7 @@ def _matrix(shares: np.ndarray, counts: np.ndarray | None, name: str, numbers: N
             cells.append(
                 f'<td class="shade {kind.strip()}" style="--v:{strength:.3f}" data-tip="{to_html(tip)}">{text}</td>'
             )
-        rows.append(f'<tr><th scope="row"><abbr title="{truth}">{truth[:3]}</abbr></th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row">{heads[i]}{"".join(cells)}</tr>')
     number = numbers[name]
     return (
         f'<div class="panel" data-m="{number}"><table class="matrix"><caption>{method_button(name, numbers)}</caption>'
@@ -185,13 +192,15 @@ def confusion(c: Comparison, numbers: Numbers) -> str:
     views = [
         (
             "shares",
-            "".join(_matrix(share, c.confusion[name], name, numbers, None) for name, share in shares.items()),
+            "".join(
+                _matrix(share, c.classes, c.confusion[name], name, numbers, None) for name, share in shares.items()
+            ),
         )
     ]
     changes = confusion_changes(c)
     if changes:
         limit = max((float(np.nanmax(np.abs(change), initial=0)) for change in changes.values()), default=0) or 0.01
-        panels = "".join(_matrix(change, None, name, numbers, limit) for name, change in changes.items())
+        panels = "".join(_matrix(change, c.classes, None, name, numbers, limit) for name, change in changes.items())
         views.append((tables.difference_title(c, "differences"), panels))
     return switched("confusion", [(label, f'<div class="panels">{panels}</div>') for label, panels in views])
 

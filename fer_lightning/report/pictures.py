@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation import figures as run_figures
 from fer_lightning.metrics.names import HEADLINES, SCORES
 from fer_lightning.presentation.plotting import row_shares
@@ -45,20 +44,23 @@ def _overview(c: Comparison) -> dict[str, Figure]:
 
 def _classes(c: Comparison) -> dict[str, Figure]:
     several = tables.seeds(c) > 1
-    recalls = c.per_class.pivot(index="method", columns="emotion", values="recall").astype(float)
-    recalls = recalls.reindex(index=tables.ordered(c), columns=list(EMOTIONS))
+    recalls = c.per_class.pivot(index="method", columns="class", values="recall").astype(float)
+    recalls = recalls.reindex(index=tables.ordered(c), columns=list(c.classes))
     trained, tested = tables.train_counts(c), tables.test_counts(c)
-    counts = {"training": [trained[emotion] for emotion in EMOTIONS]} if trained else {}
-    counts["test"] = [tested.get(emotion, 0) for emotion in EMOTIONS]
+    counts = {"training": [trained[name] for name in c.classes]} if trained else {}
+    counts["test"] = [tested.get(name, 0) for name in c.classes]
     percent = "percent of each true class" + ", all seeds together" * several
     return {
         "recall_by_class.png": figures.recall_by_class(
             recalls, trained, "Recall of each class", key(c) + " · mean over seeds" * several
         ),
         "confusion_matrices.png": figures.confusion_matrices(
-            {name: c.confusion[name] for name in tables.ordered(c)}, "Confusion matrices", f"{key(c)} · {percent}"
+            {name: c.confusion[name] for name in tables.ordered(c)},
+            c.classes,
+            "Confusion matrices",
+            f"{key(c)} · {percent}",
         ),
-        "class_distribution.png": run_figures.class_distribution(counts, "Images per class", key(c)),
+        "class_distribution.png": run_figures.class_distribution(counts, c.classes, "Images per class", key(c)),
     }
 
 
@@ -70,6 +72,7 @@ def _differences(c: Comparison) -> dict[str, Figure]:
         "differences.png": figures.differences(rows, numbers(c), tables.difference_title(c), key(c)),
         "confusion_differences.png": figures.confusion_differences(
             confusion_changes(c),
+            c.classes,
             tables.difference_title(c, "Confusion: differences"),
             f"{key(c)} · percentage points of each true class",
         ),
@@ -77,7 +80,7 @@ def _differences(c: Comparison) -> dict[str, Figure]:
 
 
 def confusion_changes(c: Comparison) -> Mapping[str, np.ndarray]:
-    """Row -> its shares of the confusion matrix minus those of its own baseline, shape (7, 7); best macro F1 first."""
+    """Row -> its shares of the confusion matrix minus those of its own baseline, shape (C, C); best macro F1 first."""
     bases = c.compared_with
     return {
         name: row_shares(c.confusion[name]) - row_shares(c.confusion[bases[name]])

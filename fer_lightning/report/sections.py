@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
+from fer_lightning.data.faces import class_noun
 from fer_lightning.report import notes, sentences, tables
 from fer_lightning.report.tables import Table
 
@@ -33,7 +34,7 @@ class Section:
 
 def sections(c: Comparison) -> list[Section]:
     """The report below its opening, in reading order; a part without data is left out."""
-    parts = (_scores, _differences, _emotions, _ranks, _confusion, _calibration, _twins, _labels, _paper, _mcnemar)
+    parts = (_scores, _differences, _classes, _ranks, _confusion, _calibration, _twins, _labels, _paper, _mcnemar)
     return [section for part in (*parts, _cost) if (section := part(c))]
 
 
@@ -71,14 +72,15 @@ def _differences(c: Comparison) -> Section | None:
     )
 
 
-def _emotions(c: Comparison) -> Section:
+def _classes(c: Comparison) -> Section:
+    noun = class_noun(c.classes)
     return Section(
-        "Emotions",
-        "Each emotion",
-        "Percent, the rarest emotion in training first; the best of each emotion is bold.",
+        "Emotions" if noun == "emotion" else "Classes",
+        f"Each {noun}",
+        f"Percent, the rarest {noun} in training first; the best of each {noun} is bold.",
         [*(tables.per_class(c, score) for score in ("recall", "precision", "f1")), tables.class_counts(c)],
         ("recall_by_class.png", "class_distribution.png"),
-        sentences.on_emotions(c),
+        sentences.on_classes(c),
     )
 
 
@@ -98,11 +100,11 @@ def _ranks(c: Comparison) -> Section | None:
 
 
 def _confusion(c: Comparison) -> Section:
-    pooled = ", all seeds together." if tables.seeds(c) > 1 else "."
+    noun, pooled = class_noun(c.classes), ", all seeds together." if tables.seeds(c) > 1 else "."
     return Section(
         "Confusion",
         "Confusion matrices",
-        f"Percent of each true emotion (rows) that was called each emotion (columns){pooled}"
+        f"Percent of each true {noun} (rows) that was called each {noun} (columns){pooled}"
         + " Differences are percentage points to each row's own baseline." * bool(c.compared_with),
         pictures=("confusion_matrices.png", "confusion_differences.png"),
     )

@@ -8,7 +8,6 @@ import pandas as pd
 
 from fer_lightning.comparison.analysis import PRIMARY, TESTED, Comparison
 from fer_lightning.comparison.paper import TRAINING_IMAGES
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed
 from fer_lightning.report.protocol import span
@@ -131,7 +130,7 @@ def _trades(known: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
     clear = {(row["method"], row["metric"]): row["difference"] for row in records}
     return [
         f"{method} trades accuracy ({signed(clear[method, 'accuracy'])} points to {baselines[method]}) for macro F1 "
-        f"({signed(gap)} points): which is better depends on what a mistake on a rare emotion costs."
+        f"({signed(gap)} points): which is better depends on what a mistake on a rare class costs."
         for (method, metric), gap in clear.items()
         if metric == PRIMARY and gap > 0 > clear.get((method, "accuracy"), 0)
     ]
@@ -176,22 +175,22 @@ def on_seeds(c: Comparison) -> list[str]:
     ]
 
 
-def on_emotions(c: Comparison) -> list[str]:
-    """What one image of the rarest emotion weighs, and which emotions are absent."""
+def on_classes(c: Comparison) -> list[str]:
+    """What one image of the rarest class weighs, and which classes are absent."""
     sentences = []
-    counts = {str(emotion): int(n) for emotion, n in zip(c.per_class["emotion"], c.per_class["n"], strict=True)}
-    present = {emotion: n for emotion, n in counts.items() if n}
+    counts = {str(name): int(n) for name, n in zip(c.per_class["class"], c.per_class["n"], strict=True)}
+    present = {name: n for name, n in counts.items() if n}
     if present:
         rarest = min(present, key=present.__getitem__)
         n = present[rarest]
-        recall = float(c.per_class[c.per_class["emotion"] == rarest]["recall"].max())
+        recall = float(c.per_class[c.per_class["class"] == rarest]["recall"].max())
         error = np.sqrt(recall * (1 - recall) / n)
         sentences.append(
             f"The test set has {count(n)} images of {rarest}: one of them is {points(1 / n)} of its recall and "
             f"{points(1 / n / len(present))} of balanced accuracy"
             + (f"; the standard error of its recall is about {points(error)}." if error > 0 else ".")
         )
-    if absent := [emotion for emotion in EMOTIONS if counts.get(emotion, 0) == 0]:
+    if absent := [name for name in c.classes if counts.get(name, 0) == 0]:
         sentences.append(f"The test set has no image of {listed(absent)}: nothing is known about it.")
     return sentences
 

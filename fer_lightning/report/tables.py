@@ -11,7 +11,6 @@ from typing import Any, Literal
 import pandas as pd
 
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
-from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.names import NOTHING, SCORES, SHARE
 
 TEST_SETS = {
@@ -49,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names methods (or emotions).
+    """A table whose first column names methods (or classes).
 
     Attributes:
         label: a few words that distinguish it from the other tables of its section.
@@ -117,20 +116,20 @@ def seeds(c: Comparison) -> int:
 
 
 def train_counts(c: Comparison) -> dict[str, int] | None:
-    """Training images per emotion; None when the runs were trained on different ones."""
+    """Training images per class; None when the runs were trained on different ones."""
     counts = [run.metrics["train/class_counts"] for runs in c.rows.values() for run in runs]
     return counts[0] if all(count == counts[0] for count in counts) else None
 
 
 def test_counts(c: Comparison) -> dict[str, int]:
-    """Test images per emotion."""
-    return {str(emotion): int(n) for emotion, n in zip(c.per_class["emotion"], c.per_class["n"], strict=True)}
+    """Test images per class."""
+    return {str(name): int(n) for name, n in zip(c.per_class["class"], c.per_class["n"], strict=True)}
 
 
 def rarest_first(c: Comparison) -> list[str]:
-    """The emotions, rarest in training (or in the test set) first."""
+    """The classes, rarest in training (or in the test set) first."""
     counts = train_counts(c) or test_counts(c)
-    return sorted(EMOTIONS, key=lambda emotion: counts.get(emotion, 0))
+    return sorted(c.classes, key=lambda name: counts.get(name, 0))
 
 
 def scores(c: Comparison, test_set: str | None = None) -> Table:
@@ -208,32 +207,32 @@ def difference_title(c: Comparison, start: str = "Differences") -> str:
 
 
 def per_class(c: Comparison, score: str) -> Table:
-    """One score (recall, precision or f1) of every method for every emotion, rarest emotion first."""
-    emotions = rarest_first(c)
-    table = {(row["method"], row["emotion"]): row for row in c.per_class.to_dict("records")}
-    best = c.per_class.groupby("emotion")[score].max().to_dict()
+    """One score (recall, precision or f1) of every method for every class, rarest class first."""
+    classes = rarest_first(c)
+    table = {(row["method"], row["class"]): row for row in c.per_class.to_dict("records")}
+    best = c.per_class.groupby("class")[score].max().to_dict()
     several = c.per_class["method"].nunique() > 1
     rows = []
     for name in ordered(c):
         cells = [Cell(name, name)]
-        for emotion in emotions:
-            entry = table.get((name, emotion), {})
+        for each in classes:
+            entry = table.get((name, each), {})
             value, spread = entry.get(score), entry.get(f"{score}_sd")
             text = SHARE.words(value) + ("" if pd.isna(spread) else f" ± {SHARE.words(spread)}")
-            is_best = several and value == best.get(emotion)
+            is_best = several and value == best.get(each)
             cells.append(Cell(text, _value(value), shade=_value(value), best=is_best))
         rows.append(cells)
-    return Table({"f1": "F1"}.get(score, score), ["method", *emotions], rows)
+    return Table({"f1": "F1"}.get(score, score), ["method", *classes], rows)
 
 
 def class_counts(c: Comparison) -> Table:
-    """Images of every emotion in the training set and in the test set."""
-    emotions = rarest_first(c)
+    """Images of every class in the training set and in the test set."""
+    classes = rarest_first(c)
     tested = test_counts(c)
-    rows = [[Cell("test"), *(_number(tested.get(emotion)) for emotion in emotions)]]
+    rows = [[Cell("test"), *(_number(tested.get(name)) for name in classes)]]
     if trained := train_counts(c):
-        rows.insert(0, [Cell("training"), *(_number(trained.get(emotion)) for emotion in emotions)])
-    return Table("images", ["images", *emotions], rows)
+        rows.insert(0, [Cell("training"), *(_number(trained.get(name)) for name in classes)])
+    return Table("images", ["images", *classes], rows)
 
 
 def ranks(c: Comparison, metric: str) -> Table:
@@ -328,13 +327,13 @@ def ceiling(c: Comparison) -> Table | None:
     """How often ten raters' plurality is FER-2013's label, beside the best recall that a method reaches."""
     if c.ceiling is None:
         return None
-    recall = c.per_class.groupby("emotion")["recall"].max().to_dict()
+    recall = c.per_class.groupby("class")["recall"].max().to_dict()
     rows = []
     for row in c.ceiling.to_dict("records"):
-        reached = recall.get(row["emotion"], math.nan)
+        reached = recall.get(row["class"], math.nan)
         rows.append(
             [
-                Cell(str(row["emotion"]), str(row["emotion"])),
+                Cell(str(row["class"]), str(row["class"])),
                 _number(row["n"]),
                 Cell(SHARE.words(row["agreement"]), _value(row["agreement"]), shade=_value(row["agreement"])),
                 Cell(SHARE.words(reached), _value(reached), shade=_value(reached)),

@@ -3,6 +3,7 @@
 The loss, the sampler and the mixer of an imbalance method are built here and nowhere else.
 """
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from fer_lightning.config.augment import Strengths
 from fer_lightning.config.settings import to_plain
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.faces import Faces, ImageForm
 from fer_lightning.data.splits import Split
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.loading.augment_batches import BatchedAugmentation
@@ -38,7 +39,7 @@ def build_datamodule(cfg: DictConfig, faces: Faces, split: Split) -> FERDataModu
         faces,
         split,
         instantiate(cfg.imbalance.sampler, _partial_=True),
-        build_augmentation(cfg.augment),
+        build_augmentation(cfg.augment, faces.form.size),
         Loading(
             cfg.data.batch_size,
             cfg.data.num_workers,
@@ -50,11 +51,11 @@ def build_datamodule(cfg: DictConfig, faces: Faces, split: Split) -> FERDataModu
     )
 
 
-def build_augmentation(cfg: DictConfig) -> Any:
-    """The augmentation of an ``augment`` group, by the backend that it names."""
+def build_augmentation(cfg: DictConfig, side: int) -> Any:
+    """The augmentation of an ``augment`` group, by the backend that it names, for images of ``side`` pixels."""
     strengths = Strengths(**{str(key): value for key, value in cfg.items() if key not in ("name", "backend")})
     if cfg.backend == "batched":
-        return BatchedAugmentation(strengths)
+        return BatchedAugmentation(strengths, side)
     from fer_lightning.loading.augment_images import Augmentation  # albumentations takes seconds to import
 
     return Augmentation(strengths)
@@ -73,7 +74,8 @@ def build_second_stage(cfg: DictConfig) -> SecondStage | None:
 
 def build_model(
     cfg: DictConfig,
-    class_counts: list[int],
+    class_counts: dict[str, int],
+    form: ImageForm,
     provenance: dict[str, Any],
     loss: nn.Module,
     second_stage: SecondStage | None = None,
@@ -83,7 +85,8 @@ def build_model(
 
     Args:
         cfg: the composed run.
-        class_counts: training images per class.
+        class_counts: class -> training images.
+        form: of the images.
         provenance: see ``EmotionClassifier``.
         loss: from ``build_loss``.
         second_stage: from ``build_second_stage``.
@@ -95,8 +98,20 @@ def build_model(
     first_stage = cfg.imbalance.get("first_stage")
     # The checkpoint has the weights; the file or hub of the initial ones may not exist any more.
     architecture = to_plain(cfg.model) | ({"weights": "none"} if resumed or first_stage else {})
+    if form.color:
+        architecture["in_channels"] = 3
     config = to_plain(cfg, resolve=False)
-    model = EmotionClassifier(architecture, to_plain(cfg.optim), class_counts, config, provenance, loss, second_stage)
+    model = EmotionClassifier(
+        architecture,
+        to_plain(cfg.optim),
+        list(class_counts.values()),
+        config,
+        provenance,
+        loss,
+        second_stage,
+        classes=list(class_counts),
+        form=asdict(form),
+    )
     if first_stage and not resumed:
         load_first_stage(model, cfg, provenance["data_hash"])
     if cfg.model.compile:

@@ -10,7 +10,6 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from fer_lightning.data.faces import EMOTIONS, count_classes
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.artifacts import write_figures, write_tables
@@ -60,7 +59,7 @@ def collect_metrics(
         "train/images_per_second": images / seconds if seconds else None,
         "train/steps": trainer.global_step,
         **first_stage_metrics(cfg.imbalance.get("first_stage")),
-        "train/class_counts": dict(zip(EMOTIONS, datamodule.class_counts, strict=True)),
+        "train/class_counts": dict(zip(datamodule.faces.classes, datamodule.class_counts, strict=True)),
         "epoch": int(content["epoch"]),
         "seed": cfg.seed,
         "imbalance": cfg.imbalance.name,
@@ -104,7 +103,7 @@ def write_results(
     scorecard.store(checkpoint, scorecard.make_scorecard(metrics))
     name, faces, split = reported_set(cfg), datamodule.faces, reported_split(cfg, datamodule.split)
     sets = {"train": split.train, "val": split.val, name: split.tests[name]}
-    counts = {key: count_classes(faces.labels[rows]) for key, rows in sets.items() if len(rows)}
+    counts = {key: faces.count(rows) for key, rows in sets.items() if len(rows)}
     if drawn != counts["train"]:
         counts = {"train": counts["train"], "drawn in an epoch": drawn, **counts}
     write_tables(folder, metrics, evaluation)
@@ -117,6 +116,6 @@ def write_results(
 def print_results(cfg: DictConfig, folder: Path, metrics: dict[str, Any]) -> None:
     """Print the table of scores, and as the last line the headline as JSON, for programs."""
     name = reported_set(cfg)
-    print_table(metrics, name)
+    print_table(metrics, list(metrics["train/class_counts"]), name)
     run = {"run": str(folder), "imbalance": cfg.imbalance.name, "seed": cfg.seed}
     print(json.dumps({**run, **headline(metrics, name)}), flush=True)

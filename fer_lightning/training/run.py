@@ -135,8 +135,8 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     callbacks: list[Callback] = [clock] if second_stage is None else [second_stage, clock]
     trainer = build.build_trainer(cfg, folder, loggers, callbacks, has_validation=len(split.val) > 0)
     start = find_resume_point(cfg, folder, faces.data_hash, trainer.world_size)
-    counts, resumed = datamodule.class_counts, start is not None
-    model = build.build_model(cfg, counts, provenance, loss, second_stage, resumed)
+    counts, resumed = dict(zip(faces.classes, datamodule.class_counts, strict=True)), start is not None
+    model = build.build_model(cfg, counts, faces.form, provenance, loss, second_stage, resumed)
 
     if not _only_adjusts(cfg):
         with _named_checkpoint(trainer, start, cfg, folder):

@@ -17,8 +17,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, confident_mistakes
+from fer_lightning.data.faces import class_noun
+from fer_lightning.data.images import as_picture
+from fer_lightning.metrics.predictions import classes_of, confident_mistakes, probability_columns
 from fer_lightning.presentation.escapes import change_texts, to_csv, without_tags
 from fer_lightning.runtime import wandb_run
 from fer_lightning.runtime.errors import UserError
@@ -156,14 +157,14 @@ def log_results(
 
 
 def _class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    images = predictions["label"].value_counts()
+    images, trained = predictions["label"].value_counts(), metrics["train/class_counts"]
     return pd.DataFrame(
         {
-            "emotion": list(EMOTIONS),
-            "training images": [metrics["train/class_counts"][emotion] for emotion in EMOTIONS],
-            f"{name} images": [int(images.get(emotion, 0)) for emotion in EMOTIONS],
+            class_noun(list(trained)): list(trained),
+            "training images": list(trained.values()),
+            f"{name} images": [int(images.get(each, 0)) for each in trained],
             **{
-                score: [metrics[f"{name}/{score}/{emotion}"] for emotion in EMOTIONS]
+                score: [metrics[f"{name}/{score}/{each}"] for each in trained]
                 for score in ("recall", "precision", "f1")
             },
         }
@@ -174,9 +175,9 @@ def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
     import wandb
 
     rows = confident_mistakes(predictions)
-    columns = ["id", "label", "prediction", "confidence", *PROBABILITY_COLUMNS]
+    columns = ["id", "label", "prediction", "confidence", *probability_columns(classes_of(predictions))]
     # Three times the size: 48 pixels are hard to see in a table.
-    faces = [wandb.Image(images[place].repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
+    faces = [wandb.Image(as_picture(images[place]).repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
     shown = change_texts(rows[columns], lambda text: to_csv(without_tags(text)))
     data: list[Any] = [[face, *values] for face, values in zip(faces, shown.to_numpy().tolist(), strict=True)]
     return wandb.Table(columns=["face", *columns], data=data)

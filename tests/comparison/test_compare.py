@@ -242,7 +242,7 @@ def test_mcnemar_takes_majority_votes(tmp_path: Path) -> None:
 
 def test_classes_confusion_calibration_and_cost(tmp_path: Path) -> None:
     c = compared(write_sweep(tmp_path / "sweep", 3))
-    focal = c.per_class[c.per_class["method"] == "focal"].set_index("emotion")
+    focal = c.per_class[c.per_class["method"] == "focal"].set_index("class")
     for emotion, n in zip(EMOTIONS, TEST_COUNTS, strict=True):
         values = scores_of(tmp_path / "sweep", "focal", f"test/recall/{emotion}")
         assert focal.loc[emotion, "recall"] == pytest.approx(np.mean(values))
@@ -546,7 +546,7 @@ def test_ceiling_by_ferplus_votes(tmp_path: Path) -> None:
     votes.to_csv(tmp_path / "votes.csv", index=False)
     c = compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet(), votes=tmp_path / "votes.csv")
     assert c.ceiling is not None
-    ceiling = c.ceiling.set_index("emotion")
+    ceiling = c.ceiling.set_index("class")
     assert ceiling["agreement"].to_dict() == {emotion: float(emotion == "neutral") for emotion in EMOTIONS}
     assert ceiling["n"].tolist() == list(TEST_COUNTS)
     write_run(tmp_path / "other/0", "none", labels="ferplus")

@@ -51,8 +51,8 @@ def test_t_interval_is_students() -> None:
 def test_scores_are_those_of_metrics_json() -> None:
     probabilities, labels = answers(0)
     labels[labels == 1] = 2  # a class without images that is still answered
-    expected = classification_metrics(probabilities, labels, "")
-    found = statistics.scores(confusion_matrix(labels, probabilities.argmax(axis=1)))
+    expected = classification_metrics(probabilities, labels, [str(k) for k in range(7)], "")
+    found = statistics.scores(confusion_matrix(labels, probabilities.argmax(axis=1), 7))
     assert found.tolist() == pytest.approx([expected[key] for key in ("accuracy", "balanced_accuracy", "f1_macro")])
     assert np.isnan(statistics.scores(np.zeros((7, 7)))).all()
 

@@ -216,7 +216,7 @@ def test_ceiling_by_hand(tmp_path: Path) -> None:
     }
     path = write_votes(tmp_path / "votes.csv", list(cases), [votes for _, votes in cases.values()])
     asked = [*cases, "without votes"]
-    table = ceiling(asked, [*(label for label, _ in cases.values()), "angry"], path).set_index("emotion")
+    table = ceiling(asked, [*(label for label, _ in cases.values()), "angry"], path).set_index("class")
     assert list(table.index) == list(EMOTIONS)
     assert table["n"].tolist() == [4, 0, 0, 2, 1, 0, 0]
     assert table["agreement"].round(4).tolist()[:4:3] == [0.3333, 0.5]

@@ -20,7 +20,7 @@ from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation import probabilities as inference
 from fer_lightning.evaluation import score as scoring
 from fer_lightning.metrics.classification import classification_metrics
-from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS
+from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
@@ -273,5 +273,5 @@ class TestPrediction:
         assert set(rows["usage"]) == {"PrivateTest"}
         assert rows["test_dedup"].tolist() == [0] + [1] * (len(private) - 1)
         assert rows["twin_group"].tolist() == faces.twins[private].tolist()
-        best = rows[list(PROBABILITY_COLUMNS)].to_numpy().argmax(axis=1)
+        best = rows[probability_columns(EMOTIONS)].to_numpy().argmax(axis=1)
         assert rows["prediction"].tolist() == [EMOTIONS[label] for label in best]

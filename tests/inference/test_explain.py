@@ -15,6 +15,7 @@ from fer_lightning.config import command_line
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
 from fer_lightning.inference import saliency_figures
+from fer_lightning.inference.saliency import MeanMaps
 
 PNG = b"\x89PNG"
 
@@ -117,8 +118,8 @@ class TestFiles:
             ([], "no image given"),
             (["gone.png"], "gone.png: does not exist; give images, folders"),
             (["images", "--out", "images/one.png"], "--out images/one.png: cannot be made"),
-            (["--test-set", "--emotion", "happy"], "--emotion happy: --test-set explains every emotion"),
-            (["--test-set", "--faces"], "--faces: --test-set explains every emotion"),
+            (["--test-set", "--emotion", "happy"], "--class happy: --test-set explains every class"),
+            (["--test-set", "--faces"], "--faces: --test-set explains every class"),
             (
                 ["--emotions", "happy", "a.png"],
                 "unrecognized arguments: --emotions happy a.png; python -m",
@@ -141,7 +142,7 @@ class TestTestSet:
         assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["saliency.npz", "saliency.png"]
         assert (tmp_path / "mean" / "saliency.png").read_bytes().startswith(PNG)
         saved = np.load(tmp_path / "mean" / "saliency.npz")
-        assert saved["emotions"].tolist() == list(EMOTIONS)
+        assert saved["classes"].tolist() == list(EMOTIONS)
         assert (saved["maps"].shape, saved["maps"].dtype) == ((7, 48, 48), np.float32)
         assert saved["faces"].shape == (7, 48, 48)
         assert saved["total"].sum() == 56
@@ -183,7 +184,8 @@ class TestPictures:
     def test_emotion_without_a_correct_face_has_an_empty_panel(self):
         right = np.array([3, 0, 2, 9, 4, 1, 6])
         maps = np.ones((7, 48, 48), np.float32) * (right > 0)[:, None, None]
-        figure = saliency_figures.mean_maps(maps * 100, maps, right, right + 5, "title")
+        means = MeanMaps(maps, maps * 100, right, right + 5, {}, 0)
+        figure = saliency_figures.mean_maps(means, EMOTIONS, "title")
         panels = {axes.get_title("left"): axes for axes in figure.axes}
         assert list(panels) == list(EMOTIONS)
         assert [text.get_text() for text in panels["disgust"].texts] == ["none correct"]

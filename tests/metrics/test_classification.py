@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.calibration import calibration_error
 from fer_lightning.metrics.classification import classification_metrics, confusion_matrix, macro_f1, precision_recall_f1
-from fer_lightning.metrics.predictions import PROBABILITY_COLUMNS, confident_mistakes, emotion_indices
+from fer_lightning.metrics.predictions import class_indices, confident_mistakes, probability_columns
 from fer_lightning.model.step_metrics import training_metrics
 
 
@@ -38,7 +38,7 @@ def drawn_predictions(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_scores_equal_torchmetrics() -> None:
     probabilities, labels = drawn_predictions(900)
     p, y = torch.tensor(probabilities), torch.tensor(labels)
-    ours = classification_metrics(probabilities, labels, prefix="")
+    ours = classification_metrics(probabilities, labels, EMOTIONS, prefix="")
 
     assert ours["n"] == 900
     assert ours["accuracy"] == pytest.approx(multiclass_accuracy(p, y, 7, average="micro").item(), abs=1e-6)
@@ -55,7 +55,7 @@ def test_scores_equal_torchmetrics() -> None:
     assert ours["nll"] == pytest.approx(torch.nn.functional.nll_loss(p.log(), y).item(), abs=1e-9)
     assert ours["ece"] == pytest.approx(multiclass_calibration_error(p, y, 7, n_bins=15).item(), abs=1e-6)
     np.testing.assert_array_equal(
-        confusion_matrix(labels, probabilities.argmax(1)), multiclass_confusion_matrix(p, y, 7).numpy()
+        confusion_matrix(labels, probabilities.argmax(1), 7), multiclass_confusion_matrix(p, y, 7).numpy()
     )
 
 
@@ -69,7 +69,7 @@ def test_scores_of_a_published_confusion_matrix() -> None:
     for c in range(7):
         predictions[start + recall[c] : start + images[c]] = (c + 1) % 7
         start += images[c]
-    scores = classification_metrics(np.eye(7)[predictions], labels)
+    scores = classification_metrics(np.eye(7)[predictions], labels, EMOTIONS)
     assert scores["test/n"] == 3589
     assert scores["test/accuracy"] == pytest.approx(2630 / 3589)
     assert scores["test/balanced_accuracy"] == pytest.approx(0.7098, abs=1e-4)
@@ -77,10 +77,10 @@ def test_scores_of_a_published_confusion_matrix() -> None:
 
 def test_training_metrics_equal_the_scores_of_the_whole_set() -> None:
     probabilities, labels = drawn_predictions(500)
-    metrics = training_metrics().clone(prefix="val/")
+    metrics = training_metrics(7).clone(prefix="val/")
     for start in range(0, 500, 64):
         metrics.update(torch.tensor(probabilities[start : start + 64]), torch.tensor(labels[start : start + 64]))
-    whole = classification_metrics(probabilities, labels, prefix="val/")
+    whole = classification_metrics(probabilities, labels, EMOTIONS, prefix="val/")
     computed = {key: value.item() for key, value in metrics.compute().items()}
     assert computed == pytest.approx({key: whole[key] for key in computed}, abs=1e-6)
     assert set(computed) == {"val/accuracy", "val/balanced_accuracy", "val/f1_macro"}
@@ -101,7 +101,7 @@ def test_calibration_error_counts_certainty_in_the_last_bin() -> None:
 def test_a_class_without_images_is_left_out_and_stays_valid_json() -> None:
     labels = np.array([0, 0, 2, 2])
     predictions = np.array([0, 1, 2, 2])  # disgust (1) has no images but one prediction
-    scores = classification_metrics(np.eye(7)[predictions], labels, prefix="")
+    scores = classification_metrics(np.eye(7)[predictions], labels, EMOTIONS, prefix="")
     assert scores["recall/disgust"] is None
     assert scores["precision/disgust"] == 0.0
     assert scores["f1/disgust"] == 0.0
@@ -113,19 +113,19 @@ def test_a_class_without_images_is_left_out_and_stays_valid_json() -> None:
 
 
 def test_a_class_never_predicted_has_precision_zero() -> None:
-    scores = classification_metrics(np.eye(7)[[3, 3]], [1, 3], prefix="")
+    scores = classification_metrics(np.eye(7)[[3, 3]], [1, 3], EMOTIONS, prefix="")
     assert (scores["precision/disgust"], scores["recall/disgust"], scores["f1/disgust"]) == (0.0, 0.0, 0.0)
 
 
 def test_no_images_at_all() -> None:
-    scores = classification_metrics(np.zeros((0, 7)), np.zeros(0, dtype=int))
+    scores = classification_metrics(np.zeros((0, 7)), np.zeros(0, dtype=int), EMOTIONS)
     assert scores["test/n"] == 0
     assert all(value is None for key, value in scores.items() if key != "test/n")
     assert math.isnan(macro_f1(np.zeros((7, 7), dtype=int)))
 
 
 def test_a_probability_rounded_to_zero_keeps_the_likelihood_finite() -> None:
-    scores = classification_metrics(np.eye(7, dtype=np.float32)[[0]], [1])
+    scores = classification_metrics(np.eye(7, dtype=np.float32)[[0]], [1], EMOTIONS)
     assert scores["test/nll"] == pytest.approx(-math.log(np.finfo(np.float32).tiny))
 
 
@@ -149,19 +149,19 @@ def test_stacked_matrices_equal_single_ones() -> None:
 )
 def test_wrong_input_is_refused(probabilities: np.ndarray, labels: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        classification_metrics(probabilities, labels)
+        classification_metrics(probabilities, labels, EMOTIONS)
 
 
 def test_emotion_names_to_indices() -> None:
-    np.testing.assert_array_equal(emotion_indices(["neutral", "angry", "disgust"]), [6, 0, 1])
+    np.testing.assert_array_equal(class_indices(["neutral", "angry", "disgust"], EMOTIONS), [6, 0, 1])
     with pytest.raises(ValueError, match="'anger'"):
-        emotion_indices(["angry", "anger"])
+        class_indices(["angry", "anger"], EMOTIONS)
 
 
 def test_confident_mistakes_are_wrong_sorted_and_findable() -> None:
     probabilities, labels = drawn_predictions(300)
     named = np.array(EMOTIONS)
-    table = pd.DataFrame(probabilities, columns=list(PROBABILITY_COLUMNS))
+    table = pd.DataFrame(probabilities, columns=probability_columns(EMOTIONS))
     table.insert(0, "label", named[labels])
     table.insert(1, "prediction", named[probabilities.argmax(1)])
     picked = confident_mistakes(table, limit=10)

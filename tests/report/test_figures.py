@@ -86,20 +86,20 @@ def compared(methods: int, seeds: int = 5) -> dict[str, Callable[[], Figure]]:
         ),
         "ranks": lambda: rank_figure.critical_difference(ranks, 2.1, numbers, "Ranks", LINE),
         "reliability": lambda: report_figures.reliability(c.reliability, list(numbers), numbers, "Reliability", LINE),
-        "changes": lambda: report_figures.confusion_differences(changes, "Differences", LINE),
-        "matrices": lambda: report_figures.confusion_matrices(c.confusion, "Matrices", LINE),
+        "changes": lambda: report_figures.confusion_differences(changes, EMOTIONS, "Differences", LINE),
+        "matrices": lambda: report_figures.confusion_matrices(c.confusion, EMOTIONS, "Matrices", LINE),
     }
 
 
 COUNTS = dict(zip(EMOTIONS, TRAIN, strict=True))
 LINE = words.caption(RUN)
 DRAWN: dict[str, Callable[[], Figure]] = {
-    "confusion_matrix": lambda: figures.confusion_matrix(matrix(), "Confusion matrix", LINE),
-    "no_subtitle": lambda: figures.confusion_matrix(matrix(), "Confusion matrix"),
+    "confusion_matrix": lambda: figures.confusion_matrix(matrix(), EMOTIONS, "Confusion matrix", LINE),
+    "no_subtitle": lambda: figures.confusion_matrix(matrix(), EMOTIONS, "Confusion matrix"),
     "three_sets": lambda: figures.class_distribution(
-        {"train": TRAIN, "val": matrix().sum(1), "test": matrix().sum(1)}, "Images", LINE
+        {"train": TRAIN, "val": matrix().sum(1), "test": matrix().sum(1)}, EMOTIONS, "Images", LINE
     ),
-    "one_set": lambda: figures.class_distribution({"train": TRAIN}, "Images", LINE),
+    "one_set": lambda: figures.class_distribution({"train": TRAIN}, EMOTIONS, "Images", LINE),
     "curves": lambda: figures.curves(training_log(12), "Curves", LINE),
     "one_epoch": lambda: figures.curves(training_log(1), "Curves", LINE),
     "many_epochs": lambda: figures.curves(training_log(300, 2), "Curves", LINE),
@@ -110,9 +110,13 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "bars_one_seed": lambda: report_figures.method_bars(*scores(4, np.nan), "Methods compared", LINE),
     "ten_bars": lambda: report_figures.method_bars(*scores(10, 0.02), "Methods compared", LINE),
     "one_bar": lambda: report_figures.method_bars(*scores(1, np.nan), "Methods compared", LINE),
-    "matrices": lambda: report_figures.confusion_matrices({m: matrix() for m in METHODS[:4]}, "Matrices", LINE),
-    "one_matrix": lambda: report_figures.confusion_matrices({"focal": matrix()}, "Matrices", LINE),
-    "ten_matrices": lambda: report_figures.confusion_matrices({m: matrix() for m in METHODS[:10]}, "Matrices", LINE),
+    "matrices": lambda: report_figures.confusion_matrices(
+        {m: matrix() for m in METHODS[:4]}, EMOTIONS, "Matrices", LINE
+    ),
+    "one_matrix": lambda: report_figures.confusion_matrices({"focal": matrix()}, EMOTIONS, "Matrices", LINE),
+    "ten_matrices": lambda: report_figures.confusion_matrices(
+        {m: matrix() for m in METHODS[:10]}, EMOTIONS, "Matrices", LINE
+    ),
     "recalls": lambda: report_figures.recall_by_class(recalls(4), COUNTS, "Recall", LINE),
     "ten_recalls": lambda: report_figures.recall_by_class(recalls(10), COUNTS, "Recall", LINE),
     "one_recall": lambda: report_figures.recall_by_class(recalls(1), None, "Recall", LINE),
@@ -169,7 +173,7 @@ def test_no_words_overlap_or_leave_a_picture_of_sensible_size(name: str) -> None
 
 def test_confusion_matrix_shows_counts_and_shares() -> None:
     counts = matrix()
-    words = drawn_text(figures.confusion_matrix(counts, "T", LINE))
+    words = drawn_text(figures.confusion_matrix(counts, EMOTIONS, "T", LINE))
     for row in counts:
         for n in row:
             assert f"{n / row.sum():.0%}\n({n:,})" in words
@@ -179,13 +183,13 @@ def test_confusion_matrix_shows_counts_and_shares() -> None:
 def test_a_class_without_images_leaves_an_empty_row() -> None:
     counts = matrix()
     counts[1] = 0
-    words = drawn_text(figures.confusion_matrix(counts, "T"))
+    words = drawn_text(figures.confusion_matrix(counts, EMOTIONS, "T"))
     assert "nan" not in words
     assert "disgust\nn = 0" in words
 
 
 def test_class_distribution_shows_every_count_and_the_ratio() -> None:
-    words = drawn_text(figures.class_distribution({"train": TRAIN}, "T"))
+    words = drawn_text(figures.class_distribution({"train": TRAIN}, EMOTIONS, "T"))
     assert all(f"{n:,}" in words for n in TRAIN)
     assert "28,709 images · 16.5 : 1" in words
     assert "1.5%" in words
@@ -312,7 +316,7 @@ def test_colours_of_methods_differ_for_any_colour_vision(sight: str, colours: tu
 
 def test_drawing_leaves_the_users_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
-    figures.confusion_matrix(matrix(), "T")
+    figures.confusion_matrix(matrix(), EMOTIONS, "T")
     assert dict(matplotlib.rcParams) == before
 
 

@@ -10,15 +10,15 @@ from command_line import TINY
 from fer_lightning.comparison.analysis import analyse
 from fer_lightning.comparison.runs import find_runs, read_runs
 from fer_lightning.metrics.classification import confusion_matrix
-from fer_lightning.metrics.predictions import emotion_indices
+from fer_lightning.metrics.predictions import class_indices, classes_of
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report.pictures import confusion_changes
 
 
 def shares(folder: Path) -> np.ndarray:
     table = pd.read_csv(folder / "predictions.csv")
-    labels, predictions = (emotion_indices(table[name].tolist()) for name in ("label", "prediction"))
-    return row_shares(confusion_matrix(labels, predictions))
+    labels, predictions = (class_indices(table[name].tolist(), classes_of(table)) for name in ("label", "prediction"))
+    return row_shares(confusion_matrix(labels, predictions, 7))
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def made_up(
         "ranks": Ranks(rank_frame, seeds, 0.5 * methods**0.9, dict.fromkeys(TESTED, 0.0123)),
         "per_class": pd.DataFrame(
             classes,
-            columns=["method", "emotion", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"],
+            columns=["method", "class", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"],
         ),
         "calibration": pd.DataFrame(
             calibration,
@@ -192,7 +192,7 @@ def made_up(
         parts["sizes"] |= {"test_large": 7365, "test_balanced": 1050}
         parts["ceiling"] = pd.DataFrame(
             {
-                "emotion": EMOTIONS,
+                "class": EMOTIONS,
                 "n": TEST,
                 "agreement": np.linspace(0.5, 0.93, 7),
                 "zero_votes": np.linspace(0.01, 0.4, 7),

@@ -57,7 +57,7 @@ def write_run(
     scores: dict[str, Any] = {}
     for name, places in sets.items():
         rows = np.isin(images, places)
-        scores |= classification_metrics(probabilities[rows], labels[rows], f"{name}/")
+        scores |= classification_metrics(probabilities[rows], labels[rows], EMOTIONS, f"{name}/")
     scores |= {
         "train/seconds": 60.0 + seed,
         "train/images_per_second": 1000.0,

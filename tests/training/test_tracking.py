@@ -125,16 +125,16 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray
         }
     )
     metrics = {
-        **classification_metrics(probabilities, labels[test]),
+        **classification_metrics(probabilities, labels[test], EMOTIONS),
         "test_dedup/recall/disgust": None,
         "train/class_counts": dict(zip(EMOTIONS, np.bincount(labels[:50]).tolist(), strict=True)),
         "data_hash": faces.data_hash,
         "imbalance": "focal",
         "versions": {"torch": "x"},
     }
-    matrix = confusion_matrix(labels[test], probabilities.argmax(1))
-    figures.confusion_matrix(matrix, "focal").savefig(folder / "confusion_matrix.png")
-    figures.class_distribution({"test": matrix.sum(1)}, "focal").savefig(folder / "class_distribution.png")
+    matrix = confusion_matrix(labels[test], probabilities.argmax(1), 7)
+    figures.confusion_matrix(matrix, EMOTIONS, "focal").savefig(folder / "confusion_matrix.png")
+    figures.class_distribution({"test": matrix.sum(1)}, EMOTIONS, "focal").savefig(folder / "class_distribution.png")
     curve = pd.DataFrame({"epoch": [0, 1], "step": [2, 4], "lr": [0.1, 0.1], "train/loss": [2.0, 1.9]})
     figures.curves(curve, "focal").savefig(folder / "curves.png")
     worst = confident_mistakes(predictions)

@@ -1,0 +1,117 @@
+"""A CSV or TSV that names images and their labels: ``path,label[,split]``."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import IO, NamedTuple
+
+from fer_lightning.data.pixel_csv import DELIMITERS, MAX_LINE, USAGE_NAMES
+from fer_lightning.runtime.errors import UserError
+
+COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "image", "image_path", "filepath", "img", "pth", "name"),
+    "label": ("label", "class", "emotion", "expression", "target"),
+    "split": ("split", "usage", "subset", "set", "partition"),
+}
+"""Columns, and the names that data sets give them."""
+
+MAX_ROWS = 2_000_000
+
+
+class LabelledFile(NamedTuple):
+    """A row: the file's path, its label, and its part (index into ``USAGES``; 0 without a column of splits)."""
+
+    path: str
+    label: str
+    usage: int
+
+
+def has_label_columns(first_line: str) -> bool:
+    """Whether the first line of a file names the columns of such a table."""
+    header = _header(first_line, _delimiter(first_line))
+    return all(set(COLUMNS[column]) & set(header) for column in ("path", "label"))
+
+
+def read_label_table(stream: IO[bytes], source: str, names: Sequence[str], folder: str) -> list[LabelledFile]:
+    """Read the table and find its files.
+
+    Args:
+        stream: the table.
+        source: its name in error messages.
+        names: the files that there are.
+        folder: of the table; paths are relative to it, or to the top.
+
+    Raises:
+        UserError: no such table; a row without a file, label or part; a file that does not exist, or is listed twice
+            with another label or part. Names the row.
+    """
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    lines = iter(lambda: text.readline(MAX_LINE), "")
+    try:
+        first = next((line for line in lines if line.strip()), "")
+        delimiter = _delimiter(first)
+        places = _places(_header(first, delimiter), source)
+        return list(_rows(csv.reader(lines, delimiter=delimiter), places, source, set(names), folder))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is no UTF-8 text with columns ({error}): write path,label[,split]") from None
+
+
+def _rows(
+    reader: Iterator[list[str]], places: dict[str, int], source: str, names: set[str], folder: str
+) -> Iterator[LabelledFile]:
+    seen: dict[str, LabelledFile] = {}
+    width = max(places.values()) + 1
+    for number, row in enumerate((row for row in reader if any(cell.strip() for cell in row)), start=1):
+        where = f"{source}, row {number}"
+        if number > MAX_ROWS:
+            raise UserError(f"{source} has more than {MAX_ROWS:,} rows: give a smaller table")
+        if len(row) < width:
+            raise UserError(f"{where}: {len(row)} columns, and {width} are needed")
+        given = {column: row[place].strip() for column, place in places.items()}
+        for column in ("path", "label"):
+            if not given[column]:
+                raise UserError(f"{where}: its {column} is empty: fill it in, or remove the row")
+        path = _find(given["path"], names, folder)
+        if path is None:
+            raise UserError(f"{where}: {given['path'][:120]} does not exist: give paths relative to the table")
+        found = LabelledFile(path, given["label"], _usage(given.get("split"), where))
+        if path in seen and seen[path] != found:
+            what = "part" if seen[path].label == found.label else "label"
+            raise UserError(f"{where}: {path} is listed before with another {what}: keep one of the rows")
+        if path not in seen:
+            seen[path] = found
+            yield found
+
+
+def _find(path: str, names: set[str], folder: str) -> str | None:
+    plain = path.replace("\\", "/")
+    candidates = (str(PurePosixPath(folder, plain)), str(PurePosixPath(plain)))
+    return next((name for name in candidates if name in names), None)
+
+
+def _usage(text: str | None, where: str) -> int:
+    if text is None:
+        return 0
+    usage = USAGE_NAMES.get(text.lower())
+    if usage is None:
+        raise UserError(f"{where}: split {text[:40]!r}; accepted are train, val and test")
+    return usage
+
+
+def _delimiter(line: str) -> str:
+    return max(DELIMITERS, key=line.count)
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    return [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _places(header: list[str], source: str) -> dict[str, int]:
+    places = {
+        column: header.index(name) for column, names in COLUMNS.items() for name in reversed(names) if name in header
+    }
+    missing = [column for column in ("path", "label") if column not in places]
+    if missing:
+        raise UserError(f"{source} has no column {' and no column '.join(missing)}: its first line must be path,label")
+    return places
