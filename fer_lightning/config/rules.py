@@ -120,6 +120,26 @@ def split_rules(split: DictConfig) -> None:
     require(fraction is None or is_fraction, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
     is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
+    _profile_rules(split)
+
+
+def _profile_rules(split: DictConfig) -> None:
+    profile, ratio, total, order = (split.get(key) for key in ("profile", "ratio", "total", "order"))
+    accepted = "must be natural, exp (exponential) or step, or null"
+    require(profile in (None, "natural", "exp", "step"), "split.profile", profile, accepted)
+    is_ratio = isinstance(ratio, int | float) and not isinstance(ratio, bool) and 1 <= ratio < float("inf")
+    accepted = "must be 1 or more: the largest class to the smallest, or null"
+    require(ratio is None or is_ratio, "split.ratio", ratio, accepted)
+    is_total = isinstance(total, int) and not isinstance(total, bool) and total >= 2
+    require(total is None or is_total, "split.total", total, "must be a number of training images, or null")
+    thins = profile in ("exp", "step") or (profile is None and ratio is not None)
+    if profile in ("exp", "step") and ratio is None:
+        raise UserError(f"split.profile={profile}: needs split.ratio, the largest class to the smallest")
+    for key, value in (("ratio", ratio), ("total", total), ("order", order)):
+        if value is not None and not thins:
+            raise UserError(f"split.{key}={value}: needs split.profile=exp or step, and split.ratio")
+    if thins and split.get("train_size") is not None:
+        raise UserError(f"split.train_size={split.train_size}: split.ratio chooses the images; use split.total")
 
 
 def model_rules(cfg: DictConfig) -> None:

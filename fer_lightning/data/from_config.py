@@ -8,7 +8,11 @@ from omegaconf import DictConfig
 from fer_lightning.data import ferplus
 from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import Faces
+from fer_lightning.data.profile import Profile
 from fer_lightning.data.splits import Split
+
+PROFILE_KEYS = ("profile", "ratio", "total", "order")
+"""Keys of ``split`` that make a ``Profile``."""
 
 
 def load_faces(cfg: DictConfig) -> Faces:
@@ -25,7 +29,17 @@ def load_faces(cfg: DictConfig) -> Faces:
 
 def split_faces(cfg: DictConfig, faces: Faces) -> Split:
     """Split ``faces`` as a configuration describes."""
-    arguments = {key: value for key, value in cfg.split.items() if key != "name"}
+    arguments = {key: value for key, value in cfg.split.items() if key not in ("name", *PROFILE_KEYS)}
     if cfg.data.drop_duplicates is not None:
         arguments["drop_duplicates"] = cfg.data.drop_duplicates
-    return instantiate(arguments, _partial_=True, _recursive_=False)(faces=faces, seed=cfg.seed)
+    build = instantiate(arguments, _partial_=True, _recursive_=False)
+    return build(faces=faces, seed=cfg.seed, profile=_profile(cfg.split))
+
+
+def _profile(split: DictConfig) -> Profile:
+    """The class sizes that a split asks for; a ratio alone asks for the exponential profile."""
+    shape, ratio, total, order = (split.get(key) for key in PROFILE_KEYS)
+    if shape is None:
+        shape = "natural" if ratio is None else "exp"
+    names = None if order is None else tuple(map(str, order))
+    return Profile(shape, 1.0 if ratio is None else float(ratio), total, names)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fer_lightning.data.faces import USAGES, Faces, class_noun
+from fer_lightning.data.profile import Profile, thin
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
+
+NATURAL = Profile()
 
 PAPER_PER_CLASS = 4000
 """Images per emotion in the paper's protocol; disgust has only 547 in all."""
@@ -52,6 +55,7 @@ def official(
     val_fraction: float | None = None,
     train_size: int | None = None,
     drop_duplicates: str | None = None,
+    profile: Profile = NATURAL,
 ) -> Split:
     """The competition's split: train on Training, select on PublicTest, report PrivateTest.
 
@@ -66,6 +70,7 @@ def official(
             pixel-identical images kept on the same side.
         train_size: keep a stratified random subset of exactly this many training images, drawn after all else.
         drop_duplicates: ``train`` removes training images that are pixel-identical to an image of a test set.
+        profile: class sizes that the training images are thinned to, after all else.
 
     Raises:
         UserError: there are no training images, an emotion is missing, or an argument is out of range.
@@ -89,7 +94,7 @@ def official(
         log.info("The data name no PublicTest images: validating on %g of the training images", val_fraction)
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
-    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates)
+    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
 
 
 def paper(
@@ -99,6 +104,7 @@ def paper(
     val_fraction: float | None = None,
     train_size: int | None = None,
     drop_duplicates: str | None = None,
+    profile: Profile = NATURAL,
 ) -> Split:
     """The protocol of the paper on EfficientNet and class imbalance, as far as its reported numbers specify it.
 
@@ -120,6 +126,7 @@ def paper(
         val_fraction: as in ``official``.
         train_size: as in ``official``.
         drop_duplicates: as in ``official``.
+        profile: as in ``official``.
 
     Raises:
         UserError: an unknown subset, an emotion with fewer than two images, or an argument out of range.
@@ -151,7 +158,7 @@ def paper(
     large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
     test = large if subset == "large" else balanced
     named = {"test": test, "test_large": large, "test_balanced": balanced}
-    return _finish(faces, seed, train, val, named, train_size, drop_duplicates)
+    return _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile)
 
 
 def kfold(
@@ -162,6 +169,7 @@ def kfold(
     val_fraction: float | None = None,
     train_size: int | None = None,
     drop_duplicates: str | None = None,
+    profile: Profile = NATURAL,
 ) -> Split:
     """Stratified cross-validation over all images, with pixel-identical images always in the same fold.
 
@@ -175,6 +183,7 @@ def kfold(
         val_fraction: validate on this share of all other folds instead; as in ``official``.
         train_size: as in ``official``.
         drop_duplicates: as in ``official``.
+        profile: as in ``official``.
 
     Raises:
         UserError: an argument out of range, or an emotion with fewer images than there are folds.
@@ -203,7 +212,7 @@ def kfold(
         train = np.flatnonzero((fold_of != fold) & (fold_of != val_fold))
     else:
         train, val = _cut(faces, np.flatnonzero(fold_of != fold), val_fraction, _stream(seed, "val"))
-    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates)
+    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
 
 
 def _finish(
@@ -214,14 +223,16 @@ def _finish(
     tests: dict[str, np.ndarray],
     train_size: int | None,
     drop_duplicates: str | None,
+    profile: Profile,
 ) -> Split:
-    """Drop duplicates, draw the training subset, add the ``_dedup`` test sets, and sort all indices."""
+    """Drop duplicates, draw the training subset, thin it, add the ``_dedup`` test sets, and sort all indices."""
     if drop_duplicates == "train":
         leaks = np.isin(faces.twins[train], faces.twins[np.concatenate(list(tests.values()))])
         train = train[~leaks]
         log.info("Removed %d training images that have an exact twin in a test set", leaks.sum())
     if train_size is not None:
         train = _subset(faces, train, train_size, _stream(seed, "train_size"))
+    train = thin(faces, train, profile, seed)
     missing = [name for name, count in zip(faces.classes, faces.count(train), strict=True) if not count]
     if missing:
         noun = class_noun(faces.classes)

@@ -1,6 +1,7 @@
 """How the numbers of a comparison were made, and what in the runs could mislead: notes on each part of the report."""
 
 from fer_lightning.comparison.analysis import Comparison
+from fer_lightning.comparison.ratios import SETTING, OverRatio
 from fer_lightning.comparison.rows import BASELINE, is_tested, paired, share_images, varying
 from fer_lightning.comparison.statistics import RESAMPLES
 from fer_lightning.presentation.words import listed
@@ -128,3 +129,20 @@ def on_protocol(c: Comparison) -> list[str]:
     if len(commits) > 1:
         notes.append(f"The runs come from different versions of the code: {', '.join(sorted(commits))}.")
     return notes + [f"Skipped: {folder}: {reason}." for folder, reason in c.skipped.items()]
+
+
+def on_ratio(c: Comparison, over: OverRatio) -> list[str]:
+    """What else changes with the ratio."""
+    sizes: dict[float, set[int]] = {}
+    for members in c.rows.values():
+        value = members[0].settings.get(SETTING, "None")
+        if value != "None":
+            sizes.setdefault(float(value), set()).update(run.training_images for run in members)
+    known = {ratio: span(sizes[ratio]) for ratio in over.ratios if ratio in sizes}
+    texts = [f"{text} at {ratio:g}" for ratio, text in known.items()]
+    if len(set(known.values())) > 1:
+        return [
+            f"Training images: {', '.join(texts)}. A larger ratio has fewer images too, and scores fall for both "
+            "reasons; split.total holds their number."
+        ]
+    return [f"Training images: {next(iter(known.values()))} at every ratio."] if known else []

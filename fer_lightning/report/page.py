@@ -129,8 +129,20 @@ def _opening(c: Comparison, numbers: Numbers) -> str:
     )
 
 
+CHARTS = {
+    "Confusion": page_charts.confusion,
+    "Calibration": page_charts.reliability,
+    "Ratio": page_charts.over_ratio,
+}
+"""By the name of their section."""
+
+
 def _section(c: Comparison, section: Section, numbers: Numbers) -> str:
-    charts = {"Confusion": page_charts.confusion, "Calibration": page_charts.reliability}
+    charts = {
+        "Confusion": page_charts.confusion,
+        "Calibration": page_charts.reliability,
+        "Ratio": page_charts.over_ratio,
+    }
     chart = charts[section.name](c, numbers) if section.name in charts else ""
     bases = list(c.compared_with.values())
     views = [(table.label, _table(table, section.title, numbers, bases)) for table in section.tables]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from fer_lightning.comparison import ratios
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.escapes import to_html
@@ -146,6 +147,69 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
     return (
         f'<figure class="scatter"><svg role="group" aria-label="{to_html(label)}">{"".join(drawn)}</svg>'
         f'<figcaption class="x">accuracy, %</figcaption><span class="y" aria-hidden="true">{heading}, %</span></figure>'
+    )
+
+
+def over_ratio(c: Comparison, numbers: Numbers) -> str:
+    """Scores over the imbalance ratio, a line with intervals per method; one view per metric."""
+    over = ratios.over_ratio(c)
+    if over is None:
+        return ""
+    views = [
+        (SCORES[metric].heading, _lines(over, metric, numbers))
+        for metric in ("f1_macro", "balanced_accuracy", "accuracy")
+    ]
+    return switched("ratio-chart", views)
+
+
+def _lines(over: ratios.OverRatio, metric: str, numbers: Numbers) -> str:
+    chosen = over.scores[(over.scores["metric"] == metric) & over.scores["mean"].notna()]
+    records = chosen.to_dict("records")
+    ends = [float(row[end]) for row in records for end in ("mean", "low", "high")]
+    y_scale = view_range([float(row["mean"]) for row in records], ends) if records else (0.0, 1.0)
+    logs = [math.log(ratio) for ratio in over.ratios]
+    x_scale = (logs[0] - 0.06 * (logs[-1] - logs[0]), logs[-1] + 0.06 * (logs[-1] - logs[0]))
+    drawn = []
+    for ratio in over.ratios:
+        place = place_on(math.log(ratio), x_scale)
+        drawn.append(f'<line class="grid" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>')
+        drawn.append(f'<text x="{place}%" y="100%" dy="18" text-anchor="middle">{ratio:g}</text>')
+    for tick in ticks_on(y_scale, 6):
+        place = 100 - place_on(tick, y_scale)
+        drawn.append(f'<line class="grid" y1="{place:.2f}%" y2="{place:.2f}%" x1="0" x2="100%"/>')
+        drawn.append(f'<text x="0" y="{place:.2f}%" dx="-8" dy=".35em" text-anchor="end">{_tick(tick)}</text>')
+    score = SCORES[metric]
+    for order, method in enumerate(over.methods):
+        mine = [row for row in records if row["method"] == method]
+        before: tuple[float, float] | None = None
+        for row in mine:
+            left = place_on(math.log(row["ratio"]), x_scale)
+            top = round(100 - place_on(float(row["mean"]), y_scale), 2)
+            marks = ""
+            if before is not None:
+                marks += f'<line x1="{before[0]}%" y1="{before[1]}%" x2="{left}%" y2="{top}%"/>'
+            if math.isfinite(row["low"] + row["high"]):
+                low, high = (100 - _within(float(row[end]), y_scale) for end in ("low", "high"))
+                marks += f'<line x1="{left}%" x2="{left}%" y1="{low:.2f}%" y2="{high:.2f}%"/>'
+            words = f"{method} at {row['ratio']:g}: {score.heading} {score.words(row['mean'])}"
+            interval = score.interval(float(row["low"]), float(row["high"]))
+            words += f" ({interval})" if interval else ""
+            number, name = numbers[row["row"]], ""
+            if row is mine[-1]:
+                name = f'<text class="name" x="9" y="4">{to_html(cut(method, 24))}</text>'
+            drawn.append(
+                f'<g class="point c{colour(order)}" data-m="{number}" data-tip="{to_html(words)}" tabindex="0" '
+                f'role="img" aria-label="{to_html(words)}">{marks}<svg x="{left}%" y="{top}%" overflow="visible">'
+                f'<circle class="hit" r="13"/><path d="{SHAPES[mark(order)]}"/>{name}</svg></g>'
+            )
+            before = left, top
+    label = (
+        f"{score.heading} in percent over the ratio of the largest training class to the smallest, a line per method."
+    )
+    return (
+        f'<figure class="scatter"><svg role="group" aria-label="{to_html(label)}">{"".join(drawn)}</svg>'
+        f'<figcaption class="x">largest class : smallest class</figcaption>'
+        f'<span class="y" aria-hidden="true">{score.heading}, %</span></figure>'
     )
 
 

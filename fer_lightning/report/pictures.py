@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
+from fer_lightning.comparison.ratios import OverRatio, over_ratio
 from fer_lightning.evaluation import figures as run_figures
 from fer_lightning.metrics.names import HEADLINES, SCORES
 from fer_lightning.presentation.plotting import row_shares
@@ -17,7 +18,7 @@ from fer_lightning.report.rank_figure import critical_difference
 
 def draw(c: Comparison, folder: Path) -> list[str]:
     """Write the pictures of a comparison into ``folder``; returns their names."""
-    drawn = {**_overview(c), **_classes(c), **_differences(c), **_ranks_and_reliability(c)}
+    drawn = {**_overview(c), **_over_ratio(c), **_classes(c), **_differences(c), **_ranks_and_reliability(c)}
     for name, figure in drawn.items():
         figure.savefig(folder / name)
     return list(drawn)
@@ -40,6 +41,19 @@ def _overview(c: Comparison) -> dict[str, Figure]:
         "method_bars.png": figures.method_bars(means, deviations, "Methods compared", f"{key(c)} · percent, {spread}"),
         "trade_off.png": figures.trade_off(summary, numbers(c), "Accuracy against macro F1", key(c)),
     }
+
+
+def method_numbers(over: OverRatio) -> dict[str, int]:
+    """Method -> its number, for colour and mark, where rows differ in the ratio too."""
+    return {name: number for number, name in enumerate(over.methods)}
+
+
+def _over_ratio(c: Comparison) -> dict[str, Figure]:
+    over = over_ratio(c)
+    if over is None:
+        return {}
+    title = "Scores over the imbalance of the training images"
+    return {"over_ratio.png": figures.over_ratio(over, method_numbers(over), title, key(c))}
 
 
 def _classes(c: Comparison) -> dict[str, Figure]:

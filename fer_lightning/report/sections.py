@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
+from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.data.faces import class_noun
 from fer_lightning.report import notes, sentences, tables
 from fer_lightning.report.tables import Table
@@ -34,7 +35,19 @@ class Section:
 
 def sections(c: Comparison) -> list[Section]:
     """The report below its opening, in reading order; a part without data is left out."""
-    parts = (_scores, _differences, _classes, _ranks, _confusion, _calibration, _twins, _labels, _paper, _mcnemar)
+    parts = (
+        _scores,
+        _differences,
+        _ratio,
+        _classes,
+        _ranks,
+        _confusion,
+        _calibration,
+        _twins,
+        _labels,
+        _paper,
+        _mcnemar,
+    )
     return [section for part in (*parts, _cost) if (section := part(c))]
 
 
@@ -69,6 +82,23 @@ def _differences(c: Comparison) -> Section | None:
         ("differences.png",),
         [*sentences.on_differences(c), *sentences.on_seeds(c)],
         notes.on_differences(c),
+    )
+
+
+def _ratio(c: Comparison) -> Section | None:
+    over = over_ratio(c)
+    if over is None:
+        return None
+    return Section(
+        "Ratio",
+        "Over the imbalance ratio",
+        "Training images of the largest class to those of the smallest; validation and test images are the same at "
+        "every ratio. Mean ± standard deviation over seeds, percent; the best method of each ratio is bold. "
+        "Differences are to the baseline at the same ratio.",
+        [tables.over_ratio(over, metric) for metric in ("f1_macro", "balanced_accuracy", "accuracy")],
+        ("over_ratio.png",),
+        sentences.on_ratio(over, c.baselines),
+        notes.on_ratio(c, over),
     )
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from fer_lightning.comparison.analysis import PRIMARY, TESTED, Comparison
 from fer_lightning.comparison.paper import TRAINING_IMAGES
+from fer_lightning.comparison.ratios import OverRatio
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed
 from fer_lightning.report.protocol import span
@@ -134,6 +135,40 @@ def _trades(known: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
         for (method, metric), gap in clear.items()
         if metric == PRIMARY and gap > 0 > clear.get((method, "accuracy"), 0)
     ]
+
+
+def on_ratio(over: OverRatio, baselines: Mapping[str, str]) -> list[str]:
+    """From which ratio on each method is better than its baseline, by metric; and where it is worse."""
+    sentences = []
+    for method in over.methods:
+        for metric in ("f1_macro", "balanced_accuracy"):
+            rows = over.differences[(over.differences["method"] == method) & (over.differences["metric"] == metric)]
+            records = rows[rows["p_holm"].notna()].sort_values("ratio").to_dict("records")
+            if len(records) < 2 or all(baselines.get(row["row"], row["row"]) == row["row"] for row in records):
+                continue
+            sentences.append(_begins_to_pay(method, metric, records))
+    return sentences
+
+
+def _begins_to_pay(method: str, metric: str, records: Sequence[Mapping[Any, Any]]) -> str:
+    """Of the differences of one method to the baseline, ascending in the ratio."""
+    name = SCORES[metric].heading
+    clear = [row["p_holm"] < SIGNIFICANT for row in records]
+    better = [is_clear and row["difference"] > 0 for is_clear, row in zip(clear, records, strict=True)]
+    worse = [
+        f"{row['ratio']:g}" for is_clear, row in zip(clear, records, strict=True) if is_clear and row["difference"] < 0
+    ]
+    cost = f"; it is worse at {listed(worse)}" if worse else ""
+    first = next((place for place in range(len(records)) if all(better[place:])), None)
+    if first is not None:
+        row = records[first]
+        since = "at every ratio" if first == 0 else f"from a ratio of {row['ratio']:g} on"
+        return f"{method} pays in {name} {since}: {signed(row['difference'])} points there ({_evidence(row)}){cost}."
+    if any(better):
+        where = listed([f"{row['ratio']:g}" for row, pays in zip(records, better, strict=True) if pays])
+        return f"{method} is better in {name} at {where}, and not clearly at larger ratios{cost}."
+    gaps = ", ".join(f"{signed(row['difference'])} at {row['ratio']:g}" for row in records)
+    return f"{method} is at no ratio clearly better in {name} ({gaps} points){cost}."
 
 
 def on_twins(differences: pd.DataFrame, baselines: Mapping[str, str], test_set: str) -> list[str]:

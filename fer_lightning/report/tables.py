@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
+from fer_lightning.comparison.ratios import OverRatio
 from fer_lightning.metrics.names import NOTHING, SCORES, SHARE
 
 TEST_SETS = {
@@ -165,6 +166,28 @@ def scores(c: Comparison, test_set: str | None = None) -> Table:
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else ""
     label = set_name(test_set) + (f", n = {span}" if span else "")
     return Table(label, ["method", *(score.heading for score in SCORES.values()), "seeds"], rows, plot="cells")
+
+
+def over_ratio(over: OverRatio, metric: str) -> Table:
+    """Ratio x method: mean and deviation of one score over seeds, the best of each ratio marked."""
+    score = SCORES[metric]
+    chosen = over.scores[over.scores["metric"] == metric].to_dict("records")
+    table = {(row["ratio"], row["method"]): row for row in chosen}
+    rows = []
+    for ratio in over.ratios:
+        means = {name: table[ratio, name]["mean"] for name in over.methods if (ratio, name) in table}
+        known = [mean for mean in means.values() if not pd.isna(mean)]
+        best = max(known) if len(known) > 1 else math.nan
+        cells = [Cell(f"{ratio:g}", ratio)]
+        for name in over.methods:
+            if name not in means:
+                cells.append(Cell(NOTHING))
+                continue
+            deviation = table[ratio, name]["sd"]
+            spread = "" if pd.isna(deviation) else f" ± {score.words(deviation)}"
+            cells.append(Cell(score.words(means[name]) + spread, _value(means[name]), best=means[name] == best))
+        rows.append(cells)
+    return Table(score.heading, ["ratio", *over.methods], rows)
 
 
 def differences(c: Comparison, metric: str, test_set: str | None = None) -> Table:
