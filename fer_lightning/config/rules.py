@@ -146,7 +146,7 @@ def model_rules(cfg: DictConfig) -> None:
     """The part of ``check_rules`` that concerns ``cfg.model``."""
     model = cfg.model
     require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "must be 1 or 3")
-    require(model.stem_stride in (1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2")
+    require(model.stem_stride in (None, 1, 2), "model.stem_stride", model.stem_stride, "must be 1 or 2, or null")
     require(model.image_size >= 32, "model.image_size", model.image_size, "must be at least 32 pixels")
     first = model.first_image_size
     grows = first is None or 32 <= first <= model.image_size

@@ -70,7 +70,7 @@ class Model:
     in_channels: int
     image_size: int
     first_image_size: int | None
-    stem_stride: int
+    stem_stride: int | None
     drop_path: float
     head: Head
     freeze_epochs: int

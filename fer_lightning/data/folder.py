@@ -3,9 +3,9 @@
 import io
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,11 +27,6 @@ ACCEPTED = (
 TABLES = (".csv", ".tsv", ".txt")
 GRAY_SIDE = 48
 """Side of stored gray images, in pixels, where none is given: FER-2013's."""
-
-
-class _Found(NamedTuple):
-    container: Container
-    files: list[LabelledFile]
 
 
 def load(
@@ -63,46 +58,81 @@ def load(
     Raises:
         UserError: something is missing, damaged, or labelled in two ways; names the file, folder or row.
     """
+    return load_layout(find_labels, path, ACCEPTED, Reading(classes, only, color, image_size, cache_dir))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How labelled files are read; the arguments of ``load``."""
+
+    classes: str | None = None
+    only: Sequence[str] | None = None
+    color: bool = False
+    image_size: int | None = None
+    cache_dir: str | None = None
+
+
+Find = Callable[[Container, Sequence[str], str], list[LabelledFile]]
+"""Finds the labelled files of a container among names, all below a folder (empty for the top)."""
+
+
+def load_layout(find: Find, path: str | None, accepted: str, reading: Reading, kind: str = "labelled") -> Faces:
+    """Read the files that ``find`` finds; see ``load``.
+
+    Args:
+        find: of a layout.
+        path: as for ``load``.
+        accepted: what the layout is, for errors.
+        reading: how the files are read.
+        kind: of data, for messages.
+    """
     if path is None or not path.strip():
-        raise UserError(f"data.path is missing; give data.path=DIR, {ACCEPTED}")
+        raise UserError(f"data.path is missing; give data.path=DIR, {accepted}")
     source, inside = _container_and_folder(Path(path).expanduser())
     if not source.exists():
-        raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
-    mapping = class_names.read_mapping(Path(classes).expanduser()) if classes else None
+        raise UserError(f"data.path={path} does not exist: give {accepted}")
+    mapping = class_names.read_mapping(Path(reading.classes).expanduser()) if reading.classes else None
     with readable_errors(source):
-        found = _find(source, inside)
-        names = list(dict.fromkeys(file.label for file in found.files))
-        kinds, classes_of = class_names.group_classes(names, mapping, only)
+        container, found = _find(source, inside, find, accepted)
+        names = list(dict.fromkeys(file.label for file in found))
+        kinds, classes_of = class_names.group_classes(names, mapping, reading.only)
         class_names.log_classes(names, classes_of)
-        files = [file for file in found.files if classes_of[file.label] is not None]
-        if len(files) < len(found.files):
-            log.info("Left out %d images of %d", len(found.files) - len(files), len(found.files))
-        side = image_size or (typical_side(found.container, [file.path for file in files]) if color else GRAY_SIDE)
-        form = ImageForm(side, color)
-        numbers = [kinds.index(str(classes_of[file.label])) for file in files]
-        paths = [file.path for file in files]
-        directory = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        plan = "\n".join(f"{file.path}\t{number}\t{file.usage}" for file, number in zip(files, numbers, strict=True))
-        key = content_key(found.container, paths, f"{form}\n{kinds}\n{plan}")
-
-        def build(allocate: Allocate) -> Faces:
-            ids = image_ids(found.container, paths)
-            order = np.argsort(ids, kind="stable")
-            place = np.argsort(order, kind="stable")
-            images = read_images(found.container, paths, place, form, allocate((len(paths), *form.shape)))
-            return Faces.from_arrays(
-                images,
-                np.array(numbers)[order],
-                np.array([file.usage for file in files])[order],
-                ids[order],
-                kind=f"labelled {found.container.form}",
-                classes=kinds,
-            )
-
-        faces = cached(key, build, directory)
+        files = [file for file in found if classes_of[file.label] is not None]
+        if len(files) < len(found):
+            log.info("Left out %d images of %d", len(found) - len(files), len(found))
+        labels = [kinds.index(str(classes_of[file.label])) for file in files]
+        faces = _read(container, files, labels, kinds, reading, kind)
     counts = ", ".join(f"{n:,} {name}" for name, n in zip(faces.classes, faces.count(), strict=True))
     log.info("Found %s images: %s", f"{len(faces):,}", counts)
     return faces
+
+
+def _read(
+    container: Container,
+    files: Sequence[LabelledFile],
+    labels: Sequence[int],
+    classes: tuple[str, ...],
+    reading: Reading,
+    kind: str,
+) -> Faces:
+    paths, usage = [file.path for file in files], np.array([file.usage for file in files])
+    side = reading.image_size or (typical_side(container, paths) if reading.color else GRAY_SIDE)
+    form = ImageForm(side, reading.color)
+    directory = Path(reading.cache_dir).expanduser() if reading.cache_dir else default_cache_dir()
+    plan = "\n".join(f"{path}\t{label}\t{part}" for path, label, part in zip(paths, labels, usage, strict=True))
+    key = content_key(container, paths, f"{form}\n{classes}\n{plan}")
+
+    def build(allocate: Allocate) -> Faces:
+        ids = image_ids(container, paths)
+        order = np.argsort(ids, kind="stable")
+        place = np.argsort(order, kind="stable")
+        images = read_images(container, paths, place, form, allocate((len(paths), *form.shape)))
+        described = f"{kind} {container.form}"
+        return Faces.from_arrays(
+            images, np.array(labels)[order], usage[order], ids[order], kind=described, classes=classes
+        )
+
+    return cached(key, build, directory)
 
 
 def _container_and_folder(path: Path) -> tuple[Path, str]:
@@ -113,7 +143,7 @@ def _container_and_folder(path: Path) -> tuple[Path, str]:
     return path, ""
 
 
-def _find(source: Path, inside: str) -> _Found:
+def _find(source: Path, inside: str, find: Find, accepted: str) -> tuple[Container, list[LabelledFile]]:
     if source.is_dir():
         container: Container = Folder(source)
     else:
@@ -124,18 +154,24 @@ def _find(source: Path, inside: str) -> _Found:
         elif is_tar(source):
             container = Tar(source)
         elif source.suffix.lower() in TABLES:
-            folder = Folder(source.parent)
+            container = Folder(source.parent)
             with open_file(source) as stream:
-                return _Found(folder, read_label_table(stream, str(source), folder.names(), ""))
+                return container, read_label_table(stream, str(source), container.names(), "")
         else:
-            raise UserError(f"data.path={source} is no folder, archive or table: give {ACCEPTED}")
-    names = [name for name in container.names() if name.startswith(inside and f"{inside}/")]
+            raise UserError(f"data.path={source} is no folder, archive or table: give {accepted}")
+    return container, find(
+        container, [name for name in container.names() if name.startswith(inside and f"{inside}/")], inside
+    )
+
+
+def find_labels(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
+    """The files of a table of labels, or those in folders of classes."""
     table = _table(container, names)
-    if table is not None:
-        folder_of = str(PurePosixPath(table).parent).removeprefix(".")
-        with container.open(table) as stream:
-            return _Found(container, read_label_table(stream, f"{container.path}: {table}", names, folder_of))
-    return _Found(container, _in_folders(container, names, inside))
+    if table is None:
+        return in_folders(container, names, inside)
+    folder = str(PurePosixPath(table).parent).removeprefix(".")
+    with container.open(table) as stream:
+        return read_label_table(stream, f"{container.path}: {table}", names, folder)
 
 
 def _table(container: Container, names: Sequence[str]) -> str | None:
@@ -152,7 +188,7 @@ def _names_columns(container: Container, name: str) -> bool:
     return has_label_columns(first)
 
 
-def _in_folders(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
+def in_folders(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
     """The images in folders of classes, with their parts."""
     files: list[LabelledFile] = []
     tops: dict[tuple[str, bool], str] = {}

@@ -15,7 +15,7 @@ from torch import nn
 
 from fer_lightning.deploy.graph import Deployable, as_faces, as_strings
 from fer_lightning.model.classifier import EmotionClassifier
-from fer_lightning.model.network import build_head
+from fer_lightning.model.network import build_head, head_name
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 """An opened file: from uint8 images (B, H, W, 3) in RGB order to float32 probabilities (B, 7)."""
@@ -144,13 +144,15 @@ def _rebuild(path: Path, model: EmotionClassifier, temperature: float) -> Callab
             pretrained=True,
             in_chans=channels,
             num_classes=0,
+            **({"img_size": size} if model.network.pretrained_cfg.get("fixed_input_size") else {}),
             pretrained_cfg_overlay={"file": str(path), "input_size": (channels, size, size)},
         ).eval()
     finally:
         timm_logger.setLevel(level)
-    backbone.conv_stem.stride = (architecture["stem_stride"],) * 2
-    head = build_head(backbone.num_features, len(model.classes), **architecture["head"]).eval()
-    prefix = "classifier."
+    if architecture["stem_stride"] is not None:
+        backbone.get_submodule(backbone.pretrained_cfg["first_conv"]).stride = (architecture["stem_stride"],) * 2
+    head = build_head(backbone.head_hidden_size, len(model.classes), **architecture["head"]).eval()
+    prefix = f"{head_name(model.network)}."
     head.load_state_dict({k.removeprefix(prefix): w for k, w in load_file(path).items() if k.startswith(prefix)})
 
     def predict(images: torch.Tensor) -> torch.Tensor:

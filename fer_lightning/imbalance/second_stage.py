@@ -10,7 +10,6 @@ import logging
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from timm.models import EfficientNet
 from torch import nn
 
 from fer_lightning.imbalance.samplers import first_stage_epochs
@@ -56,14 +55,14 @@ class SecondStage(L.Callback):
         if self.first_epoch == 0 and first_stage is None:
             log.warning("trainer.max_epochs=%d: no first stage; the second trains on the initial network", epochs)
 
-    def learning(self, network: EfficientNet) -> nn.Module:
-        """The part of the network that the second stage trains."""
-        return network.classifier if self.trains == "head" else network.classifier[-1]
+    def learning(self, head: nn.Sequential) -> nn.Module:
+        """The part of a network's head that the second stage trains."""
+        return head if self.trains == "head" else head[-1]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch != self.first_epoch:
             return
-        learning = self.learning(pl_module.network)  # type: ignore[arg-type]
+        learning = self.learning(pl_module.head)  # type: ignore[arg-type]
         if self.trains == "head":
             reinitialize(learning, self.seed)
         for optimizer in trainer.optimizers:

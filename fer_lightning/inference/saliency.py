@@ -11,6 +11,7 @@ one resolution alone 0.37 to 0.47, Grad-CAM at the last convolution 0.15, at its
 0.45, SmoothGrad 0.27. Occlusion, which optimises this very measure, 0.52 at forty times the cost.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from fer_lightning.evaluation.probabilities import predict
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.model.network import stem_of
 from fer_lightning.runtime.errors import UserError
 
 try:
@@ -68,14 +70,34 @@ class MeanMaps:
 
 
 def layers(model: EmotionClassifier) -> list[nn.Module]:
-    """The modules whose outputs are used: the ends of the last resolutions with 4x4 cells or more."""
-    stride = model.network.conv_stem.stride[0]  # timm's reductions assume 2
+    """The modules whose outputs are used: the ends of the last resolutions with 4x4 cells or more.
+
+    Raises:
+        UserError: timm does not know the network's resolutions, or all have fewer cells.
+    """
+    stem = stem_of(model.network)
+    coarser = 1.0 if stem is None else stem.stride[0] / 2  # timm's reductions are for 2
     ends = [
         info["module"]
-        for info in model.network.feature_info
-        if model.image_size * 2 / (info["reduction"] * stride) >= LEAST_CELLS
+        for info in getattr(model.network, "feature_info", [])
+        if model.image_size / (info["reduction"] * coarser) >= LEAST_CELLS
     ]
+    if not ends:
+        raise UserError(
+            f"{model.hparams['model']['name']}: has no layer with {LEAST_CELLS}x{LEAST_CELLS} cells or more at "
+            f"{model.image_size} pixels, from which a saliency map could be made; train at a larger model.image_size"
+        )
     return [model.network.get_submodule(name) for name in ends[-RESOLUTIONS:]]
+
+
+def _as_maps(values: torch.Tensor, network: nn.Module) -> torch.Tensor:
+    """Values of a layer, (n, C, H, W), (n, H, W, C) or tokens (n, T, C), summed over channels: (n, 1, H, W)."""
+    if values.ndim == 3:
+        tokens = values[:, int(getattr(network, "num_prefix_tokens", 0)) :].sum(-1)
+        side = math.isqrt(tokens.shape[1])
+        return tokens.reshape(len(tokens), 1, side, side)
+    channels = -1 if getattr(network, "output_fmt", "NCHW") == "NHWC" else 1
+    return values.sum(channels).unsqueeze(1)
 
 
 def saliency_maps(
@@ -101,7 +123,9 @@ def saliency_maps(
         # The images need a gradient, since activations of a frozen network would have none.
         pixels = torch.from_numpy(np.array(images[rows])).to(device).float().requires_grad_()
         targets = torch.from_numpy(np.array(emotions[rows], dtype=np.int64)).to(device)
-        parts = [_unit(part.detach().float().sum(1, keepdim=True).relu()) for part in method.attribute(pixels, targets)]
+        parts = [
+            _unit(_as_maps(part.detach().float(), model.network).relu()) for part in method.attribute(pixels, targets)
+        ]
         whole = sum(F.interpolate(part, (side, side), mode="bilinear", align_corners=False) for part in parts)
         assert isinstance(whole, torch.Tensor)
         maps[rows] = _unit(whole)[:, 0].cpu().numpy()

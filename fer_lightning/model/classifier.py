@@ -19,7 +19,7 @@ from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint
-from fer_lightning.model.network import ClassScale, build_network, check_size
+from fer_lightning.model.network import NETWORK_KEYS, ClassScale, build_network, check_size, head_of
 from fer_lightning.model.optimizer import build_optimizer, build_schedule
 from fer_lightning.model.step_metrics import training_metrics
 from fer_lightning.presentation.printable import shortened
@@ -50,7 +50,7 @@ def _of_channels(values: Sequence[float], color: bool) -> tuple[float, ...]:
 
 
 class EmotionClassifier(L.LightningModule):
-    """EfficientNet + custom head + a swappable loss.
+    """A network of timm, by default EfficientNet, + custom head + a swappable loss.
 
     ``forward`` takes images, uint8 or 0..255 float, gray (B, H, W) or red, green, blue (B, 3, H, W), and returns logits
     (B, C): resizing to the model's input, normalisation and the three-channel repeat of gray happen inside, on the
@@ -92,20 +92,18 @@ class EmotionClassifier(L.LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["loss", "second_stage"], logger=False)
-        self.network = build_network(
-            model["name"],
-            model["weights"],
-            model["in_channels"],
-            model["stem_stride"],
-            model["drop_path"],
-            model["head"],
-            len(class_counts),
-        ).to(memory_format=torch.channels_last)
+        arguments = {key: model[key] for key in NETWORK_KEYS}
+        network: Any = build_network(**arguments, num_classes=len(class_counts))
+        self.network = network.to(memory_format=torch.channels_last)
         self.classes = tuple(classes)
         self.form = ImageForm(**(form or {}))
         self.in_channels = model["in_channels"]
         self.image_size = model["image_size"]
         self.first_image_size = model.get("first_image_size")
+        if self.first_image_size and network.pretrained_cfg.get("fixed_input_size"):
+            raise UserError(
+                f"model.first_image_size={self.first_image_size}: {model['name']} has one input size; use null"
+            )
         self.perturbed = False
         self.logged = False
         self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
@@ -128,7 +126,12 @@ class EmotionClassifier(L.LightningModule):
         """Input of the head's last layer, (B, D)."""
         prepared = self.prepare(images, self.image_size)
         pooled = self.network.forward_head(self.network.forward_features(prepared), pre_logits=True)
-        return self.network.classifier[:-1](pooled)
+        return self.head[:-1](pooled)
+
+    @property
+    def head(self) -> nn.Sequential:
+        """The custom head; its last layer gives the logits."""
+        return head_of(self.network)
 
     def prepare(self, images: Tensor, size: int) -> Tensor:
         """Images (B, H, W) or (B, 3, H, W) as the network's input (B, ``in_channels``, ``size``, ``size``)."""
@@ -216,12 +219,12 @@ class EmotionClassifier(L.LightningModule):
     def _trainable_part(self) -> nn.Module:
         """The part of the network that is trained in this epoch; the rest keeps its batch statistics too."""
         if self.second_stage is not None and self.current_epoch >= self.second_stage.first_epoch:
-            return self.second_stage.learning(self.network)
-        return self.network.classifier if self.current_epoch < self.freeze_epochs else self.network
+            return self.second_stage.learning(self.head)
+        return self.head if self.current_epoch < self.freeze_epochs else self.network
 
     def _class_scale_parameters(self) -> set[int]:
         """Ids of the factors per class, which only the second stage trains."""
-        scales = (module for module in self.network.classifier.modules() if isinstance(module, ClassScale))
+        scales = (module for module in self.head.modules() if isinstance(module, ClassScale))
         return {id(parameter) for scale in scales for parameter in scale.parameters()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -1,4 +1,4 @@
-"""A timm EfficientNet with the paper's custom head."""
+"""An image classifier of timm, by default an EfficientNet, with the paper's custom head."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import EfficientNet
 from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,33 +86,34 @@ def build_network(
     name: str,
     weights: str,
     in_channels: int,
-    stem_stride: int,
+    image_size: int,
+    stem_stride: int | None,
     drop_path: float,
     head: Mapping[str, Any],
     num_classes: int,
-) -> EfficientNet:
-    """A timm EfficientNet whose classifier is the custom head; logits (B, ``num_classes``).
+) -> nn.Module:
+    """A timm classifier whose last layer is the custom head; logits (B, ``num_classes``).
 
     Args:
-        name: any EfficientNet of timm, with or without a pretrained tag.
+        name: any image classifier of timm, with or without a pretrained tag.
         weights: ``none``, ``imagenet`` (timm's hub) or a file with timm's parameter names.
         in_channels: with 1, timm sums the stem's weights over RGB.
-        stem_stride: of the first convolution; timm hard-codes 2.
+        image_size: side of the input in pixels; networks of a fixed size (vision transformers) are built for it.
+        stem_stride: of the first convolution, in place of timm's 2; None leaves the network as it is.
         drop_path: stochastic depth rate.
         head: arguments of ``build_head``.
+        num_classes: C.
 
     Raises:
-        UserError: unknown name, weights that cannot be fetched or do not fit.
+        UserError: unknown name, weights that cannot be fetched or do not fit, or a network without such a stem, size,
+            stochastic depth or classifier.
     """
-    known = timm.list_models("*efficientnet*") + timm.list_pretrained("*efficientnet*")
-    if name not in known:
-        close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "efficientnet_b0"
-        raise UserError(f"model.name={name}: no EfficientNet of timm {timm.__version__}; close: {close}")
-    arguments: dict[str, Any] = {
-        "num_classes": num_classes,
-        "in_chans": in_channels,
-        "drop_path_rate": drop_path,
-    }
+    _check_name(name)
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    if drop_path or "efficientnet" in name:
+        arguments["drop_path_rate"] = drop_path
+    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        arguments["img_size"] = image_size
     if weights not in ("none", "imagenet"):
         _check_weights_fit(name, Path(weights))
         arguments["pretrained_cfg_overlay"] = {"file": weights}
@@ -121,7 +121,10 @@ def build_network(
         network: Any = timm.create_model(name, pretrained=weights != "none", **arguments)
     except Exception as error:  # timm raises the errors of its HTTP client
         if weights == "none":
-            raise
+            reason = first_line(error)
+            if "drop_path_rate" in reason:
+                raise UserError(f"model.drop_path={drop_path}: {name} has no stochastic depth; use 0") from error
+            raise UserError(f"model.name={name}: cannot be built for {image_size} pixels ({reason})") from error
         if weights != "imagenet":
             mismatch = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"model.weights={weights}: does not fit {name} ({mismatch})") from error
@@ -129,9 +132,57 @@ def build_network(
             f"model.weights=imagenet: could not download timm's weights of {name} ({first_line(error)}); "
             "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
         ) from error
-    network.conv_stem.stride = (stem_stride, stem_stride)
-    network.classifier = build_head(network.num_features, num_classes, **head)
+    if stem_stride is not None:
+        _set_stem_stride(network, name, stem_stride)
+    place = network.pretrained_cfg.get("classifier")
+    last = network.get_submodule(place) if isinstance(place, str) else None
+    if not isinstance(last, nn.Linear):
+        raise UserError(f"model.name={name}: its classifier is not a single linear layer; choose another network")
+    network.set_submodule(place, build_head(last.in_features, num_classes, **head))
     return network
+
+
+def head_name(network: nn.Module) -> str:
+    """Where the custom head is in a network of ``build_network``: ``classifier``, ``fc``, ``head.fc``, ..."""
+    place: str = network.pretrained_cfg["classifier"]  # type: ignore[index, assignment]
+    return place
+
+
+def head_of(network: nn.Module) -> nn.Sequential:
+    """The custom head of a network of ``build_network``."""
+    head = network.get_submodule(head_name(network))
+    assert isinstance(head, nn.Sequential)
+    return head
+
+
+def stem_of(network: nn.Module) -> nn.Conv2d | None:
+    """The first convolution, where its stride can be changed; None for patches, which have no overlap to keep."""
+    place = network.pretrained_cfg.get("first_conv")  # type: ignore[operator, union-attr]
+    first = network.get_submodule(place) if isinstance(place, str) else None
+    if not isinstance(first, nn.Conv2d) or first.kernel_size[0] <= first.stride[0] or first.kernel_size[0] < 3:
+        return None
+    return first
+
+
+def _set_stem_stride(network: nn.Module, name: str, stride: int) -> None:
+    stem = stem_of(network)
+    if stem is None:
+        raise UserError(
+            f"model.stem_stride={stride}: {name} has no first convolution whose stride can be changed; use "
+            "model.stem_stride=null"
+        )
+    stem.stride = (stride, stride)
+
+
+def _check_name(name: str) -> None:
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    if name not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "efficientnet_b0"
+        raise UserError(f"model.name={name}: no image classifier of timm {timm.__version__}; close: {close}")
+
+
+NETWORK_KEYS = ("name", "weights", "in_channels", "image_size", "stem_stride", "drop_path", "head")
+"""The settings of the ``model`` group that ``build_network`` takes."""
 
 
 def check_size(knobs: Mapping[str, Any], num_classes: int, state: Mapping[str, Tensor]) -> None:
@@ -145,7 +196,7 @@ def check_size(knobs: Mapping[str, Any], num_classes: int, state: Mapping[str, T
     Raises:
         UserError: the network would have more parameters.
     """
-    arguments = {key: knobs[key] for key in ("name", "weights", "in_channels", "stem_stride", "drop_path", "head")}
+    arguments = {key: knobs[key] for key in NETWORK_KEYS}
     with torch.device("meta"):
         network = build_network(**arguments, num_classes=num_classes)
     wanted, given = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (network.state_dict(), state))
@@ -159,7 +210,8 @@ def _check_weights_fit(name: str, path: Path) -> None:
         tensors = read_weights(str(path), weights_only=True)
     except Exception as error:
         raise UserError(f"model.weights={path}: cannot be read as weights ({type(error).__name__})") from error
-    wanted = {key for key in timm.create_model(name).state_dict() if not key.startswith("classifier.")}
+    network = timm.create_model(name)
+    wanted = {key for key in network.state_dict() if not key.startswith(f"{head_name(network)}.")}
     missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(

@@ -6,13 +6,13 @@ from typing import Any
 
 import timm.optim
 import torch
-from timm.models import EfficientNet
 from torch import nn
 
+from fer_lightning.model.network import head_of
 from fer_lightning.runtime.errors import UserError, first_line
 
 
-def build_optimizer(network: EfficientNet, optim: dict[str, Any], frozen: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, optim: dict[str, Any], frozen: bool = False) -> torch.optim.Optimizer:
     """The optimizer of an ``optim`` group, one fused kernel a step where torch has it.
 
     Args:
@@ -39,13 +39,13 @@ def build_optimizer(network: EfficientNet, optim: dict[str, Any], frozen: bool =
 
 
 def parameter_groups(
-    network: EfficientNet, lr: float, weight_decay: float, layer_decay: float | None, backbone_lr_scale: float
+    network: nn.Module, lr: float, weight_decay: float, layer_decay: float | None, backbone_lr_scale: float
 ) -> list[dict[str, Any]]:
     """Optimizer groups: timm's layer-wise decay, no weight decay on vectors, the backbone's rate scaled.
 
     Groups that end up with the same rate and weight decay are merged: fewer groups, faster fused steps.
     """
-    head = {id(parameter) for parameter in network.classifier.parameters()}
+    head = {id(parameter) for parameter in head_of(network).parameters()}
     merged: dict[tuple[float, float], list[nn.Parameter]] = {}
     for group in timm.optim.param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay or 1.0):
         for parameter in group["params"]:

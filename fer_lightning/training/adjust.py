@@ -19,6 +19,7 @@ from fer_lightning.evaluation.probabilities import batch_size
 from fer_lightning.imbalance.adjust import choose_tau
 from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.model.network import head_name
 from fer_lightning.runtime.files import replace_file
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Sp
         trained = unadjusted
     checkpoint = read_checkpoint(trained)
     model = EmotionClassifier.load(trained)
-    last = model.network.classifier[-1]
+    last = model.head[-1]
     assert isinstance(last, nn.Linear)
     method = instantiate(cfg.imbalance.adjust, _partial_=True)(class_counts=model.hparams["class_counts"])
     layer = last.weight.detach(), last.bias.detach()
@@ -64,7 +65,7 @@ def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Sp
         first = method.candidates[0]
         log.info("tau %g chosen by %s (%.4f; %.4f at %g)", tau, cfg.monitor, max(scores), scores[0], first)
     weight, bias = method(*layer, tau)
-    prefix = f"network.classifier.{len(model.network.classifier) - 1}"
+    prefix = f"network.{head_name(model.network)}.{len(model.head) - 1}"
     checkpoint["state_dict"] |= {f"{prefix}.weight": weight.float(), f"{prefix}.bias": bias.float()}
     checkpoint["hyper_parameters"]["adjusted"] = {"imbalance": cfg.imbalance.name, "tau": float(tau)}
     best.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,183 @@
+"""Layouts of the data sets that people have, and what is known of the real ones.
+
+Sizes and counts are those of the publications or, where these give none, of the copies that are in use; a set that
+differs is read and the difference logged.
+"""
+
+import functools
+import io
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from fer_lightning.data.archives import Container
+from fer_lightning.data.faces import USAGES, Faces
+from fer_lightning.data.folder import Reading, in_folders, load_layout
+from fer_lightning.data.images import IMAGE_SUFFIXES
+from fer_lightning.data.label_table import LabelledFile
+from fer_lightning.data.pixel_csv import USAGE_NAMES
+from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RAFDB_CODES = {
+    "1": "surprise",
+    "2": "fear",
+    "3": "disgust",
+    "4": "happy",
+    "5": "sad",
+    "6": "angry",
+    "7": "neutral",
+}
+"""Li et al. 2017, readme of the basic set."""
+
+AFFECTNET_CODES = {
+    "0": "neutral",
+    "1": "happy",
+    "2": "sad",
+    "3": "surprise",
+    "4": "fear",
+    "5": "disgust",
+    "6": "angry",
+    "7": "contempt",
+}
+"""Mollahosseini et al. 2019, readme: the first eight of its eleven categories."""
+
+JAFFE_NAME = re.compile(r"(?P<subject>[A-Z]{2})\.(?P<code>AN|DI|FE|HA|NE|SA|SU)\d*\.\d+", re.IGNORECASE)
+"""Lyons et al. 1998: KA.AN1.39.tiff."""
+
+Counts = Mapping[str, Mapping[str, int]]
+"""Part (train, val, test, all) -> class -> images."""
+
+RAFDB_COUNTS: Counts = {
+    "train": dict(surprise=1290, fear=281, disgust=717, happy=4772, sad=1982, angry=705, neutral=2524),
+    "test": dict(surprise=329, fear=74, disgust=160, happy=1185, sad=478, angry=162, neutral=680),
+}
+"""Li et al. 2017: 12,271 and 3,068 images."""
+
+AFFECTNET_COUNTS: Counts = {
+    "train": dict(
+        neutral=74874, happy=134415, sad=25459, surprise=14090, fear=6378, disgust=3803, angry=24882, contempt=3750
+    ),
+    "val": dict.fromkeys(AFFECTNET_CODES.values(), 500),
+}
+"""Mollahosseini et al. 2019, table 3, without the categories none, uncertain and no face."""
+
+CK48_COUNTS: Counts = {
+    "all": dict(angry=135, contempt=54, disgust=177, fear=75, happy=207, sad=84, surprise=249),
+}
+"""Of the copy of 981 faces: the last three frames of each of CK+'s 327 labelled sequences (Lucey et al. 2010)."""
+
+JAFFE_COUNTS: Counts = {"all": dict(angry=30, disgust=29, fear=32, happy=31, neutral=30, sad=31, surprise=30)}
+"""Lyons et al. 1998: 213 images."""
+
+RAFDB_ACCEPTED = "RAF-DB's basic set: Image/aligned with EmoLabel/list_patition_label.txt, or folders train|test/1 to 7"
+AFFECTNET_ACCEPTED = "AffectNet as folders train|val|test/<0 to 7, or the name of an emotion>"
+CK48_ACCEPTED = "CK+48: folders of emotions"
+JAFFE_ACCEPTED = "JAFFE: images such as KA.AN1.39.tiff, whose names hold the emotion's code"
+
+
+def rafdb(path: str | None, **reading: object) -> Faces:
+    """RAF-DB's basic set, 12,271 training and 3,068 test images: aligned with their list, or in folders 1 to 7."""
+    return _load(_find_rafdb, path, RAFDB_ACCEPTED, reading, "RAF-DB", RAFDB_COUNTS)
+
+
+def affectnet(path: str | None, **reading: object) -> Faces:
+    """AffectNet with seven or eight emotions, as folders of names or of its numbers."""
+    find = functools.partial(_in_coded_folders, codes=AFFECTNET_CODES)
+    return _load(find, path, AFFECTNET_ACCEPTED, reading, "AffectNet", AFFECTNET_COUNTS)
+
+
+def ck48(path: str | None, **reading: object) -> Faces:
+    """CK+48: 981 faces of 48x48 pixels in folders of seven emotions, contempt among them."""
+    return _load(in_folders, path, CK48_ACCEPTED, reading, "CK+48", CK48_COUNTS)
+
+
+def jaffe(path: str | None, **reading: object) -> Faces:
+    """JAFFE: 213 images, whose names hold the emotion."""
+    return _load(_find_jaffe, path, JAFFE_ACCEPTED, reading, "JAFFE", JAFFE_COUNTS)
+
+
+def _load(
+    find: Callable[[Container, Sequence[str], str], list[LabelledFile]],
+    path: str | None,
+    accepted: str,
+    reading: Mapping[str, object],
+    kind: str,
+    expected: Counts,
+) -> Faces:
+    faces = load_layout(find, path, accepted, Reading(**reading), kind)  # type: ignore[arg-type]
+    log.info("%s", compare_counts(faces, kind, expected))
+    return faces
+
+
+def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:
+    """One line that says whether the counts are those of the real set, and every difference."""
+    differences = []
+    for part, counts in expected.items():
+        usages = [
+            number
+            for number, name in enumerate(USAGES)
+            if part == "all" or USAGE_NAMES[name.lower()] == USAGE_NAMES[part]
+        ]
+        found = dict.fromkeys(counts, 0)
+        for usage in usages:
+            for name, n in zip(faces.classes, faces.count(faces.usage == usage), strict=True):
+                found[name] = found.get(name, 0) + n
+        wrong = [
+            f"{name} {n:,} instead of {counts.get(name, 0):,}" for name, n in found.items() if n != counts.get(name, 0)
+        ]
+        if wrong:
+            differences.append(f"{part}: {', '.join(wrong)}")
+    if not differences:
+        return f"Class counts equal those of {kind}"
+    return f"Class counts differ from those of {kind} ({'; '.join(differences)})"
+
+
+def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
+    lists = [name for name in names if re.fullmatch(r"list_part?ition_label\.txt", name.split("/")[-1].lower())]
+    if not lists:
+        return _in_coded_folders(container, names, inside, RAFDB_CODES)
+    images = {PurePosixPath(name).name.lower(): name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    where = f"{container.path}: {lists[0]}"
+    with container.open(lists[0]) as stream:
+        lines = [line.split() for line in io.TextIOWrapper(stream, encoding="utf-8", errors="replace") if line.strip()]
+    files = []
+    for number, words in enumerate(lines, start=1):
+        if len(words) != 2 or words[1] not in RAFDB_CODES:
+            raise UserError(
+                f"{where}, line {number}: must be a file and a label from 1 to 7, such as train_00001.jpg 5"
+            )
+        stem, suffix = words[0].rsplit(".", 1) if "." in words[0] else (words[0], "jpg")
+        name = images.get(f"{stem}_aligned.{suffix}".lower(), images.get(words[0].lower()))
+        if name is None:
+            raise UserError(
+                f"{where}, line {number}: {words[0][:80]} does not exist: give the folder with its images too"
+            )
+        files.append(LabelledFile(name, RAFDB_CODES[words[1]], USAGE_NAMES.get(stem.split("_")[0].lower(), 0)))
+    return files
+
+
+def _in_coded_folders(
+    container: Container, names: Sequence[str], inside: str, codes: Mapping[str, str]
+) -> list[LabelledFile]:
+    """Folders of a data set's own numbers, or of names."""
+    return [
+        file._replace(label=codes.get(file.label.removeprefix("class").lstrip("0") or "0", file.label))
+        for file in in_folders(container, names, inside)
+    ]
+
+
+def _find_jaffe(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
+    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    files = []
+    for name in images:
+        match = JAFFE_NAME.match(name.split("/")[-1])
+        if match:
+            files.append(LabelledFile(name, match["code"].upper(), 0))
+    if not files:
+        raise UserError(f"{container.path / inside}: no image called like KA.AN1.39.tiff: give {JAFFE_ACCEPTED}")
+    if len(files) < len(images):
+        log.info("Ignored %d images with other names", len(images) - len(files))
+    return files
