@@ -108,8 +108,7 @@ def group_classes(
         for one that is left out.
 
     Raises:
-        UserError: names that differ in case alone, a name that cannot be one, an unknown one, or fewer than two
-            classes left.
+        UserError: names that differ in case alone, a name that cannot be one, an unknown one, or no class left.
     """
     mapping = mapping or {}
     _check_names(names)
@@ -129,10 +128,10 @@ def group_classes(
     if only is not None:
         classes = _only(classes, only)
         classes_of = {name: given if given in classes else None for name, given in classes_of.items()}
-    if not 2 <= len(classes) <= MOST:
-        few = ", ".join(classes) or "none"
-        listed = few if len(classes) < 2 else f"{len(classes):,}"
-        raise UserError(f"the data have the classes: {listed}; 2 to {MOST:,} can be trained on: see data.classes")
+    if not 1 <= len(classes) <= MOST:
+        raise UserError(
+            f"{len(classes):,} classes are left: accepted are 1 to {MOST:,}; see data.classes and data.only"
+        )
     return classes, classes_of
 
 

@@ -7,9 +7,10 @@ from omegaconf import DictConfig
 
 from fer_lightning.data import ferplus
 from fer_lightning.data.classes import read_mapping, select_classes
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.faces import Faces, class_noun
 from fer_lightning.data.profile import Profile
 from fer_lightning.data.splits import Split
+from fer_lightning.runtime.errors import UserError
 
 PROFILE_KEYS = ("profile", "ratio", "total", "order")
 """Keys of ``split`` that make a ``Profile``."""
@@ -28,7 +29,19 @@ def load_faces(cfg: DictConfig) -> Faces:
 
 
 def split_faces(cfg: DictConfig, faces: Faces) -> Split:
-    """Split ``faces`` as a configuration describes."""
+    """Split ``faces`` as a configuration describes.
+
+    Raises:
+        UserError: fewer than two classes, or a class with a single image; and as the split.
+    """
+    noun, counts = class_noun(faces.classes), dict(zip(faces.classes, faces.count(), strict=True))
+    if len(counts) < 2:
+        raise UserError(f"data.path={cfg.data.path}: has one {noun} only, {faces.classes[0]}; two or more are needed")
+    if single := [name for name, count in counts.items() if count < 2]:
+        raise UserError(
+            f"data.path={cfg.data.path}: has {counts[single[0]]} image of {', '.join(single[:5])}; each {noun} needs "
+            "two or more, or leave it out with data.classes"
+        )
     arguments = {key: value for key, value in cfg.split.items() if key not in ("name", *PROFILE_KEYS)}
     if cfg.data.drop_duplicates is not None:
         arguments["drop_duplicates"] = cfg.data.drop_duplicates

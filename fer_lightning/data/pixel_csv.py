@@ -24,6 +24,7 @@ USAGE_NAMES = {
     "val": 1,
     "privatetest": 2,
     "test": 3,
+    "testing": 3,
 }
 """Values of the column Usage and names of folders in lower case -> index into ``USAGES``."""
 DELIMITERS = ",;\t|"

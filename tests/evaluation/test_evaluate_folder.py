@@ -15,8 +15,8 @@ from command_line import TINY
 
 from fer_lightning import evaluate
 from fer_lightning.__main__ import main
-from fer_lightning.data import folder
-from fer_lightning.data.faces import EMOTIONS, USAGES
+from fer_lightning.data import classes, folder
+from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation import probabilities as inference
 from fer_lightning.evaluation.scorecard import store
@@ -73,7 +73,7 @@ class TestLoad:
         )
         sets = [folder.load(str(path)) for path in forms]
         assert len({faces.data_hash for faces in sets}) == 1
-        assert set(sets[0].usage) == {USAGES.index("Test")}
+        assert sets[0].classes == EMOTIONS
         by_id = {name: image for name, image in zip(sets[0].ids, sets[0].images, strict=True)}
         for number, (image, label) in enumerate(zip(DRAWN.images, DRAWN.labels, strict=True)):
             np.testing.assert_array_equal(by_id[f"{top}{EMOTIONS[label]}/{number:03}.png"], image)
@@ -86,11 +86,6 @@ class TestLoad:
         np.testing.assert_array_equal(faces.images[0], DRAWN.images[0])
         assert "Converted 1 images" in caplog.text
 
-    def test_missing_emotions_are_logged(self, tmp_path, caplog):
-        with caplog.at_level("INFO"):
-            folder.load(str(write_folder({"Happy/a.png": encode(DRAWN.images[0])}, tmp_path / "tree")))
-        assert "No images of angry, disgust, fear, sad, surprise, neutral" in caplog.text
-
     @pytest.mark.parametrize("name", ["classes.yaml", "classes.json"])
     def test_mapping_names_emotions_and_leaves_out(self, tmp_path, name, caplog):
         image = encode(DRAWN.images[0])
@@ -101,36 +96,36 @@ class TestLoad:
         (tmp_path / name).write_text(mapping)
         with caplog.at_level("INFO"):
             faces = folder.load(str(tree), str(tmp_path / name))
-        assert [(str(i), EMOTIONS[n]) for i, n in zip(faces.ids, faces.labels, strict=True)] == [
+        assert faces.classes == ("angry", "sad", "neutral")
+        assert [(str(i), faces.classes[n]) for i, n in zip(faces.ids, faces.labels, strict=True)] == [
             ("0/a.png", "angry"),
             ("SAD/a.png", "sad"),
             ("no/a.png", "neutral"),
         ]
-        assert "Ignored 1 images of the folders that data.classes leaves out" in caplog.text
+        assert "Left out 1 images of 4" in caplog.text
 
     @pytest.mark.parametrize("form", ["zip", "tar.gz", "folder"])
     def test_one_tree_of_several(self, tmp_path, form):
         face = encode(DRAWN.images[0])
-        files = {"set/train/sad/a.png": face, "set/train/happy/b.png": face, "set/test/happy/c.png": face}
+        files = {"set/one/sad/a.png": face, "set/one/happy/b.png": face, "set/two/happy/c.png": face}
         write = {"zip": write_zip, "tar.gz": write_tar, "folder": write_folder}[form]
         given = write(files, tmp_path / f"faces.{form}")
         with pytest.raises(UserError) as several:
             folder.load(str(given))
-        assert f"such as data.path={given}/set/train" in str(several.value)
-        faces = folder.load(f"{given}/set/train")
-        assert [EMOTIONS[label] for label in faces.labels] == ["happy", "sad"]
-        with pytest.raises(UserError, match=r"set/valid"):
-            folder.load(f"{given}/set/valid")
+        assert f"such as data.path={given}/set/two" in str(several.value)
+        faces = folder.load(f"{given}/set/one")
+        assert [faces.classes[label] for label in faces.labels] == ["happy", "sad"]
+        with pytest.raises(UserError, match=r"set/three"):
+            folder.load(f"{given}/set/three")
 
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            ({"rage/a.png": b""}, "unknown emotion folder 'rage' (of rage/a.png); accepted are angry, disgust"),
             ({"sad/a.png": b"GIF"}, "sad/a.png is not an image that can be read: replace or remove it"),
             ({"sad/a.png": b""}, "sad/a.png is empty: replace or remove it"),
-            ({"train/sad/a.png": b"", "test/sad/a.png": b""}, "(in test, train): give one of them, such as data.path="),
-            ({"a.png": b"", "b.png": b""}, "no image to score: 2 images lie in no folder; give a folder, .zip"),
-            ({"sad/notes.txt": b""}, "no image to score: give a folder, .zip"),
+            ({"a/sad/a.png": b"", "b/sad/a.png": b""}, "(in a, b): give one of them, such as data.path="),
+            ({"a.png": b"", "b.png": b""}, "no image in a folder of a class: 2 images lie in no folder; give a folder"),
+            ({"sad/notes.md": b""}, "no image in a folder of a class: give a folder, .zip"),
         ],
     )
     def test_mistakes_in_the_data_are_one_line(self, tmp_path, files, message):
@@ -143,10 +138,10 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("anger: rage", "anger: 'rage' is no emotion; accepted are angry"),
-            ("anger: [angry]", "anger: ['angry'] is no emotion"),
-            ("anger", "no mapping; write a line for each folder"),
-            ("a: [", "no mapping; write a line for each folder"),
+            ("anger: a/b", "'anger': 'a/b' names no class; give a word, or null"),
+            ("anger: [angry]", "'anger': ['angry'] names no class"),
+            ("anger", "no mapping; write a line for each class"),
+            ("a: [", "no mapping; write a line for each class"),
             (None, "cannot be read (No such file or directory)"),
         ],
     )
@@ -154,7 +149,7 @@ class TestLoad:
         if content is not None:
             (tmp_path / "classes.yaml").write_text(content)
         with pytest.raises(UserError) as caught:
-            folder.read_mapping(tmp_path / "classes.yaml")
+            classes.read_mapping(tmp_path / "classes.yaml")
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -168,7 +163,9 @@ class TestFolder:
         assert metrics["data"] == "folder tree"
         assert "it is unknown whether any of these images trained the model" in caplog.text
         model = EmotionClassifier.load(trained / "checkpoints" / "best.ckpt")
-        expected = classification_metrics(inference.predict(model, DRAWN.images, torch.device("cpu")), DRAWN.labels)
+        expected = classification_metrics(
+            inference.predict(model, DRAWN.images, torch.device("cpu")), DRAWN.labels, EMOTIONS
+        )
         for key, value in expected.items():
             assert metrics[key] == pytest.approx(value, abs=1e-6), key
         for name in ("confusion_matrix", "mistakes", "class_distribution"):
@@ -195,9 +192,12 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["data=folder"], "data=folder: data.path is missing; give data.path=DIR"),
+            (["data=folder"], "data.path is missing; give data.path=DIR"),
             (["data=folder", "data.path=gone"], "data.path=gone does not exist"),
-            (["data=folders"], "data=folders: no such choice; data is one of: fer2013, folder, synthetic"),
+            (
+                ["data=folders"],
+                "data=folders: no such choice; data is one of: affectnet, ck48, fer2013, folder, jaffe, rafdb",
+            ),
             (["data=folder", "data.source._target_=os.mkdir"], "data.source._target_=os.mkdir: is not code of"),
             (["data=folder", "data.pth=x"], "data.pth: no such key"),
             (["split=kfold"], "split=kfold: a whole group cannot be replaced"),
@@ -220,11 +220,22 @@ class TestFolder:
         assert metrics["val/n"] > 0
 
     def test_real_process_ends_in_one_line(self, trained, forked, tmp_path):
-        write_folder({"contempt/a.png": encode(DRAWN.images[0])}, tmp_path / "tree")
+        write_folder({"rage/a.png": encode(DRAWN.images[0])}, tmp_path / "tree")
         checkpoint = str(trained / "checkpoints" / "best.ckpt")
         outcome = forked(checkpoint, "data=folder", "data.path=tree", module="fer_lightning.evaluate")
         assert outcome.code == 2
-        assert outcome.error.startswith("error: tree: unknown emotion folder 'contempt' (of contempt/a.png)")
+        assert outcome.error.startswith("error: the data have the classes rage, and the model knows angry, disgust")
+
+    def test_classes_that_only_one_of_both_has(self, score, tmp_path, caplog):
+        """Both numbers: an answer outside the shared classes is a mistake, or is not asked for."""
+        files = files_of({"angry": "contempt", "fear": "anger"}, without=("disgust",))
+        metrics = score("data=folder", f"data.path={write_folder(files, tmp_path / 'tree')}")
+        assert "Classes matched: angry, happy, sad, surprise, neutral" in caplog.text
+        assert "Left out, the model does not know them: contempt (" in caplog.text
+        assert "Known to the model and not in the data: disgust, fear" in caplog.text
+        assert metrics["test_shared/n"] == metrics["test/n"] < len(DRAWN)
+        assert metrics["test_shared/accuracy"] >= metrics["test/accuracy"]
+        assert "test_shared/recall/disgust" not in metrics
 
 
 class TestBesideTheTest:

@@ -1,0 +1,335 @@
+"""Any labelled images: layouts, classes, forms, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from archives import encode, write_folder, write_tar, write_zip
+from command_line import TINY, Outcome
+
+from fer_lightning.data import folder, layouts
+from fer_lightning.data.classes import as_emotions, group_classes
+from fer_lightning.data.faces import EMOTIONS, ImageForm
+from fer_lightning.data.synthetic import draw
+from fer_lightning.runtime.errors import UserError
+
+DRAWN = draw(210, difficulty=0.3)
+KINDS = {"cat": 3, "dog": 4, "Bird house": 5}
+"""Classes that are no emotions, and whose drawn faces stand for them."""
+
+RUN = (*(word for word in TINY if not word.startswith("data")), "data.batch_size=8", "data=folder")
+
+
+def pictures(label: int, count: int, color: bool = False, side: int = 48) -> list[bytes]:
+    faces = DRAWN.images[DRAWN.labels == label][:count]
+    assert len(faces) == count
+    images = [np.stack([255 - face, face, face // 2], axis=-1) if color else face for face in faces]
+    return [encode(cv2.resize(image, (side, side))) for image in images]
+
+
+def tree(top: str = "", counts: tuple[int, ...] = (16, 14, 12), **form: object) -> dict[str, bytes]:
+    return {
+        f"{top}{name}/{number:02}.png": picture
+        for (name, label), count in zip(KINDS.items(), counts, strict=True)
+        for number, picture in enumerate(pictures(label, count, **form))  # type: ignore[arg-type]
+    }
+
+
+def with_parts(names: tuple[str, ...] = ("train", "val", "test")) -> dict[str, bytes]:
+    """Every image is in one part."""
+    files = tree()
+    places = {path: names[number % 4 % len(names)] for number, path in enumerate(files)}
+    return {f"{places[path]}/{path}": content for path, content in files.items()}
+
+
+def table(rows: list[tuple[str, ...]], header: str = "path,label,split") -> bytes:
+    return "\n".join([header, *(",".join(row) for row in rows)]).encode()
+
+
+@pytest.fixture
+def train(cli: Callable[..., Outcome], tmp_path: Path) -> Callable[..., dict]:
+    """Train on a folder; returns ``metrics.json``."""
+
+    def call(*overrides: str) -> dict:
+        outcome = cli(*RUN, "hydra.run.dir=run", *overrides)
+        assert outcome.code == 0, outcome.err
+        return json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+    return call
+
+
+class TestLayouts:
+    @pytest.mark.parametrize("write", [write_folder, write_zip, write_tar])
+    def test_classes_alone(self, tmp_path, write):
+        suffix = {write_folder: "", write_zip: ".zip", write_tar: ".tar.gz"}[write]
+        faces = folder.load(str(write(tree("deep/down/"), tmp_path / f"faces{suffix}")))
+        assert faces.classes == ("Bird house", "cat", "dog")
+        assert faces.count() == [12, 16, 14]
+        assert not faces.usage.any()
+        assert list(faces.ids) == sorted(faces.ids)
+        assert faces.form == ImageForm(48, False)
+
+    @pytest.mark.parametrize(
+        "names", [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "Valid")]
+    )
+    def test_parts(self, tmp_path, names):
+        faces = folder.load(str(write_folder(with_parts(names), tmp_path / "faces")))
+        assert set(faces.usage) == {0, 1, 3} if len(names) == 3 else {0, 1}
+
+    @pytest.mark.parametrize("form", ["beside the images", "alone", "in a zip", "tabs"])
+    def test_table(self, tmp_path, form):
+        files = {f"img/{path.replace('/', '_')}": content for path, content in tree().items()}
+        parts = ("train", "train", "val", "test")
+        rows = [(path, path.split("/")[1].split("_")[0], parts[n % 4]) for n, path in enumerate(files)]
+        text = table(rows)
+        if form == "tabs":
+            text = text.replace(b",", b"\t")
+        name = "labels.tsv" if form == "tabs" else "labels.csv"
+        write = write_zip if form == "in a zip" else write_folder
+        place = write({**files, name: text}, tmp_path / ("faces.zip" if form == "in a zip" else "faces"))
+        faces = folder.load(str(place / name if form == "alone" else place))
+        assert faces.classes == ("Bird house", "cat", "dog")
+        assert len(faces) == len(files)
+        assert set(faces.usage) == {0, 1, 3}
+
+    def test_table_without_parts_has_training_images_alone(self, tmp_path):
+        files = tree()
+        rows = [(path, path.split("/")[0]) for path in files]
+        place = write_folder({**files, "labels.csv": table(rows, "Image,Emotion")}, tmp_path / "faces")
+        assert not folder.load(str(place)).usage.any()
+
+    def test_order_of_reading_does_not_matter(self, tmp_path):
+        one = folder.load(str(write_zip(dict(reversed(tree().items())), tmp_path / "a.zip")))
+        other = folder.load(str(write_folder(tree(), tmp_path / "a")))
+        assert one.data_hash == other.data_hash
+        np.testing.assert_array_equal(one.images, other.images)
+
+    def test_rafdb_with_its_list(self, tmp_path, caplog):
+        files, lines = {}, []
+        for number, (code, label) in enumerate([("1", 5), ("4", 3), ("6", 0), ("7", 6)] * 2, start=1):
+            part = "train" if number <= 4 else "test"
+            lines.append(f"{part}_{number:05}.jpg {code}")
+            files[f"basic/Image/aligned/{part}_{number:05}_aligned.jpg"] = pictures(label, 1, color=True, side=100)[0]
+        files["basic/EmoLabel/list_patition_label.txt"] = "\n".join(lines).encode()
+        with caplog.at_level("INFO"):
+            faces = layouts.rafdb(str(write_folder(files, tmp_path / "raf")), color=True, image_size=100)
+        assert faces.classes == ("angry", "happy", "surprise", "neutral")
+        assert faces.count(faces.usage == 0) == faces.count(faces.usage == 3) == [1, 1, 1, 1]
+        assert faces.form == ImageForm(100, True)
+        assert "Class counts differ from those of RAF-DB (train: surprise 1 instead of 1,290" in caplog.text
+
+    def test_rafdb_as_folders(self, tmp_path):
+        files = {
+            f"{part}/{code}/{n}.png": pictures(3, 3)[n]
+            for part in ("train", "test")
+            for code in "1234567"
+            for n in (0, 1)
+        }
+        faces = layouts.rafdb(str(write_folder(files, tmp_path / "raf")))
+        assert faces.classes == EMOTIONS
+
+    @pytest.mark.parametrize("classes", [7, 8])
+    def test_affectnet(self, tmp_path, classes):
+        files = {f"{part}/{code}/{part}.png": pictures(3, 1)[0] for part in ("train", "val") for code in range(classes)}
+        faces = layouts.affectnet(str(write_folder(files, tmp_path / "affect")))
+        assert faces.classes == (*EMOTIONS, "contempt")[:classes]
+        assert set(faces.usage) == {0, 1}
+
+    def test_ck48(self, tmp_path):
+        names = ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
+        files = {f"CK+48/{name}/S010_00{n}.png": pictures(3, 2)[n] for name in names for n in (0, 1)}
+        faces = layouts.ck48(str(write_folder(files, tmp_path / "ck")))
+        assert faces.classes == ("angry", "disgust", "fear", "happy", "sad", "surprise", "contempt")
+
+    def test_jaffe(self, tmp_path, caplog):
+        codes = ("AN", "DI", "FE", "HA", "NE", "SA", "SU")
+        files = {f"jaffe/KA.{code}{n}.{n}.tiff": pictures(3, 3, side=256)[n] for code in codes for n in (1, 2)}
+        with caplog.at_level("INFO"):
+            faces = layouts.jaffe(str(write_folder({**files, "jaffe/note.png": pictures(3, 1)[0]}, tmp_path / "j")))
+        assert faces.classes == EMOTIONS
+        assert faces.count() == [2] * 7
+        assert "Ignored 1 images with other names" in caplog.text
+
+
+class TestClasses:
+    def test_emotions_are_recognised_only_where_all_are(self):
+        assert as_emotions(["anger", "Happiness", "contempt"]) == {
+            "anger": "angry",
+            "Happiness": "happy",
+            "contempt": "contempt",
+        }
+        assert as_emotions(["AN", "HA", "SU"]) == {"AN": "angry", "HA": "happy", "SU": "surprise"}
+        assert as_emotions(["anger", "cat"]) == {}
+        assert as_emotions(["happy", "joy"]) == {}, "two of them are one emotion: kept apart"
+
+    def test_order(self):
+        assert group_classes(["10", "9", "cat 2", "cat 10"])[0] == ("9", "10", "cat 2", "cat 10")
+        assert group_classes(["neutral", "sadness", "anger"])[0] == ("angry", "sad", "neutral")
+
+    def test_mapping_renames_merges_and_leaves_out(self):
+        mapping = {
+            "happy": "positive",
+            "surprise": "positive",
+            "anger": "negative",
+            "fear": "negative",
+            "neutral": None,
+        }
+        classes, classes_of = group_classes(["Happy", "surprise", "anger", "fear", "neutral"], mapping)
+        assert classes == ("negative", "positive")
+        assert classes_of == {
+            "Happy": "positive",
+            "surprise": "positive",
+            "anger": "negative",
+            "fear": "negative",
+            "neutral": None,
+        }
+
+    def test_numbers_with_a_mapping_are_emotions_in_their_order(self):
+        classes, _ = group_classes(["1", "2", "3"], {"1": "surprise", "2": "fear", "3": "disgust"})
+        assert classes == ("disgust", "fear", "surprise")
+
+    def test_only(self):
+        assert group_classes(["anger", "sadness", "joy"], only=["sad", "happiness"])[0] == ("sad", "happy")
+        with pytest.raises(UserError, match=r"data\.only: the data have no class sat \(did you mean sad\?\)"):
+            group_classes(["angry", "sad"], only=["sat"])
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (["Cat", "cat"], "the classes Cat and cat differ in case alone"),
+            (["a" * 61, "b"], "cannot name a class"),
+            (["a\x1b[31m", "b"], "cannot name a class"),
+        ],
+    )
+    def test_names_that_are_refused(self, names, message):
+        with pytest.raises(UserError, match=message):
+            group_classes(names)
+
+
+class TestRuns:
+    def test_gray(self, train, tmp_path):
+        write_folder(tree(), tmp_path / "faces")
+        metrics = train("data.path=faces")
+        assert list(metrics["train/class_counts"]) == ["Bird house", "cat", "dog"]
+        assert sum(metrics["train/class_counts"].values()) + metrics["test/n"] + metrics["val/n"] == 42
+        predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
+        assert {"p_Bird house", "p_cat", "p_dog"} < set(predictions)
+        assert set(predictions["label"]) <= {"Bird house", "cat", "dog"}
+
+    @pytest.mark.parametrize("backend", ["batched", "albumentations"])
+    def test_colour_mixed_and_augmented(self, train, tmp_path, backend):
+        write_zip(tree(color=True, side=60), tmp_path / "faces.zip")
+        words = ("augment=strong", f"augment.backend={backend}", "imbalance=cmo", "imbalance.mix.off_epochs=0")
+        metrics = train("data.path=faces.zip", "data.color=true", *words, "figures=true")
+        assert np.isfinite(metrics["test/nll"])
+        from fer_lightning.model.classifier import EmotionClassifier
+
+        model = EmotionClassifier.load(tmp_path / "run" / "checkpoints" / "best.ckpt")
+        assert (model.classes, model.form) == (("Bird house", "cat", "dog"), ImageForm(60, True))
+        assert model.in_channels == 3
+        assert cv2.imread(str(tmp_path / "run" / "mistakes.png")) is not None
+
+    def test_two_classes(self, train, tmp_path):
+        write_folder(tree(), tmp_path / "faces")
+        metrics = train("data.path=faces", "data.only=[dog,cat]", "imbalance=weighted")
+        assert list(metrics["train/class_counts"]) == ["dog", "cat"]
+
+    def test_three_emotions_of_drawn_faces(self, cli, tmp_path):
+        outcome = cli(*TINY, "data.only=[happy,sad,neutral]", "hydra.run.dir=run")
+        assert outcome.code == 0, outcome.err
+        metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert list(metrics["train/class_counts"]) == ["happy", "sad", "neutral"]
+
+    def test_scores_again_from_the_checkpoint(self, train, tmp_path, monkeypatch):
+        from fer_lightning import evaluate
+
+        write_folder(tree(), tmp_path / "faces")
+        metrics = train("data.path=faces")
+        evaluate.main(["run/checkpoints/best.ckpt", "--out", "again"])
+        again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+        assert {key: again[key] for key in metrics if key.startswith("test/")} == {
+            key: metrics[key] for key in metrics if key.startswith("test/")
+        }
+
+
+BAD: dict[str, tuple[dict[str, bytes], str]] = {
+    "a class with one image": (
+        {**tree(), "rare/a.png": pictures(0, 1)[0]},
+        "has 1 image of rare; each class needs two or more",
+    ),
+    "classes that differ in case": (
+        {**tree(), "Cat/a.png": pictures(0, 1)[0]},
+        "the classes Cat and cat differ in case alone",
+    ),
+    "one class": ({f"cat/{n}.png": p for n, p in enumerate(pictures(3, 9))}, "has one class only, cat"),
+    "a test class that training lacks": (
+        {**with_parts(), "test/rare/a.png": pictures(0, 1)[0], "test/rare/b.png": pictures(0, 1)[0]},
+        "no training image of rare, which other parts have",
+    ),
+    "both layouts": ({**tree(), **with_parts()}, "holds both train|val|test/<class>/ (such as train/"),
+    "listed and missing": (
+        {**tree(), "l.csv": table([("gone.png", "cat", "train")])},
+        "row 1: gone.png does not exist",
+    ),
+    "in two parts": (
+        {**tree(), "l.csv": table([("cat/00.png", "cat", "train"), ("cat/00.png", "cat", "test")])},
+        "row 2: cat/00.png is listed before with another part",
+    ),
+    "with two labels": (
+        {**tree(), "l.csv": table([("cat/00.png", "cat", "train"), ("cat/00.png", "dog", "train")])},
+        "row 2: cat/00.png is listed before with another label",
+    ),
+    "without a label": ({**tree(), "l.csv": table([("cat/00.png", "", "train")])}, "row 1: its label is empty"),
+    "an unknown part": (
+        {**tree(), "l.csv": table([("cat/00.png", "cat", "dev")])},
+        "row 1: split 'dev'; accepted are train",
+    ),
+    "not UTF-8": ({**tree(), "l.csv": b"path,label\ncat/00.png,c\xe4t\n"}, "l.csv is no UTF-8 text with columns"),
+    "an image that is none": ({**tree(), "cat/x.png": b"GIF"}, "cat/x.png is not an image that can be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_end_in_one_line(cli, tmp_path, case):
+    files, message = BAD[case]
+    write_folder(files, tmp_path / "faces")
+    outcome = cli(*RUN, "data.path=faces", "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "message"),
+    [
+        (
+            {**tree(color=True), "cat/x.png": pictures(0, 1)[0]},
+            ["data.color=true"],
+            "1 of 43 images are gray (the first: cat/x.png)",
+        ),
+        (tree(), ["data.image_size=8"], "data.image_size=8: must be from 16 to 1024 pixels"),
+        (tree(), ["data.only=[cat,dgo]"], "data.only: the data have no class dgo (did you mean dog?)"),
+        (tree(), ["data.classes=no.yaml"], "data.classes=no.yaml: cannot be read"),
+        (tree(), ["data.only=[cat]"], "has one class only, cat"),
+    ],
+    ids=["mixed colour", "image size", "only", "mapping", "one class"],
+)
+def test_bad_settings_end_in_one_line(cli, tmp_path, files, words, message):
+    write_folder(files, tmp_path / "faces")
+    outcome = cli(*RUN, "data.path=faces", *words, "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+def test_a_set_that_does_not_fit_the_disk_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3e8})())
+    monkeypatch.setattr("fer_lightning.data.cache.RESERVE", 0)
+    files = write_folder(tree(), tmp_path / "faces")
+    folder.load(str(files))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1e5})())
+    with pytest.raises(UserError, match=r"the images need 0\.0 GB in .*: give data\.cache_dir=DIR on another disk"):
+        folder.load(str(files), image_size=96)
