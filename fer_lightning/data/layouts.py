@@ -136,7 +136,7 @@ def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:
 
 
 def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
-    lists = [name for name in names if re.fullmatch(r"list_part?ition_label\.txt", name.split("/")[-1].lower())]
+    lists = [name for name in names if re.fullmatch(r"list_pa\w{0,6}tion_label\.txt", name.split("/")[-1].lower())]
     if not lists:
         return _in_coded_folders(container, names, inside, RAFDB_CODES)
     images = {PurePosixPath(name).name.lower(): name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}

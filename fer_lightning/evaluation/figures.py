@@ -23,12 +23,15 @@ from fer_lightning.presentation.plotting import (
     GREEN,
     GREY,
     INK,
+    MANY,
     ORANGE,
     VERMILION,
+    class_labels,
     head,
     heatmap,
     row_shares,
     styled,
+    turn,
 )
 
 
@@ -42,20 +45,19 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str, sub
         title: the bold first line.
         subtitle: the second line; see ``caption``.
     """
-    shares = row_shares(matrix)
-    figure = Figure(figsize=(7.6, 7.0))
+    shares, n = row_shares(matrix), len(classes)
+    side = min(max(7.0, 0.75 * n), 20.0)
+    figure = Figure(figsize=(side + 0.6, side))
     head(figure, title, subtitle)
     axes = figure.add_subplot()
-    heatmap(
-        axes,
-        shares,
-        lambda i, j: f"{shares[i, j]:.0%}\n({matrix[i, j]:,})",
-        fontsize=9.5,
-        bold=np.eye(len(classes)) > 0,
-    )
-    images = matrix.sum(axis=1)
-    axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(classes)), [f"{e}\nn = {n:,}" for e, n in zip(classes, images, strict=True)])
+
+    def words(i: int, j: int) -> str:
+        return "" if n > MANY else f"{shares[i, j]:.0%}" + (f"\n({matrix[i, j]:,})" if n <= 20 else "")
+
+    heatmap(axes, shares, words, fontsize=9.5 if n <= 20 else 7, bold=np.eye(n) > 0)
+    images, names = matrix.sum(axis=1), class_labels(classes)
+    axes.set_xticks(range(n), names, rotation=turn(names))
+    axes.set_yticks(range(n), [f"{e}\nn = {k:,}" if e else "" for e, k in zip(names, images, strict=True)])
     axes.set_xlabel("predicted class", labelpad=8)
     axes.set_ylabel("true class", labelpad=8)
     return figure
@@ -73,25 +75,29 @@ def class_distribution(
         title: the bold first line.
         subtitle: the second line.
     """
-    figure = Figure(figsize=(max(3.0 * len(counts), 6.0) + 0.9, 3.9))
+    many = len(classes) > MANY
+    height = 6.0 if many else max(3.9, 0.3 * len(classes) + 1.4)
+    figure = Figure(figsize=(max(3.0 * len(counts), 6.0) + 0.9, height))
     head(figure, title, subtitle)
     panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (name, numbers) in zip(panels, counts.items(), strict=True):
-        values = np.asarray(numbers)
+        values = np.sort(np.asarray(numbers))[::-1] if many else np.asarray(numbers)
         total = int(values.sum())
         rare = (values == values.min()) & (values.min() < values.max())
         axes.barh(range(len(values)), values, color=np.where(rare, VERMILION, BLUE), height=0.72)
-        for place, value in enumerate(values):
+        for place, value in enumerate(() if many else values):
             share = f"  {value / total:.1%}" if total else ""
             axes.text(value, place, f" {value:,}{share}", va="center", fontsize=8.5, color=INK)
         ratio = f" · {values.max() / values.min():.3g} : 1" if values.min() else ""
         axes.set_title(name, pad=20)
         axes.text(0, 1.015, f"{total:,} images{ratio}", transform=axes.transAxes, fontsize=9, color=FAINT)
         axes.set_xlim(0, max(int(values.max()), 1) * 1.55)
-        axes.set_yticks(range(len(classes)), classes)
+        axes.set_yticks([] if many else range(len(classes)), [] if many else class_labels(classes))
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(axis="y", length=0)
+    if many:
+        panels[0].set_ylabel(f"{len(classes):,} classes, the most frequent of each set first")
     panels[0].invert_yaxis()
     return figure
 

@@ -70,6 +70,22 @@ def ink_on(value: float) -> str:
     return "white" if value > 0.55 else INK
 
 
+MANY = 40
+"""Classes beyond which a picture names none of them, or shows the rarest alone."""
+
+
+def class_labels(classes: Sequence[str], letters: int = 16) -> list[str]:
+    """Names of classes that fit beside a cell; long ones are cut, and many are left out."""
+    if len(classes) > MANY:
+        return [""] * len(classes)
+    return [name if len(name) <= letters else f"{name[: letters - 1]}…" for name in classes]
+
+
+def turn(classes: Sequence[str]) -> int:
+    """Degrees by which names below columns are turned so that they do not overlap."""
+    return 0 if len(classes) <= 8 and max(map(len, classes)) <= 9 else 90
+
+
 def heatmap(
     axes: Axes,
     shares: np.ndarray,

@@ -16,8 +16,20 @@ from matplotlib.transforms import Bbox
 
 from fer_lightning.comparison.ratios import OverRatio
 from fer_lightning.metrics.names import SCORES
-from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, VERMILION, head, heatmap, row_shares, styled
+from fer_lightning.presentation.plotting import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    VERMILION,
+    class_labels,
+    head,
+    heatmap,
+    row_shares,
+    styled,
+)
 from fer_lightning.presentation.printable import printable
+from fer_lightning.report.tables import SHOWN_CLASSES
 
 COLOURS = ("#5F666E", "#294FC1", "#761F0D", "#32A587", "#6E1461", "#1495DD", "#907002")
 """Of the methods, the baseline's first, on white: found by search so that any two differ by 0.12 in OKLab for normal,
@@ -116,7 +128,9 @@ def _matrices(
 ) -> Figure:
     columns = len(shares) if len(shares) <= 3 else math.ceil(math.sqrt(len(shares)))
     lines = math.ceil(len(shares) / columns)
-    size = (max(4.3 * columns, 6.0) + 0.4, 4.1 * lines + 0.6)
+    few, names = len(classes) <= 12, class_labels(classes)
+    grown = max(1.0, min(len(classes) / 8, 2.0))
+    size = (max(4.3 * grown * columns, 6.0) + 0.4, 4.1 * grown * lines + 0.6)
     figure = Figure(figsize=size, dpi=150 if columns <= 4 else 100)
     head(figure, title, subtitle)
     grid = figure.subplots(lines, columns, squeeze=False)
@@ -127,13 +141,14 @@ def _matrices(
         sign = "" if limit is None else "+"
 
         def words(i: int, j: int, percent: np.ndarray = percent, sign: str = sign) -> str:
-            text = f"{percent[i, j]:{sign}.0f}"
+            text = f"{percent[i, j]:{sign}.0f}" if few else ""
             return "0" if text in ("+0", "-0") else text
 
         heatmap(axes, matrix, words, fontsize=9, bold=np.eye(len(classes)) > 0, limit=limit)
         axes.set_title(short(name))
-        axes.set_xticks(range(len(classes)), classes, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
-        axes.set_yticks(range(len(classes)), classes, fontsize=9)
+        turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(classes)), names, fontsize=9 if few else 7, **turned)
+        axes.set_yticks(range(len(classes)), names, fontsize=9 if few else 7)
         if place % columns == 0:
             axes.set_ylabel("true class")
         if place + columns >= len(shares):
@@ -156,9 +171,10 @@ def recall_by_class(
     order = list(recalls.columns)
     if train_counts is not None:
         order.sort(key=train_counts.__getitem__)
+    order = order[:SHOWN_CLASSES]  # the rarest
     shares = recalls[order].to_numpy(float)
     best = shares == np.nanmax(np.where(np.isnan(shares), -1, shares), axis=0)
-    figure = Figure(figsize=(8.6, _compare_height(len(recalls)) + 0.35))
+    figure = Figure(figsize=(max(8.6, 0.95 * len(order) + 1.6), _compare_height(len(recalls)) + 0.35))
     head(figure, title, subtitle)
     axes = figure.add_subplot()
     heatmap(
@@ -168,7 +184,10 @@ def recall_by_class(
         fontsize=10.5,
         bold=best if len(recalls) > 1 else None,
     )
-    names = order if train_counts is None else [f"{e}\n{train_counts[e]:,}" for e in order]
+    labels = class_labels(order, 12)
+    names = (
+        labels if train_counts is None else [f"{e}\n{train_counts[k]:,}" for e, k in zip(labels, order, strict=True)]
+    )
     axes.set_xticks(range(len(order)), names)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(recalls)), [short(str(name)) for name in recalls.index])

@@ -24,6 +24,10 @@ TEST_SETS = {
 }
 
 
+SHOWN_CLASSES = 20
+"""Most classes whose scores are shown one by one: the rarest."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One entry of a table.
@@ -230,8 +234,8 @@ def difference_title(c: Comparison, start: str = "Differences") -> str:
 
 
 def per_class(c: Comparison, score: str) -> Table:
-    """One score (recall, precision or f1) of every method for every class, rarest class first."""
-    classes = rarest_first(c)
+    """One score (recall, precision or f1) of every method for the rarest classes, the rarest first."""
+    classes = rarest_first(c)[:SHOWN_CLASSES]
     table = {(row["method"], row["class"]): row for row in c.per_class.to_dict("records")}
     best = c.per_class.groupby("class")[score].max().to_dict()
     several = c.per_class["method"].nunique() > 1
@@ -249,8 +253,8 @@ def per_class(c: Comparison, score: str) -> Table:
 
 
 def class_counts(c: Comparison) -> Table:
-    """Images of every class in the training set and in the test set."""
-    classes = rarest_first(c)
+    """Images of the rarest classes in the training set and in the test set."""
+    classes = rarest_first(c)[:SHOWN_CLASSES]
     tested = test_counts(c)
     rows = [[Cell("test"), *(_number(tested.get(name)) for name in classes)]]
     if trained := train_counts(c):

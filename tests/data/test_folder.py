@@ -167,7 +167,7 @@ class TestClasses:
         assert as_emotions(["happy", "joy"]) == {}, "two of them are one emotion: kept apart"
 
     def test_order(self):
-        assert group_classes(["10", "9", "cat 2", "cat 10"])[0] == ("9", "10", "cat 2", "cat 10")
+        assert group_classes(["10", "9", "cat 2", "cat 10"])[0] == ("cat 2", "cat 10", "9", "10")
         assert group_classes(["neutral", "sadness", "anger"])[0] == ("angry", "sad", "neutral")
 
     def test_mapping_renames_merges_and_leaves_out(self):
@@ -270,7 +270,7 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
         {**with_parts(), "test/rare/a.png": pictures(0, 1)[0], "test/rare/b.png": pictures(0, 1)[0]},
         "no training image of rare, which other parts have",
     ),
-    "both layouts": ({**tree(), **with_parts()}, "holds both train|val|test/<class>/ (such as train/"),
+    "both layouts": ({**tree(), **with_parts()}, "holds both train|val|test/<class>/ (such as "),
     "listed and missing": (
         {**tree(), "l.csv": table([("gone.png", "cat", "train")])},
         "row 1: gone.png does not exist",
