@@ -1,6 +1,6 @@
 """The style of every figure: colours, titles, heat maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 

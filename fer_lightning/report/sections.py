@@ -103,7 +103,7 @@ def _ratio(c: Comparison) -> Section | None:
 
 
 def _classes(c: Comparison) -> Section:
-    noun = class_noun(c.classes)
+    noun, shown = class_noun(c.classes), tables.SHOWN_CLASSES
     return Section(
         "Emotions" if noun == "emotion" else "Classes",
         f"Each {noun}",
