@@ -108,8 +108,7 @@ def _classes(c: Comparison) -> Section:
         "Emotions" if noun == "emotion" else "Classes",
         f"Each {noun}",
         f"Percent, the rarest {noun} in training first; the best of each {noun} is bold."
-        + f" The {tables.SHOWN_CLASSES} rarest of {len(c.classes):,} are shown."
-        * (len(c.classes) > tables.SHOWN_CLASSES),
+        + f" The {shown} rarest of {len(c.classes):,} are shown." * (len(c.classes) > shown),
         [*(tables.per_class(c, score) for score in ("recall", "precision", "f1")), tables.class_counts(c)],
         ("recall_by_class.png", "class_distribution.png"),
         sentences.on_classes(c),
