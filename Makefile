@@ -1,9 +1,9 @@
-# make demo | test | test-slow | test-slurm | lint | docs: each makes .venv when missing; test-lowest: .venv-lowest.
+# make demo | test | test-slow | test-nightly | test-slurm | lint | docs: each makes .venv when missing; test-lowest: .venv-lowest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-slurm test-lowest lint docs install clean
+.PHONY: demo test test-slow test-nightly test-slurm test-lowest lint docs install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fer_lightning -m experiment=demo imbalance=none,undersample,weighted,focal
@@ -12,7 +12,10 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --timeout 1500
+	$(BIN)/python -m pytest -m 'slow and not nightly' -n 2 --dist worksteal --timeout 1500
+
+test-nightly: $(VENV)/.installed
+	$(BIN)/python -m pytest -m nightly -n 2 --dist worksteal --timeout 1500
 
 test-slurm: $(VENV)/.installed
 	.ci/slurm $(BIN)/python -m pytest -m slurm --timeout 1500

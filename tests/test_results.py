@@ -38,13 +38,13 @@ def test_a_mistake_stays_one_line(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would be measured")
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_was_not_measured_is_an_error(tmp_path):
     output = script("run.py", "speed", "--data", tmp_path / "fer2013.zip", "--out", tmp_path, code=1)
     assert output.splitlines()[-1] == "error: not measured: throughput, accuracy"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_speed_is_measured_once(tmp_path):
     data = write_zip(image_files(tiny_faces(60, 8, 8)), tmp_path / "fer2013.zip")
     command = ("run.py", "speed", "--data", data, "--rehearse", "--out", tmp_path)
@@ -57,7 +57,7 @@ def test_speed_is_measured_once(tmp_path):
     assert "time to accuracy" in (tmp_path / "docs" / "results.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 def test_from_the_sweep_to_the_page(tmp_path):
     data = write_zip(image_files(tiny_faces(60, 8, 8)), tmp_path / "fer2013.zip")

@@ -46,7 +46,7 @@ def test_the_examples_cells_are_a_notebooks():
             assert all(line.startswith("#") for line in cell.splitlines()[1:] if line)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_public_surface_is_typed(tmp_path):
     """Strictly, and as a project sees it that only installed the package: ``py.typed`` is found."""
     files = [str(EXAMPLE), str(Path(__file__).with_name("public_types.py"))]

@@ -48,6 +48,7 @@ def test_every_public_name_is_there():
 API = "import fer_lightning.api.compare, fer_lightning.api.load, fer_lightning.api.train"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("first", "api"), [("import fer_lightning.compare", API), ("fl.compare", "import fer_lightning.api.compare")]
 )

@@ -247,7 +247,7 @@ def test_reliability_sums_to_the_calibration_error() -> None:
     assert np.isnan(accuracy[0])  # with seven classes the top probability is never below 1/7
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.nightly)])
 def test_intervals_hold_without_a_difference(seeds: int) -> None:
     found = simulate(250, seeds, training=0.1)
     assert np.all(np.abs(found.misses() - 5) <= 2)
@@ -273,20 +273,19 @@ def test_mcnemar_holds_without_a_difference() -> None:
     assert 2 <= 100 * np.mean(np.array(p) < 0.05) <= 7  # exact tests err on the safe side
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(  # every two values of two columns meet
     ("seeds", "training", "test_sets"),
     [
-        (2, 0.0, "shared"),
-        (2, 0.1, "overlapping"),
-        (2, 0.3, "disjoint"),
-        (3, 0.0, "overlapping"),
-        (3, 0.1, "disjoint"),
-        (3, 0.3, "shared"),
-        (5, 0.0, "disjoint"),
-        (5, 0.1, "shared"),
-        (5, 0.3, "overlapping"),
-        (10, 0.1, "shared"),
+        pytest.param(2, 0.0, "shared", marks=pytest.mark.nightly),
+        pytest.param(2, 0.1, "overlapping", marks=pytest.mark.slow),
+        pytest.param(2, 0.3, "disjoint", marks=pytest.mark.nightly),
+        pytest.param(3, 0.0, "overlapping", marks=pytest.mark.nightly),
+        pytest.param(3, 0.1, "disjoint", marks=pytest.mark.slow),
+        pytest.param(3, 0.3, "shared", marks=pytest.mark.nightly),
+        pytest.param(5, 0.0, "disjoint", marks=pytest.mark.nightly),
+        pytest.param(5, 0.1, "shared", marks=pytest.mark.nightly),
+        pytest.param(5, 0.3, "overlapping", marks=pytest.mark.slow),
+        pytest.param(10, 0.1, "shared", marks=pytest.mark.nightly),
     ],
 )
 def test_intervals_hold_whatever_decides(seeds: int, training: float, test_sets: str) -> None:
@@ -299,6 +298,6 @@ def test_intervals_hold_whatever_decides(seeds: int, training: float, test_sets:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [pytest.param(3), pytest.param(5, marks=pytest.mark.nightly)])
 def test_families_against_one_baseline_hold(seeds: int) -> None:
     assert np.all(simulate(500, seeds, 0.1, against_first=True).family_errors() <= 7)

@@ -225,6 +225,7 @@ def test_trap_does_not_spring(attack, tmp_path, name):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.usefixtures("unguarded")
 def test_it_is_a_trap(attack, tmp_path, name):
@@ -317,7 +318,7 @@ class TestTrust:
         assert outcome.code == 0, outcome.err
         assert outcome.json["imbalance"] == "found"
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_own_code_runs_in_the_jobs_of_a_sweep(self, process, tmp_path):
         """It is found where the sweep was started, as in a single run."""
         (tmp_path / "trap.py").write_text(self.SAMPLER)
@@ -360,6 +361,7 @@ class TestAllowList:
         assert safety.project_targets() == {target for file in files for target in targets(file)}
         assert "fer_lightning.data.synthetic.draw" in safety.project_targets()
 
+    @pytest.mark.slow
     def test_every_choice_of_the_package_passes(self):
         safety.guard_hydra()
         with initialize_config_dir(str(safety.CONF_DIR), version_base="1.3"):
@@ -445,8 +447,8 @@ class TestWandbKey:
         ("words", "environment"),
         [
             pytest.param(["logger=csv"], {}, marks=pytest.mark.slow),
-            pytest.param(["-m", "seed=0,1", "logger=wandb"], {"WANDB_MODE": "offline"}, marks=pytest.mark.slow),
-            pytest.param(["logger=wandb"], {"WANDB_BASE_URL": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
+            pytest.param(["-m", "seed=0,1", "logger=wandb"], {"WANDB_MODE": "offline"}, marks=pytest.mark.nightly),
+            pytest.param(["logger=wandb"], {"WANDB_BASE_URL": "http://127.0.0.1:9"}, marks=pytest.mark.nightly),
         ],
         ids=["csv", "sweep, offline", "unreachable"],
     )

@@ -256,6 +256,7 @@ def evaluated(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["majority", "soft"])
 def test_run_and_evaluation_use_the_votes(
     targets: str,
@@ -346,6 +347,7 @@ def test_real_votes_relabel_the_real_archive(
     np.testing.assert_array_equal(soft.soft.argmax(axis=1), soft.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_ceiling(real_archive: Path, real_votes: Path, tmp_path: Path) -> None:
     """Against an independent match of the votes to the images, which leaves out 179 ambiguous ones."""

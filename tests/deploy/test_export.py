@@ -112,7 +112,9 @@ def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
 
 
 class TestEveryFormat:
-    @pytest.mark.parametrize("name", SUFFIXES)
+    @pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "onnx")) for name in SUFFIXES]
+    )
     def test_file_is_beside_the_run_and_equals_pytorch_on_every_test_image(self, trained, exported, faces, name):
         result = exported[name]
         assert result["file"] == str(trained / "exports" / f"test_efficientnet{SUFFIXES[name]}")
@@ -251,6 +253,7 @@ class TestPreprocessing:
         assert np.array_equal(found.numpy(), images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exported_program", "safetensors"])
 def test_another_architecture(name, tmp_path):
     """Three channels, an enlarged input, the published stem, a cosine head with class factors; not calibrated."""

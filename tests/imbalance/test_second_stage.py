@@ -61,7 +61,7 @@ def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, metho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["crt", "lws"])
+@pytest.mark.parametrize("method", ["crt", pytest.param("lws", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("epochs", [2, 3], ids=["at the border", "within the second stage"])
 def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
     """A checkpoint from the border between the stages, and one from behind it, go on as if nothing had been."""

@@ -279,6 +279,7 @@ def test_mistakes_end_in_one_line(forked, arguments: list[str], words: str) -> N
     assert words in done.error
 
 
+@pytest.mark.nightly
 def test_without_gradio_the_extra_is_named(process, tmp_path: Path) -> None:
     (tmp_path / "gradio.py").write_text("raise ImportError")
     (tmp_path / "best.ckpt").write_bytes(b"")

@@ -203,6 +203,7 @@ def test_help_does_not_wait_for_torch(process):
     assert not imported & {"torch", "captum", "matplotlib", "cv2"}
 
 
+@pytest.mark.nightly
 def test_without_captum_the_extra_is_named(process, tmp_path, checkpoint, images):
     (tmp_path / "captum.py").write_text("raise ImportError")
     done = process(str(checkpoint), "images", module="fer_lightning.explain", PYTHONPATH=with_first(tmp_path))

@@ -54,6 +54,7 @@ def untrained() -> Callable[..., EmotionClassifier]:
 
 
 class TestWhatTheyPointAt:
+    @pytest.mark.slow
     def test_hiding_the_salient_pixels_first_costs_most(self, trained, faces, answers, maps):
         """The deletion check: sooner than patches at random, which are sooner than the least salient."""
         first, random, last = (

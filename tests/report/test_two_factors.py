@@ -21,7 +21,7 @@ def shares(folder: Path) -> np.ndarray:
     return row_shares(confusion_matrix(labels, predictions, 7))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_each_focal_run_is_compared_with_none_at_its_learning_rate(forked, tmp_path):
     outcome = forked("-m", *TINY, "imbalance=none,focal", "optim.lr=0.0001,0.01", "hydra.sweep.dir=sweep", timeout=500)

@@ -41,6 +41,7 @@ def test_sweep_json_records_the_command_and_its_jobs(cli, tmp_path):
     assert len(record["code"]) == 32
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
     assert cli("-m", *FAILING).code == 1
     before = (tmp_path / "sweep" / "sweep.json").read_bytes()
@@ -110,6 +111,7 @@ def test_resume_replaces_the_process_by_the_recorded_command(tmp_path, monkeypat
     assert environment["PYTHONSAFEPATH"] == "1"
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_from_the_working_directory_that_a_file_names(process, tmp_path):
     """Neither by the resumed sweep nor by its worker processes, and not from the one that the user is in."""
     assert process("-m", "hydra/launcher=parallel", *FAILING).code == 1
@@ -135,6 +137,7 @@ def test_a_folder_without_a_sweep_is_refused(tool, tmp_path):
         assert "no sweep was started here" in refused.error
 
 
+@pytest.mark.slow
 def test_a_sweep_in_use_is_refused_at_once(cli, tmp_path):
     cli("-m", *FAILING)
     with lock_folder(tmp_path / "sweep"):
@@ -144,6 +147,7 @@ def test_a_sweep_in_use_is_refused_at_once(cli, tmp_path):
     assert cli("-m", *FAILING).code == 1, "the lock is free again"
 
 
+@pytest.mark.slow
 def test_a_job_that_another_process_runs_is_not_started(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "GRACE_SECONDS", -10)
     cli("-m", *FAILING)
@@ -175,7 +179,7 @@ def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
     assert statuses(tmp_path / "sweep") == ["done"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_done_jobs_are_not_changed(forked, tmp_path):
     """Whatever changes around them: not run again, and their record of what they ran with not touched."""
     mine = tmp_path / "mine" / "imbalance"

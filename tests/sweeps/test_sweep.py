@@ -36,7 +36,7 @@ def test_one_device_two_devices_and_a_failing_job_are_isolated(forked, tmp_path)
     assert len(list(tmp_path.rglob("sweep.json"))) == 1, "no rank may start a sweep of its own"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_summary_compares_methods_and_keeps_overrides(forked, tmp_path):
     """Config folders, Hydra overrides and settings of the sweep reach every job."""
     mine = tmp_path / "mine" / "imbalance"
@@ -98,6 +98,7 @@ def test_different_mistakes_do_not_refuse_the_sweep(cli, tmp_path):
     assert len(outcome.json["failed"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["seed=0,1", "-m", "optim.lr=-1,-2"], ["seed=0,1", "optim.lr=-1,-2", "--multirun"]])
 def test_options_may_stand_anywhere(cli, tmp_path, words):
     outcome = cli(*TINY, *words, f"--config-dir={tmp_path}", "hydra.sweep.dir=sweep")

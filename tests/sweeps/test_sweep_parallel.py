@@ -253,6 +253,7 @@ def test_without_a_terminal_there_is_a_line_for_every_change(tmp_path, capsys, m
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_one_redrawn_table(tmp_path):
     """In a pseudo-terminal, by a real sweep whose jobs all fail at once."""
     terminal, inside = os.openpty()
@@ -271,7 +272,7 @@ def test_a_terminal_shows_one_redrawn_table(tmp_path):
     assert b"[sweep] job 1" not in shown
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_parallel_jobs_write_separate_output(forked, tmp_path):
     """Loader workers included, which joblib's own processes could not start (hydra #964); a failing job stops none."""
     outcome = forked(
@@ -290,7 +291,10 @@ def test_parallel_jobs_write_separate_output(forked, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "to_group", "code"), [("SIGTERM", False, 75), ("SIGINT", True, 130)])
+@pytest.mark.parametrize(
+    ("signum", "to_group", "code"),
+    [("SIGTERM", False, 75), pytest.param("SIGINT", True, 130, marks=pytest.mark.nightly)],
+)
 def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, signum, to_group, code):
     """Ctrl-C in a terminal reaches the workers, too."""
     folder = tmp_path / "sweep"
@@ -314,7 +318,7 @@ def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "parallel"])
+@pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.nightly), "parallel"])
 def test_when_the_sweep_is_killed_its_jobs_save_and_end(tmp_path, launcher):
     folder = tmp_path / "sweep"
     with sweep(tmp_path, f"hydra/launcher={launcher}", *TINY, ENDLESS, "seed=0,1", "hydra.sweep.dir=sweep") as running:
@@ -324,7 +328,7 @@ def test_when_the_sweep_is_killed_its_jobs_save_and_end(tmp_path, launcher):
     assert set(statuses(folder)) == {"interrupted"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_rank_ends_its_job_alone(tmp_path):
     """Within a minute, with nothing left behind; and the next job runs."""
     folder = tmp_path / "sweep"

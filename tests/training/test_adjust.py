@@ -50,14 +50,14 @@ def test_logit_adjustment_of_a_trained_run(cli, plain, tmp_path):
     np.testing.assert_allclose(probabilities(run), expected, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tau_zero_changes_nothing(cli, plain, tmp_path):
     run = adjusted(cli, plain, tmp_path / "run", "posthoc_logit_adjusted", "imbalance.adjust.tau=0.0")
     np.testing.assert_array_equal(probabilities(run), probabilities(plain))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["posthoc_logit_adjusted", "tau_norm"])
+@pytest.mark.parametrize("method", [pytest.param("posthoc_logit_adjusted", marks=pytest.mark.nightly), "tau_norm"])
 def test_tau_is_chosen_by_validation(cli, plain, tmp_path, method):
     """The chosen one has the best validation macro F1 of all candidates, tested one by one."""
     chosen = metrics(adjusted(cli, plain, tmp_path / "chosen", method, "imbalance.adjust.candidates=[0.0,1.0,2.0]"))
@@ -114,7 +114,7 @@ def test_a_missing_first_stage_is_reported(cli, tmp_path):
     assert "no such checkpoint" in outcome.error
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_corrected_already_is_not_corrected_again(cli, plain, tmp_path):
     weighted = tmp_path / "weighted"
     assert cli(*RUN, "trainer.max_epochs=1", "imbalance=weighted", f"hydra.run.dir={weighted}").code == 0

@@ -40,8 +40,13 @@ def prove(folder: Path, sampler: str, workers: int = 0, devices: int = 1, trials
     return [wrong for row in rows for wrong in row["wrong"]]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("forgotten", ["nothing", "random states", "position", "metric sums"])
+@pytest.mark.parametrize(
+    "forgotten",
+    [
+        pytest.param("position", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("nothing", "random states", "metric sums")),
+    ],
+)
 def test_the_proof_notices_what_is_missing(tmp_path, forgotten):
     """The negative control: without one part of the state the same comparison must fail."""
     different = set(kill_and_resume.control(forgotten, tmp_path)["different"])
@@ -51,16 +56,23 @@ def test_the_proof_notices_what_is_missing(tmp_path, forgotten):
         assert {"state_dict", "optimizer_states", "predictions.csv"} <= different
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("sampler", kill_and_resume.SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "undersample" else pytest.mark.nightly)
+        for name in kill_and_resume.SAMPLERS
+    ],
+)
 def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path, sampler):
     assert prove(tmp_path, sampler) == []
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("sampler", ["oversample", "cmo"])
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param("cmo", marks=pytest.mark.slow), pytest.param("oversample", marks=pytest.mark.nightly)],
+)
 def test_killed_with_loader_processes(tmp_path, sampler):
     assert prove(tmp_path, sampler, workers=2, trials=1, seed=3) == []
 
@@ -128,6 +140,7 @@ def same(first: Path, second: Path) -> list[str]:
                 "optim.schedule=one_cycle",
                 "optim.warmup_fraction=0.3",
             ],
+            marks=pytest.mark.nightly,
         ),
         pytest.param(signal.SIGTERM, ["trainer.devices=2"]),
     ],
@@ -241,15 +254,15 @@ class TestLongValidation:
                 ["callbacks=ema", "callbacks.ema.decay=0.9", "augment.backend=albumentations", "data.num_workers=1"],
                 2,
                 35,
-                marks=pytest.mark.slow,
+                marks=pytest.mark.nightly,
             ),
             pytest.param(["trainer.accumulate_grad_batches=4"], 2, 9, marks=pytest.mark.slow),
-            pytest.param(["trainer.accumulate_grad_batches=3"], 1, 5, marks=pytest.mark.slow),
-            pytest.param(["trainer.limit_train_batches=7"], 1, 6, marks=pytest.mark.slow),
-            pytest.param(["trainer.limit_train_batches=1"], 2, 1, marks=pytest.mark.slow),
-            pytest.param(["trainer.check_val_every_n_epoch=2"], 1, 35, marks=pytest.mark.slow),
-            pytest.param(["trainer.max_steps=30"], 2, 29, marks=pytest.mark.slow),
-            pytest.param(["save_every_n_steps=4"], 1, 17, marks=pytest.mark.slow),
+            pytest.param(["trainer.accumulate_grad_batches=3"], 1, 5, marks=pytest.mark.nightly),
+            pytest.param(["trainer.limit_train_batches=7"], 1, 6, marks=pytest.mark.nightly),
+            pytest.param(["trainer.limit_train_batches=1"], 2, 1, marks=pytest.mark.nightly),
+            pytest.param(["trainer.check_val_every_n_epoch=2"], 1, 35, marks=pytest.mark.nightly),
+            pytest.param(["trainer.max_steps=30"], 2, 29, marks=pytest.mark.nightly),
+            pytest.param(["save_every_n_steps=4"], 1, 17, marks=pytest.mark.nightly),
         ],
     )
     def test_one_step_is_repeated(self, tmp_path, overrides, number, saved):
@@ -264,7 +277,7 @@ class TestLongValidation:
         assert kill_and_resume.run_forked(parts, [*run, "resume=auto"]) == 0
         assert same(parts, whole) == []
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_again_in_the_resumed_one(self, tmp_path):
         whole, parts = tmp_path / "whole", tmp_path / "parts"
         assert kill_and_resume.run_forked(whole, [*RUN]) == 0
@@ -275,7 +288,7 @@ class TestLongValidation:
         assert kill_and_resume.run_forked(parts, run) == 0
         assert same(parts, whole) == []
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_short_one_costs_nothing_after_the_first(self, cli, monkeypatch):
         saved = []
         monkeypatch.setattr(LastCheckpoint, "_save", lambda self, trainer: saved.append(trainer.global_step))
@@ -286,7 +299,7 @@ class TestLongValidation:
         assert cli(*RUN, "trainer.max_epochs=3").code == 0
         assert saved == [17, 18, 35, 36, 53, 54]
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_two_processes(self, start, process, tmp_path):
         """In real time: a validation of half a minute, a signal from outside, 30 s to be gone."""
         slow = (
@@ -317,7 +330,7 @@ class TestLongValidation:
         assert same(tmp_path / "parts", tmp_path / "whole") == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 class TestGradScaler:
     """That of ``16-mixed``, with its own plugin, on the CPU: there a run that asks for it is refused."""
 
@@ -368,7 +381,7 @@ class TestTornCheckpoints:
         return tmp_path / "run" / "checkpoints"
 
     @pytest.mark.parametrize(
-        "damage", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flipped", "empty"))]
+        "damage", ["cut", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("flipped", "empty"))]
     )
     def test_the_one_before_is_used(self, cli, killed, killed_once, damage):
         content = bytearray((killed / "last.ckpt").read_bytes())
@@ -485,6 +498,7 @@ class TestOutOfMemory:
         assert words in str(error)
 
 
+@pytest.mark.slow
 def test_curves_have_every_epoch_once(cli, tmp_path: Path):
     folder = tmp_path / "run"
     bomb: Callable[[], None] = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 30)

@@ -86,6 +86,7 @@ def test_predictions_agree_with_the_metrics(finished):
     assert set(predictions["usage"]) == {"PrivateTest"}
 
 
+@pytest.mark.slow
 def test_validation_while_training_equals_the_exact_one(finished):
     folder, _ = finished
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -99,6 +100,7 @@ def test_drawn_faces_are_called_so(cli):
     assert DRAWN in outcome.out
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path):
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -140,6 +142,7 @@ def test_every_choice_trains(cli, tmp_path, overrides):
     assert ("val/n" in metrics) == ("split=paper" not in overrides or "split.val_fraction=0.2" in overrides)
 
 
+@pytest.mark.slow
 def test_resume_starts_after_the_last_epoch(cli, tmp_path):
     three = ["optim.schedule=constant", "optim.warmup_fraction=0"]
     assert cli(*TINY, *three, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}").code == 0
@@ -166,6 +169,7 @@ def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
     assert all(torch.equal(whole["state_dict"][key], parts["state_dict"][key]) for key in whole["state_dict"])
 
 
+@pytest.mark.slow
 def test_another_folder_remembers_the_best(cli, tmp_path):
     """A run that gets worse in a new folder still tests its best epoch so far."""
     same = [*TINY, "optim.schedule=constant", "optim.warmup_fraction=0", "optim.lr=0.004"]
@@ -251,7 +255,7 @@ def test_the_paper_line_on_real_faces(cli, tmp_path, real_archive, real_weights)
     assert sum(metrics["train/class_counts"].values()) == 256
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_compiling_in_place_keeps_the_names_of_the_weights(process, tmp_path):
     outcome = process(*TINY, "model.compile=true", "hydra.run.dir=compiled", timeout=580)

@@ -249,7 +249,7 @@ def test_auto_is_wandb_with_a_login_and_respects_wandb_mode(
     assert len(read_offline_runs(tmp_path / "run")) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_key_never_prompts_even_with_mode_online(tmp_path: Path) -> None:
     """In a terminal (a pty) with WANDB_MODE=online and no key, where ``wandb.init`` alone would wait for an answer."""
     code = (
@@ -469,6 +469,7 @@ def test_missing_tensorboard_is_reported_in_one_line(tmp_path: Path, monkeypatch
         tracking.build_loggers(logger("tensorboard"), tmp_path)
 
 
+@pytest.mark.slow
 def test_other_ranks_open_no_run(tmp_path: Path) -> None:
     code = (
         "import json, sys; from pathlib import Path; from fer_lightning.training import tracking;"

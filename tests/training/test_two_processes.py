@@ -14,6 +14,8 @@ from command_line import TINY
 from fer_lightning.config.schema import CONF_DIR
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml"))
+FEW = ["none", "undersample", "focal", "crt", "cmo"]
+"""A method of each kind: plain, sampler, loss, two stages, mixing."""
 
 DRIVER = """
 import os, sys
@@ -43,12 +45,15 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_method_trains_on_two_processes(tmp_path):
+@pytest.mark.parametrize(
+    "methods",
+    [pytest.param(FEW, id="few", marks=pytest.mark.slow), pytest.param(METHODS, id="all", marks=pytest.mark.nightly)],
+)
+def test_every_method_trains_on_two_processes(tmp_path, methods):
     arguments = [*TINY, "trainer.devices=2", "trainer.max_epochs=3", "data.source.images=300"]
     # A port each: the process that is done first would find the other's last meeting place.
-    places = ",".join(f"{method}:{port}" for method, port in zip(METHODS, free_ports(len(METHODS)), strict=True))
+    places = ",".join(f"{method}:{port}" for method, port in zip(methods, free_ports(len(methods)), strict=True))
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", DRIVER, places, *arguments],
@@ -63,7 +68,7 @@ def test_every_method_trains_on_two_processes(tmp_path):
     ]
     errors = [process.communicate(timeout=850)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
-    for method in METHODS:
+    for method in methods:
         metrics = json.loads((tmp_path / method / "metrics.json").read_text())
         assert metrics["devices"] == 2
         assert metrics["imbalance"] == method
