@@ -1,6 +1,7 @@
 """Shared by all commands: parser, one-line errors, exit codes."""
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -35,6 +36,10 @@ def fail(error: Exception | str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of a file that are the user's to mend."""
+
+
 def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
     """Run a command with the safety checks: user mistakes end in one line and code 2, bugs keep their traceback.
 
@@ -65,9 +70,10 @@ def _run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         fail("interrupted", code=130)
     except OSError as error:
-        if not any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__)):
+        made = any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__))
+        if not made and error.errno not in UNWRITABLE:
             _report_bug(error)
-        fail(f"{error.filename}: cannot be created ({error.strerror}); choose another folder with hydra.run.dir=FOLDER")
+        fail(f"{error.filename or 'a file'}: cannot be {'created' if made else 'used'} ({error.strerror}); choose another folder")
     except Exception as error:
         _report_bug(error)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import yaml  # type: ignore[import-untyped]
-
+from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import class_noun
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import markdown_table, to_code, to_markdown
@@ -91,8 +90,8 @@ def _read_run(folder: Path) -> TrainedModel:
         raise UserError(f"{folder}: this run is {status}; only a finished one has a card")
     try:
         metrics = read_json(folder / "metrics.json")
-        config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = read_yaml(folder / ".hydra" / "config.yaml")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(f"{folder}: metrics.json or .hydra/config.yaml cannot be read ({reason})") from None
     return TrainedModel(metrics, config, folder)

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable
@@ -110,7 +111,7 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
     """Check that nothing in a folder leads out of it, before it is written to: it may be somebody else's.
 
     W&B links its latest run and its logs, submitit its submission scripts: links in ``wandb`` and ``.submitit`` that
-    stay in the folder are left alone, and so are those from one W&B run's logs to W&B's own folder, as the next run
+    stay in the folder are left alone, and so are those from one W&B run's logs to W&B's own log files, as the next run
     has a folder of its own. A file with a second name (a hard link) that this project appends to or
     overwrites gets a copy of its own.
 
@@ -128,7 +129,8 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
             kind = path.lstat()
             if stat.S_ISLNK(kind.st_mode):
                 inside = path.relative_to(folder).parts[:-1]
-                if inside[-3:-2] == ("wandb",) and inside[-1] == "logs" and name.endswith(".log"):
+                is_log = inside[-3:-2] == ("wandb",) and inside[-1] == "logs"
+                if is_log and re.fullmatch(r"core-debug-\w+\.log", path.resolve().name):
                     continue
                 if {"wandb", ".submitit"}.intersection(inside) and path.resolve().is_relative_to(home):
                     continue

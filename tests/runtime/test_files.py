@@ -92,8 +92,13 @@ def test_a_folder_with_a_link_is_refused(tmp_path, name):
 def test_the_logs_of_an_earlier_wandb_run_may_be_links_to_elsewhere(tmp_path):
     logs = tmp_path / "run" / "wandb" / "run-1" / "logs"
     logs.mkdir(parents=True)
-    (logs / "debug-core.log").symlink_to(tmp_path / "cache.log")
+    (logs / "debug-core.log").symlink_to(tmp_path / "core-debug-20261128_062639.log")
     files.check_no_links(tmp_path / "run")
+    (logs / "debug-core.log").unlink()
+    (logs / "debug-core.log").symlink_to(tmp_path / ".bashrc")
+    with pytest.raises(UserError, match="is a link"):
+        files.check_no_links(tmp_path / "run")
+    (logs / "debug-core.log").unlink()
     (logs.parent / "media").symlink_to(tmp_path)
     with pytest.raises(UserError, match="is a link"):
         files.check_no_links(tmp_path / "run")
