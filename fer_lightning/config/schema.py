@@ -42,6 +42,7 @@ class Data:
     source: dict[str, Any]
     classes: str | None = None
     only: list[str] | None = None
+    votes: str | None = None
     color: bool = False
     image_size: int | None = None
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning.config.rules import VOTES
+from fer_lightning.data import fer2013
+from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.runtime.errors import UserError
 
@@ -38,10 +40,43 @@ Barsoum et al. discard images on which the emotions they keep have less than hal
 """
 
 
-def relabel(faces: Faces, path: str, targets: str) -> Faces:
+EIGHT = (*EMOTIONS, "contempt")
+"""The eight emotions of FER+, contempt among them."""
+
+
+def load_eight(
+    path: str | None,
+    votes: str | None,
+    classes: str | None = None,
+    only: Sequence[str] | None = None,
+    cache_dir: str | None = None,
+) -> Faces:
+    """FER-2013's images with the eight emotions of FER+ that have the most votes, contempt among them.
+
+    Args:
+        path: of FER-2013, see ``fer2013.load``.
+        votes: see ``read_votes``.
+        classes: file that renames, merges or leaves out classes; see ``classes.read_mapping``.
+        only: classes to keep.
+        cache_dir: as for ``fer2013.load``.
+
+    Raises:
+        UserError: as ``fer2013.load`` and ``relabel``.
+    """
+    if votes is None:
+        raise UserError(f"data.votes is missing; give data.votes={VOTES}")
+    faces = fer2013.load(path, cache_dir)
+    try:
+        labelled = relabel(faces, votes, "majority", EIGHT)
+    except UserError as error:
+        raise UserError(str(error).replace("labels.votes=", "data.votes=")) from None
+    return select_classes(labelled, read_mapping(Path(classes).expanduser()) if classes else None, only)
+
+
+def relabel(faces: Faces, path: str, targets: str, classes: tuple[str, ...] = EMOTIONS) -> Faces:
     """Replace the labels by the emotion with the most votes; drop images without one.
 
-    An image is kept if one of the seven emotions has more votes than any other category. Dropped, and counted in the
+    An image is kept if one of the emotions has more votes than any other category. Dropped, and counted in the
     log, are images with a tie for the most votes, images whose most frequent vote is contempt, unknown or not a face,
     and images without votes. This is a plurality; in Barsoum et al. a majority is more than half of the votes.
 
@@ -50,7 +85,8 @@ def relabel(faces: Faces, path: str, targets: str) -> Faces:
         path: file of votes, see ``read_votes``. Microsoft's file does not name the images; its rows are those of
             fer2013.csv, so ``faces`` must be read from that file.
         targets: ``majority`` trains on the new labels; ``soft`` trains on the distribution of an image's votes over
-            the seven emotions, and drops images on which these have less than half of the votes.
+            the emotions, and drops images on which these have less than half of the votes.
+        classes: the first seven or eight of ``CATEGORIES``, by their names here.
 
     Returns:
         Faces with ``label_source`` "ferplus"; the new labels also change ``data_hash``.
@@ -61,11 +97,12 @@ def relabel(faces: Faces, path: str, targets: str) -> Faces:
     votes = read_votes(path)
     _check_match(faces, votes, path)
     counts = match(votes, faces.ids)
-    chosen, total, emotional = plurality(counts), counts.sum(axis=1), counts[:, : len(EMOTIONS)].sum(axis=1)
+    chosen, total, emotional = plurality(counts), counts.sum(axis=1), counts[:, : len(classes)].sum(axis=1)
+    others_named = "contempt, unknown or no face" if len(classes) == len(EMOTIONS) else "unknown or no face"
     reasons = {
         "without votes": total == 0,
         "tied": (total > 0) & (chosen < 0),
-        "seen as contempt, unknown or no face": chosen >= len(EMOTIONS),
+        f"seen as {others_named}": chosen >= len(classes),
     }
     if targets == "soft":
         others = emotional < LEAST_SHARE * total
@@ -83,9 +120,9 @@ def relabel(faces: Faces, path: str, targets: str) -> Faces:
     if not len(kept):
         raise UserError(f"labels.votes={path}: leaves no image with a label ({left_out})")
     new = Faces.from_arrays(
-        faces.images[kept], chosen[kept], faces.usage[kept], faces.ids[kept], faces.kind, faces.synthetic
+        faces.images[kept], chosen[kept], faces.usage[kept], faces.ids[kept], faces.kind, faces.synthetic, classes
     )
-    soft = (counts[kept, : len(EMOTIONS)] / emotional[kept, None]).astype(np.float32) if targets == "soft" else None
+    soft = (counts[kept, : len(classes)] / emotional[kept, None]).astype(np.float32) if targets == "soft" else None
     return dataclasses.replace(new, soft=soft, label_source="ferplus")
 
 

@@ -14,8 +14,9 @@ from command_line import TINY, Outcome, only_run
 from fer_lightning import evaluate
 from fer_lightning.config.command_line import run_tool
 from fer_lightning.data import fer2013, synthetic
+from fer_lightning.data.classes import select_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
-from fer_lightning.data.ferplus import CATEGORIES, ceiling, plurality, read_votes, relabel
+from fer_lightning.data.ferplus import CATEGORIES, ceiling, load_eight, plurality, read_votes, relabel
 from fer_lightning.runtime.errors import UserError
 
 FACES = tiny_faces(training=4, public=2, private=2)
@@ -363,3 +364,18 @@ def test_real_ceiling(real_archive: Path, real_votes: Path, tmp_path: Path) -> N
     assert np.mean((chosen == faces.labels)[one_of_seven]) == pytest.approx(0.657, abs=0.0005)
     private = faces.usage == 2
     assert np.mean((chosen == faces.labels)[private & (chosen >= 0)]) == pytest.approx(0.647, abs=0.003)
+
+
+@pytest.mark.real
+def test_eight_emotions_of_the_real_archive(real_archive: Path, real_votes: Path) -> None:
+    faces = load_eight(str(real_archive), str(real_votes))
+    counts = dict(zip(faces.classes, faces.count(), strict=True))
+    assert faces.classes[-1] == "contempt"
+    assert 100 < counts["contempt"] < 300
+    chosen = select_classes(faces, None, ["contempt", "happy"])
+    assert chosen.count() == [counts["contempt"], counts["happy"]]
+
+
+def test_eight_emotions_need_votes() -> None:
+    with pytest.raises(UserError, match=r"data\.votes is missing; give data\.votes=fer2013new\.csv"):
+        load_eight(None, None)
