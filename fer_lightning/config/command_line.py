@@ -73,9 +73,8 @@ def _run(main: Callable[[], None]) -> None:
         made = any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__))
         if not made and error.errno not in UNWRITABLE:
             _report_bug(error)
-        fail(
-            f"{error.filename or 'a file'}: cannot be {'created' if made else 'used'} ({error.strerror}); choose another folder"
-        )
+        what = f"{error.filename or 'a file'}: cannot be {'created' if made else 'used'}"
+        fail(f"{what} ({error.strerror}); choose another folder")
     except Exception as error:
         _report_bug(error)
 
