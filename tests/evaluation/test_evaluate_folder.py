@@ -196,7 +196,7 @@ class TestFolder:
             (["data=folder", "data.path=gone"], "data.path=gone does not exist"),
             (
                 ["data=folders"],
-                "data=folders: no such choice; data is one of: affectnet, ck48, fer2013, folder, jaffe, rafdb",
+                "data=folders: no such choice; data is one of: affectnet, ck48, fer2013, ferplus8, folder, jaffe",
             ),
             (["data=folder", "data.source._target_=os.mkdir"], "data.source._target_=os.mkdir: is not code of"),
             (["data=folder", "data.pth=x"], "data.pth: no such key"),

@@ -38,7 +38,6 @@ def test_second_stage_and_resume(cli, tmp_path, name):
         (["model.name=resnet19"], "model.name=resnet19: no image classifier of timm"),
         (["model.name=test_vit", "model.stem_stride=1"], "model.stem_stride=1: test_vit has no first convolution"),
         (["model.name=test_vit", "model.first_image_size=32", "model.image_size=48"], "test_vit has one input size"),
-        (["model.name=test_vit", "model.image_size=40"], "model.name=test_vit: cannot be built for 40 pixels"),
         (["model.name=deit_tiny_distilled_patch16_224"], "its classifier is not a single linear layer"),
     ],
 )

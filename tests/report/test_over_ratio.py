@@ -1,0 +1,86 @@
+"""A comparison over the imbalance ratio: rows, sentences, picture, page."""
+
+from pathlib import Path
+
+import pytest
+from run_folders import write_run
+
+from fer_lightning.comparison.analysis import Comparison, analyse_folders
+from fer_lightning.comparison.ratios import over_ratio
+from fer_lightning.report import pictures, sentences, tables
+from fer_lightning.report.write import write_report
+
+SKILLS = {
+    "none": {1: 0.7, 5: 0.62, 20: 0.5, 100: 0.4},
+    "focal": {1: 0.7, 5: 0.62, 20: 0.505, 100: 0.4},
+    "weighted": {1: 0.6, 5: 0.62, 20: 0.62, 100: 0.58},
+}
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    folder = tmp_path_factory.mktemp("sweep")
+    for method, by_ratio in SKILLS.items():
+        for ratio, skill in by_ratio.items():
+            for seed in range(3):
+                counts = dict.fromkeys(
+                    ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"), 436 // ratio + 1
+                )
+                write_run(
+                    folder / f"{method}-{ratio}-{seed}",
+                    method,
+                    seed,
+                    skill,
+                    skill,
+                    settings={"split.ratio": ratio},
+                    **{"train/class_counts": counts},
+                )
+    return analyse_folders([folder])
+
+
+def test_rows_are_compared_at_their_own_ratio(comparison):
+    assert comparison.compared_with["weighted ratio=20"] == "none ratio=20"
+    over = over_ratio(comparison)
+    assert over is not None
+    assert over.ratios == [1, 5, 20, 100]
+    assert over.methods == ["none", "focal", "weighted"]
+    assert len(over.scores[over.scores["metric"] == "f1_macro"]) == 12
+
+
+def test_where_each_method_begins_to_pay(comparison):
+    over = over_ratio(comparison)
+    assert over is not None
+    said = sentences.on_ratio(over, comparison.baselines)
+    weighted = next(text for text in said if text.startswith("weighted") and "macro F1" in text)
+    assert "pays in macro F1 from a ratio of 20 on" in weighted
+    assert "it is worse at 1" in weighted
+    focal = next(text for text in said if text.startswith("focal") and "macro F1" in text)
+    assert "at no ratio clearly better in macro F1" in focal
+    assert not [text for text in said if text.startswith("none")]
+
+
+def test_report_has_chart_table_and_note(comparison, tmp_path):
+    write_report(comparison, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Over the imbalance ratio" in text
+    assert "![Over the imbalance ratio](over_ratio.png)" in text
+    assert "A larger ratio has fewer images too" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "weighted at 20: macro F1" in page
+    assert (tmp_path / "over_ratio.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_of_each_ratio_is_marked(comparison):
+    over = over_ratio(comparison)
+    assert over is not None
+    table = tables.over_ratio(over, "f1_macro")
+    assert table.headings == ["ratio", "none", "focal", "weighted"]
+    assert [[cell.best for cell in row[1:]] for row in table.rows][2:] == [[False, False, True]] * 2
+
+
+def test_without_ratios_there_is_no_such_part(tmp_path: Path):
+    for method in ("none", "focal"):
+        write_run(tmp_path / method, method)
+    c = analyse_folders([tmp_path])
+    assert over_ratio(c) is None
+    assert "over_ratio.png" not in pictures.draw(c, tmp_path)
