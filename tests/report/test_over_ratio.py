@@ -7,6 +7,7 @@ from run_folders import write_run
 
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
 from fer_lightning.comparison.ratios import over_ratio
+from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.report import pictures, sentences, tables
 from fer_lightning.report.write import write_report
 
