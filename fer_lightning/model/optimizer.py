@@ -27,9 +27,9 @@ def build_optimizer(network: nn.Module, optim: dict[str, Any], frozen: bool = Fa
         network, optim["lr"], optim["weight_decay"], optim["layer_decay"], optim["backbone_lr_scale"]
     )
     momentum = {} if optim["momentum"] is None else {"momentum": optim["momentum"]}
-    # torch's fused SGD fails where some parameters have a momentum and others have none yet.
-    fused = {} if frozen and "sgd" in optim["name"] else _fused(optim["name"])
     try:
+        # torch's fused SGD fails where some parameters have a momentum and others have none yet.
+        fused = {} if frozen and "sgd" in optim["name"] else _fused(optim["name"])
         optimizer = timm.optim.create_optimizer_v2(groups, opt=optim["name"], lr=optim["lr"], **momentum, **fused)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"optim.name={optim['name']}: timm has no such optimizer ({first_line(error)})") from error

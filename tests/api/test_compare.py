@@ -21,6 +21,7 @@ def sweep(run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_runs_folders_and_sweeps_compare_alike(sweep, capfd):
     folders = sorted(sweep.iterdir())
     before = sorted(sweep.rglob("*"))
@@ -60,6 +61,7 @@ def test_one_run_can_be_summarised(run):
     assert comparison.differences.empty
 
 
+@pytest.mark.slow
 def test_a_report_where_asked(sweep, tmp_path, cli, monkeypatch):
     from fer_lightning.compare import main
 

@@ -70,6 +70,7 @@ def scores_of(folder: Path, method: str, key: str) -> list[float]:
     return [json.loads(file.read_text())[key] for file in files]
 
 
+@pytest.mark.slow
 def test_everything_is_written(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", 3)
     console = quiet()
@@ -200,6 +201,7 @@ def test_two_methods_and_twenty_two(tmp_path: Path) -> None:
     assert any("Two seeds are too few" in note for note in all_notes(many))
 
 
+@pytest.mark.slow
 def test_full_size_takes_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     rng = np.random.default_rng(0)
@@ -330,6 +332,7 @@ def write_paper(folder: Path, seeds: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> None:
     c = compared(write_paper(tmp_path / "runs", 3))
     assert c.test_set == "test_large"
@@ -391,6 +394,7 @@ def test_folds_are_repeats_of_one_experiment(tmp_path: Path) -> None:
     assert protocol.protocol(c)["seeds"] == "0, folds 0, 1, 2"
 
 
+@pytest.mark.slow
 def test_drawn_faces_are_announced(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", data="synthetic", synthetic=True)
     console = quiet()
@@ -451,6 +455,7 @@ def test_the_baseline_can_be_chosen(tmp_path: Path) -> None:
         compared(tmp_path / "sweep", baseline="ldam")
 
 
+@pytest.mark.slow
 def test_unpaired_seeds_are_left_out_and_reported(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"none{seed}", "none", seed)
@@ -573,6 +578,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert message in error
 
 
+@pytest.mark.slow
 def test_the_report_names_places_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sweep(tmp_path / "outputs" / "sweep")
     monkeypatch.chdir(tmp_path)
@@ -597,7 +603,7 @@ def test_comparing_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_report_is_one_wandb_run(tmp_path: Path, forked: Callable[..., Outcome]) -> None:
     write_sweep(tmp_path / "sweep", 2, {name: SKILLS[name] for name in ("none", "focal")})
     done = forked("sweep", "--wandb", "faces", module="fer_lightning.compare", WANDB_MODE="offline")

@@ -55,6 +55,7 @@ def read_or_refuse(good: Path, folder: Path) -> None:
         sections(analyse([read_run(folder), read_run(good)]))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     file=st.sampled_from(FILES), content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode())

@@ -188,6 +188,7 @@ def test_images_of_another_size_or_colour_are_converted_and_counted(cli, tmp_pat
     assert outcome.json["test/n"] == 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=9"])
 def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, override):
     outcome = cli(*TINY, override)
@@ -270,6 +271,7 @@ class TestDivergence:
         left = {path.stem: read_checkpoint(path)["epoch"] for path in (tmp_path / "run" / "checkpoints").iterdir()}
         assert left == {"last": 0}
 
+    @pytest.mark.slow
     def test_later_epoch_keeps_the_last_good_checkpoint(self, cli, tmp_path):
         # The backbone is frozen in the first epoch, so its absurd learning rate strikes in the second.
         outcome = cli(
@@ -325,6 +327,7 @@ class TestFullDisk:
 
         return train
 
+    @pytest.mark.nightly
     def test_quota(self, cli, tmp_path, first):
         before = first(tmp_path / "run")
         with largest_file(100_000):
@@ -391,6 +394,7 @@ class TestCheckpoints:
         torch.save(content, tmp_path / "other.ckpt")
         assert_refused(cli(*TINY, "resume=other.ckpt"), tmp_path, "other.ckpt: not a checkpoint of fer_lightning")
 
+    @pytest.mark.slow
     def test_resume_with_another_model(self, cli, tmp_path):
         assert cli(*TINY, "hydra.run.dir=first").code == 0
         outcome = cli(*TINY, "hydra.run.dir=second/run", "resume=first", "model.head.hidden=[32]")

@@ -287,6 +287,7 @@ def test_run_and_evaluation_use_the_votes(
     assert again.json["test/accuracy"] == done.json["test/accuracy"]
 
 
+@pytest.mark.slow
 def test_duplicates_stay_dropped_as_in_the_training(
     cli: Callable[..., Outcome], evaluated: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -334,6 +335,7 @@ def real_votes() -> Path:
     return Path(path)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_votes_relabel_the_real_archive(
     real_archive: Path, real_votes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -360,6 +360,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Faces:
     return fer2013.load(os.environ["FER2013_PATH"], str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @has_archive
 def test_official_split_of_the_real_archive(real: Faces) -> None:
@@ -391,6 +392,7 @@ def test_dropping_duplicates_of_the_real_archive(real: Faces) -> None:
     assert len(made.tests["test_dedup"]) == 3589
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @has_archive
 def test_folds_of_the_real_archive(real: Faces) -> None:

@@ -314,6 +314,7 @@ class TestInt8:
 
 
 class TestMistakes:
+    @pytest.mark.slow
     def test_file_with_other_probabilities_is_not_written(self, trained, tmp_path, monkeypatch):
         red, green, blue = graph.LUMA
         monkeypatch.setattr(graph, "LUMA", (blue, green, red))  # which gray images do not show

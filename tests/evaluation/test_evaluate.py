@@ -110,6 +110,7 @@ class TestOtherImages:
         with pytest.raises(UserError, match=r"data\.path=gone\.zip does not exist"):
             score(trained, "data.path=gone.zip")
 
+    @pytest.mark.slow
     def test_another_split_of_the_same_images(self, trained, score, tmp_path):
         score(trained, "split.val_fraction=0.3", "--out", str(tmp_path / "cut"))
         score(trained, "--out", str(tmp_path / "own"))
@@ -117,6 +118,7 @@ class TestOtherImages:
         assert cut["test/n"] == own["test/n"] == 14
         assert cut["val/n"] != own["val/n"]
 
+    @pytest.mark.slow
     def test_images_that_trained_the_model_are_no_test(self, cli, score, tmp_path):
         assert cli(*TINY, "split=kfold", "split.folds=3", f"hydra.run.dir={tmp_path / 'fold'}").code == 0
         with pytest.raises(UserError, match="test images trained or selected this model"):

@@ -185,6 +185,7 @@ class TestFolder:
         metrics = score("data=folder", f"data.path={tree}", f"data.classes={tmp_path / 'classes.yaml'}")
         assert metrics["test/n"] == len(DRAWN)
 
+    @pytest.mark.nightly
     def test_arguments_in_any_order(self, score, tmp_path):
         tree = write_folder(files_of(), tmp_path / "tree")
         assert score(f"data.path={tree}", "data=folder", "--tta", "flip")["test_flip/n"] == len(DRAWN)
@@ -214,6 +215,7 @@ class TestFolder:
         with pytest.raises(UserError, match="holds a run, whose own scores would be overwritten"):
             evaluate.main([str(trained / "checkpoints" / "best.ckpt"), "--out", str(trained)])
 
+    @pytest.mark.slow
     def test_other_choices_of_data_keep_the_split(self, score):
         metrics = score("data=synthetic", "data.source.images=300")
         assert (metrics["data"], metrics["split"]) == ("synthetic", "official")
@@ -238,6 +240,7 @@ class TestFolder:
         assert "test_shared/recall/disgust" not in metrics
 
 
+@pytest.mark.slow
 class TestBesideTheTest:
     def test_augmented_scores_stand_beside_the_plain_ones(self, trained, score):
         run = read_json(trained / "metrics.json")
@@ -284,7 +287,7 @@ class TestBesideTheTest:
         assert not [key for key in metrics if key.endswith("_calibrated")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real
 def test_private_test_as_a_folder_scores_as_the_split_does(trained, real_archive, tmp_path, capfd):
     """The same images by two ways: the archive's official split, and their files sorted into folders."""

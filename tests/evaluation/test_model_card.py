@@ -50,6 +50,7 @@ def written(path: Path) -> ModelCard:
 
 
 class TestText:
+    @pytest.mark.slow
     def test_scores_stand_in_the_text_and_in_the_head(self, run):
         card.main([str(run)])
         metrics, made = read_json(run / "metrics.json"), written(run / "README.md")
@@ -158,6 +159,7 @@ class TestFile:
         assert not (run / "README.md").exists()
 
 
+@pytest.mark.slow
 class TestPush:
     @pytest.fixture
     def push(self, process, run, tmp_path):

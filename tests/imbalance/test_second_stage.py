@@ -37,6 +37,7 @@ def plain(trained_once) -> Path:
     return trained_once(*STAGED, "imbalance=none", "trainer.max_epochs=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["crt", "lws"])
 def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, method):
     """previous.ckpt is the end of the first stage, last.ckpt the end of the second."""
@@ -90,6 +91,7 @@ def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["crt", "progressive_sampler"])
 def test_another_method_cannot_take_over(cli, plain, tmp_path, method):
     """Behind the border nothing would begin: the head would be the old one under the new method's name."""

@@ -69,6 +69,7 @@ class TestFiles:
         assert "this model: test accuracy" in done.out
         assert "calibrated on validation" in " ".join(done.out.split())
 
+    @pytest.mark.slow
     def test_pictures_are_of_different_faces_and_of_the_emotion_asked_for(self, tool, images, tmp_path):
         assert tool("images/one.png", "images/two.jpg").code == 0
         one, two = ((tmp_path / "explained" / f"{name}.png").read_bytes() for name in ("one", "two"))

@@ -146,6 +146,7 @@ class TestNetwork:
         with torch.inference_mode():
             assert model(torch.zeros(1, 48, 48, dtype=torch.uint8)).shape == (1, 7)
 
+    @pytest.mark.nightly
     def test_every_efficientnet_of_timm_takes_the_head(self):
         # The larger ones of a family only have more layers and channels.
         names = [name for name in timm.list_models("*efficientnet*") if not re.search(r"_(b[2-9]|m|l|l2|xl)\b", name)]

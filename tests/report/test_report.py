@@ -119,7 +119,14 @@ def test_drawn_faces_are_announced_first() -> None:
 
 
 # Pictures of many methods are in test_figures.
-@pytest.mark.parametrize("case", [case for case in CASES if case != "many methods"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case == "one method" else pytest.mark.slow)
+        for case in CASES
+        if case != "many methods"
+    ],
+)
 def test_pictures_are_drawn_and_linked(case: str, tmp_path: Path) -> None:
     c = CASES[case]()
     names = pictures.draw(c, tmp_path)

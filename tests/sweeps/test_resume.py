@@ -31,6 +31,7 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_sweep_json_records_the_command_and_its_jobs(cli, tmp_path):
     cli("-m", *FAILING)
     record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
@@ -52,6 +53,7 @@ def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
     assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "difference"),
     [

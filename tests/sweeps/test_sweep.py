@@ -92,6 +92,7 @@ def test_a_mistake_of_every_job_is_reported_once(cli, tmp_path, words, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_different_mistakes_do_not_refuse_the_sweep(cli, tmp_path):
     outcome = cli("-m", *TINY, "seed=0", "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
     assert outcome.code == 1
@@ -122,7 +123,7 @@ def test_an_unknown_choice_refuses_the_sweep_in_one_line(forked, tmp_path):
     assert not list(tmp_path.rglob("status.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
     folder = tmp_path / "sweep"
     with sweep(tmp_path, *TINY, "trainer.devices=2", ENDLESS, "seed=0,1", "hydra.sweep.dir=sweep") as running:

@@ -43,6 +43,7 @@ def test_an_override_that_only_some_runs_have():
     assert table["model.drop_path"].tolist() == ["0.1", ""]
 
 
+@pytest.mark.slow
 def test_a_trial_does_not_use_the_test_images(cli, tmp_path):
     assert cli(*TINY, "figures=true", "test=false", "trainer.max_epochs=2", "monitor=val/accuracy").code == 0
     run = only_run(tmp_path)
@@ -62,7 +63,7 @@ def test_a_trial_does_not_use_the_test_images(cli, tmp_path):
         compare_and_report([run], tmp_path / "report")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_search_ends_with_its_ranking(forked, tmp_path):
     sweep = tmp_path / "search"
     outcome = forked("-m", *TINY, "test=false", "optim.lr=0.001,0.01", f"hydra.sweep.dir={sweep}")

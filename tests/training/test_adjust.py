@@ -37,6 +37,7 @@ def adjusted(cli: Any, plain: Path, run: Path, method: str, *more: str) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_logit_adjustment_of_a_trained_run(cli, plain, tmp_path):
     """Equal to z - tau log pi on the answers of the run that was given, without a step of training."""
     run = adjusted(cli, plain, tmp_path / "run", "posthoc_logit_adjusted", "imbalance.adjust.tau=1.0")

@@ -71,7 +71,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path, sampler):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "sampler",
-    [pytest.param("cmo", marks=pytest.mark.slow), pytest.param("oversample", marks=pytest.mark.nightly)],
+    [pytest.param(name, marks=pytest.mark.nightly) for name in ("cmo", "oversample")],
 )
 def test_killed_with_loader_processes(tmp_path, sampler):
     assert prove(tmp_path, sampler, workers=2, trials=1, seed=3) == []
@@ -397,6 +397,7 @@ class TestTornCheckpoints:
         read_checkpoint(killed / "previous.ckpt")
         assert same(killed.parent, killed_once[1]) == []
 
+    @pytest.mark.slow
     def test_without_a_good_one_nothing_is_overwritten(self, cli, killed):
         for name in ("last.ckpt", "previous.ckpt"):
             (killed / name).write_bytes(b"torn")
@@ -405,6 +406,7 @@ class TestTornCheckpoints:
         assert "previous.ckpt: no checkpoint, or a damaged one" in outcome.error
         assert (killed / "last.ckpt").read_bytes() == b"torn"
 
+    @pytest.mark.slow
     def test_a_kill_between_the_two_renames_loses_nothing(self, cli, killed):
         (killed / "last.ckpt").replace(killed / "previous.ckpt")
         outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
@@ -416,6 +418,7 @@ SAVE = ("save_every_n_steps=3",)
 
 
 class TestFinishedTraining:
+    @pytest.mark.slow
     def test_only_the_test_is_made_again(self, cli, tmp_path):
         run = [*RUN, f"hydra.run.dir={tmp_path / 'run'}"]
         assert cli(*run).code == 0
@@ -428,6 +431,7 @@ class TestFinishedTraining:
         assert same(tmp_path / "run", tmp_path / "copy") == []
         assert read_json(tmp_path / "run" / "metrics.json")["train/seconds"] == before["train/seconds"]
 
+    @pytest.mark.slow
     def test_an_early_stop_is_remembered(self, cli, tmp_path):
         settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0.1"]
         run = [*RUN, *settings, "trainer.max_epochs=30", f"hydra.run.dir={tmp_path / 'run'}"]
@@ -460,6 +464,7 @@ class TestRefused:
         assert "another process is working in this folder" in done.stderr
         assert not (tmp_path / "run" / "status.json").exists()
 
+    @pytest.mark.slow
     def test_another_batch_within_an_epoch(self, cli, tmp_path):
         bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 10)
         folder = tmp_path / "run"

@@ -72,6 +72,7 @@ def test_the_run_folder_holds_the_contract(finished):
     assert line["test/f1_macro"] == metrics["test/f1_macro"]
 
 
+@pytest.mark.slow
 def test_predictions_agree_with_the_metrics(finished):
     folder, _ = finished
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -154,6 +155,7 @@ def test_resume_starts_after_the_last_epoch(cli, tmp_path):
     assert curves["val/loss"].notna().sum() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
     """Order and augmentation of the resumed epoch are its own; workers prefetch before Lightning names the epoch."""

@@ -313,6 +313,7 @@ def upload(output: str, folder: Path, **environment: str) -> None:
         subprocess.run(command, cwd=folder, env=os.environ | environment, timeout=100, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_resuming_in_the_same_folder_resumes_the_wandb_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
@@ -373,7 +374,7 @@ def test_a_resumed_run_resumes_online(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fate", ["gone", "silent"])
+@pytest.mark.parametrize("fate", ["gone", pytest.param("silent", marks=pytest.mark.nightly)])
 def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
     process: Callable[..., Outcome],
     cli: Callable[..., Outcome],
@@ -446,6 +447,7 @@ def test_our_own_mistakes_are_not_taken_for_wandbs(tmp_path: Path, monkeypatch: 
     tracking.finish(loggers, failed=True)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_curves_and_pictures(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     loggers = tracking.build_loggers(logger("tensorboard"), tmp_path)
