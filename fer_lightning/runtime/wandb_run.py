@@ -1,5 +1,6 @@
 """Starting and ending a W&B run so that an outage is a warning."""
 
+import configparser
 import logging
 import netrc
 import os
@@ -15,6 +16,8 @@ from fer_lightning.runtime.errors import first_line
 log = logging.getLogger(__name__)
 
 
+PUBLIC = "https://api.wandb.ai"
+
 WANDB_START_SECONDS = 30
 """How long to wait for the W&B server before a run is kept offline."""
 
@@ -26,7 +29,7 @@ def has_login() -> bool:
     """Whether W&B finds a key without a prompt: in the environment, or in the netrc file of ``wandb login``."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    host = urlsplit(server()).netloc
     for file in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
         try:
             if netrc.netrc(os.path.expanduser(file)).authenticators(host):
@@ -34,6 +37,35 @@ def has_login() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def server() -> str:
+    """The W&B server: of the environment, of the user's own settings (``wandb login --host``), or the public one.
+
+    W&B also reads ``wandb/settings`` in the working directory, which anybody may have written: the key and the run
+    would go where it says.
+    """
+    if "WANDB_BASE_URL" in os.environ:
+        return os.environ["WANDB_BASE_URL"]
+    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.join("~", ".config", "wandb")
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(os.path.join(os.path.expanduser(folder), "settings"), encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return PUBLIC
+    return settings.get("default", "base_url", fallback=PUBLIC)
+
+
+@contextmanager
+def _of_the_user() -> Iterator[None]:
+    """Name the server in the environment, which W&B reads before any file."""
+    given = os.environ.get("WANDB_BASE_URL")
+    os.environ["WANDB_BASE_URL"] = server()
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["WANDB_BASE_URL"]
 
 
 def mode() -> str:
@@ -62,12 +94,13 @@ def start(mode: str, **arguments: Any) -> Any:
 
     # Started here rather than by Lightning, whose offline=True would leave WANDB_MODE set for every later run of
     # this process, and so that a missing network or a wrong key is reported before the training.
-    try:
-        return start(mode)
-    except wandb.Error as error:
-        log.warning("W&B is not available (%s); the run is kept offline", first_line(error))
-        wandb.teardown()  # it holds the id
-        return start("offline")
+    with _of_the_user():
+        try:
+            return start(mode)
+        except wandb.Error as error:
+            log.warning("W&B is not available (%s); the run is kept offline", first_line(error))
+            wandb.teardown()  # it holds the id
+            return start("offline")
 
 
 def upload_command(run: Any) -> str:

@@ -347,6 +347,24 @@ def test_resuming_in_the_same_folder_resumes_the_wandb_run(
 
 
 @pytest.mark.slow
+def test_a_file_of_the_working_directory_names_no_server(
+    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own settings do; those of a folder that somebody else made would get the key."""
+    with WandbServer() as own, WandbServer() as other:
+        for server, folder in ((own, tmp_path / "user"), (other, tmp_path / "wandb")):
+            folder.mkdir()
+            (folder / "settings").write_text(f"[default]\nbase_url = {server.environment['WANDB_BASE_URL']}\n")
+        monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "user"))
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        outcome = cli(*TINY, "logger=wandb", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert len(own.runs) == 1
+    assert not other.runs
+    assert "WANDB_BASE_URL" not in os.environ
+
+
+@pytest.mark.slow
 def test_a_resumed_run_resumes_online(
     process: Callable[..., Outcome], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
