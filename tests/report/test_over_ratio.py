@@ -24,9 +24,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     for method, by_ratio in SKILLS.items():
         for ratio, skill in by_ratio.items():
             for seed in range(3):
-                counts = dict.fromkeys(
-                    ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"), 436 // ratio + 1
-                )
+                counts = dict.fromkeys(EMOTIONS, 436 // ratio + 1)
                 write_run(
                     folder / f"{method}-{ratio}-{seed}",
                     method,
