@@ -93,7 +93,7 @@ def our_loader(faces: Any, rows: np.ndarray, size: int, backend: str) -> Iterabl
     from fer_lightning.model.classifier import EmotionClassifier
 
     strengths = Strengths(hflip=0.5, rotate=10.0, translate=0.05, scale=0.1)
-    augmentation = BatchedAugmentation(strengths) if backend == "batched" else Augmentation(strengths)
+    augmentation = BatchedAugmentation(strengths, 48) if backend == "batched" else Augmentation(strengths)
     nobody = np.array([], dtype=np.int64)
     split = Split(train=rows, val=nobody, tests={})
     datamodule = FERDataModule(faces, split, InstanceSampler, augmentation, Loading(BATCH, size=lambda epoch: size), 0)

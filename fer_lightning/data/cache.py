@@ -127,8 +127,13 @@ def _in_file(building: Path, shape: tuple[int, ...]) -> np.ndarray:
             "data.cache_dir=DIR on another disk, or a smaller data.image_size"
         )
     try:
-        return np.lib.format.open_memmap(building / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
-    except OSError:
+        images = np.lib.format.open_memmap(building / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
+        with (building / IMAGES).open("r+b") as file:
+            # Now, not when a page is written: a full disk would then end the process.
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return images
+    except (OSError, AttributeError):  # AttributeError: not on every system
+        (building / IMAGES).unlink(missing_ok=True)
         return _in_memory(shape)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import fer_lightning as fl
+from fer_lightning.data.faces import ImageForm
 from fer_lightning.data.images import as_face
 from fer_lightning.evaluation.probabilities import classify
 from fer_lightning.metrics.calibration import apply_temperature
@@ -62,7 +63,7 @@ def test_predictions_are_those_of_the_run_and_calibrated(run, classifier):
 
 
 def test_all_forms_of_one_image_give_the_same_answer(files, color, classifier):
-    expected = classify(classifier.model, as_face(color[..., ::-1])[None], torch.device("cpu"))
+    expected = classify(classifier.model, as_face(color[..., ::-1], ImageForm())[None], torch.device("cpu"))
     images = [files[0], str(files[0]), Image.fromarray(color), color, color[None], [color], (Image.fromarray(color),)]
     for image in images:
         assert np.array_equal(classifier.predict(image).probabilities, expected)

@@ -14,7 +14,7 @@ from archives import image_files, tiny_faces, write_folder, write_zip
 
 from fer_lightning.data import cache, fer2013
 from fer_lightning.data.archives import Folder
-from fer_lightning.data.cache import cached, content_key
+from fer_lightning.data.cache import Allocate, cached, content_key
 from fer_lightning.data.faces import Faces
 from fer_lightning.runtime.errors import UserError
 
@@ -27,7 +27,7 @@ class Builder:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self) -> Faces:
+    def __call__(self, allocate: Allocate) -> Faces:
         self.calls += 1
         return FACES
 
@@ -55,7 +55,7 @@ def test_images_are_a_read_only_memory_map_from_the_first_time_on(tmp_path: Path
 
 def test_keys_do_not_mix(tmp_path: Path) -> None:
     other = tiny_faces(seed=1)
-    cached("one", lambda: other, tmp_path)
+    cached("one", lambda allocate: other, tmp_path)
     assert_equal(cached("two", Builder(), tmp_path))
     assert cached("one", Builder(), tmp_path).data_hash == other.data_hash
 
@@ -110,7 +110,7 @@ def test_damaged_entry_is_rebuilt_and_reported(
 
 
 def test_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
-    def fail() -> Faces:
+    def fail(allocate: Allocate) -> Faces:
         raise UserError("damaged")
 
     with pytest.raises(UserError, match="damaged"):

@@ -150,7 +150,7 @@ def test_hash_misses_no_near_duplicate_that_the_pixels_show() -> None:
     images = np.concatenate([drawn, [seen_again(image, seed) for seed, image in enumerate(drawn[:400])]])
     flat = images.reshape(-1, 24, 2, 24, 2).mean((2, 4)).reshape(len(images), -1)
     expected = np.argwhere(np.triu(np.corrcoef(flat) >= 0.95, 1))
-    one, other, similarity = near_pairs(images, 0.95)
+    one, other, similarity = near_pairs(images, np.arange(len(images)), 0.95)
     assert {*map(tuple, expected.tolist())} == {*zip(one.tolist(), other.tolist(), strict=True)}
     assert len(expected) > 200
     np.testing.assert_allclose(similarity, np.corrcoef(flat)[one, other], atol=1e-5)

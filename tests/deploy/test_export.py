@@ -23,7 +23,7 @@ from fer_lightning import export
 from fer_lightning.__main__ import main
 from fer_lightning.config.command_line import run_tool
 from fer_lightning.data import fer2013
-from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, ImageForm
 from fer_lightning.data.images import as_face
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
@@ -107,7 +107,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
     """Calibrated probabilities of RGB pictures, computed as other commands do."""
-    gray = np.stack([as_face(np.ascontiguousarray(picture[..., ::-1])) for picture in photos])
+    gray = np.stack([as_face(np.ascontiguousarray(picture[..., ::-1]), ImageForm()) for picture in photos])
     return apply_temperature(predict(model, gray, CPU), TEMPERATURE)
 
 
@@ -236,20 +236,20 @@ class TestPreprocessing:
     @pytest.mark.parametrize("size", [(48, 48), (120, 160), (97, 131), (240, 200), (49, 49), (1080, 1920), (144, 30)])
     def test_as_opencv_does(self, size):
         picture = photo(*size)
-        found = graph.as_faces(torch.from_numpy(picture[None]))[0].numpy()
-        face = as_face(np.ascontiguousarray(picture[..., ::-1]))
+        found = graph.as_faces(torch.from_numpy(picture[None]), ImageForm())[0].numpy()
+        face = as_face(np.ascontiguousarray(picture[..., ::-1]), ImageForm())
         assert face.std() > 5
         smaller = min(size) < 48
         assert np.abs(found - face).max() <= (1 if smaller else 0)
 
     def test_halfway_between_two_gray_levels_either_is_right(self):
         picture = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-        found = graph.as_faces(torch.from_numpy(picture[None]))[0].numpy()
-        assert np.abs(found - as_face(np.ascontiguousarray(picture[..., ::-1]))).max() <= 1
+        found = graph.as_faces(torch.from_numpy(picture[None]), ImageForm())[0].numpy()
+        assert np.abs(found - as_face(np.ascontiguousarray(picture[..., ::-1]), ImageForm())).max() <= 1
 
     def test_gray_faces_are_untouched(self):
         images = np.random.default_rng(0).integers(0, 256, (3, 48, 48), dtype=np.uint8)
-        found = graph.as_faces(torch.from_numpy(graph.as_colour(images)))
+        found = graph.as_faces(torch.from_numpy(graph.as_colour(images)), ImageForm())
         assert np.array_equal(found.numpy(), images)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from photographs import EYES, group, landscape, portrait
 
+from fer_lightning.data.faces import ImageForm
 from fer_lightning.data.images import as_face
 from fer_lightning.inference import detect
 from fer_lightning.inference.detect import Box, crop_face, find_faces
@@ -93,7 +94,7 @@ class TestCrop:
         crop = crop_face(image, Box(0, 5, 20, 40))
         assert crop.shape[0] == crop.shape[1] == round(40 * (1 + 2 * detect.MARGIN))
         assert (crop[:, :5] == 200).all()
-        assert as_face(crop).shape == (48, 48)
+        assert as_face(crop, ImageForm()).shape == (48, 48)
 
 
 STRIDES = (8, 16, 32)

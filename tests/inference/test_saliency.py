@@ -59,7 +59,7 @@ class TestWhatTheyPointAt:
         """The deletion check: sooner than patches at random, which are sooner than the least salient."""
         first, random, last = (
             saliency.deletion(trained, faces.images[:80], answers[:80], order[:80], CPU)
-            for order in (maps, saliency.random_patches(len(maps)), -maps)
+            for order in (maps, saliency.random_patches(len(maps), 48), -maps)
         )
         assert first.mean() < random.mean() - 0.03
         assert random.mean() < last.mean() - 0.03
@@ -164,7 +164,7 @@ class TestHiding:
         with torch.no_grad():
             model.network.classifier[-1].weight.zero_()
             model.network.classifier[-1].bias.zero_()
-        areas = saliency.deletion(model, faces.images[:3], np.arange(3), saliency.random_patches(3), CPU)
+        areas = saliency.deletion(model, faces.images[:3], np.arange(3), saliency.random_patches(3, 48), CPU)
         np.testing.assert_allclose(areas, 1 / 7)
 
 

@@ -23,7 +23,7 @@ def seeds(n: int, seed: int = 0) -> np.ndarray:
 
 def repeated(strengths: Strengths, image: np.ndarray, n: int, size: int = 48) -> np.ndarray:
     """One image changed in n ways."""
-    augmentation = BatchedAugmentation(strengths)
+    augmentation = BatchedAugmentation(strengths, 48)
     images = torch.from_numpy(image).expand(n, 48, 48)
     return augmentation(images, augmentation.sample(seeds(n)), size).numpy()
 
@@ -54,7 +54,7 @@ class TestRandomNumbers:
 
 class TestPurity:
     def test_neither_the_batch_nor_its_order_changes_an_image(self):
-        augmentation = BatchedAugmentation(STRONG)
+        augmentation = BatchedAugmentation(STRONG, 48)
         changes = augmentation.sample(seeds(64))
         whole = augmentation(IMAGES, changes, 96)
         for size in (1, 7, 32):
@@ -65,18 +65,18 @@ class TestPurity:
 
     def test_images_are_left_alone_and_no_global_state_is_used(self):
         before, state = IMAGES.clone(), torch.get_rng_state()
-        augmentation = BatchedAugmentation(STRONG)
+        augmentation = BatchedAugmentation(STRONG, 48)
         augmentation(IMAGES, augmentation.sample(seeds(64)), 64)
         assert torch.equal(before, IMAGES)
         assert torch.equal(state, torch.get_rng_state())
 
     def test_nothing_to_do_returns_the_images(self):
-        augmentation = BatchedAugmentation(Strengths())
+        augmentation = BatchedAugmentation(Strengths(), 48)
         assert augmentation(IMAGES, augmentation.sample(seeds(64)), 96) is IMAGES
 
     @pytest.mark.parametrize("size", [48, 64, 96, 112])
     def test_a_movement_of_nothing_is_the_resize_of_evaluation(self, size):
-        moved = BatchedAugmentation(Strengths(rotate=1e-7))
+        moved = BatchedAugmentation(Strengths(rotate=1e-7), 48)
         result = moved(IMAGES, moved.sample(seeds(64)), size)
         resized = F.interpolate(IMAGES[:, None].float(), (size, size), mode="bilinear", align_corners=False)[:, 0]
         torch.testing.assert_close(result, resized, atol=0.01, rtol=0)
@@ -141,7 +141,7 @@ class TestStrengths:
         assert kstest(np.array(gray) / 256, "uniform").pvalue > 1e-4
 
     def test_steps_are_independent(self):
-        changes = BatchedAugmentation(STRONG).sample(seeds(20_000)).numpy()
+        changes = BatchedAugmentation(STRONG, 48).sample(seeds(20_000)).numpy()
         angle = np.arctan2(-changes[:, 3], changes[:, 4])
         parts = np.stack([changes[:, 6], angle, changes[:, 7], changes[:, 8], changes[:, 10] > 0, changes[:, 13]])
         assert np.abs(np.corrcoef(parts) - np.eye(len(parts))).max() < 0.04

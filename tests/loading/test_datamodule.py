@@ -30,7 +30,7 @@ from fer_lightning.runtime.errors import UserError
 
 FACES = draw(400)
 STRENGTHS = Strengths(0.5, 15, 0.1, 0.1, 0.2, 0.2, 0.5)
-PLAIN, STRONG = BatchedAugmentation(Strengths()), BatchedAugmentation(STRENGTHS)
+PLAIN, STRONG = BatchedAugmentation(Strengths(), 48), BatchedAugmentation(STRENGTHS, 48)
 ONE_BY_ONE = Augmentation(STRENGTHS)
 both_backends = pytest.mark.parametrize("strong", [STRONG, ONE_BY_ONE], ids=["batched", "albumentations"])
 
