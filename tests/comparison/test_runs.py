@@ -10,6 +10,7 @@ import pytest
 from run_folders import TEST_COUNTS, write_run
 
 from fer_lightning.comparison.runs import find_runs, read_run, read_runs
+from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.presentation.escapes import table_to_csv
 
 
@@ -23,7 +24,8 @@ def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
     assert (run.twins == named["twin_group"].to_numpy()).all()
     assert {name: int(member.sum()) for name, member in run.members.items()} == {"test": 360, "test_dedup": 355}
     assert run.repeat == (3, "2")
-    assert run.protocol == {"data": "fer2013", "data hash": "abc", "labels": "fer", "split": "official"}
+    expected = {"data": "fer2013", "data hash": "abc", "labels": "fer", "split": "official"}
+    assert run.protocol == {"classes": ", ".join(EMOTIONS), **expected}
 
 
 def test_ids_like_formulas_are_read_back(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "undersample beyond the rarest": (
         ["imbalance=undersample", "imbalance.sampler.per_class=9"],
-        ["per_class=9", "disgust, has 8 images", "give 1 to 8"],
+        ["per_class=9", "the rarest training class has 8 images", "give 1 to 8"],
     ),
     "unknown weighting": (
         ["imbalance=weighted", "imbalance.loss.weighting=inverze"],
@@ -152,8 +152,8 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
     "beta of 1": (["imbalance=class_balanced", "imbalance.loss.beta=1"], ["beta=1", "at least 0 and below 1"]),
     "sampling power": (["imbalance=oversample", "imbalance.sampler.power=2"], ["power=2", "give 0"]),
     "too few drawn faces": (["data.source.images=20"], ["data.source.images=20: 168 or more are needed"]),
-    "not an EfficientNet": (["model.name=resnet18"], ["model.name=resnet18: no EfficientNet of timm", "close: "]),
-    "misspelt EfficientNet": (["model.name=efficientnet_b00"], ["no EfficientNet of timm", "efficientnet_b0"]),
+    "not of timm": (["model.name=resnet19"], ["model.name=resnet19: no image classifier of timm", "close: "]),
+    "misspelt EfficientNet": (["model.name=efficientnet_b00"], ["no image classifier of timm", "efficientnet_b0"]),
     "unknown activation": (["model.head.activation=Swoosh"], ["model.head.activation=Swoosh", "such as ReLU"]),
     "activation that is none": (["model.head.activation=functional"], ["model.head.activation=functional"]),
     "unknown optimizer": (["optim.name=adamz"], ["optim.name=adamz: timm has no such optimizer"]),

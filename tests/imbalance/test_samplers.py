@@ -297,7 +297,7 @@ def test_two_processes_evaluate_every_image_exactly_once(two_processes):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: UnderSampler(LABELS, 0, per_class=500), ["per_class=500", "disgust", "436"]),
+        (lambda: UnderSampler(LABELS, 0, per_class=500), ["per_class=500", "rarest", "436"]),
         (lambda: UnderSampler(LABELS, 0, per_class=0), ["per_class=0", "1 to 436"]),
         (lambda: UnderSampler(LABELS, 0, budget="images"), ["budget=images", "steps, epochs"]),
         (lambda: TwoStageSampler(LABELS, 0, epochs=4, power=2), ["power=2"]),

@@ -10,7 +10,7 @@ from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.model.network import head_of, stem_of
 
 KINDS = ("test_resnet", "test_vit", "test_convnext", "test_byobnet", "test_mambaout", "mobilenetv3_small_050")
-NETWORK = ("model=timm", "model.weights=none", "model.head.hidden=[16]", "model.image_size=32")
+NETWORK = ("model=resnet18", "model.weights=none", "model.head.hidden=[16]", "model.image_size=32")
 RUN = (*(word for word in TINY if not word.startswith("model")), *NETWORK, "data.source.images=200")
 
 
