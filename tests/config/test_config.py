@@ -18,7 +18,6 @@ from fer_lightning.runtime import processes
 MISTAKES = [
     (["imbalance=focul"], "imbalance=focul: no such choice (did you mean focal?)"),
     (["data=cifar"], "data is one of: affectnet, ck48, fer2013, ferplus8, folder, jaffe, rafdb, synthetic"),
-    (["data=folder", "data.path=x"], "data.path=x does not exist: give a folder, .zip"),
     (["trainr.devices=2"], "trainr.devices: no such key (did you mean trainer.devices?)"),
     (["+typo=1"], "typo: no such key"),
     (["+trainer.device=2"], "trainer.device: no such key (did you mean trainer.devices?)"),

@@ -258,7 +258,10 @@ class TestPrediction:
         assert set(sets) == {"test", "test_dedup", "val"} | arms
         for name, indices in sets.items():
             alone = classification_metrics(
-                inference.predict(model, faces.images[indices], torch.device("cpu")), faces.labels[indices], f"{name}/"
+                inference.predict(model, faces.images[indices], torch.device("cpu")),
+                faces.labels[indices],
+                EMOTIONS,
+                f"{name}/",
             )
             for key, value in alone.items():
                 assert evaluation.metrics[key] == pytest.approx(value, abs=1e-6), key

@@ -24,7 +24,7 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation import probabilities as inference
 from fer_lightning.inference import pictures, prediction, stream
-from fer_lightning.inference.answers import COLUMNS, OK
+from fer_lightning.inference.answers import OK, Answerer
 from fer_lightning.metrics.calibration import apply_temperature
 from fer_lightning.model.classifier import EmotionClassifier
 
@@ -128,7 +128,7 @@ class TestRows:
     def test_a_bad_file_costs_its_own_row_only(self, tool, mixed):
         outcome = tool("mixed", "gone.png", "mixed/notes.txt", "--format", "csv")
         rows = rows_of(outcome.out)
-        assert tuple(rows[0]) == COLUMNS
+        assert tuple(rows[0]) == Answerer(EMOTIONS, None).columns
         assert {row["path"]: row["status"].split(":")[0] for row in rows} == {
             "mixed/a.png": "ok",
             "mixed/broken.jpg": "this file is not an image that can be read",
