@@ -123,7 +123,7 @@ def paper(
         faces: the data.
         seed: seed of the sample, the split and all other draws.
         subset: ``large`` or ``balanced``.
-        val_fraction, train_size, drop_duplicates, profile: as in ``official``.
+        val_fraction: as in ``official``; ``train_size``, ``drop_duplicates`` and ``profile`` too.
 
     Raises:
         UserError: an unknown subset, an emotion with fewer than two images, or an argument out of range.
