@@ -49,7 +49,7 @@ print(scores.round(3))
 
 # %%
 print(comparison.differences.query("test_set == 'test'")[["method", "metric", "difference", "low", "high"]].round(3))
-print(comparison.per_class.pivot(index="emotion", columns="method", values="recall").round(2))
+print(comparison.per_class.pivot(index="class", columns="method", values="recall").round(2))
 
 # %% [markdown]
 # ## Use a trained model

@@ -6,6 +6,7 @@ file itself is their schema, so that a new method is one new file and nothing el
 """
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -196,6 +197,9 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
     """
     texts = [(".".join(parts), str(value)) for parts, value in leaves(resolved)]
     check_secrets(texts)
+    for parts, value in leaves(resolved):
+        finite = not isinstance(value, float) or math.isfinite(value)
+        require(finite, ".".join(parts), value, "must be a finite number")
     for key, text in texts:
         if "${" in text:
             raise UserError(f"{key}={short(text)}: stands for another interpolation; write it out")

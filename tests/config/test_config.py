@@ -34,6 +34,8 @@ MISTAKES = [
     (["~seed"], "seed: is missing"),
     (["optim.lr=fast"], "optim.lr"),
     (["optim.lr=-1"], "optim.lr=-1.0: must be positive"),
+    (["optim.lr=.inf"], "optim.lr=inf: must be a finite number"),
+    (["imbalance=focal", "imbalance.loss.gamma=.nan"], "imbalance.loss.gamma=nan: must be a finite number"),
     (["trainer.max_epochs=2.5"], "trainer.max_epochs"),
     (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be at least 1"),
     (["trainer.precision=8"], "trainer.precision=8: must be one of"),
