@@ -1,6 +1,7 @@
 """Images per CPU-second from storage to the network's input, in one process with one thread.
 
     python benchmarks/data_path.py --data fer2013.zip
+    python benchmarks/data_path.py --color --sizes 96 224
 
 Four pipelines with the same changes (flip, rotation of 10 degrees, shift of 5 %, scale of 10 %; normalised; resized to
 ``--sizes``) on the same images, measured in alternating rounds:
@@ -9,11 +10,14 @@ Four pipelines with the same changes (flip, rotation of 10 degrees, shift of 5 %
 - timm: ``create_dataset`` and ``create_loader`` with its own training transforms (its random crop in place of the warp)
 - albumentations: ``augment.backend=albumentations``
 - batched: ``augment.backend=batched``, the default
+
+With ``--color`` the images are drawn faces in three channels, stored at the size of the network's input.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,20 +29,38 @@ from measure import alternate, cpu_seconds, median, show, spread
 
 BATCH = 64
 
+QUALITY = [1, 95]
+"""Of JPEG: cv2.IMWRITE_JPEG_QUALITY."""
+
 
 def write_folder(faces: Any, rows: np.ndarray, folder: Path) -> None:
     """The layout of the Kaggle archive's ``train/``: what both peers read."""
     import cv2
 
     from fer_lightning.data.faces import EMOTIONS
+    from fer_lightning.data.images import as_picture
 
     for row in rows:
         place = folder / EMOTIONS[faces.labels[row]]
         place.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(place / f"{row}.jpg"), faces.images[row], [cv2.IMWRITE_JPEG_QUALITY, 95])
+        picture = as_picture(faces.images[row])
+        cv2.imwrite(str(place / f"{row}.jpg"), picture[..., ::-1] if picture.ndim == 3 else picture, QUALITY)
 
 
-def torchvision_loader(folder: Path, size: int) -> Iterable[Any]:
+def in_colour(faces: Any, side: int) -> Any:
+    """The same faces in three tints, enlarged."""
+    import cv2
+
+    from fer_lightning.data.faces import Faces
+
+    images = np.empty((len(faces), 3, side, side), np.uint8)
+    for number, image in enumerate(faces.images):
+        large = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+        images[number] = np.stack([large, large // 2 + 60, 255 - large])
+    return Faces.from_arrays(images, faces.labels, faces.usage, faces.ids, "coloured drawn faces", synthetic=True)
+
+
+def torchvision_loader(folder: Path, size: int, stored: int, channels: int) -> Iterable[Any]:
     """https://pytorch.org/vision/stable/transforms.html: to an image tensor first, floats last."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -46,26 +68,26 @@ def torchvision_loader(folder: Path, size: int) -> Iterable[Any]:
     changes = v2.Compose(
         [
             v2.ToImage(),
-            v2.Grayscale(),
+            *([v2.Grayscale()] if channels == 1 else []),
             v2.RandomHorizontalFlip(0.5),
             v2.RandomAffine(10, translate=(0.05, 0.05), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR),
-            *([v2.Resize((size, size), antialias=True)] if size != 48 else []),
+            *([v2.Resize((size, size), antialias=True)] if size != stored else []),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.5], [0.25]),
+            v2.Normalize([0.5] * channels, [0.25] * channels),
         ]
     )
     images = ImageFolder(str(folder), changes)
     return torch.utils.data.DataLoader(images, batch_size=BATCH, shuffle=True, drop_last=True)
 
 
-def timm_loader(folder: Path, size: int) -> Iterable[Any]:
+def timm_loader(folder: Path, size: int, channels: int) -> Iterable[Any]:
     """timm's own loader; colour jitter off, which none of the others has."""
     from timm.data import create_dataset, create_loader
 
-    dataset = create_dataset("", root=str(folder), is_training=True, input_img_mode="L")
+    dataset = create_dataset("", root=str(folder), is_training=True, input_img_mode="L" if channels == 1 else "RGB")
     return create_loader(
         dataset,
-        input_size=(1, size, size),
+        input_size=(channels, size, size),
         batch_size=BATCH,
         is_training=True,
         scale=(0.81, 1.0),
@@ -73,8 +95,8 @@ def timm_loader(folder: Path, size: int) -> Iterable[Any]:
         hflip=0.5,
         color_jitter=None,
         interpolation="bilinear",
-        mean=(0.5,),
-        std=(0.25,),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
         num_workers=0,
         use_prefetcher=False,
         persistent_workers=False,
@@ -93,13 +115,14 @@ def our_loader(faces: Any, rows: np.ndarray, size: int, backend: str) -> Iterabl
     from fer_lightning.model.classifier import EmotionClassifier
 
     strengths = Strengths(hflip=0.5, rotate=10.0, translate=0.05, scale=0.1)
-    augmentation = BatchedAugmentation(strengths, 48) if backend == "batched" else Augmentation(strengths)
+    augmentation = BatchedAugmentation(strengths, faces.form.size) if backend == "batched" else Augmentation(strengths)
     nobody = np.array([], dtype=np.int64)
     split = Split(train=rows, val=nobody, tests={})
     datamodule = FERDataModule(faces, split, InstanceSampler, augmentation, Loading(BATCH, size=lambda epoch: size), 0)
     head = {"hidden": [], "activation": "ReLU", "batch_norm": False, "dropout": 0.0}
-    settings = {"name": "test_efficientnet", "weights": "none", "in_channels": 1, "image_size": size, "stem_stride": 2}
-    model = EmotionClassifier({**settings, "drop_path": 0.0, "head": head, "freeze_epochs": 0}, {}, [1] * 7, {}, {})
+    settings = {"name": "test_efficientnet", "weights": "none", "image_size": size, "stem_stride": 2}
+    settings |= {"in_channels": 3 if faces.form.color else 1, "drop_path": 0.0, "head": head, "freeze_epochs": 0}
+    model = EmotionClassifier(settings, {}, [1] * 7, {}, {}, form=asdict(faces.form))
     loader = datamodule.train_dataloader()
     epoch = 0
 
@@ -115,14 +138,14 @@ def our_loader(faces: Any, rows: np.ndarray, size: int, backend: str) -> Iterabl
     return Epochs()
 
 
-def speed(loader: Iterable[Any], size: int) -> float:
+def speed(loader: Iterable[Any], size: int, channels: int) -> float:
     """Images per CPU-second over one epoch."""
     images = 0
 
     def epoch() -> None:
         nonlocal images
         for batch, _ in loader:
-            assert tuple(batch.shape[1:]) == (1, size, size), batch.shape
+            assert tuple(batch.shape[1:]) == (channels, size, size), batch.shape
             images += len(batch)
 
     seconds = cpu_seconds(epoch)
@@ -136,6 +159,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 96])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--color", action="store_true", help="drawn faces in colour, stored at each of the sizes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     import cv2
@@ -143,24 +167,27 @@ def main() -> None:
     from fer_lightning.data import fer2013, synthetic
 
     cv2.setNumThreads(0)
-    faces = fer2013.load(arguments.data) if arguments.data else synthetic.draw(arguments.images * 5 // 4 + 200)
-    training = np.flatnonzero(faces.usage == 0)
+    plain = fer2013.load(arguments.data) if arguments.data else synthetic.draw(arguments.images * 5 // 4 + 200)
+    training = np.flatnonzero(plain.usage == 0)
     rows = np.sort(np.random.default_rng(0).choice(training, min(arguments.images, len(training)), replace=False))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_folder(faces, rows, folder)
-        for size in arguments.sizes:
+    for size in arguments.sizes:
+        faces = in_colour(plain, size) if arguments.color else plain
+        channels, stored = (3 if arguments.color else 1), faces.form.size
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_folder(faces, rows, folder)
             loaders: dict[str, Callable[[], Iterable[Any]]] = {
-                "torchvision ImageFolder + v2": partial(torchvision_loader, folder, size),
-                "timm create_loader": partial(timm_loader, folder, size),
+                "torchvision ImageFolder + v2": partial(torchvision_loader, folder, size, stored, channels),
+                "timm create_loader": partial(timm_loader, folder, size, channels),
                 "ours, albumentations": partial(our_loader, faces, rows, size, "albumentations"),
                 "ours, batched": partial(our_loader, faces, rows, size, "batched"),
             }
             built = {name: build() for name, build in loaders.items()}
-            found = alternate({name: partial(speed, loader, size) for name, loader in built.items()}, arguments.rounds)
+            speeds = {name: partial(speed, loader, size, channels) for name, loader in built.items()}
+            found = alternate(speeds, arguments.rounds)
             ours = median(found["ours, batched"])
             table = [[name, median(values), spread(values), ours / median(values)] for name, values in found.items()]
-            data = "drawn faces" if faces.synthetic else "FER-2013"
+            data = "FER-2013" if not faces.synthetic else "drawn faces in colour" if arguments.color else "drawn faces"
             show(
                 f"data path, {len(rows):,} images of {data} at {size} px, batches of {BATCH}",
                 ["pipeline", "images per CPU-second", "range", "batched is faster by"],
