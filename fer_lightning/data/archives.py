@@ -35,8 +35,8 @@ MAX_FILE = 2**30
 MAX_ARCHIVE = 2**32
 """Maximum total bytes of an unpacked archive; the competition's largest has 8e8."""
 
-MAX_MEMBERS = 200_000
-"""Maximum number of members of an archive, or files of a folder; Kaggle's has 35,887."""
+MAX_MEMBERS = 1_000_000
+"""Maximum number of members of an archive, or files of a folder; Kaggle's has 35,887, AffectNet 291,651."""
 
 MAX_PIECE = 2**25
 """Maximum bytes of a single read, and of an image file."""
@@ -81,7 +81,7 @@ class Folder:
             if folders_seen > MAX_FOLDERS or files_seen > MAX_MEMBERS:
                 raise UserError(
                     f"{self.path} has more than {MAX_FOLDERS:,} folders or {MAX_MEMBERS:,} files below it: "
-                    "give the folder that holds train/ and test/"
+                    "give the folder that holds the images"
                 )
             yield from ((below / name).as_posix() for name in files if not _is_litter(name))
 
