@@ -100,7 +100,8 @@ def load_layout(find: Find, path: str | None, accepted: str, reading: Reading, k
         files = [file for file in found if classes_of[file.label] is not None]
         if len(files) < len(found):
             log.info("Left out %d images of %d", len(found) - len(files), len(found))
-        labels = [kinds.index(str(classes_of[file.label])) for file in files]
+        numbers = {name: number for number, name in enumerate(kinds)}
+        labels = [numbers[str(classes_of[file.label])] for file in files]
         faces = _read(container, files, labels, kinds, reading, kind)
     counts = ", ".join(f"{n:,} {name}" for name, n in zip(faces.classes, faces.count(), strict=True))
     log.info("Found %s images: %s", f"{len(faces):,}", counts)
