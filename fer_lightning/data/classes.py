@@ -86,6 +86,8 @@ def read_mapping(path: Path) -> dict[str, str | None]:
                 f"data.classes={path}: {reprlib.repr(name)}: {reprlib.repr(wanted)} names no class; give a word, or "
                 "null to leave the class out"
             )
+        if name.lower() in mapping:
+            raise UserError(f"data.classes={path}: has {name} twice, but for upper case; keep one line")
         mapping[name.lower()] = None if wanted.strip().lower() in NOTHING else wanted.strip()
     return mapping
 
@@ -124,6 +126,7 @@ def group_classes(
     left = {name for name in classes_of.values() if name is not None}
     final = as_emotions(left)
     classes_of = {name: None if given is None else final.get(given, given) for name, given in classes_of.items()}
+    _check_names(list(dict.fromkeys(name for name in classes_of.values() if name is not None)))
     classes = sort_classes({name for name in classes_of.values() if name is not None})
     if only is not None:
         classes = _only(classes, only)

@@ -2,8 +2,7 @@
 
 import io
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -100,6 +99,7 @@ def load_layout(find: Find, path: str | None, accepted: str, reading: Reading, k
         files = [file for file in found if classes_of[file.label] is not None]
         if len(files) < len(found):
             log.info("Left out %d images of %d", len(found) - len(files), len(found))
+        _check_parts(files, classes_of, source / inside)
         numbers = {name: number for number, name in enumerate(kinds)}
         labels = [numbers[str(classes_of[file.label])] for file in files]
         faces = _read(container, files, labels, kinds, reading, kind)
@@ -172,7 +172,10 @@ def find_labels(container: Container, names: Sequence[str], inside: str) -> list
         return in_folders(container, names, inside)
     folder = str(PurePosixPath(table).parent).removeprefix(".")
     with container.open(table) as stream:
-        return read_label_table(stream, f"{container.path}: {table}", names, folder)
+        files = read_label_table(stream, f"{container.path}: {table}", names, folder)
+    if unlisted := sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names) - len(files):
+        log.info("Labels are those of %s; ignored %d images that it does not list", table, unlisted)
+    return files
 
 
 def _table(container: Container, names: Sequence[str]) -> str | None:
@@ -222,14 +225,13 @@ def in_folders(container: Container, names: Sequence[str], inside: str) -> list[
         )
     if loose:
         log.info("Ignored %d images that lie in no folder of a class", loose)
-    _check_parts(files, where)
     return files
 
 
-def _check_parts(files: Sequence[LabelledFile], where: Path) -> None:
+def _check_parts(files: Sequence[LabelledFile], classes_of: Mapping[str, str | None], where: Path) -> None:
     """Refuse a class of which only the validation or test images are there, besides those of other classes."""
-    trained = Counter(file.label for file in files if file.usage == 0)
-    absent = sorted({file.label for file in files if not trained[file.label]})
+    trained = {classes_of[file.label] for file in files if file.usage == 0}
+    absent = sorted({str(classes_of[file.label]) for file in files} - {str(name) for name in trained})
     if trained and absent:
         raise UserError(
             f"{where}: no training image of {', '.join(absent[:5])}, which other parts have: add some, or leave the "

@@ -74,7 +74,8 @@ def _rows(
                 raise UserError(f"{where}: its {column} is empty: fill it in, or remove the row")
         path = _find(given["path"], names, folder)
         if path is None:
-            raise UserError(f"{where}: {given['path'][:120]} does not exist: give paths relative to the table")
+            what = f"{where}: {given['path'][:120]} is not there"
+            raise UserError(f"{what}: give paths relative to the table, below its folder")
         found = LabelledFile(path, given["label"], _usage(given.get("split"), where))
         if path in seen and seen[path] != found:
             what = "part" if seen[path].label == found.label else "label"

@@ -85,13 +85,13 @@ def official(
         if len(test) == 0:
             raise UserError("split=official needs test images, or two images of a class to cut them from Training")
         log.warning(
-            "The data name no test images: testing on %d images cut from Training; scores are not comparable with "
-            "published ones",
+            "The data name no test images: testing on %d images cut from the training images; scores are not "
+            "comparable with published ones",
             len(test),
         )
     if val_fraction is None and len(val) == 0:
         val_fraction = FALLBACK_VAL_FRACTION
-        log.info("The data name no PublicTest images: validating on %g of the training images", val_fraction)
+        log.info("The data name no validation images: validating on %g of the training images", val_fraction)
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
     return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)

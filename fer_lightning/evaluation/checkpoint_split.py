@@ -43,8 +43,9 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
                 f"data={cfg.data.name}: has {found.form} images, and the model was trained on {model.form} ones"
             )
         faces = match_classes(found, model.classes)
-        split = whole(faces) if _is_other_folder(overrides) else split_faces(cfg, faces)
-        _check_unseen(model, cfg, faces, split, overrides)
+        is_other = _is_other_set(model, overrides)
+        split = whole(faces) if is_other else split_faces(cfg, faces)
+        _check_unseen(model, cfg, faces, split, is_other)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Keys of data and split, which are free form, reach the functions that they name as arguments.
         raise UserError(f"the checkpoint's configuration is damaged ({shortened(one_line(error), 200)})") from error
@@ -119,9 +120,11 @@ def _check_kinds(given: Any) -> None:
                 schema.check_keys(given[group], own, group)
 
 
-def _is_other_folder(overrides: list[str]) -> bool:
-    """Whether a folder is named in place of the data that the model was trained on."""
-    return f"data={FOLDER}" in overrides
+def _is_other_set(model: EmotionClassifier, overrides: list[str]) -> bool:
+    """Whether another set than FER-2013 is named in place of the data that the model was trained on."""
+    own = ("fer2013", "ferplus8", "synthetic", model.hparams["config"].get("data", {}).get("name"))
+    named = [word.removeprefix("data=") for word in overrides if word.startswith("data=")]
+    return any(name == FOLDER or name not in own for name in named)
 
 
 def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
@@ -138,13 +141,13 @@ def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
         cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
 
 
-def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split, overrides: list[str]) -> None:
+def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split, is_other: bool) -> None:
     """Log whether the test images may have trained or selected the model.
 
     Raises:
         UserError: some of them did.
     """
-    if _is_other_folder(overrides):
+    if is_other:
         log.info("it is unknown whether any of these images trained the model: checkpoints do not list their images")
         return
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fer_lightning.config.yaml_files import read_yaml
-from fer_lightning.data.faces import class_noun
+from fer_lightning.data.faces import ImageForm, class_noun
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import markdown_table, to_code, to_markdown
 from fer_lightning.presentation.printable import printable
@@ -54,6 +54,11 @@ class TrainedModel:
     folder: Path | None
 
     @property
+    def noun(self) -> str:
+        """What a class is called."""
+        return class_noun(list(self.metrics["train/class_counts"]))
+
+    @property
     def real(self) -> bool:
         """Whether it was trained on FER-2013."""
         return not self.metrics.get("synthetic") and self.metrics.get("data") == "fer2013"
@@ -75,11 +80,9 @@ def read_trained_model(path: Path) -> TrainedModel:
     card = hyper.get("scorecard")
     if not card:
         raise UserError(f"{path}: was never tested, so it has no scorecard; give the folder of its run")
-    return TrainedModel(
-        {**card, "train/class_counts": dict(zip(hyper["classes"], hyper["class_counts"], strict=True))},
-        hyper["config"],
-        None,
-    )
+    counts = dict(zip(hyper["classes"], hyper["class_counts"], strict=True))
+    images = str(ImageForm(**(hyper["form"] or {})))
+    return TrainedModel({**card, "train/class_counts": counts, "images": images}, hyper["config"], None)
 
 
 def _read_run(folder: Path) -> TrainedModel:
@@ -119,7 +122,8 @@ def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = 
         real=trained.real,
         title=to_markdown(_title(trained)),
         classes=[to_markdown(name) for name in metrics["train/class_counts"]],
-        noun=class_noun(list(metrics["train/class_counts"])),
+        noun=trained.noun,
+        images=metrics.get("images", str(ImageForm())),
         architecture=_architecture(config["model"]),
         summary=to_markdown(scorecard_line(metrics)),
         results=_results(metrics),
@@ -143,11 +147,12 @@ def metadata(trained: TrainedModel) -> "ModelCardData":
     free = trained.metrics.get("synthetic") and trained.config["model"]["weights"] == "none"
     return ModelCardData(
         license="mit" if free else "other",
-        license_name=None if free else "terms-of-fer-2013-and-imagenet",
+        license_name=None if free else "terms-of-fer-2013-and-imagenet" if trained.real else "terms-of-the-data",
         library_name="pytorch-lightning",
         pipeline_tag="image-classification",
         tags=[
-            *("facial-expression-recognition", "emotion-recognition", "class-imbalance", "timm"),
+            *(("facial-expression-recognition", "emotion-recognition") if trained.noun == "emotion" else ()),
+            *("class-imbalance", "timm"),
             *(["fer2013"] if trained.real else []),
         ],
         datasets=["fer2013"] if trained.real else None,
@@ -165,7 +170,7 @@ def _eval_results(trained: TrainedModel) -> "list[EvalResult]":
     return [
         EvalResult(
             task_type="image-classification",
-            task_name="Facial expression recognition",
+            task_name="Facial expression recognition" if trained.noun == "emotion" else "Image classification",
             dataset_type="fer2013" if trained.real else "drawn-faces" if metrics.get("synthetic") else "other",
             dataset_name=f"{_data(trained)}, {names[name]}",
             dataset_config=name,
@@ -241,7 +246,10 @@ def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     split, drawn = config["split"], metrics.get("synthetic")
     name, cut = split["name"], split.get("val_fraction")
     random_share = f"a random {cut:.0%} of the training images" if cut else ""
-    if name == "official":
+    if name == "official" and not drawn and metrics.get("data") != "fer2013":
+        text = "The parts of the data; those that they lack were cut from the training images."
+        chosen = random_share if cut else "of the data, or a tenth of the training images"
+    elif name == "official":
         text = "The competition's split: trained on Training, tested on PrivateTest"
         text += " (drawn faces use the same names)." if drawn else " (all of `test/` where the data do not name it)."
         chosen = random_share if cut else "PublicTest"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fer_lightning.data.archives import MAX_PIECE
+from fer_lightning.data.faces import class_noun
 from fer_lightning.data.images import as_face, as_picture, decode
 from fer_lightning.evaluation.probabilities import classify
 from fer_lightning.evaluation.scorecard import scorecard_line
@@ -99,14 +100,16 @@ def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.devi
         device: where to compute.
 
     Returns:
-        An answer for each face, or one for the central square where no face was detected; and a notice, or nothing.
+        An answer for each face, or one for the central square where no face was detected (or the classes are no
+        emotions); and a notice, or nothing.
     """
-    found = find_faces(photo)
+    about_faces = class_noun(model.classes) == "emotion"
+    found = find_faces(photo) if about_faces else []
     boxes = sorted(sorted(found, key=lambda box: -box.width * box.height)[:MAX_FACES])
     crops = [crop_face(photo, box) for box in boxes]
     notice = MANY_FACES_NOTICE if len(found) > MAX_FACES else ""
     if not boxes:
-        notice = NO_FACE_NOTICE
+        notice = NO_FACE_NOTICE if about_faces else ""
         height, width = photo.shape[:2]
         side = min(height, width)
         boxes, crops = [Box((width - side) // 2, (height - side) // 2, side, side)], [photo]
@@ -161,6 +164,8 @@ def as_html(answers: list[FaceAnswer], notice: str, classes: Sequence[str], card
 def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
     """Build the page for one model."""
     card = model.hparams["scorecard"]
+    about_faces = class_noun(model.classes) == "emotion"
+    title, caveat = ("Facial expression recognition", CAVEAT) if about_faces else ("Image classification", "")
     calibrated = "calibrated on validation images" if (card or {}).get("temperature") else "not calibrated"
 
     def respond(upload: dict[str, Any] | None) -> tuple[Any, str]:
@@ -177,9 +182,8 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
 
     with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(
-            f"<h1>Facial expression recognition</h1>"
-            f'<p id="scorecard">This model: {to_html(scorecard_line(card))}. '
-            f"Probabilities are {calibrated}. {CAVEAT}</p>"
+            f"<h1>{title}</h1>"
+            f'<p id="scorecard">This model: {to_html(scorecard_line(card))}. Probabilities are {calibrated}. {caveat}</p>'
         )
         with gradio.Row():
             with gradio.Column(scale=2, min_width=320):

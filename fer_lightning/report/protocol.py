@@ -31,7 +31,7 @@ def protocol(c: Comparison) -> dict[str, str]:
     return {
         "data": words.data_name(first.metrics),
         "data hash": str(first.metrics["data_hash"]),
-        "labels": LABELS.get(first.protocol["labels"], first.protocol["labels"]),
+        "labels": _labels(first.protocol),
         "split": str(first.metrics["split"]),
         "test set": c.test_set,
         "test images": _test_images(c),
@@ -43,6 +43,12 @@ def protocol(c: Comparison) -> dict[str, str]:
         "tuning": "as configured; trials before these runs are not known here and not corrected for",
         "code version": ", ".join(commits),
     }
+
+
+def _labels(protocol: dict[str, str]) -> str:
+    if protocol["labels"] == "fer" and protocol["data"] not in ("fer2013", "synthetic"):
+        return "those of the data"
+    return LABELS.get(protocol["labels"], protocol["labels"])
 
 
 def _test_images(c: Comparison) -> str:

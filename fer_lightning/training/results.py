@@ -72,6 +72,7 @@ def collect_metrics(
         "monitor": cfg.monitor,
         "tau": (content["hyper_parameters"]["adjusted"] or {}).get("tau"),
         "synthetic": datamodule.faces.synthetic,
+        "images": str(datamodule.faces.form),
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         **provenance,

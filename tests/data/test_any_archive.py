@@ -16,7 +16,7 @@ from fer_lightning.runtime.errors import UserError
 
 FUZZ = settings(
     max_examples=60,
-    deadline=2000,
+    deadline=20_000,  # a hang, not a slow machine
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
     database=None,

@@ -273,7 +273,7 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "both layouts": ({**tree(), **with_parts()}, "holds both train|val|test/<class>/ (such as "),
     "listed and missing": (
         {**tree(), "l.csv": table([("gone.png", "cat", "train")])},
-        "row 1: gone.png does not exist",
+        "row 1: gone.png is not there",
     ),
     "in two parts": (
         {**tree(), "l.csv": table([("cat/00.png", "cat", "train"), ("cat/00.png", "cat", "test")])},

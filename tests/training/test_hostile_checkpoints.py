@@ -98,7 +98,7 @@ def test_a_damaged_state_is_refused(case: str) -> None:
 VALUES = st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 
 
-@settings(max_examples=200, deadline=1000, derandomize=True, database=None)
+@settings(max_examples=200, deadline=20_000, derandomize=True, database=None)
 @given(key=st.sampled_from([key for key in WHOLE if key != "hyper_parameters"]), value=VALUES | st.just({}))
 def test_any_value_of_any_part(key: str, value: Any) -> None:
     with pytest.raises(UserError, match="no whole state of training"):
