@@ -12,8 +12,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(
         prog="python -m fer_lightning.evaluate",
         description=main.__doc__,
-        epilog="Any images: data=folder data.path=DIR, of <emotion>/<image>; for other folder names data.classes=FILE, "
-        "a YAML or JSON file of folder: emotion.",
+        epilog="Any images: data=folder data.path=DIR, of <class>/<image> or a table of labels; for other names "
+        "data.classes=FILE, a YAML or JSON file of name: class.",
     )
     parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
     parser.add_argument(

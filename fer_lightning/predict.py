@@ -12,7 +12,7 @@ from fer_lightning.inference.prediction import PredictionRequest, predict_inputs
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Classify the emotion of each face, and report how accurate the model is."""
+    """Classify each face, and report how accurate the model is."""
     parser = Parser(
         prog="python -m fer_lightning.predict",
         description=main.__doc__,

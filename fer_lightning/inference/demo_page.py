@@ -183,7 +183,8 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
     with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(
             f"<h1>{title}</h1>"
-            f'<p id="scorecard">This model: {to_html(scorecard_line(card))}. Probabilities are {calibrated}. {caveat}</p>'
+            f'<p id="scorecard">This model: {to_html(scorecard_line(card))}. '
+            f"Probabilities are {calibrated}. {caveat}</p>"
         )
         with gradio.Row():
             with gradio.Column(scale=2, min_width=320):
