@@ -159,7 +159,9 @@ def _is_camera(path: str) -> bool:
 def _resolve(path: Path) -> list[Source]:
     try:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _is_visible(file.relative_to(path)) and file.is_file())
+            files = sorted(
+                file for file in path.rglob("*") if _is_visible(file.relative_to(path)) and not file.is_dir()
+            )
             found = [_in_folder(file, file.relative_to(path)) for file in files if file.suffix.lower() in SUFFIXES]
             problem = f"no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
             return found or [Source(path, "none", Path(path.name), problem)]
@@ -174,6 +176,8 @@ def _resolve(path: Path) -> list[Source]:
 
 def _in_folder(file: Path, name: Path) -> Source:
     suffix = file.suffix.lower()
+    if not file.is_file():
+        return Source(file, "none", name, "is not a regular file" if file.exists() else MISSING)
     if suffix in IMAGE_SUFFIXES:
         return Source(file, "image", name)
     if suffix in VIDEO_SUFFIXES:

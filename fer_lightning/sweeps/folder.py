@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -126,9 +127,12 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
                 f"{override.input_line}: is a continuous range, and this sweep runs every value; give values, such as "
                 f"{key}=0.1,0.2 or {key}=range(1,4), or a sweeper that chooses them, such as hydra/sweeper=optuna"
             )
-        values = override.sweep_string_iterator() if override.is_sweep_override() else None
-        chosen = values or [override.get_value_element_as_str()]
-        grid[key] = [f"{key}={value}" for value in itertools.islice(chosen, MAX_JOBS + 1)]
+        try:
+            values = override.sweep_string_iterator() if override.is_sweep_override() else None
+            chosen = values or [override.get_value_element_as_str()]
+            grid[key] = [f"{key}={value}" for value in itertools.islice(chosen, MAX_JOBS + 1)]
+        except (ValueError, TypeError, OverflowError) as error:  # of a range, whose values Hydra makes one by one
+            raise UserError(f"{str(override.input_line)[:80]}: is no range ({error})") from None
         if math.prod(map(len, grid.values())) > MAX_JOBS:
             raise UserError(f"{str(override.input_line)[:80]}: makes more than {MAX_JOBS} jobs; give fewer values")
     if empty := [key for key, values in grid.items() if not values]:
@@ -198,7 +202,8 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     check_is_sweep(folder)
     try:
         content = read_json(folder / "sweep.json")
-    except UserError:  # damaged
+    except UserError as error:
+        print(f"{error}; only the jobs that were started are known", file=sys.stderr, flush=True)
         return {}
     read = {key: content[key] for key in ("cwd", "code", "git_commit") if isinstance(content.get(key), str)}
     argv, jobs = content.get("argv"), content.get("jobs")
@@ -206,6 +211,9 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         read["argv"] = argv
     if isinstance(jobs, list) and len(jobs) <= MAX_JOBS and all(map(_is_job, jobs)):
         read["jobs"] = jobs
+    elif jobs is not None:
+        message = "its jobs are damaged; only those that were started are known"
+        print(f"{folder / 'sweep.json'}: {message}", file=sys.stderr, flush=True)
     return read
 
 

@@ -143,6 +143,16 @@ class TestRows:
         assert outcome.err.splitlines()[-1] == "5 of 7 inputs failed"
         assert outcome.code == 100 + 5
 
+    def test_what_is_no_file_in_a_folder_is_reported(self, tool, tmp_path):
+        save(tmp_path / "p" / "a.png", FACES[0])
+        os.mkfifo(tmp_path / "p" / "f.png")
+        (tmp_path / "p" / "gone.png").symlink_to(tmp_path / "nowhere")
+        (tmp_path / "p" / "d.png").mkdir()
+        outcome = tool("p", "--format", "csv")
+        rows = {row["path"]: row["status"] for row in rows_of(outcome.out)}
+        assert rows == {"p/a.png": "ok", "p/f.png": "is not a regular file", "p/gone.png": "does not exist"}
+        assert outcome.code == 102
+
     def test_a_folder_without_images_is_reported(self, tool, tmp_path):
         (tmp_path / "bare").mkdir()
         save(tmp_path / "face.png", FACES[0])

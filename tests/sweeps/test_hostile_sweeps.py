@@ -75,6 +75,7 @@ def test_a_recorded_command_line_says_no_more_than_a_file_may(tmp_path, argv, na
     ("overrides", "message"),
     [
         (["imbalance=none,none"], "imbalance=none: job 1 would be the same run as job 0"),
+        (["seed=range(0,5,0)"], "seed=range(0,5,0): is no range"),
         (["optim.lr=interval(0,1)"], "optim.lr=interval(0,1): is a continuous range, and this sweep runs every value"),
         (["seed=range(1000000000)"], "seed=range(1000000000): makes more than 10000 jobs"),
         (["imbalance=glob(zz*)"], "imbalance: no value"),
@@ -102,9 +103,10 @@ def test_a_refused_comparison_is_no_success(tmp_path, monkeypatch):
     assert summary.summarise(tmp_path) == 1
 
 
-def test_a_damaged_sweep_json_can_be_written_anew(tmp_path):
+def test_a_damaged_sweep_json_can_be_written_anew(tmp_path, capsys):
     (tmp_path / "sweep.json").write_text('{"argv": [')
     assert read_sweep(tmp_path) == {}
+    assert "only the jobs that were started are known" in capsys.readouterr().err
     assert job_states(tmp_path, live=False) == []
 
 
