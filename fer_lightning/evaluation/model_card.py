@@ -1,6 +1,7 @@
 """The model card of a run, in Hugging Face's format, from the template ``model_card.md``."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = 
         title=to_markdown(_title(trained)),
         classes=[to_markdown(name) for name in metrics["train/class_counts"]],
         noun=trained.noun,
-        images=metrics.get("images", str(ImageForm())),
+        images=_form(metrics),
         architecture=_architecture(config["model"]),
         summary=to_markdown(scorecard_line(metrics)),
         results=_results(metrics),
@@ -240,6 +241,12 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
     if before is None or after is None:
         return ""
     return f"it changes the expected calibration error from {percent(before)} to {percent(after)}"
+
+
+def _form(metrics: Mapping[str, Any]) -> str:
+    """Size and colour of the training images; a file of unknown origin may hold anything there."""
+    form = str(metrics.get("images"))
+    return form if re.fullmatch(r"\d{1,4}x\d{1,4} (gray|colour)", form) else str(ImageForm())
 
 
 def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
