@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from fer_lightning.config import safety
 from fer_lightning.config.messages import explain

@@ -9,7 +9,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
-from yaml import MappingNode, Node, ScalarNode, YAMLError  # type: ignore[import-untyped]
+from yaml import MappingNode, Node, ScalarNode, YAMLError
 
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_bytes

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from fer_lightning.config.messages import did_you_mean
 from fer_lightning.data.faces import EMOTIONS, SYNONYMS, Faces, is_class_name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
@@ -51,9 +51,9 @@ class Method:
     settings: tuple[Setting, ...]
 
 
-def read_methods(folder: Path = FOLDER) -> dict[str, Method]:
+def read_methods() -> dict[str, Method]:
     """Read all methods, by name, the baseline first."""
-    methods = {path.stem: read_method(path) for path in sorted(folder.glob("*.yaml"))}
+    methods = {path.stem: read_method(path) for path in sorted(FOLDER.glob("*.yaml"))}
     return dict(sorted(methods.items(), key=lambda item: item[0] != "none"))
 
 
@@ -89,7 +89,8 @@ def _settings(path: Path, prefix: str) -> dict[str, Setting]:
         settings[f"{prefix}/{group}"] = Setting(f"{prefix}/{group}", str(choice or "null"), choices)
         if choice:
             settings |= _settings(path.parent / group / f"{choice}.yaml", f"{prefix}.{group}")
-    for setting in _leaves(yaml.compose(text), text, prefix):
+    root = yaml.compose(text)
+    for setting in _leaves(root, text, prefix) if root else []:
         inherited = settings.get(setting.key)
         meaning = setting.meaning or (inherited.meaning if inherited else "")
         settings[setting.key] = setting._replace(meaning=meaning)
