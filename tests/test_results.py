@@ -29,7 +29,7 @@ def test_every_method_is_in_the_results(monkeypatch):
     assert set(run.ALL.split(",")) == set(read_methods())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mistake_stays_one_line(tmp_path):
     where = ("--data", tmp_path / "fer2013.zip", "--work", tmp_path, "--out", tmp_path / "packed")
     output = script("run.py", "tune", *where, "--rehearse", "model.image_sise=96", code=2)

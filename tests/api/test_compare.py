@@ -61,7 +61,7 @@ def test_one_run_can_be_summarised(run):
     assert comparison.differences.empty
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_report_where_asked(sweep, tmp_path, cli, monkeypatch):
     from fer_lightning.compare import main
 

@@ -83,6 +83,7 @@ def test_the_same_numbers_and_files_as_the_command_line(run, cli, tmp_path):
     assert logs[0] == logs[1]
 
 
+@pytest.mark.slow
 def test_once_more_in_another_thread(run, tmp_path):
     results: list[fl.Run] = []
     thread = threading.Thread(target=lambda: results.append(fl.train(TINY, folder=tmp_path / "run")))
@@ -146,6 +147,7 @@ def test_hydra_of_this_process_stays_unguarded():
     assert done.stdout.split() == ["ConfigLoaderImpl", "FileConfigSource"], done.stderr
 
 
+@pytest.mark.slow
 def test_folders(trained, tmp_path):
     assert fl.train(TINY).folder.parent == tmp_path / "outputs" / "synthetic"
     assert fl.train([*TINY, "name=mine"]).folder.parent == tmp_path / "outputs" / "mine"

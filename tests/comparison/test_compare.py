@@ -190,6 +190,7 @@ def test_one_run_is_described(tmp_path: Path) -> None:
     compare_and_report([tmp_path], tmp_path / "out", quiet())
 
 
+@pytest.mark.slow
 def test_two_methods_and_twenty_two(tmp_path: Path) -> None:
     two = compared(write_sweep(tmp_path / "two", 3, {name: SKILLS[name] for name in ("none", "focal")}))
     assert np.allclose(two.differences["p"], two.differences["p_holm"])
@@ -332,7 +333,7 @@ def write_paper(folder: Path, seeds: int) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> None:
     c = compared(write_paper(tmp_path / "runs", 3))
     assert c.test_set == "test_large"
@@ -475,6 +476,7 @@ def test_unpaired_seeds_are_left_out_and_reported(tmp_path: Path) -> None:
     compare_and_report([tmp_path], tmp_path / "out", quiet())
 
 
+@pytest.mark.slow
 def test_a_class_without_test_images(tmp_path: Path) -> None:
     counts = (*TEST_COUNTS[:1], 0, *TEST_COUNTS[2:])
     write_sweep(tmp_path / "sweep", 2, counts=counts)
@@ -485,6 +487,7 @@ def test_a_class_without_test_images(tmp_path: Path) -> None:
     assert any("no image of disgust: nothing is known" in line for line in all_sentences(c))
 
 
+@pytest.mark.slow
 def test_undefined_scores_stay_undefined(tmp_path: Path) -> None:
     for seed in range(2):
         empty = {f"test_dedup/{metric}": None for metric in METRICS}
@@ -559,6 +562,7 @@ def test_ceiling_by_ferplus_votes(tmp_path: Path) -> None:
         compared(tmp_path / "other", votes=tmp_path / "votes.csv")
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path / "sweep")
     main([str(tmp_path / "sweep"), "--baseline", "focal"])
@@ -578,7 +582,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert message in error
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_report_names_places_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sweep(tmp_path / "outputs" / "sweep")
     monkeypatch.chdir(tmp_path)
@@ -598,6 +602,7 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
         compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet())
 
 
+@pytest.mark.nightly
 def test_comparing_needs_no_torch() -> None:
     code = "import sys, fer_lightning.compare; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -622,6 +627,7 @@ def test_the_report_is_one_wandb_run(tmp_path: Path, forked: Callable[..., Outco
     assert any(key.startswith("f1_macro/focal") for key in run.summary)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_logs_to_wandb_logs_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [
         write_run(tmp_path / str(seed), "focal", seed, settings={"logger.project": "faces", "logger.entity": None})

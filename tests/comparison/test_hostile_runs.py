@@ -55,7 +55,7 @@ def read_or_refuse(good: Path, folder: Path) -> None:
         sections(analyse([read_run(folder), read_run(good)]))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @FUZZ
 @given(
     file=st.sampled_from(FILES), content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode())
@@ -67,6 +67,7 @@ def test_any_bytes_in_any_file(file: str, content: bytes, good: Path, bad: Path)
     (bad / file).write_bytes(before)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(key=st.sampled_from(KEYS), value=JSON)
 def test_any_value_of_any_key(key: str, value: object, good: Path, bad: Path) -> None:
@@ -77,6 +78,7 @@ def test_any_value_of_any_key(key: str, value: object, good: Path, bad: Path) ->
     file.write_text(before)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     row=st.integers(0, 21),

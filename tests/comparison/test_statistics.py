@@ -247,6 +247,7 @@ def test_reliability_sums_to_the_calibration_error() -> None:
     assert np.isnan(accuracy[0])  # with seven classes the top probability is never below 1/7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.nightly)])
 def test_intervals_hold_without_a_difference(seeds: int) -> None:
     found = simulate(250, seeds, training=0.1)
@@ -277,7 +278,7 @@ def test_mcnemar_holds_without_a_difference() -> None:
     ("seeds", "training", "test_sets"),
     [
         pytest.param(2, 0.0, "shared", marks=pytest.mark.nightly),
-        pytest.param(2, 0.1, "overlapping", marks=pytest.mark.slow),
+        pytest.param(2, 0.1, "overlapping", marks=pytest.mark.nightly),
         pytest.param(2, 0.3, "disjoint", marks=pytest.mark.nightly),
         pytest.param(3, 0.0, "overlapping", marks=pytest.mark.nightly),
         pytest.param(3, 0.1, "disjoint", marks=pytest.mark.slow),
@@ -297,7 +298,7 @@ def test_intervals_hold_whatever_decides(seeds: int, training: float, test_sets:
     assert np.all(found.family_errors() <= (12 if seeds == 2 else 7.5))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seeds", [pytest.param(3), pytest.param(5, marks=pytest.mark.nightly)])
 def test_families_against_one_baseline_hold(seeds: int) -> None:
     assert np.all(simulate(500, seeds, 0.1, against_first=True).family_errors() <= 7)

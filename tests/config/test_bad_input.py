@@ -15,6 +15,7 @@ import timm
 import torch
 from archives import csv_text, encode, image_files, tiny_faces, write_folder, write_gzip, write_zip
 from command_line import TINY, Outcome, only_run
+from legs import every_third
 
 from fer_lightning import evaluate
 from fer_lightning.data.faces import EMOTIONS
@@ -114,7 +115,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_DATA)
+@pytest.mark.parametrize("case", every_third(BAD_DATA))
 def test_bad_data_ends_the_run_in_one_line(cli, tmp_path, case):
     make, words = BAD_DATA[case]
     (tmp_path / "data").mkdir()
@@ -161,7 +162,7 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_KNOBS)
+@pytest.mark.parametrize("case", every_third(BAD_KNOBS))
 def test_bad_value_ends_the_run_in_one_line(cli, tmp_path, case):
     overrides, words = BAD_KNOBS[case]
     assert_refused(cli(*TINY, *overrides), tmp_path, *words)
@@ -334,6 +335,7 @@ class TestFullDisk:
             outcome = self.resume(cli, tmp_path / "run")
         self.check(outcome, tmp_path / "run", before)
 
+    @pytest.mark.slow
     def test_device(self, cli, tmp_path, first, mounted):
         disk = mounted("8m")
         before = first(disk / "run")

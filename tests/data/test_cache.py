@@ -263,7 +263,7 @@ def test_two_processes_rebuild_a_damaged_entry_once(tmp_path: Path) -> None:
     assert all(f"hash {FACES.data_hash}" in output for output in outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not os.environ.get("FER2013_PATH"), reason="FER2013_PATH does not name the real FER-2013 zip")
 def test_two_processes_share_the_real_archive_and_damage_is_repaired(tmp_path: Path) -> None:
     source = Path(os.environ["FER2013_PATH"])

@@ -144,6 +144,7 @@ def test_exact_counts_are_those_of_a_plain_count() -> None:
             assert counts[f"exact/{USAGES[usage]}/in/{USAGES[other]}"] == count
 
 
+@pytest.mark.slow
 def test_hash_misses_no_near_duplicate_that_the_pixels_show() -> None:
     """Against all correlations, computed without a hash."""
     drawn = synthetic.draw(1200).images

@@ -765,6 +765,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Faces, str]:
     return fer2013.load(os.environ["FER2013_PATH"], cache), cache
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @has_archive
 def test_real_archive_has_the_official_counts(real: tuple[Faces, str]) -> None:

@@ -287,7 +287,7 @@ def test_run_and_evaluation_use_the_votes(
     assert again.json["test/accuracy"] == done.json["test/accuracy"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_duplicates_stay_dropped_as_in_the_training(
     cli: Callable[..., Outcome], evaluated: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -350,7 +350,7 @@ def test_real_votes_relabel_the_real_archive(
     np.testing.assert_array_equal(soft.soft.argmax(axis=1), soft.labels)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real
 def test_real_ceiling(real_archive: Path, real_votes: Path, tmp_path: Path) -> None:
     """Against an independent match of the votes to the images, which leaves out 179 ambiguous ones."""
@@ -368,6 +368,7 @@ def test_real_ceiling(real_archive: Path, real_votes: Path, tmp_path: Path) -> N
     assert np.mean((chosen == faces.labels)[private & (chosen >= 0)]) == pytest.approx(0.647, abs=0.003)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_eight_emotions_of_the_real_archive(real_archive: Path, real_votes: Path) -> None:
     faces = load_eight(str(real_archive), str(real_votes))

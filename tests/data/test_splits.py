@@ -371,6 +371,7 @@ def test_official_split_of_the_real_archive(real: Faces) -> None:
     assert [USAGES[number] for number in np.unique(real.usage[made.tests["test"]])] == ["PrivateTest"]
 
 
+@pytest.mark.nightly
 @pytest.mark.real
 @has_archive
 def test_paper_split_of_the_real_archive(real: Faces) -> None:
@@ -392,7 +393,7 @@ def test_dropping_duplicates_of_the_real_archive(real: Faces) -> None:
     assert len(made.tests["test_dedup"]) == 3589
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real
 @has_archive
 def test_folds_of_the_real_archive(real: Faces) -> None:

@@ -17,6 +17,7 @@ def faces() -> Faces:
     return synthetic.draw()
 
 
+@pytest.mark.slow
 def test_faces_have_the_form_of_fer2013(faces: Faces) -> None:
     assert faces.images.shape == (3000, 48, 48)
     assert faces.images.dtype == np.uint8

@@ -111,9 +111,12 @@ def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
     return apply_temperature(predict(model, gray, CPU), TEMPERATURE)
 
 
+LEGS = {"onnx": pytest.mark.slow, "exported_program": pytest.mark.nightly}
+
+
 class TestEveryFormat:
     @pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "onnx")) for name in SUFFIXES]
+        "name", [pytest.param(name, marks=[LEGS[name]] if name in LEGS else []) for name in SUFFIXES]
     )
     def test_file_is_beside_the_run_and_equals_pytorch_on_every_test_image(self, trained, exported, faces, name):
         result = exported[name]

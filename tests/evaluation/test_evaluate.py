@@ -85,6 +85,7 @@ class TestTheSameNumbers:
         score(trained)
         assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.name != "train.log"} == before
 
+    @pytest.mark.slow
     def test_training_leaves_no_trace_in_them(self, trained, score, tmp_path):
         torch.manual_seed(99)
         np.random.seed(99)
@@ -206,6 +207,7 @@ class TestUntrustedCheckpoint:
             score(forged)
         assert not (tmp_path / "sprung").exists()
 
+    @pytest.mark.nightly
     def test_forging_works(self, trained, score, forge, archive, tmp_path):
         """The counterpart: only what the node says keeps the forged checkpoints above from being scored."""
         score(forge(source={"_target_": "fer_lightning.data.fer2013.load", "path": str(archive)}), "--out", "again")

@@ -155,6 +155,7 @@ class TestLoad:
 
 
 class TestFolder:
+    @pytest.mark.slow
     def test_scores_pictures_and_predictions(self, trained, score, tmp_path, caplog):
         tree = write_folder(files_of(), tmp_path / "tree")
         metrics = score("data=folder", f"data.path={tree}")
@@ -171,6 +172,7 @@ class TestFolder:
         for name in ("confusion_matrix", "mistakes", "class_distribution"):
             assert cv2.imread(str(tmp_path / "scores" / f"{name}.png")) is not None
 
+    @pytest.mark.slow
     def test_missing_emotions_are_no_scores(self, score, tmp_path, capfd):
         tree = write_folder(files_of(without=("disgust", "fear")), tmp_path / "tree")
         metrics = score("data=folder", f"data.path={tree}")
@@ -276,6 +278,7 @@ class TestBesideTheTest:
         evaluate.main([str(checkpoint), "--out", str(tmp_path / "hot")])
         assert read_json(tmp_path / "hot" / "metrics.json")["test/nll_calibrated"] == pytest.approx(np.log(7), abs=0.02)
 
+    @pytest.mark.nightly
     def test_without_a_temperature_there_are_none(self, trained, tmp_path):
         checkpoint = tmp_path / "best.ckpt"
         checkpoint.write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())

@@ -67,6 +67,7 @@ class TestText:
             assert f"| {emotion} | {metrics['train/class_counts'][emotion]} | {recall} |" in made.text
         assert "![Confusion matrix](confusion_matrix.png)" in made.text
 
+    @pytest.mark.slow
     def test_drawn_faces_are_reported_first(self, run):
         card.main([str(run)])
         made = written(run / "README.md")

@@ -288,6 +288,7 @@ def test_two_processes_share_the_global_draw_of_one(two_processes, name):
         assert together == expected
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_every_image_exactly_once(two_processes):
     shards = [result["shard"] for result in two_processes]
     assert [result["shard_length"] for result in two_processes] == [len(s) for s in shards] == [1795, 1794]

@@ -102,6 +102,7 @@ def test_another_method_cannot_take_over(cli, plain, tmp_path, method):
     assert "there and cannot become" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, plain, tmp_path):
     second = tmp_path / "second"
     best = plain / "checkpoints" / "best.ckpt"

@@ -260,6 +260,7 @@ class TestServer:
         assert done.code == 2
         assert done.error.startswith(f"error: --port {server.port}: cannot be used (Address already in use); choose")
 
+    @pytest.mark.nightly
     def test_sigterm_ends_it_cleanly(self, checkpoint: Path, tmp_path: Path) -> None:
         server = start(checkpoint, tmp_path / "temporary")
         assert stop(server, signal.SIGTERM) == (0, "stopped\n")

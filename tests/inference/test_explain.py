@@ -157,6 +157,7 @@ class TestTestSet:
         assert all(0 < area < 1 for area in areas.values())
         assert done.json["faces"] == saved["right"].sum()
 
+    @pytest.mark.slow
     def test_other_images_may_be_named_and_options_may_come_first(self, tool, tmp_path):
         assert tool("--test-set", "--out", "other", "data.source.images=800").code == 0
         assert np.load(tmp_path / "other" / "saliency.npz")["total"].sum() == 80

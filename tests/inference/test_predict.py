@@ -503,6 +503,7 @@ def test_missing_device_is_reported(tool, tmp_path):
 
 
 class TestProcess:
+    @pytest.mark.nightly
     def test_help_and_mistakes_need_no_torch(self, tmp_path):
         code = "import sys; from fer_lightning import predict\ntry: predict.run_tool(predict.main)\n"
         code += "except SystemExit: print('torch' in sys.modules)"

@@ -54,7 +54,7 @@ def untrained() -> Callable[..., EmotionClassifier]:
 
 
 class TestWhatTheyPointAt:
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_hiding_the_salient_pixels_first_costs_most(self, trained, faces, answers, maps):
         """The deletion check: sooner than patches at random, which are sooner than the least salient."""
         first, random, last = (
@@ -65,6 +65,7 @@ class TestWhatTheyPointAt:
         assert random.mean() < last.mean() - 0.03
         assert (first < last).mean() > 0.75
 
+    @pytest.mark.slow
     def test_the_map_of_another_face_does_not_do(self, trained, faces, answers, maps):
         """The map is of this face, not of where faces are."""
         own, others = (

@@ -156,7 +156,7 @@ class TestAsAlbumentations:
         "strengths",
         [
             Strengths(rotate=15.0, translate=0.1, scale=0.15),
-            Strengths(hflip=0.5, rotate=10.0, translate=0.05, scale=0.1),
+            pytest.param(Strengths(hflip=0.5, rotate=10.0, translate=0.05, scale=0.1), marks=pytest.mark.nightly),
         ],
     )
     def test_poses_are_distributed_alike(self, strengths):

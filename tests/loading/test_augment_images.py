@@ -262,6 +262,7 @@ def test_group_files(name):
     assert all(changed) if name != "none" else not any(changed)
 
 
+@pytest.mark.slow
 def test_import_uses_no_network_and_takes_no_threads():
     code = """
 import os, socket

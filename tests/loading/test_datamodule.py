@@ -125,6 +125,7 @@ class TestBatches:
 
 
 class TestTargets:
+    @pytest.mark.slow
     def test_mixing_is_a_function_of_seed_epoch_and_position(self):
         def mixed(workers: int, epoch_number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
             split = official(FACES, 0)

@@ -434,8 +434,8 @@ class TestHostWaits:
         "overrides",
         [
             ["augment=strong"],
-            ["augment=strong", "imbalance=mixup", "optim.sam_rho=0.05"],
-            ["imbalance=focal", "optim=sgd", "trainer.accumulate_grad_batches=2"],
+            pytest.param(["augment=strong", "imbalance=mixup", "optim.sam_rho=0.05"], marks=pytest.mark.slow),
+            pytest.param(["imbalance=focal", "optim=sgd", "trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
         ],
         ids=" ".join,
     )
@@ -491,6 +491,7 @@ class TestSharpnessAware:
         sam.two_passes(closure, network, 0.05)
         assert torch.equal(network.weight, start)
 
+    @pytest.mark.slow
     def test_a_run_sees_each_batch_once(self, fit):
         """Scores, losses and batch statistics are those of the model, not of the perturbed one."""
         plain, before, _ = fit("optim.lr=1e-30", "optim.weight_decay=0", "model.head.dropout=0")
@@ -517,7 +518,7 @@ class TestInputSize:
         assert [input_size(epoch, 3, 32, 100) for epoch in range(3)] == [32, 48, 100]
         assert {input_size(epoch, 5, None, 96) for epoch in range(5)} == {96}
 
-    @pytest.mark.parametrize("backend", ["batched", "albumentations"])
+    @pytest.mark.parametrize("backend", ["batched", pytest.param("albumentations", marks=pytest.mark.nightly)])
     def test_images_grow_and_validation_is_at_the_full_size(self, cli, monkeypatch, backend):
         sizes: list[tuple[bool, int]] = []
         prepare = EmotionClassifier.prepare
@@ -579,6 +580,7 @@ class TestCheckpoint:
 
 
 class TestAveraging:
+    @pytest.mark.slow
     def test_checkpoints_hold_the_averaged_weights(self, fit, tmp_path):
         _, recorder, _ = fit("callbacks=ema", "callbacks.ema.decay=0.8", "trainer.max_epochs=2", "optim.lr=0.01")
         average = recorder.steps[0]["network.conv_stem.weight"]

@@ -69,7 +69,7 @@ def test_another_sweep_in_the_same_folder_is_refused(cli, tmp_path, line, differ
     assert refused.error.endswith("as it was started: python -m fer_lightning.sweep resume sweep")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     cli("-m", *FAILING)
     edit(tmp_path / "sweep" / "sweep.json", code="other")
@@ -80,7 +80,7 @@ def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     assert tool("resume", "sweep", "--anyway").json["failed"] == ["0-none-seed0", "1-none-seed0"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resume_of_a_moved_folder(cli, tool, tmp_path):
     """Relative paths are read from where it is resumed; an -m at the end, behind which Hydra reads nothing."""
     mine = tmp_path / "mine" / "imbalance"
@@ -167,7 +167,7 @@ def test_jobs_that_would_share_a_folder_are_refused(cli, tmp_path):
     assert "two jobs would share sweep/seed0" in refused.error
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
     line = [sys.executable, "-m", "fer_lightning", "-m", *TINY, "hydra.sweep.dir=sweep"]
     both = [

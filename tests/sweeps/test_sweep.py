@@ -76,7 +76,7 @@ def test_a_mistake_in_every_job_ends_non_zero(forked, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("jobs_per_device=0",), "error: jobs_per_device=0: must be at least 1"),
+        pytest.param(("jobs_per_device=0",), "error: jobs_per_device=0: must be at least 1", marks=pytest.mark.nightly),
         (
             ("imbalance=none,focal", "optim.lr=-1"),
             "error: optim.lr=-1.0: must be positive",

@@ -253,7 +253,7 @@ def test_without_a_terminal_there_is_a_line_for_every_change(tmp_path, capsys, m
     assert len(lines) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_terminal_shows_one_redrawn_table(tmp_path):
     """In a pseudo-terminal, by a real sweep whose jobs all fail at once."""
     terminal, inside = os.openpty()
@@ -317,7 +317,7 @@ def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, 
         assert (folder / name / "output.log").read_text().count("epoch 1/12") == 1, "it resumed"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.nightly), "parallel"])
 def test_when_the_sweep_is_killed_its_jobs_save_and_end(tmp_path, launcher):
     folder = tmp_path / "sweep"

@@ -37,7 +37,7 @@ def adjusted(cli: Any, plain: Path, run: Path, method: str, *more: str) -> Path:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_logit_adjustment_of_a_trained_run(cli, plain, tmp_path):
     """Equal to z - tau log pi on the answers of the run that was given, without a step of training."""
     run = adjusted(cli, plain, tmp_path / "run", "posthoc_logit_adjusted", "imbalance.adjust.tau=1.0")
@@ -72,6 +72,7 @@ def test_tau_is_chosen_by_validation(cli, plain, tmp_path, method):
     assert scores[chosen["tau"]] == pytest.approx(max(scores.values()))
 
 
+@pytest.mark.slow
 def test_tau_norm_scales_the_rows_and_drops_the_bias(cli, plain, tmp_path):
     run = adjusted(cli, plain, tmp_path / "run", "tau_norm", "imbalance.adjust.tau=0.7")
     before, after = (

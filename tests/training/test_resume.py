@@ -43,7 +43,7 @@ def prove(folder: Path, sampler: str, workers: int = 0, devices: int = 1, trials
 @pytest.mark.parametrize(
     "forgotten",
     [
-        pytest.param("position", marks=pytest.mark.slow),
+        pytest.param("position", marks=pytest.mark.nightly),
         *(pytest.param(name, marks=pytest.mark.nightly) for name in ("nothing", "random states", "metric sums")),
     ],
 )
@@ -77,7 +77,7 @@ def test_killed_with_loader_processes(tmp_path, sampler):
     assert prove(tmp_path, sampler, workers=2, trials=1, seed=3) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 def test_one_of_two_processes_killed(tmp_path):
     assert prove(tmp_path, "none", devices=2, trials=1) == []
@@ -213,7 +213,7 @@ def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
     assert read_status(tmp_path / "run")["status"] in ("failed", "running")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_its_first_process_no_other_stays(start, tmp_path):
     run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
     wait_for(run, "epoch 1/500")
@@ -249,14 +249,14 @@ class TestLongValidation:
     @pytest.mark.parametrize(
         ("overrides", "number", "saved"),
         [
-            ([], 1, 17),
+            pytest.param([], 1, 17, marks=pytest.mark.slow),
             pytest.param(
                 ["callbacks=ema", "callbacks.ema.decay=0.9", "augment.backend=albumentations", "data.num_workers=1"],
                 2,
                 35,
                 marks=pytest.mark.nightly,
             ),
-            pytest.param(["trainer.accumulate_grad_batches=4"], 2, 9, marks=pytest.mark.slow),
+            pytest.param(["trainer.accumulate_grad_batches=4"], 2, 9, marks=pytest.mark.nightly),
             pytest.param(["trainer.accumulate_grad_batches=3"], 1, 5, marks=pytest.mark.nightly),
             pytest.param(["trainer.limit_train_batches=7"], 1, 6, marks=pytest.mark.nightly),
             pytest.param(["trainer.limit_train_batches=1"], 2, 1, marks=pytest.mark.nightly),
@@ -381,7 +381,11 @@ class TestTornCheckpoints:
         return tmp_path / "run" / "checkpoints"
 
     @pytest.mark.parametrize(
-        "damage", ["cut", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("flipped", "empty"))]
+        "damage",
+        [
+            pytest.param("cut", marks=pytest.mark.slow),
+            *(pytest.param(name, marks=pytest.mark.nightly) for name in ("flipped", "empty")),
+        ],
     )
     def test_the_one_before_is_used(self, cli, killed, killed_once, damage):
         content = bytearray((killed / "last.ckpt").read_bytes())
@@ -406,7 +410,7 @@ class TestTornCheckpoints:
         assert "previous.ckpt: no checkpoint, or a damaged one" in outcome.error
         assert (killed / "last.ckpt").read_bytes() == b"torn"
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_kill_between_the_two_renames_loses_nothing(self, cli, killed):
         (killed / "last.ckpt").replace(killed / "previous.ckpt")
         outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
@@ -431,7 +435,7 @@ class TestFinishedTraining:
         assert same(tmp_path / "run", tmp_path / "copy") == []
         assert read_json(tmp_path / "run" / "metrics.json")["train/seconds"] == before["train/seconds"]
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_an_early_stop_is_remembered(self, cli, tmp_path):
         settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0.1"]
         run = [*RUN, *settings, "trainer.max_epochs=30", f"hydra.run.dir={tmp_path / 'run'}"]
@@ -446,6 +450,7 @@ class TestFinishedTraining:
 
 
 class TestRefused:
+    @pytest.mark.slow
     def test_a_folder_that_holds_a_run(self, cli, tmp_path):
         run = [*TINY, f"hydra.run.dir={tmp_path / 'run'}"]
         assert cli(*run).code == 0
@@ -503,7 +508,7 @@ class TestOutOfMemory:
         assert words in str(error)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_curves_have_every_epoch_once(cli, tmp_path: Path):
     folder = tmp_path / "run"
     bomb: Callable[[], None] = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 30)

@@ -96,12 +96,13 @@ def test_validation_while_training_equals_the_exact_one(finished):
     assert logged == pytest.approx(metrics["val/f1_macro"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_drawn_faces_are_called_so(cli):
     outcome = cli(*TINY)
     assert DRAWN in outcome.out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path):
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -115,23 +116,22 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path
     "overrides",
     [
         ["imbalance=undersample"],
-        ["imbalance=undersample_redraw"],
-        ["imbalance=oversample", "augment=light", "augment.backend=albumentations", "data.num_workers=1"],
-        [
-            "imbalance=sqrt_sampler",
-            "optim=sgd",
-            "optim.layer_decay=0.8",
-            "model.freeze_epochs=1",
-            "trainer.max_epochs=2",
-        ],
-        ["imbalance=class_balanced", "model.in_channels=3"],
-        ["imbalance=weighted_bce", "model.freeze_epochs=1", "optim.backbone_lr_scale=0.1"],
         ["imbalance=focal", "callbacks=ema", "callbacks.ema.decay=0.9"],
-        ["imbalance=none", "split=paper"],
-        ["imbalance=none", "split=paper", "split.subset=balanced", "split.val_fraction=0.2"],
-        ["imbalance=none", "split=kfold", "split.folds=3", "split.fold=2"],
-        ["imbalance=none", "split.val_fraction=0.2", "split.train_size=200", "callbacks=[ema,early_stopping]"],
-        ["imbalance=none", "logger=tensorboard", "trainer.precision=bf16-mixed"],
+        *(
+            pytest.param(words.split(), marks=pytest.mark.slow)
+            for words in (
+                "imbalance=undersample_redraw",
+                "imbalance=oversample augment=light augment.backend=albumentations data.num_workers=1",
+                "imbalance=sqrt_sampler optim=sgd optim.layer_decay=0.8 model.freeze_epochs=1 trainer.max_epochs=2",
+                "imbalance=class_balanced model.in_channels=3",
+                "imbalance=weighted_bce model.freeze_epochs=1 optim.backbone_lr_scale=0.1",
+                "imbalance=none split=paper",
+                "imbalance=none split=paper split.subset=balanced split.val_fraction=0.2",
+                "imbalance=none split=kfold split.folds=3 split.fold=2",
+                "imbalance=none split.val_fraction=0.2 split.train_size=200 callbacks=[ema,early_stopping]",
+                "imbalance=none logger=tensorboard trainer.precision=bf16-mixed",
+            )
+        ),
     ],
     ids=" ".join,
 )
@@ -155,7 +155,7 @@ def test_resume_starts_after_the_last_epoch(cli, tmp_path):
     assert curves["val/loss"].notna().sum() == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
     """Order and augmentation of the resumed epoch are its own; workers prefetch before Lightning names the epoch."""
@@ -171,7 +171,7 @@ def test_resumed_weights_are_bit_identical(cli, tmp_path, workers):
     assert all(torch.equal(whole["state_dict"][key], parts["state_dict"][key]) for key in whole["state_dict"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_folder_remembers_the_best(cli, tmp_path):
     """A run that gets worse in a new folder still tests its best epoch so far."""
     same = [*TINY, "optim.schedule=constant", "optim.warmup_fraction=0", "optim.lr=0.004"]

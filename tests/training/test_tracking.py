@@ -142,6 +142,7 @@ def finished_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray
     return metrics, predictions, faces.images[test]
 
 
+@pytest.mark.slow
 def test_everything_is_on_the_dashboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -364,7 +365,7 @@ def test_a_file_of_the_working_directory_names_no_server(
     assert "WANDB_BASE_URL" not in os.environ
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_resumed_run_resumes_online(
     process: Callable[..., Outcome], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +392,7 @@ def test_a_resumed_run_resumes_online(
     assert not files_with(KEY, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("fate", ["gone", pytest.param("silent", marks=pytest.mark.nightly)])
 def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
     process: Callable[..., Outcome],
@@ -435,6 +436,7 @@ def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
     assert {name for name in synced.files if name.startswith("media/images/confusion_matrix")}
 
 
+@pytest.mark.slow
 def test_a_dead_wandb_process_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -455,6 +457,7 @@ def test_a_dead_wandb_process_does_not_stop_the_run(
     assert "kept on disk" in caplog.text
 
 
+@pytest.mark.nightly
 def test_our_own_mistakes_are_not_taken_for_wandbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     loggers = tracking.build_loggers(CFG, tmp_path)
@@ -465,7 +468,7 @@ def test_our_own_mistakes_are_not_taken_for_wandbs(tmp_path: Path, monkeypatch: 
     tracking.finish(loggers, failed=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tensorboard_gets_curves_and_pictures(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     loggers = tracking.build_loggers(logger("tensorboard"), tmp_path)
@@ -489,7 +492,7 @@ def test_missing_tensorboard_is_reported_in_one_line(tmp_path: Path, monkeypatch
         tracking.build_loggers(logger("tensorboard"), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_other_ranks_open_no_run(tmp_path: Path) -> None:
     code = (
         "import json, sys; from pathlib import Path; from fer_lightning.training import tracking;"
