@@ -21,7 +21,7 @@ def sweep(run, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_runs_folders_and_sweeps_compare_alike(sweep, capfd):
     folders = sorted(sweep.iterdir())
     before = sorted(sweep.rglob("*"))

@@ -544,6 +544,7 @@ def test_unfinished_runs_are_left_out_with_the_reason(tmp_path: Path) -> None:
     assert re.search(r"runs/2: running", report)
 
 
+@pytest.mark.slow
 def test_ceiling_by_ferplus_votes(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/0", "none")
     table = pd.read_csv(tmp_path / "runs/0/predictions.csv")

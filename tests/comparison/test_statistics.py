@@ -256,6 +256,7 @@ def test_intervals_hold_without_a_difference(seeds: int) -> None:
     assert np.all(found.family_errors() <= 7)
 
 
+@pytest.mark.nightly
 def test_a_real_difference_is_found_and_covered() -> None:
     gap = true_gap(0.4, training=0.1)
     assert gap[0] > 0.05

@@ -198,6 +198,7 @@ def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, override):
     assert outcome.json["test/n"] == 56
 
 
+@pytest.mark.slow
 def test_download_without_a_network_names_the_remedy(cli, tmp_path, monkeypatch):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -396,7 +397,7 @@ class TestCheckpoints:
         torch.save(content, tmp_path / "other.ckpt")
         assert_refused(cli(*TINY, "resume=other.ckpt"), tmp_path, "other.ckpt: not a checkpoint of fer_lightning")
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_resume_with_another_model(self, cli, tmp_path):
         assert cli(*TINY, "hydra.run.dir=first").code == 0
         outcome = cli(*TINY, "hydra.run.dir=second/run", "resume=first", "model.head.hidden=[32]")

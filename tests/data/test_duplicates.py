@@ -197,6 +197,7 @@ def test_copy_without_file_name_prefixes_is_audited(
     assert "exact/PrivateTest/in/Training" not in found
 
 
+@pytest.mark.nightly
 def test_command_is_a_module_of_its_own(forked: Callable[..., Outcome], tmp_path: Path) -> None:
     done = forked("data=synthetic", "data.source.images=200", "--out", "o", module="fer_lightning.audit")
     assert done.code == 0

@@ -242,6 +242,7 @@ def test_training_twins_of_test_images_can_be_dropped(
     assert len(split(twinned, 0, drop_duplicates="train", train_size=100).train) == 100
 
 
+@pytest.mark.slow
 def test_duplicates_are_dropped_from_the_command_line(cli: Callable[..., Outcome], tmp_path: Path) -> None:
     faces = tiny_faces(training=8, public=2, private=2)
     images = faces.images.copy()

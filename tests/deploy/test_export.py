@@ -78,10 +78,21 @@ def call(trained: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(out.getvalue().splitlines()[-1])
 
 
+class Exported(dict[str, dict[str, Any]]):
+    """The command's result for each format asked for, exported to the default path."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.run = run
+
+    def __missing__(self, name: str) -> dict[str, Any]:
+        self[name] = call(self.run, "--format", name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def exported(trained) -> dict[str, dict[str, Any]]:
-    """The command's result for each format, exported to the default path."""
-    return {name: call(trained, "--format", name) for name in SUFFIXES}
+def exported(trained) -> Exported:
+    return Exported(trained)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +123,11 @@ def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
 
 
 LEGS = {"onnx": pytest.mark.slow, "exported_program": pytest.mark.nightly}
+FORMATS = [pytest.param(name, marks=[LEGS[name]] if name in LEGS else []) for name in SUFFIXES]
 
 
 class TestEveryFormat:
-    @pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=[LEGS[name]] if name in LEGS else []) for name in SUFFIXES]
-    )
+    @pytest.mark.parametrize("name", FORMATS)
     def test_file_is_beside_the_run_and_equals_pytorch_on_every_test_image(self, trained, exported, faces, name):
         result = exported[name]
         assert result["file"] == str(trained / "exports" / f"test_efficientnet{SUFFIXES[name]}")
@@ -127,7 +137,7 @@ class TestEveryFormat:
         assert result["parity"]["other_answers"] == 0
         assert result["parity_photos"]["max_difference"] <= check.TOLERANCE
 
-    @pytest.mark.parametrize("name", SUFFIXES)
+    @pytest.mark.parametrize("name", FORMATS)
     @pytest.mark.parametrize(("batch", "height", "width"), [(1, 48, 48), (3, 120, 200), (2, 36, 36)])
     def test_any_batch_and_any_size(self, exported, model, name, batch, height, width):
         photos = np.stack([photo(height, width, seed) for seed in range(batch)])
@@ -160,6 +170,7 @@ class TestMetadata:
     def decode(text: dict[str, str]) -> dict[str, Any]:
         return {key: value if key in ("input", "output") else json.loads(value) for key, value in text.items()}
 
+    @pytest.mark.slow
     def test_onnx(self, trained, exported):
         import onnx
 
@@ -168,6 +179,7 @@ class TestMetadata:
         shape = [size.dim_param or size.dim_value for size in graph.graph.input[0].type.tensor_type.shape.dim]
         assert shape == ["batch", "height", "width", 3]
 
+    @pytest.mark.nightly
     def test_exported_program(self, trained, exported):
         extra = {formats.METADATA_FILE: ""}
         torch.export.load(exported["exported_program"]["file"], extra_files=extra)
@@ -181,7 +193,7 @@ class TestMetadata:
         self.check(found, trained, "float32 (batch, in_channels, image_size, image_size)")
         assert "logits (batch, C)" in found["output"]
 
-    @pytest.mark.parametrize("name", SUFFIXES)
+    @pytest.mark.parametrize("name", FORMATS)
     def test_no_path_of_this_machine_is_inside(self, exported, name):
         file = Path(exported[name]["file"])
         pieces = [file.read_bytes()]
@@ -193,6 +205,7 @@ class TestMetadata:
 
 
 class TestElsewhere:
+    @pytest.mark.slow
     def test_onnx_needs_no_torch(self, trained, exported, model, tmp_path):
         photos = np.stack([photo(120, 160), photo(120, 160, seed=1)])
         np.save(tmp_path / "photos.npy", photos)
@@ -273,6 +286,7 @@ def test_another_architecture(name, tmp_path):
 
 @pytest.mark.slow
 class TestInt8:
+    @pytest.mark.nightly
     def test_reported_cost_is_true(self, trained, quantized, faces):
         import onnx
 

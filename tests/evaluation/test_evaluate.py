@@ -74,6 +74,7 @@ class TestTheSameNumbers:
         assert headline["test/f1_macro"] == before["test/f1_macro"]
         assert headline["checkpoint"] == str(trained / "checkpoints" / "best.ckpt")
 
+    @pytest.mark.slow
     def test_predictions_are_the_same_file(self, trained, score, tmp_path):
         score(trained, "--out", str(tmp_path / "again"))
         assert (tmp_path / "again" / "predictions.csv").read_bytes() == (trained / "predictions.csv").read_bytes()
@@ -94,6 +95,7 @@ class TestTheSameNumbers:
 
 
 class TestOtherImages:
+    @pytest.mark.nightly
     def test_moved_but_equal_images_are_the_same(self, trained, archive, score, tmp_path):
         moved = shutil.copy(archive, tmp_path / "moved.zip")
         out = score(trained, f"data.path={moved}", "--out", str(tmp_path / "again"))

@@ -230,6 +230,7 @@ class TestFolder:
         assert outcome.code == 2
         assert outcome.error.startswith("error: the data have the classes rage, and the model knows angry, disgust")
 
+    @pytest.mark.slow
     def test_classes_that_only_one_of_both_has(self, score, tmp_path, caplog):
         """Both numbers: an answer outside the shared classes is a mistake, or is not asked for."""
         files = files_of({"angry": "contempt", "fear": "anger"}, without=("disgust",))

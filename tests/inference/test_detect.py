@@ -57,6 +57,7 @@ class TestHaar:
         with pytest.raises(UserError, match=r"pip install 'opencv-python-headless<5', or give YuNet"):
             detect.check_detector()
 
+    @pytest.mark.slow
     @pytest.mark.real
     def test_most_faces_of_fer2013_in_a_larger_picture(self, real_archive):
         """Detected boxes have FER-2013's framing, which came from a similar detector (Goodfellow et al. 2013)."""

@@ -162,6 +162,7 @@ class TestTestSet:
         assert tool("--test-set", "--out", "other", "data.source.images=800").code == 0
         assert np.load(tmp_path / "other" / "saliency.npz")["total"].sum() == 80
 
+    @pytest.mark.slow
     @pytest.mark.real
     def test_real_faces(self, tool, real_archive, tmp_path):
         with zipfile.ZipFile(real_archive) as archive:

@@ -103,6 +103,7 @@ def mixed(tmp_path) -> Path:
 
 
 class TestRows:
+    @pytest.mark.slow
     def test_calibrated_probabilities_of_the_model(self, tool, checkpoint, tmp_path):
         for number, face in enumerate(FACES):
             save(tmp_path / "faces" / f"{number:02}.png", face)

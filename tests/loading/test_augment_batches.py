@@ -152,6 +152,7 @@ class TestAsAlbumentations:
 
     N = 3000
 
+    @pytest.mark.nightly
     @pytest.mark.parametrize(
         "strengths",
         [
@@ -184,6 +185,7 @@ class TestAsAlbumentations:
         hidden = [(part > 0).mean(axis=0) for part in (ours, theirs)]
         assert np.abs(hidden[0] - hidden[1]).max() < 0.06
 
+    @pytest.mark.nightly
     def test_mean_and_spread_of_an_augmented_face_agree(self):
         face = draw(400).images[0]
         ours, theirs = (make(STRONG, face, self.N) for make in (repeated, one_by_one))

@@ -172,6 +172,7 @@ def test_confident_mistakes_are_wrong_sorted_and_findable() -> None:
     np.testing.assert_array_equal(picked["label"], named[labels[picked.index]])
 
 
+@pytest.mark.nightly
 def test_scoring_needs_no_torch() -> None:
     code = (
         "import sys; from fer_lightning.metrics.classification import classification_metrics as m;"

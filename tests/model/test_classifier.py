@@ -134,6 +134,7 @@ class TestNetwork:
         assert 0 < max(rates) <= 0.2
         assert not any(getattr(module, "drop_prob", 0) for module in network().modules())
 
+    @pytest.mark.nightly
     def test_compile_in_place_keeps_the_names(self):
         model = classifier()
         names = list(model.state_dict())
@@ -506,6 +507,7 @@ class TestSharpnessAware:
         assert model.perturbed is False
         assert plain.optim["sam_rho"] is None
 
+    @pytest.mark.slow
     def test_a_run_takes_other_steps(self, fit):
         ends = [fit("optim.lr=0.01", *more)[1].epochs[-1] for more in ((), ("optim.sam_rho=0.5",))]
         assert changed(*ends)
@@ -563,6 +565,7 @@ class TestCheckpoint:
         }
         assert epochs == {"best": 0, "last": 2}
 
+    @pytest.mark.slow
     def test_last_needs_no_validation(self, fit, tmp_path):
         fit("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3")
         epochs = {

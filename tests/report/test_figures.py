@@ -148,11 +148,11 @@ def drawn_text(figure: Figure) -> str:
     return "\n".join(t.get_text() for t in texts(figure))
 
 
-LARGE = ("changes_of_22", "matrices_of_22", "ten_matrices", "reliability_of_22")
+LARGE = ("changes_of_22", "matrices_of_22", "ten_matrices", "reliability_of_22", "matrices_of_5", "mistakes")
 """Pictures that take long."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in DRAWN])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.nightly] * (name in LARGE)) for name in DRAWN])
 def test_no_words_overlap_or_leave_a_picture_of_sensible_size(name: str) -> None:
     figure = DRAWN[name]()
     content = io.BytesIO()

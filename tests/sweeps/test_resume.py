@@ -149,7 +149,7 @@ def test_a_sweep_in_use_is_refused_at_once(cli, tmp_path):
     assert cli("-m", *FAILING).code == 1, "the lock is free again"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_that_another_process_runs_is_not_started(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "GRACE_SECONDS", -10)
     cli("-m", *FAILING)

@@ -109,6 +109,7 @@ def test_jobs_share_a_gpu_only_with_the_same_jobs_per_device(slots_folder):
     assert acquire(Need(1, ("3",)), per_device=2) is None
 
 
+@pytest.mark.slow
 def test_large_and_small_jobs_all_run_and_never_share_a_gpu(slots_folder):
     """Two-GPU jobs among one-GPU jobs: no deadlock, no GPU used twice, no job waits for ever."""
     busy: list[str] = []
@@ -290,11 +291,8 @@ def test_parallel_jobs_write_separate_output(forked, tmp_path):
     assert "[sweep] failed: 1-none-seed0: data.source.images=1" in outcome.out
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("signum", "to_group", "code"),
-    [("SIGTERM", False, 75), pytest.param("SIGINT", True, 130, marks=pytest.mark.nightly)],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("signum", "to_group", "code"), [("SIGTERM", False, 75), ("SIGINT", True, 130)])
 def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, signum, to_group, code):
     """Ctrl-C in a terminal reaches the workers, too."""
     folder = tmp_path / "sweep"

@@ -142,7 +142,7 @@ def same(first: Path, second: Path) -> list[str]:
             ],
             marks=pytest.mark.nightly,
         ),
-        pytest.param(signal.SIGTERM, ["trainer.devices=2"]),
+        pytest.param(signal.SIGTERM, ["trainer.devices=2"], marks=pytest.mark.nightly),
     ],
     ids=["SIGTERM", "SIGUSR1", "two processes"],
 )
@@ -168,7 +168,10 @@ def test_a_signal_saves_within_the_epoch_and_the_rest_is_the_same(start, forked,
 
 @pytest.mark.parametrize(
     ("epochs", "message"),
-    [(500, "saved at step "), (1, "nothing was trained yet, start again ")],
+    [
+        pytest.param(500, "saved at step ", marks=pytest.mark.slow),
+        (1, "nothing was trained yet, start again "),
+    ],
     ids=["late", "early"],
 )
 def test_ctrl_c_reports_how_to_resume(start, tmp_path, epochs, message):
@@ -199,7 +202,7 @@ def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_pat
     assert read_status(tmp_path / "run") == {"status": "interrupted", "reason": "stopped by SIGTERM", "step": 0}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
     run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
     wait_for(run, "epoch 1/500")
@@ -460,6 +463,7 @@ class TestRefused:
         assert "holds a run already; resume it with resume=auto, or choose another folder" in outcome.error
         assert {path: path.read_bytes() for path in before} == before
 
+    @pytest.mark.slow
     def test_a_folder_that_is_being_worked_in(self, cli, tmp_path):
         (tmp_path / "run").mkdir()
         with lock_folder(tmp_path / "run"):
@@ -469,7 +473,7 @@ class TestRefused:
         assert "another process is working in this folder" in done.stderr
         assert not (tmp_path / "run" / "status.json").exists()
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_another_batch_within_an_epoch(self, cli, tmp_path):
         bomb = kill_and_resume.on_call(kill_and_resume.EmotionClassifier, "training_step", 10)
         folder = tmp_path / "run"
@@ -479,6 +483,7 @@ class TestRefused:
             assert outcome.code == 2
             assert "cannot become" in outcome.error or "as many devices" in outcome.error
 
+    @pytest.mark.slow
     def test_more_epochs_of_one_cycle(self, cli, tmp_path):
         run = [*TINY, "optim.schedule=one_cycle", "optim.warmup_fraction=0.3", f"hydra.run.dir={tmp_path / 'run'}"]
         assert cli(*run).code == 0

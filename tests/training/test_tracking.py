@@ -275,6 +275,7 @@ def test_no_key_never_prompts_even_with_mode_online(tmp_path: Path) -> None:
     assert len(read_offline_runs(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_leaves_an_offline_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
