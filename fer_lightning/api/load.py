@@ -17,7 +17,6 @@ from fer_lightning.data.images import as_face, may_be_a_crop
 from fer_lightning.evaluation.probabilities import classify, pick_device
 from fer_lightning.evaluation.scorecard import scorecard_line
 from fer_lightning.model.classifier import EmotionClassifier
-from fer_lightning.runtime.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +61,7 @@ class Classifier:
     """
 
     def __init__(self, checkpoint: Path, device: str) -> None:
-        self.device: torch.device = _pick_device(device)
+        self.device: torch.device = pick_device(device, "device={!r}")
         self.checkpoint = checkpoint
         self.model = EmotionClassifier.load(checkpoint)
         self.classes: tuple[str, ...] = self.model.classes
@@ -146,10 +145,3 @@ def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:
         return Classifier(source.checkpoint, device)
     path = Path(source)
     return Classifier(Run(path).checkpoint if path.is_dir() else path, device)
-
-
-def _pick_device(name: str) -> torch.device:
-    try:
-        return pick_device(name)
-    except UserError:
-        raise UserError(f"device={name!r}: this machine has no such device; use device='cpu'") from None

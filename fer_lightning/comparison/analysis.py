@@ -4,7 +4,7 @@ Rows are methods, repeats are seeds (or folds), and methods are paired by them. 
 pages of the result.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning.comparison import paper, statistics
+from fer_lightning.comparison.calibration_tables import calibration_table, reliability_table
 from fer_lightning.comparison.rows import (
     Rows,
     common_test_sets,
@@ -27,8 +28,6 @@ from fer_lightning.comparison.rows import (
 )
 from fer_lightning.comparison.runs import FinishedRun, find_runs, read_runs
 from fer_lightning.comparison.statistics import Estimate
-from fer_lightning.metrics import calibration
-from fer_lightning.metrics.calibration import CALIBRATION_BINS, calibration_error
 from fer_lightning.metrics.classification import confusion_matrix, precision_recall_f1
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.runtime.errors import UserError
@@ -203,8 +202,8 @@ def analyse(
         mcnemar=_mcnemar(rows, baselines, test_set if shared else None),
         ranks=_ranks(rows, scored[test_set]),
         per_class=_per_class(rows, test_set),
-        calibration=_calibration(rows, test_set),
-        reliability=_reliability(rows, test_set),
+        calibration=calibration_table(rows, test_set),
+        reliability=reliability_table(rows, test_set),
         confusion={
             name: np.sum([_confusion(run, test_set) for run in members], axis=0) for name, members in rows.items()
         },
@@ -254,14 +253,10 @@ def _summary(rows: Rows, test_set: str) -> pd.DataFrame:
     for name in sorted(names, key=lambda name: name != test_set):
         for row, members in rows.items():
             for metric in METRICS:
-                values = [_number(run.metrics.get(f"{name}/{metric}")) for run in members]
+                values = [run.number(f"{name}/{metric}") for run in members]
                 mean, deviation, low, high = statistics.t_interval(np.array(values))
                 records.append((name, row, metric, mean, deviation, low, high, len(members)))
     return pd.DataFrame(records, columns=["test_set", "method", "metric", "mean", "sd", "low", "high", "seeds"])
-
-
-def _number(value: Any) -> float:
-    return np.nan if value is None else float(value)
 
 
 def _differences(rows: Rows, baselines: Mapping[str, str], scored: Mapping[str, _Scored]) -> pd.DataFrame:
@@ -335,55 +330,12 @@ def _per_class(rows: Rows, test_set: str) -> pd.DataFrame:
     return pd.DataFrame(records, columns=columns)
 
 
-def _answers(run: FinishedRun, test_set: str, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities, NaN when there is no temperature to scale with, and labels."""
-    member = run.members[test_set]
-    probabilities = run.probabilities[member]
-    if scaled:
-        temperature = _number(run.metrics.get("temperature"))
-        probabilities = calibration.apply_temperature(probabilities, temperature)
-    return probabilities, run.labels[member]
-
-
-def _calibration(rows: Rows, test_set: str) -> pd.DataFrame:
-    errors: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "nll": calibration.nll,
-        "ece": calibration_error,
-        "classwise_ece": calibration.classwise_calibration_error,
-    }
-    records = []
-    for name, members in rows.items():
-        temperatures = [_number(run.metrics.get("temperature")) for run in members]
-        record: dict[str, Any] = {"method": name, "temperature": float(np.mean(temperatures))}
-        for key, error in errors.items():
-            record[key] = np.mean([error(*_answers(run, test_set, scaled=False)) for run in members])
-            known = not np.isnan(temperatures).any()
-            values = [error(*_answers(run, test_set, scaled=True)) for run in members] if known else [np.nan]
-            record[f"{key}_scaled"] = np.mean(values)
-        records.append(record)
-    return pd.DataFrame(records)
-
-
-def _reliability(rows: Rows, test_set: str) -> pd.DataFrame:
-    frames = []
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    for name, members in rows.items():
-        known = all(run.metrics.get("temperature") is not None for run in members)
-        for scaled in (False, True) if known else (False,):
-            answers = [_answers(run, test_set, scaled) for run in members]
-            probabilities, labels = (np.concatenate(part) for part in zip(*answers, strict=True))
-            confidence, accuracy, count = calibration.reliability(probabilities, labels)
-            columns = {"bin_low": edges[:-1], "bin_high": edges[1:], "confidence": confidence, "accuracy": accuracy}
-            frames.append(pd.DataFrame({"method": name, "scaled": scaled, **columns, "count": count}))
-    return pd.concat(frames, ignore_index=True)
-
-
 def _cost(rows: Rows) -> pd.DataFrame:
     records = []
     for name, members in rows.items():
         record: dict[str, Any] = {"method": name}
         for key in ("seconds", "images_per_second", "steps"):
-            record[key] = np.mean([_number(run.metrics.get(f"train/{key}")) for run in members])
+            record[key] = np.mean([run.number(f"train/{key}") for run in members])
         for key in ("devices", "precision"):
             values = sorted({str(run.metrics[key]) for run in members if run.metrics.get(key) is not None})
             record[key] = ", ".join(values) or None

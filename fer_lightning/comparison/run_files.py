@@ -15,7 +15,7 @@ from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import is_class_name
 from fer_lightning.metrics.predictions import class_indices, probability_columns
 from fer_lightning.presentation.escapes import table_from_csv
-from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import read_bytes, read_json
 
 TEXTS = ("imbalance", "model", "split", "budget", "data", "data_hash", "labels")
@@ -58,23 +58,23 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     for key in (*TEXTS, *({"git_commit", "precision", "first_stage/imbalance"} & metrics.keys())):
         value = metrics[key]
         is_name = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.isprintable()
-        _require(value is None or is_name, key, value, "a name")
-    _require(metrics["budget"] in BUDGETS, "budget", metrics["budget"], " or ".join(BUDGETS))
+        _check(value is None or is_name, key, value, "a name")
+    _check(metrics["budget"] in BUDGETS, "budget", metrics["budget"], " or ".join(BUDGETS))
     counts = metrics["train/class_counts"]
     is_complete = isinstance(counts, dict) and len(counts) > 1 and all(map(_is_count, counts.values()))
-    _require(is_complete, "train/class_counts", counts, "a number of images for each class")
+    _check(is_complete, "train/class_counts", counts, "a number of images for each class")
     for name in counts:
-        _require(is_class_name(name), "train/class_counts", name, "the name of a class")
+        _check(is_class_name(name), "train/class_counts", name, "the name of a class")
     for key, value in metrics.items():
         section, _, score = key.partition("/")
         if key in COUNTS or key.endswith(("/n", "/steps")):
-            _require(_is_count(value), key, value, "a whole number")
+            _check(_is_count(value), key, value, "a whole number")
         elif key == "temperature" or (key != "train/class_counts" and section.startswith(("test", "train", "val"))):
-            _require(value is None or _is_number(value), key, value, "a number")
+            _check(value is None or _is_number(value), key, value, "a number")
             is_share = section != "train" and score.partition("/")[0] in SHARES
-            _require(value is None or not is_share or 0 <= value <= 1, key, value, "a number from 0 to 1")
+            _check(value is None or not is_share or 0 <= value <= 1, key, value, "a number from 0 to 1")
     temperature = metrics.get("temperature")
-    _require(temperature is None or temperature > 0, "temperature", temperature, "more than 0")
+    _check(temperature is None or temperature > 0, "temperature", temperature, "more than 0")
     return metrics
 
 
@@ -158,9 +158,8 @@ def _numbers(column: pd.Series) -> pd.Series:
     return numbers
 
 
-def _require(condition: object, key: str, value: object, accepted: str) -> None:
-    if not condition:
-        raise ValueError(f"metrics.json: {key} is {str(value)[:40]}, not {accepted}")
+def _check(condition: object, key: str, value: object, accepted: str) -> None:
+    check(condition, f"metrics.json: {key} is {str(value)[:40]}, not {accepted}")
 
 
 def _is_count(value: object) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fer_lightning.comparison import run_files
-from fer_lightning.config.settings import MAY_DIFFER, flatten
+from fer_lightning.config.settings import MAY_DIFFER, flatten, is_part_of
 from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import natural_key
@@ -51,6 +51,11 @@ class FinishedRun:
     twins: np.ndarray
     members: dict[str, np.ndarray]
     fold: str | None
+
+    def number(self, key: str) -> float:
+        """A number of ``metrics.json``; NaN where it has none."""
+        value = self.metrics.get(key)
+        return np.nan if value is None else float(value)
 
     @property
     def name(self) -> str:
@@ -116,10 +121,6 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     return list(run_folders)
 
 
-def _is_setting(key: str) -> bool:
-    return not any(key == name or key.startswith(f"{name}.") for name in NOT_A_SETTING)
-
-
 def read_run(folder: Path) -> FinishedRun:
     """Read a run folder.
 
@@ -130,7 +131,7 @@ def read_run(folder: Path) -> FinishedRun:
     metrics = run_files.read_metrics(folder)
     table = run_files.read_predictions(folder, metrics)
     config = flatten(run_files.read_config(folder))
-    settings = {printable(key): printable(value) for key, value in config.items() if _is_setting(key)}
+    settings = {printable(key): printable(value) for key, value in config.items() if not is_part_of(key, NOT_A_SETTING)}
     if settings.get(FIRST_STAGE, "None") != "None":
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")

@@ -26,6 +26,7 @@ from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import did_you_mean, explain
 from fer_lightning.config.rules import check_rules, model_rules
 from fer_lightning.config.secrets import check_secrets
+from fer_lightning.config.settings import to_plain
 from fer_lightning.runtime.errors import UserError, require
 
 CONF_DIR = safety.CONF_DIR
@@ -185,7 +186,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     reference = _reference(choices)
     for path in FREE_FORM:
         given: Any = functools.reduce(lambda node, key: node[key], path.split("."), resolved)
-        check_keys(given, _container(reference, path), path)
+        check_keys(given, to_plain(OmegaConf.select(reference, path), resolve=False), path)
     check_rules(typed)
 
 
@@ -245,10 +246,6 @@ def _reference(choices: Mapping[str, Any]) -> DictConfig:
             except mistakes as error:
                 raise UserError(f"callbacks/{name}.yaml: {explain(error)}") from None
         raise
-
-
-def _container(cfg: DictConfig, path: str) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=False)  # type: ignore[return-value]
 
 
 def check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:

@@ -1,6 +1,6 @@
 """Settings as flat keys, and which of them cannot change a result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,9 +33,14 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, part in parts for key, value in flatten(part, name).items()}
 
 
+def is_part_of(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of ``names``, or below one of them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
 def may_change_results(key: str) -> bool:
     """Whether a key is neither in ``MAY_DIFFER`` nor below one of its keys."""
-    return not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+    return not is_part_of(key, MAY_DIFFER)
 
 
 def to_plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:

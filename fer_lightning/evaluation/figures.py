@@ -179,7 +179,7 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
 
     Args:
         images: uint8, (n, H, H) or (n, 3, H, H), one per row of ``rows``.
-        rows: columns ``label``, ``prediction`` and ``confidence``; see ``metrics.confident_mistakes``.
+        rows: columns ``label``, ``prediction`` and ``confidence``; see ``confident_mistakes``.
         title: the bold first line.
         subtitle: the second line.
     """
@@ -199,7 +199,7 @@ def mistakes(images: np.ndarray, rows: pd.DataFrame, title: str, subtitle: str =
     return figure
 
 
-def of_test(predictions: pd.DataFrame, images: np.ndarray, title: str, subtitle: str = "") -> dict[str, Figure]:
+def of_test(predictions: pd.DataFrame, images: np.ndarray, title: str, subtitle: str) -> dict[str, Figure]:
     """Show the predictions of a test set: ``confusion_matrix`` and ``mistakes``.
 
     Args:

@@ -10,11 +10,12 @@ from urllib.parse import quote
 
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import ImageForm, class_noun
+from fer_lightning.evaluation.hub import upload
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import markdown_table, to_code, to_markdown
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import percent
-from fer_lightning.runtime.errors import UserError, first_line
+from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, replace_file
 from fer_lightning.runtime.run_folder import read_status
 
@@ -348,7 +349,7 @@ def write_model_card(path: Path, out: Path | None, force: bool, repo_id: str | N
         repo_id: repository on the Hub to upload to; None for no upload.
 
     Raises:
-        UserError: see ``read_trained_model``, ``write_card`` and ``hub.push``.
+        UserError: see ``read_trained_model``, ``write_card`` and ``hub.upload``.
     """
     try:
         trained = read_trained_model(path)
@@ -368,50 +369,7 @@ def write_model_card(path: Path, out: Path | None, force: bool, repo_id: str | N
         write_card(card, out, force)
         print(f"wrote {out}")
     if repo_id is not None:
-        print(f"pushed to {push(trained, repo_id)}")
-
-
-def push(trained: TrainedModel, repo_id: str) -> str:
-    """Upload card, checkpoint, scores and confusion matrix of a run to the Hugging Face Hub, in one commit.
-
-    A repository that does not exist yet is created, private.
-
-    Returns:
-        The address of the model's page.
-
-    Raises:
-        UserError: files are missing, there is no login, or the Hub refuses or cannot be reached.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token, utils
-
-    if trained.folder is None:
-        raise UserError("--push: needs the folder of a run, not a checkpoint")
-    files = {
-        "best.ckpt": trained.folder / "checkpoints" / "best.ckpt",
-        "metrics.json": trained.folder / "metrics.json",
-        PICTURE: trained.folder / PICTURE,
-    }
-    for file in files.values():
-        if not file.is_file():
-            raise UserError(f"{file}: is missing, so the run cannot be pushed; train it again")
-    if get_token() is None:
-        raise UserError("--push: you are not logged in to the Hugging Face Hub; run hf auth login, or set HF_TOKEN")
-    card = make_card(trained, PICTURE, repo_id)
-    operations = [CommitOperationAdd("README.md", str(card).encode())]
-    operations += [CommitOperationAdd(name, str(file)) for name, file in files.items()]
-    api = HfApi()
-    try:
-        address = api.create_repo(repo_id, private=True, exist_ok=True)
-        api.create_commit(repo_id, operations, commit_message="Model, scores and card")
-    except utils.HFValidationError:
-        raise UserError(f"--push={repo_id}: is not a repository name; give user/name") from None
-    except utils.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "?")
-        raise UserError(
-            f"--push={repo_id}: the Hub refuses ({status}: {first_line(error)}); check name and token"
-        ) from None
-    except Exception as error:  # the Hub's client, its HTTP library and the network raise many kinds
-        raise UserError(
-            f"--push={repo_id}: the Hub cannot be reached ({first_line(error)}); check the network and try again"
-        ) from error
-    return str(address)
+        if trained.folder is None:
+            raise UserError("--push: needs the folder of a run, not a checkpoint")
+        card = str(make_card(trained, PICTURE, repo_id))
+        print(f"pushed to {upload(trained.folder, card, PICTURE, repo_id)}")

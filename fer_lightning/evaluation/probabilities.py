@@ -53,8 +53,12 @@ def classify(model: EmotionClassifier, images: np.ndarray, device: torch.device)
     return apply_temperature(predict(model, images, device), temperature or 1.0)
 
 
-def pick_device(accelerator: str) -> torch.device:
+def pick_device(accelerator: str, setting: str = "trainer.accelerator={}") -> torch.device:
     """The device of a ``trainer.accelerator``.
+
+    Args:
+        accelerator: its value.
+        setting: how the user gives it, for the error.
 
     Raises:
         UserError: when this machine has no such device.
@@ -64,4 +68,5 @@ def pick_device(accelerator: str) -> torch.device:
     for kind in wanted:
         if available.get(kind):
             return torch.device(kind)
-    raise UserError(f"trainer.accelerator={accelerator}: this machine has no such device; use trainer.accelerator=cpu")
+    given, remedy = setting.format(accelerator), setting.format("cpu")
+    raise UserError(f"{given}: this machine has no such device; use {remedy}")

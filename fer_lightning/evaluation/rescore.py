@@ -18,9 +18,7 @@ from fer_lightning.runtime.files import check_no_links
 log = logging.getLogger(__name__)
 
 
-def rescore(
-    checkpoint: Path, overrides: list[str], augmentations: Sequence[str] = (), out: Path | None = None
-) -> dict[str, Any]:
+def rescore(checkpoint: Path, overrides: list[str], augmentations: Sequence[str], out: Path | None) -> dict[str, Any]:
     """Score a checkpoint and print the table.
 
     Args:

@@ -1,7 +1,7 @@
 """Post-hoc adjustments of the last layer, with a strength tau that is chosen on the validation images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,6 @@ from fer_lightning.runtime.errors import UserError
 
 TAUS = tuple(round(0.1 * step, 1) for step in range(21))
 """0 to 2 in steps of 0.1: the candidates of Kang et al. 2020."""
-
-Adjust = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class LogitAdjustment:

@@ -108,7 +108,7 @@ def _leaves(node: yaml.Node, text: str, prefix: str) -> list[Setting]:
     return [] if is_reference else [Setting(prefix, value, meaning)]
 
 
-def print_methods(name: str | None = None) -> None:
+def print_methods(name: str | None) -> None:
     """Print a table of all methods, or one method with its settings.
 
     Raises:

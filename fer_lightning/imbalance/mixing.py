@@ -2,8 +2,8 @@
 
 ``draw`` chooses partners and proportions for a whole epoch or for single images from random numbers passed as an
 argument, so that the result is a pure function of (seed, epoch, position). Calling the mixer applies them to batches.
-Targets are distributions over the classes. Losses use them through ``losses.expected_loss``, so that every class in a
-mixed target keeps its own weight, margin and p_t.
+Targets are distributions over the classes. Losses use them through ``functional.expected_loss``, so that every class
+in a mixed target keeps its own weight, margin and p_t.
 """
 
 import logging

@@ -26,7 +26,7 @@ from fer_lightning.inference.answers import NO_FACE
 from fer_lightning.inference.stream import PictureFaces
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.printable import printable
-from fer_lightning.presentation.words import caption
+from fer_lightning.presentation.words import caption, cut
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file_by
 
@@ -142,7 +142,7 @@ class _Explainer:
             for number, ((box, _), face) in enumerate(zip(item.faces, faces, strict=False), start=1):
                 image, heat, chances, shown, best = face
                 answer, confidence = classes[best], f"{100 * chances[best]:.0f} %"
-                subtitle = f"{_shorten(path.name)} · probabilities {_calibration(card)} · {scorecard_line(card)}"
+                subtitle = f"{cut(path.name, 32)} · probabilities {_calibration(card)} · {scorecard_line(card)}"
                 figure = saliency_figures.explained_face(
                     image, heat, classes, chances, int(shown), f"{answer} {confidence}", subtitle
                 )
@@ -205,10 +205,6 @@ def _save_arrays(file: BinaryIO, classes: Sequence[str], result: saliency.MeanMa
     np.savez_compressed(
         file, classes=np.array(classes), maps=result.maps, faces=result.faces, right=result.right, total=result.total
     )
-
-
-def _shorten(name: str, length: int = 32) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

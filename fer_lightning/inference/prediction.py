@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from rich.console import Console
 
@@ -18,9 +18,6 @@ from fer_lightning.inference.answers import OK, Answerer, Row
 from fer_lightning.inference.pictures import Source
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
-
-if TYPE_CHECKING:  # imported where it is used: usage errors are reported before torch is imported
-    import torch
 
 
 @dataclass(frozen=True)
@@ -108,10 +105,11 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
     sources = pictures.list_sources(request.paths)
     if request.detects:
         detect.check_detector(request.detector)
-    from fer_lightning.evaluation.probabilities import classify
+    # Not before here: usage errors are reported without the seconds that torch takes to import.
+    from fer_lightning.evaluation.probabilities import classify, pick_device
     from fer_lightning.model.classifier import EmotionClassifier
 
-    device = _pick_device(request.device)
+    device = pick_device(request.device, "--device {}")
     model = EmotionClassifier.load(request.checkpoint)
     answerer = Answerer(model.classes, model.hparams["scorecard"])
     write = _open_output(request, answerer, any(source.moves for source in sources), stack)
@@ -157,15 +155,6 @@ def _print_model_quality(answerer: Answerer, answer: str | None, file: IO[str]) 
     if card and answer is None:
         lines.append(f"recall: share of the test images of this {answerer.noun} that the model classifies correctly")
     print("\n".join(lines), file=file, flush=True)
-
-
-def _pick_device(name: str) -> "torch.device":
-    from fer_lightning.evaluation.probabilities import pick_device
-
-    try:
-        return pick_device(name)
-    except UserError:
-        raise UserError(f"--device {name}: this machine has no such device; use --device cpu") from None
 
 
 def _open_drawings(request: PredictionRequest, stack: ExitStack) -> Drawings | None:

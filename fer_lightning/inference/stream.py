@@ -43,7 +43,7 @@ def central_face(image: np.ndarray, form: ImageForm) -> Faces:
     return [(None, as_face(image, form))]
 
 
-def detected_faces(image: np.ndarray, form: ImageForm, detector: Path | None = None) -> Faces:
+def detected_faces(image: np.ndarray, form: ImageForm, detector: Path | None) -> Faces:
     """Detect the faces in a photograph, from left to right."""
     return [(box, as_face(detect.crop_face(image, box), form)) for box in detect.find_faces(image, detector)]
 

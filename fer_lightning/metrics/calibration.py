@@ -40,6 +40,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood in nats; NaN without images."""
+    # A float32 softmax can round a probability to 0; the smallest float32 keeps the log finite.
     likelihood = np.maximum(probabilities[np.arange(len(labels)), labels], _TINY)
     return float(-np.log(likelihood).mean()) if len(labels) else np.nan
 
@@ -75,7 +76,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(optimum.x))
 
 
-def classwise_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+def classwise_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Calibration error of each class's probability, not only of the top label, averaged over classes.
 
     Kull et al. (2019), "Beyond temperature scaling", eq. 4: equal-width bins (0, 1/bins], ...; NaN without images.
@@ -83,16 +84,16 @@ def classwise_calibration_error(probabilities: np.ndarray, labels: np.ndarray, b
     n, classes = probabilities.shape
     if not n:
         return np.nan
+    bins = CALIBRATION_BINS
     index = np.clip(np.ceil(probabilities * bins).astype(np.int64) - 1, 0, bins - 1) + bins * np.arange(classes)
     gaps = probabilities - (labels[:, None] == np.arange(classes))
     sums = np.bincount(index.ravel(), weights=gaps.ravel(), minlength=bins * classes)
     return float(np.abs(sums).sum() / (n * classes))
 
 
-def reliability(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean confidence, accuracy (NaN in empty bins) and count of each of the ECE's bins; three arrays (bins,)."""
+    bins = CALIBRATION_BINS
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)

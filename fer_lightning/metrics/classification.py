@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fer_lightning.metrics.calibration import calibration_error
+from fer_lightning.metrics.calibration import calibration_error, nll
 from fer_lightning.metrics.names import SCORES
 
 
@@ -84,14 +84,12 @@ def classification_metrics(
     n = len(labels)
     scores: dict[str, float | None] = dict.fromkeys(SCORES)
     if n:
-        # A float32 softmax can round a probability to 0; the smallest float32 keeps the log finite.
-        likelihood = np.maximum(probabilities[np.arange(n), labels], np.finfo(np.float32).tiny)
         scores = {
             "accuracy": float(np.trace(matrix) / n),
             "balanced_accuracy": float(np.nanmean(recall)),
             "f1_macro": float(macro_f1(matrix)),
             "worst_recall": float(np.nanmin(recall)),
-            "nll": float(-np.log(likelihood).mean()),
+            "nll": nll(probabilities, labels),
             "ece": calibration_error(probabilities, labels),
         }
     per_class = {

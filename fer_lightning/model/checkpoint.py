@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fer_lightning.data.faces import EMOTIONS, is_class_name
-from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import replace_file_by
 
 HYPER_PARAMETERS = {
@@ -132,33 +132,33 @@ def _bytes(tensor: Tensor) -> int:
 def _check_types(checkpoint: dict[str, Any]) -> None:
     """Raise ValueError unless weights and hyper-parameters are what this project writes."""
     state, hyper = checkpoint["state_dict"], checkpoint["hyper_parameters"]
-    _require(isinstance(state, dict) and state, "its state_dict is empty")
+    check(isinstance(state, dict) and state, "its state_dict is empty")
     for key, value in state.items():
-        _require(isinstance(key, str) and isinstance(value, Tensor), f"{str(key)[:80]} in its state_dict is no tensor")
+        check(isinstance(key, str) and isinstance(value, Tensor), f"{str(key)[:80]} in its state_dict is no tensor")
     for key in ("model", "optim", "config", "provenance"):
         is_mapping = isinstance(hyper[key], dict) and all(isinstance(name, str) for name in hyper[key])
-        _require(is_mapping, f"its hyper-parameter {key} is no mapping")
+        check(is_mapping, f"its hyper-parameter {key} is no mapping")
     for key in ("adjusted", "scorecard"):
-        _require(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is no mapping")
-    _require(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")
+        check(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is no mapping")
+    check(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")
     counts = hyper["class_counts"]
     are_counts = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
     for key, value in NEWER.items():
         hyper.setdefault(key, value)
     form = hyper["form"]
     known = form is None or (isinstance(form, dict) and set(form) == {"size", "color"})
-    _require(known and (form is None or (type(form["size"]) is int and form["size"] in SIDES)), "its form is unknown")
-    _require(form is None or type(form["color"]) is bool, "its form is unknown")
+    check(known and (form is None or (type(form["size"]) is int and form["size"] in SIDES)), "its form is unknown")
+    check(form is None or type(form["color"]) is bool, "its form is unknown")
     classes = hyper["classes"]
     named = (
         isinstance(classes, list | tuple) and all(map(is_class_name, classes)) and len(set(classes)) == len(classes) > 1
     )
-    _require(named, "its classes are no names")
-    _require(are_counts and len(counts) == len(classes), f"class_counts are not those of {len(classes)} classes")
+    check(named, "its classes are no names")
+    check(are_counts and len(counts) == len(classes), f"class_counts are not those of {len(classes)} classes")
     _check_scorecard(hyper["scorecard"] or {})
     for key in ("epoch", "global_step"):
         number = checkpoint.get(key, 0)
-        _require(type(number) is int and number >= 0, f"its {key} is {str(number)[:40]}, not a whole number")
+        check(type(number) is int and number >= 0, f"its {key} is {str(number)[:40]}, not a whole number")
 
 
 def _check_scorecard(card: dict[Any, Any]) -> None:
@@ -167,16 +167,11 @@ def _check_scorecard(card: dict[Any, Any]) -> None:
         is_number = isinstance(value, int | float) and math.isfinite(value)
         is_score = isinstance(key, str) and ("/" in key or key == "temperature")
         fits = value is None or (is_number and not isinstance(value, bool) if is_score else is_number or is_text)
-        _require(isinstance(key, str) and fits, f"its scorecard has {str(key)[:80]}={str(value)[:40]!r}")
+        check(isinstance(key, str) and fits, f"its scorecard has {str(key)[:80]}={str(value)[:40]!r}")
     if card.get("test/accuracy") is not None:
         complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int
-        _require(complete, "its scorecard is incomplete")
-    _require(card.get("temperature") is None or card["temperature"] > 0, "its temperature is not positive")
-
-
-def _require(condition: object, problem: str) -> None:
-    if not condition:
-        raise ValueError(problem)
+        check(complete, "its scorecard is incomplete")
+    check(card.get("temperature") is None or card["temperature"] > 0, "its temperature is not positive")
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep: Path | None = None) -> None:

@@ -12,7 +12,7 @@ from fer_lightning.model.network import head_of
 from fer_lightning.runtime.errors import UserError, first_line
 
 
-def build_optimizer(network: nn.Module, optim: dict[str, Any], frozen: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, optim: dict[str, Any], frozen: bool) -> torch.optim.Optimizer:
     """The optimizer of an ``optim`` group, one fused kernel a step where torch has it.
 
     Args:

@@ -84,9 +84,9 @@ def from_csv(value: Any) -> Any:
     return _GUARDED.sub("", value) if isinstance(value, str) else value
 
 
-def table_to_csv(table: pd.DataFrame, index: bool = False) -> str:
+def table_to_csv(table: pd.DataFrame) -> str:
     """A table as CSV with line feeds, its texts and headings as by ``to_csv``."""
-    return change_texts(table, to_csv).to_csv(index=index, lineterminator="\n")
+    return change_texts(table, to_csv).to_csv(index=False, lineterminator="\n")
 
 
 def table_from_csv(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fer_lightning.presentation.printable import printable
+from fer_lightning.presentation.words import cut
 
 P = ParamSpec("P")
 
@@ -78,7 +79,7 @@ def class_labels(classes: Sequence[str], letters: int = 16) -> list[str]:
     """Names of classes that fit beside a cell; long ones are cut, and many are left out."""
     if len(classes) > MANY:
         return [""] * len(classes)
-    return [name if len(name) <= letters else f"{name[: letters - 1]}…" for name in classes]
+    return [cut(name, letters) for name in classes]
 
 
 def turn(classes: Sequence[str]) -> int:

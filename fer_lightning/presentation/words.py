@@ -1,4 +1,4 @@
-"""Numbers in words: percent, points, intervals, p-values, lists."""
+"""Numbers in words, names and lists: percent, points, intervals, p-values."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -47,11 +47,16 @@ def interval(low: float, high: float) -> str:
     return "no interval" if np.isnan(low) else f"95 % CI {100 * low:z.1f} to {100 * high:z.1f}"
 
 
-def p_value(value: float, kind: str = "") -> str:
+def p_value(value: float, kind: str) -> str:
     """A p-value, with the ``kind`` of its correction before it."""
     if np.isnan(value):
         return "no p-value"
     return f"{kind}p < 0.001" if value < 0.001 else f"{kind}p = {value:.3f}"
+
+
+def cut(name: str, letters: int) -> str:
+    """A name of at most so many letters, its end cut off."""
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def count(n: float) -> str:

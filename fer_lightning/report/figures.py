@@ -29,6 +29,7 @@ from fer_lightning.presentation.plotting import (
     styled,
 )
 from fer_lightning.presentation.printable import printable
+from fer_lightning.presentation.words import cut
 from fer_lightning.report.tables import SHOWN_CLASSES
 
 COLOURS = ("#5F666E", "#294FC1", "#761F0D", "#32A587", "#6E1461", "#1495DD", "#907002")
@@ -48,13 +49,8 @@ def mark(number: int) -> int:
     return (number + (number - 1) // 12) % len(MARKS) if number else 0
 
 
-def cut(name: str, letters: int) -> str:
-    """A name that fits, its end cut off."""
-    return name if len(name) <= letters else name[: letters - 1] + "…"
-
-
 def short(name: str, letters: int = 32) -> str:
-    """The same for a picture: control characters, which have no glyph, are shown by their escapes."""
+    """A name cut for a picture; control characters, which have no glyph, are shown by their escapes."""
     return cut(printable(name), letters)
 
 

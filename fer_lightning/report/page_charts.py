@@ -14,8 +14,9 @@ from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.escapes import to_html
 from fer_lightning.presentation.plotting import row_shares
+from fer_lightning.presentation.words import cut
 from fer_lightning.report import tables
-from fer_lightning.report.figures import colour, cut, mark, view_range
+from fer_lightning.report.figures import colour, mark, view_range
 from fer_lightning.report.pictures import confusion_changes
 
 DARK_COLOURS = ("#AEACA2", "#3995FF", "#C66A2D", "#8AFCA0", "#B565A8", "#80E2FE", "#E6AA1F")

@@ -25,6 +25,16 @@ def require(condition: bool, key: str, value: object, accepted: str) -> None:
         raise UserError(f"{key}={value}: {accepted}")
 
 
+def check(condition: object, problem: str) -> None:
+    """Refuse a damaged file, whose reader adds its name to the problem.
+
+    Raises:
+        ValueError: unless ``condition`` holds.
+    """
+    if not condition:
+        raise ValueError(problem)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, with the next one where it ends in a colon; its type where it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

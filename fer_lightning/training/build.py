@@ -78,8 +78,8 @@ def build_model(
     form: ImageForm,
     provenance: dict[str, Any],
     loss: nn.Module,
-    second_stage: SecondStage | None = None,
-    resumed: bool = False,
+    second_stage: SecondStage | None,
+    resumed: bool,
 ) -> EmotionClassifier:
     """The model with its initial weights, or those of the first stage that another run trained.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, check
 
 SAVED_CALLBACKS = ("Curves", "TrainClock")
 """Callbacks of every run that have a state."""
@@ -34,17 +34,17 @@ def check_training_state(checkpoint: dict[str, Any], path: Path) -> None:
 def _check_position(checkpoint: dict[str, Any]) -> None:
     position, loop = checkpoint["position"], checkpoint["loops"]["fit_loop"]
     epoch, batches, step = position["epoch"], position["batches"], checkpoint["global_step"]
-    _require(set(position) == {"epoch", "batches"}, "position is not an epoch and its batches")
+    check(set(position) == {"epoch", "batches"}, "position is not an epoch and its batches")
     for name, number in (("epoch", epoch), ("batches", batches), ("global_step", step)):
-        _require(type(number) is int and number >= 0, f"its {name} is {number!r}")
+        check(type(number) is int and number >= 0, f"its {name} is {number!r}")
     _check_counters(checkpoint["loops"])
-    _require(0 <= epoch - checkpoint["epoch"] <= 1, f"its position is epoch {epoch}, its epoch {checkpoint['epoch']}")
+    check(0 <= epoch - checkpoint["epoch"] <= 1, f"its position is epoch {epoch}, its epoch {checkpoint['epoch']}")
     processed = loop["epoch_progress"]["current"]["processed"]
-    _require(0 <= epoch - processed <= 1, f"its position is epoch {epoch}, and {processed} are processed")
+    check(0 <= epoch - processed <= 1, f"its position is epoch {epoch}, and {processed} are processed")
     ready = loop["epoch_loop.batch_progress"]["current"]["ready"]
-    _require(batches in (0, ready), f"its position is batch {batches}, and {ready} were read")
+    check(batches in (0, ready), f"its position is batch {batches}, and {ready} were read")
     steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
-    _require(steps == step, f"its global_step is {step}, and {steps} steps were made")
+    check(steps == step, f"its global_step is {step}, and {steps} steps were made")
 
 
 def _check_counters(node: Any) -> None:
@@ -52,7 +52,7 @@ def _check_counters(node: Any) -> None:
         for value in node.values():
             _check_counters(value)
     else:
-        _require(isinstance(node, int) and node >= 0, f"a counter of its loops is {str(node)[:40]}")
+        check(isinstance(node, int) and node >= 0, f"a counter of its loops is {str(node)[:40]}")
 
 
 def _check_optimizer(checkpoint: dict[str, Any]) -> None:
@@ -60,40 +60,35 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
     (saved,) = checkpoint["optimizer_states"]
     states, groups = saved["state"], saved["param_groups"]
     parameters = [parameter for group in groups for parameter in group["params"]]
-    _require(set(states) <= set(parameters) and parameters, "its optimizer has states of no parameter")
+    check(set(states) <= set(parameters) and parameters, "its optimizer has states of no parameter")
     adam = str(hyper["optim"]["name"]).startswith("adam")
     if step and (adam or hyper["optim"].get("momentum")):
-        _require(states, "its optimizer has no state")
+        check(states, "its optimizer has no state")
     whole = not hyper["model"]["freeze_epochs"] and not hyper["model"]["head"]["class_scale"]
     whole = whole and not hyper["config"]["imbalance"].get("second_stage")
     if step and adam and whole:
-        _require(len(states) == len(parameters), f"its optimizer has {len(states)} of {len(parameters)} states")
+        check(len(states) == len(parameters), f"its optimizer has {len(states)} of {len(parameters)} states")
     kinds = {frozenset(state) for state in states.values()}
-    _require(len(kinds) <= 1, "its optimizer's states are of several kinds")
+    check(len(kinds) <= 1, "its optimizer's states are of several kinds")
     for state in states.values():
         made = float(state.get("step", step)) if step else 0.0
-        _require(0 <= made <= step, f"its optimizer made {made:g} steps of {step}")
+        check(0 <= made <= step, f"its optimizer made {made:g} steps of {step}")
 
 
 def _check_schedule(checkpoint: dict[str, Any]) -> None:
     (schedule,) = checkpoint["lr_schedulers"]
     made = schedule["last_epoch"]
-    _require(type(made) is int and abs(made - checkpoint["global_step"]) <= 1, f"its learning rate is of step {made}")
+    check(type(made) is int and abs(made - checkpoint["global_step"]) <= 1, f"its learning rate is of step {made}")
 
 
 def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     callbacks, processes = checkpoint["callbacks"], checkpoint["processes"]
     missing = [name for name in SAVED_CALLBACKS if not isinstance(callbacks[name], dict)]
-    _require(not missing, f"it has no state of {', '.join(missing)}")
-    _require(isinstance(processes, list) and processes, "it has no random states")
+    check(not missing, f"it has no state of {', '.join(missing)}")
+    check(isinstance(processes, list) and processes, "it has no random states")
     for process in processes:
         for name in ("numpy", "python", "torch"):
-            _require(isinstance(process["random"][name], tuple | Tensor), f"its random state of {name} is none")
+            check(isinstance(process["random"][name], tuple | Tensor), f"its random state of {name} is none")
     if "ema" in (checkpoint["hyper_parameters"]["config"].get("callbacks") or {}):
         missing = [key for key in ("current_model_state", "averaging_state") if not checkpoint.get(key)]
-        _require(not missing, f"it has no {' and no '.join(missing)}")
-
-
-def _require(condition: object, problem: str) -> None:
-    if not condition:
-        raise ValueError(problem)
+        check(not missing, f"it has no {' and no '.join(missing)}")
