@@ -39,8 +39,8 @@ pixel-identical twin among the training images. A number ± another is the mean 
 percent; parentheses after it are the 95 % t interval of the mean. `tf_efficientnetv2_b0.safetensors` stands for
 ImageNet weights (those of Keras Applications by timm's names, float16, without classifier); without `model.weights`,
 timm's own are fetched from its hub. `benchmarks/results/run.py` has the parts and their sweeps; this page is written by
-`benchmarks/results/page.py` from what it packed. The reports in `results/` have the layout of the commit that wrote
-them: {commit}.
+`benchmarks/results/page.py` from what it packed. The reports in `results/` have the layout and the
+sentences of the commit that wrote them: {commit}.
 """
 
 TITLES = {
