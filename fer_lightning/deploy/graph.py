@@ -32,7 +32,7 @@ class Deployable(nn.Module):
         temperature: fitted on validation images; 1 leaves the probabilities as they are.
     """
 
-    def __init__(self, model: EmotionClassifier, temperature: float = 1.0) -> None:
+    def __init__(self, model: EmotionClassifier, temperature: float) -> None:
         super().__init__()
         self.network = model.network.eval().requires_grad_(False)
         self.prepare = partial(model.prepare, size=model.image_size)

@@ -40,7 +40,7 @@ def explained_face(
     probabilities: np.ndarray,
     explained: int,
     title: str,
-    subtitle: str = "",
+    subtitle: str,
 ) -> Figure:
     """Draw a face, its saliency map for one class, and the probabilities of all.
 

@@ -38,18 +38,13 @@ class PictureFaces:
     faces: Faces
 
 
-def central_face(image: np.ndarray, form: ImageForm) -> Faces:
-    """Take the central square of a picture as one cropped face."""
-    return [(None, as_face(image, form))]
-
-
 def detected_faces(image: np.ndarray, form: ImageForm, detector: Path | None) -> Faces:
     """Detect the faces in a photograph, from left to right."""
     return [(box, as_face(detect.crop_face(image, box), form)) for box in detect.find_faces(image, detector)]
 
 
 def central_face_with_note(form: ImageForm) -> Extract:
-    """``central_face``, with one note on stderr for the first picture that looks like a photograph."""
+    """Take the central square of a picture as one face; the first that looks like a photograph is noted on stderr."""
     noted = False
 
     def extract(image: np.ndarray) -> Faces:
@@ -63,7 +58,7 @@ def central_face_with_note(form: ImageForm) -> Extract:
                 file=sys.stderr,
                 flush=True,
             )
-        return central_face(image, form)
+        return [(None, as_face(image, form))]
 
     return extract
 

@@ -45,7 +45,7 @@ class TrainingFaces(Dataset[Item]):
         targets: int64, (n,), or float32, (n, C) where images are mixed or labels are soft.
         augmentation: called with an image and a seed.
         seed: of augmentation and mixing.
-        mix: one of ``imbalance.mixing``: joins an image with a partner.
+        mix: one of ``imbalance.mixing``: joins an image with a partner; None for no mixing.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TrainingFaces(Dataset[Item]):
         targets: np.ndarray,
         augmentation: Callable[[np.ndarray, int], np.ndarray],
         seed: int,
-        mix: Any = None,
+        mix: Any,
     ):
         self.images = images
         self.rows = rows

@@ -92,8 +92,8 @@ def ticks_on(scale: tuple[float, float], count: int) -> list[float]:
     return [float(tick) for tick in ticks if scale[0] <= tick <= scale[1]]
 
 
-def _tick(value: float, sign: str = "") -> str:
-    return f"{round(value * 100, 6):{sign if value else ''}g}"
+def _tick(value: float) -> str:
+    return f"{round(value * 100, 6):g}"
 
 
 def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:

@@ -34,19 +34,18 @@ def answer(c: Comparison) -> str:
     return f"On drawn, not real, faces: {sentence}" if c.synthetic else sentence
 
 
-def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int, metric: str = PRIMARY) -> str:
+def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int) -> str:
     """Which row is first, by how much, and whether that is clear.
 
     Clear is what stays significant when all pairs of rows are corrected for together (Holm): the first of many is
     chosen after looking, and a test of the chosen pair alone would ignore that.
 
     Args:
-        means: row -> mean of ``metric``.
+        means: row -> mean of ``PRIMARY``.
         pairs: as ``Comparison.pairs``.
         seeds: of the row with the fewest, or that the two rows with the fewest common ones share.
-        metric: what is compared.
     """
-    name = SCORES[metric].heading
+    name = SCORES[PRIMARY].heading
     ranked = sorted((row for row in means if not np.isnan(means[row])), key=lambda row: -means[row])
     if len(ranked) < 2:
         return "There is one method only, so there is nothing to compare it with."

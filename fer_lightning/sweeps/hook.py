@@ -34,7 +34,7 @@ from fer_lightning.sweeps.folder import (
     request_stop,
     sweep_record,
 )
-from fer_lightning.sweeps.progress import Progress, in_terminal
+from fer_lightning.sweeps.progress import Progress
 from fer_lightning.sweeps.resume import resume_command, status_command, without_folder
 from fer_lightning.sweeps.summary import summarise
 
@@ -100,7 +100,7 @@ class SweepLifecycle(Callback):
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, lambda signum, frame: self._stop(config, folder, signum))
         self.progress = Progress(
-            folder, redrawn=in_terminal() and not launchers.is_serial(config.hydra.runtime.choices)
+            folder, redrawn=sys.stdout.isatty() and not launchers.is_serial(config.hydra.runtime.choices)
         )
         atexit.register(self.progress.stop)  # restores the terminal's cursor
         self.progress.start()

@@ -1,6 +1,5 @@
 """The progress of a sweep, read from its folder alone: the same for serial, parallel and SLURM sweeps."""
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -129,8 +128,3 @@ def seconds_left(states: Sequence[JobState], since: float, now: float) -> float 
 def duration(seconds: float) -> str:
     """Seconds as text, in minutes from two minutes on."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def in_terminal() -> bool:
-    """Whether standard output is a terminal, where a table can be redrawn."""
-    return sys.stdout.isatty()
