@@ -58,7 +58,7 @@ def parts(cfg: Any, faces: Any) -> tuple[Any, Any]:
     L.seed_everything(0, verbose=False)
     datamodule = build_datamodule(cfg, faces, official(faces, 0, train_size=cfg.split.train_size))
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    loss = build_loss(cfg, datamodule.class_counts)
+    loss = build_loss(cfg, datamodule.class_counts, datamodule.faces.classes)
     model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, {}, loss)
     return datamodule, model.to(memory_format=torch.channels_last)
 

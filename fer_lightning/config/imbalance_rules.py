@@ -27,10 +27,11 @@ def imbalance_rules(cfg: DictConfig) -> None:
         is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
         require(count is None or is_count, f"imbalance.sampler.{key}", count, "must be a number of images, or null")
     gamma = loss.get("gamma", 0)
-    accepted = "must be 0 or more (0 is cross-entropy, Lin et al. use 2)"
+    accepted = "must be 0 or more"
     require(0 <= gamma < math.inf, "imbalance.loss.gamma", gamma, accepted)
     smoothing = loss.get("label_smoothing", 0)
     require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
+    _weight_rules(loss)
     refuse_double_corrections(method)
     _epoch_rules(cfg)
     _head_rules(cfg)
@@ -38,6 +39,18 @@ def imbalance_rules(cfg: DictConfig) -> None:
         _second_stage_rules(cfg)
     if method.get("adjust"):
         _adjust_rules(cfg)
+
+
+def _weight_rules(loss: DictConfig) -> None:
+    """Weights by hand; the names of the classes are checked when the data are read."""
+    power, weights = loss.get("power"), loss.get("weights")
+    is_number = isinstance(power, int | float) and not isinstance(power, bool) and 0 <= power < math.inf
+    require(power is None or is_number, "imbalance.loss.power", power, "must be 0 or more, or null")
+    by_name = isinstance(weights, DictConfig) and len(weights) > 0
+    accepted = "must name classes with their weights, such as {disgust: 5}, or be null"
+    require(weights is None or by_name, "imbalance.loss.weights", weights, accepted)
+    if power is not None and weights is not None:
+        raise UserError(f"imbalance.loss.power={power}: imbalance.loss.weights is given too; use one of them")
 
 
 def refuse_double_corrections(method: DictConfig) -> None:
@@ -67,6 +80,10 @@ def refuse_double_corrections(method: DictConfig) -> None:
 def _loss_correction(loss: DictConfig) -> tuple[str, str] | None:
     """What in the loss favours rare classes, and the way without it."""
     kind = loss._target_.rpartition(".")[2]
+    if loss.get("weights"):
+        return "class weights in the loss", "imbalance.loss.weights=null"
+    if loss.get("power") is not None:
+        return ("class weights in the loss", "imbalance.loss.power=0") if loss.power else None
     for key in ("weighting", "alpha"):
         if loss.get(key, "none") != "none":
             return "class weights in the loss", f"imbalance.loss.{key}=none"
@@ -78,6 +95,8 @@ def _loss_correction(loss: DictConfig) -> tuple[str, str] | None:
         return "deferred class weights in the loss", "imbalance.loss.deferred_share=0"
     if kind == "LogitAdjusted" and loss.tau != 0:
         return "class sizes in the loss", "imbalance.loss.tau=0"
+    if kind == "VectorScaling" and (loss.tau != 0 or loss.gamma != 0):
+        return "class sizes in the loss", "imbalance=none"
     return None
 
 
@@ -110,8 +129,8 @@ def _epoch_rules(cfg: DictConfig) -> None:
 
 def _head_rules(cfg: DictConfig) -> None:
     loss, scale = cfg.imbalance.loss, cfg.model.head.cosine_scale
-    if loss._target_.endswith("LDAM"):
-        accepted = f"the margins of LDAM are cosines; it must be imbalance.loss.scale={loss.scale}"
+    if loss._target_.endswith(("LDAM", "BalancingMargin")):
+        accepted = f"this loss has margins between cosines; it must be imbalance.loss.scale={loss.scale}"
         require(scale == loss.scale, "imbalance.cosine_scale", scale, accepted)
 
 

@@ -120,6 +120,52 @@ def logit_adjusted(logits: Tensor, target: Tensor, log_prior: Tensor, tau: float
     return cross_entropy(at_least_float32(logits) + tau * log_prior, target)
 
 
+def vector_scaling(logits: Tensor, target: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """Cross-entropy of factor_j z_j + shift_j.
+
+    Kini et al. 2021, "Label-Imbalanced and Group-Sensitive Classification under Overparameterization": factors
+    (n_j / n_max)^gamma and shifts tau log pi_j. With gamma = 0 it is ``logit_adjusted``, with tau = 0 the
+    class-dependent temperatures of Ye et al. 2020.
+
+    Args:
+        logits: (B, C).
+        target: (B,) int64.
+        factor: (C,), above 0.
+        shift: (C,), at least float32.
+
+    Returns:
+        (B,) in the precision of ``at_least_float32(logits)``.
+    """
+    return cross_entropy(at_least_float32(logits) * factor + shift, target)
+
+
+def balancing_margin(logits: Tensor, target: Tensor, margin: Tensor, scale: float, difficulty: float) -> Tensor:
+    """Cross-entropy with an additive angular margin for the target: s cos(theta_y + M) in place of s cos(theta_y).
+
+    M = m_y, and m_y (1 + difficulty (1 - cos_y) / 2) for an image that is classified wrongly: Son et al. 2025,
+    "Difficulty-aware Balancing Margin Loss for Long-tailed Recognition". The gradient is that of the
+    formula as written, M included.
+
+    Args:
+        logits: scale times the cosine, (B, C).
+        target: (B,) int64.
+        margin: m, (C,), in radians.
+        scale: s, above 0.
+        difficulty: lambda, at least 0; 0 for margins of the class alone.
+
+    Returns:
+        (B,) in the precision of ``at_least_float32(logits)``.
+    """
+    logits = at_least_float32(logits)
+    # The derivative of the arc cosine is infinite at -1 and 1, and a rounded cosine may lie beyond.
+    largest = 1 - torch.finfo(logits.dtype).eps ** 0.5
+    cosine = (logits.gather(1, target[:, None]) / scale).clamp(-largest, largest)
+    wrong = (logits.argmax(dim=1) != target)[:, None]
+    harder = torch.where(wrong, difficulty * (1 - cosine) / 2, 0.0)
+    angle = cosine.acos() + margin[target][:, None] * (1 + harder)
+    return cross_entropy(logits.scatter(1, target[:, None], scale * angle.cos()), target)
+
+
 def ldam(logits: Tensor, target: Tensor, margin: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy w[y] CE(z - margin[y] 1_y).
 

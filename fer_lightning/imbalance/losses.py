@@ -3,16 +3,19 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fer_lightning.imbalance.functional import (
     READINGS,
+    balancing_margin,
     cross_entropy,
     focal_loss,
     ldam,
     ldam_margins,
     logit_adjusted,
     sigmoid_focal_loss,
+    vector_scaling,
     weighted_bce,
 )
 from fer_lightning.imbalance.weights import class_weights, log_prior
@@ -27,6 +30,8 @@ class WeightedLoss(nn.Module):
         scheme: of ``class_weights``.
         normalization: of ``class_weights``.
         beta: of ``class_weights``, used by scheme ``effective`` only.
+        power: of ``class_weights``; in place of ``scheme``.
+        weights: (C,), used as they are, in place of all others.
 
     Raises:
         UserError: as ``class_weights``.
@@ -35,10 +40,17 @@ class WeightedLoss(nn.Module):
     weight: Tensor
 
     def __init__(
-        self, class_counts: Sequence[int], scheme: str, normalization: str = "balanced", beta: float = 0.9999
+        self,
+        class_counts: Sequence[int],
+        scheme: str,
+        normalization: str = "balanced",
+        beta: float = 0.9999,
+        power: float | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        weight = class_weights(class_counts, scheme, normalization, beta)
+        weight = class_weights(class_counts, scheme, normalization, beta, power)
+        weight = weight if weights is None else torch.tensor(weights)
         self.register_buffer("weight", weight.float(), persistent=False)
 
 
@@ -46,7 +58,7 @@ class CrossEntropy(WeightedLoss):
     """``cross_entropy`` with class weights.
 
     Args:
-        class_counts: as ``WeightedLoss``, with ``normalization`` and ``beta``.
+        class_counts: as ``WeightedLoss``, with ``normalization``, ``beta``, ``power`` and ``weights``.
         weighting: scheme of ``class_weights``.
         label_smoothing: in [0, 1).
 
@@ -61,8 +73,10 @@ class CrossEntropy(WeightedLoss):
         normalization: str = "balanced",
         beta: float = 0.9999,
         label_smoothing: float = 0.0,
+        power: float | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, normalization, beta)
+        super().__init__(class_counts, weighting, normalization, beta, power, weights)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -74,7 +88,7 @@ class FocalLoss(WeightedLoss):
     """``focal_loss`` with class weights.
 
     Args:
-        class_counts: as ``WeightedLoss``, with ``normalization`` and ``beta``.
+        class_counts: as ``WeightedLoss``, with ``normalization``, ``beta``, ``power`` and ``weights``.
         gamma: focusing parameter, at least 0.
         alpha: scheme of ``class_weights``.
 
@@ -89,8 +103,10 @@ class FocalLoss(WeightedLoss):
         alpha: str = "none",
         normalization: str = "balanced",
         beta: float = 0.9999,
+        power: float | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(class_counts, alpha, normalization, beta)
+        super().__init__(class_counts, alpha, normalization, beta, power, weights)
         self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -105,7 +121,7 @@ class ClassBalancedFocal(WeightedLoss):
     ``FocalLoss`` with alpha ``effective``.
 
     Args:
-        class_counts: as ``WeightedLoss``, with ``normalization``.
+        class_counts: as ``WeightedLoss``, with ``normalization``, ``power`` and ``weights``.
         gamma: focusing parameter, at least 0.
         beta: of ``class_weights``. The official code defaults to 0, which disables the weights.
 
@@ -114,9 +130,15 @@ class ClassBalancedFocal(WeightedLoss):
     """
 
     def __init__(
-        self, class_counts: Sequence[int], gamma: float = 1.0, beta: float = 0.9999, normalization: str = "balanced"
+        self,
+        class_counts: Sequence[int],
+        gamma: float = 1.0,
+        beta: float = 0.9999,
+        normalization: str = "balanced",
+        power: float | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(class_counts, "effective", normalization, beta)
+        super().__init__(class_counts, "effective", normalization, beta, power, weights)
         self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -131,7 +153,7 @@ class WeightedBCE(WeightedLoss):
     this loss with ``sum_1`` weights.
 
     Args:
-        class_counts: as ``WeightedLoss``.
+        class_counts: as ``WeightedLoss``, with ``power`` and ``weights``.
         reading: one of ``READINGS``.
         normalization: of ``class_weights``; the paper's "normalize them over the seven classes" can mean
             ``sum_1`` or ``sum_C``.
@@ -147,8 +169,10 @@ class WeightedBCE(WeightedLoss):
         reading: str = "sample",
         normalization: str = "sum_C",
         positive_weight: float = 1.0,
+        power: float | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(class_counts, "inverse", normalization)
+        super().__init__(class_counts, "inverse", normalization, power=power, weights=weights)
         if reading not in READINGS:
             raise UserError(f"unknown reading {reading!r}: choose one of {', '.join(READINGS)}")
         if not 0 < positive_weight < math.inf:
@@ -186,6 +210,78 @@ class LogitAdjusted(nn.Module):
         return logit_adjusted(logits, target, self.log_prior, self.tau)
 
 
+class VectorScaling(nn.Module):
+    """``vector_scaling`` by the class sizes of the training images (VS loss).
+
+    Args:
+        class_counts: number of training images of each class, in label order.
+        gamma: exponent of the factors (n_j / n_max)^gamma, at least 0.
+        tau: of the shifts tau log pi_j, at least 0.
+
+    Raises:
+        UserError: an argument is out of range or a class has no images.
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, class_counts: Sequence[int], gamma: float = 0.3, tau: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= tau < math.inf:
+            raise UserError(f"tau={tau} is out of range: give 0 (no shift) or more; 1 aims at balanced error")
+        prior = log_prior(class_counts)
+        self.register_buffer("factor", (gamma * (prior - prior.max())).exp().float(), persistent=False)
+        self.register_buffer("shift", (tau * prior).float(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Losses (B,) of logits (B, C) and targets (B,)."""
+        return vector_scaling(logits, target, self.factor, self.shift)
+
+
+class BalancingMargin(nn.Module):
+    """``balancing_margin`` with margins m_j = max_margin (n_min / n_j)^tau (DBM loss).
+
+    The logits must be ``scale`` times cosines.
+
+    Args:
+        class_counts: number of training images of each class, in label order.
+        max_margin: K, margin of the rarest class in radians, from 0 to pi / 2.
+        tau: at least 0; 0 gives every class the same margin.
+        difficulty: lambda, at least 0.
+        scale: of the cosine logits, above 0.
+
+    Raises:
+        UserError: an argument is out of range or a class has no images.
+    """
+
+    margin: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        max_margin: float = 0.1,
+        tau: float = 1.0,
+        difficulty: float = 1.0,
+        scale: float = 32.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= max_margin <= math.pi / 2:
+            raise UserError(f"max_margin={max_margin} is out of range: give an angle of 0 to 1.57, usually 0.1")
+        for name, value in (("tau", tau), ("difficulty", difficulty)):
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name}={value} is out of range: it must be 0 or more, usually 1")
+        if not 0 < scale < math.inf:
+            raise UserError(f"scale={scale} is out of range: it must be above 0, usually 32")
+        self.difficulty = difficulty
+        self.scale = scale
+        prior = log_prior(class_counts)
+        self.register_buffer("margin", (max_margin * (tau * (prior.min() - prior)).exp()).float(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Losses (B,) of logits (B, C), scale times cosines, and targets (B,)."""
+        return balancing_margin(logits, target, self.margin, self.scale, self.difficulty)
+
+
 class LDAM(WeightedLoss):
     """``ldam`` with deferred re-weighting: class weights are 1 at first, later the inverse effective number.
 
@@ -193,7 +289,7 @@ class LDAM(WeightedLoss):
     ``scale`` times cosines.
 
     Args:
-        class_counts: as ``WeightedLoss``, with ``beta`` and ``normalization``.
+        class_counts: as ``WeightedLoss``, with ``beta``, ``normalization``, ``power`` and ``weights``.
         epochs: length of the run.
         max_margin: margin of the rarest class, in cosine units, at least 0.
         scale: of the cosine logits, above 0.
@@ -205,7 +301,7 @@ class LDAM(WeightedLoss):
 
     margin: Tensor
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings of conf/imbalance/ldam_drw.yaml
         self,
         class_counts: Sequence[int],
         epochs: int,
@@ -214,8 +310,10 @@ class LDAM(WeightedLoss):
         deferred_share: float = 0.2,
         beta: float = 0.9999,
         normalization: str = "balanced",
+        power: float | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(class_counts, "effective", normalization, beta)
+        super().__init__(class_counts, "effective", normalization, beta, power, weights)
         if not 0 <= max_margin <= 2:
             raise UserError(f"max_margin={max_margin} is out of range: cosines leave room for 0 to 2, usually 0.5")
         if not 0 < scale < math.inf:

@@ -1,11 +1,13 @@
 """Class weights and priors from class counts."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.config.messages import did_you_mean
+from fer_lightning.runtime.errors import UserError, require
 
 SCHEMES = ("none", "inverse", "inverse_sqrt", "effective")
 """Dependence of a class's weight on its number of images."""
@@ -15,7 +17,11 @@ NORMALIZATIONS = ("balanced", "sum_C", "sum_1")
 
 
 def class_weights(
-    class_counts: Sequence[int], scheme: str, normalization: str = "balanced", beta: float = 0.9999
+    class_counts: Sequence[int],
+    scheme: str,
+    normalization: str = "balanced",
+    beta: float = 0.9999,
+    power: float | None = None,
 ) -> Tensor:
     """Weight of each class in a loss.
 
@@ -37,13 +43,14 @@ def class_weights(
         scheme: one of ``SCHEMES``.
         normalization: one of ``NORMALIZATIONS``.
         beta: of ``effective``, in [0, 1); 0 gives equal weights, towards 1 it approaches ``inverse``.
+        power: weights n^-power in place of ``scheme``: 0 ``none``, 0.5 ``inverse_sqrt``, 1 ``inverse``.
 
     Returns:
         float64 tensor of shape (C,).
 
     Raises:
         UserError: the scheme or normalization is unknown, beta is outside [0, 1), or a class has no images and the
-            scheme is not ``none``.
+            weights depend on their number.
     """
     if scheme not in SCHEMES:
         raise UserError(f"unknown weighting {scheme!r}: choose one of {', '.join(SCHEMES)}")
@@ -52,13 +59,15 @@ def class_weights(
     if not 0 <= beta < 1:
         raise UserError(f"beta={beta} is out of range: it must be at least 0 and below 1, for example 0.9999")
     counts = _counts(class_counts)
-    if scheme != "none" and counts.min() == 0:
+    if (scheme != "none" if power is None else power != 0) and counts.min() == 0:
         raise UserError(
             f"weighting {scheme!r} needs a training image of every class, but class_counts="
             f"{list(class_counts)} has 0 for class {int(counts.argmin())}: use none or a larger training set"
         )
 
-    if scheme == "inverse":
+    if power is not None:
+        weights = counts**-power
+    elif scheme == "inverse":
         weights = 1 / counts
     elif scheme == "inverse_sqrt":
         weights = counts.rsqrt()
@@ -72,6 +81,21 @@ def class_weights(
         return weights * counts.sum() / (weights * counts).sum()
     scale = len(counts) if normalization == "sum_C" else 1
     return weights * scale / weights.sum()
+
+
+def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float]:
+    """Weights given by name, in label order; the other classes have 1.
+
+    Raises:
+        UserError: no class has such a name, or a weight is no finite number above 0.
+    """
+    for name, weight in weights.items():
+        if name not in classes:
+            hint = did_you_mean(str(name), list(classes))
+            raise UserError(f"imbalance.loss.weights={{{name}: {weight}}}: no such class{hint}; {', '.join(classes)}")
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+        require(is_number, f"imbalance.loss.weights.{name}", weight, "must be a number above 0")
+    return [float(weights.get(name, 1)) for name in classes]
 
 
 def log_prior(class_counts: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 The loss, the sampler and the mixer of an imbalance method are built here and nowhere else.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from fer_lightning.config.settings import to_plain
 from fer_lightning.data.faces import Faces, ImageForm
 from fer_lightning.data.splits import Split
 from fer_lightning.imbalance.second_stage import SecondStage
+from fer_lightning.imbalance.weights import weights_by_class
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.datamodule import FERDataModule, Loading
 from fer_lightning.model.classifier import EmotionClassifier, input_size
@@ -61,9 +63,12 @@ def build_augmentation(cfg: DictConfig, side: int) -> Any:
     return Augmentation(strengths)
 
 
-def build_loss(cfg: DictConfig, class_counts: list[int]) -> nn.Module:
-    """The method's loss for ``class_counts`` training images per class."""
-    return instantiate(cfg.imbalance.loss, _partial_=True)(class_counts=class_counts)
+def build_loss(cfg: DictConfig, class_counts: list[int], classes: Sequence[str]) -> nn.Module:
+    """The method's loss for ``class_counts`` training images of the named classes."""
+    loss = cfg.imbalance.loss
+    by_name = loss.get("weights")
+    weights = {} if by_name is None else {"weights": weights_by_class(by_name, classes)}
+    return instantiate(loss, _partial_=True)(class_counts=class_counts, **weights)
 
 
 def build_second_stage(cfg: DictConfig) -> SecondStage | None:

@@ -128,7 +128,7 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
 
     datamodule = build.build_datamodule(cfg, faces, split)
     drawn = datamodule.drawn_counts  # of the first epoch and of all processes, so counted before training
-    loss = build.build_loss(cfg, datamodule.class_counts)
+    loss = build.build_loss(cfg, datamodule.class_counts, datamodule.faces.classes)
     second_stage = build.build_second_stage(cfg)
     loggers += tracking.build_loggers(to_plain(cfg), folder)
     clock = TrainClock()

@@ -24,6 +24,7 @@ NAMES = {
     "none", "undersample", "undersample_redraw", "oversample", "sqrt_sampler", "progressive_sampler", "weighted",
     "weighted_bce", "sqrt_weighted", "class_balanced", "focal", "class_balanced_focal", "balanced_softmax",
     "logit_adjusted", "posthoc_logit_adjusted", "ldam_drw", "crt", "tau_norm", "lws", "mixup", "remix", "cmo",
+    "vs", "dbm",
 }  # fmt: skip
 
 
@@ -164,6 +165,7 @@ REFUSED = [
     (["imbalance=class_balanced_focal", "imbalance/sampler=progressive"], "or imbalance.loss.beta=0"),
     (["imbalance=balanced_softmax", "imbalance/sampler=oversample"], "or imbalance.loss.tau=0"),
     (["imbalance=logit_adjusted", "imbalance/sampler=undersample_redraw"], TWICE),
+    (["imbalance=vs", "imbalance/sampler=oversample"], "class sizes in the loss " + TWICE),
     (["imbalance=ldam_drw", "imbalance/sampler=oversample"], "or imbalance.loss.deferred_share=0"),
     (["imbalance=crt", "imbalance.loss.weighting=inverse", "trainer.max_epochs=2"], TWICE + "a method of one stage or"),
     (["imbalance=cmo", "imbalance/sampler=oversample"], "or imbalance.mix.weighted_alpha=0"),
@@ -189,13 +191,18 @@ REFUSED = [
     (["imbalance=tau_norm", "split=paper"], "split=paper has no validation images to choose tau on; set split.val_fr"),
     (["imbalance=tau_norm", "imbalance.adjust.tau=much"], "imbalance.adjust.tau=much: must be 0 or more, or null"),
     (["imbalance=posthoc_logit_adjusted", "model.head.cosine_scale=16"], "which a cosine head has not; use null"),
-    (["imbalance=ldam_drw", "imbalance.cosine_scale=null"], "imbalance.cosine_scale=None: the margins of LDAM are cos"),
+    (["imbalance=ldam_drw", "imbalance.cosine_scale=null"], "imbalance.cosine_scale=None: this loss has margins betw"),
     (["imbalance=ldam_drw", "imbalance.cosine_scale=16"], "it must be imbalance.loss.scale=30.0"),
     (["imbalance=cmo", "imbalance.mix.off_epochs=-1"], "imbalance.mix.off_epochs=-1: must be 0 or more"),
     (["imbalance=crt", "imbalance/sampler=oversample"], "imbalance/sampler: this method has a sampler of its own"),
     (["imbalance=focal", "imbalance/mix=mixupp"], "imbalance/mix=mixupp: no such choice (did you mean mixup?)"),
     (["imbalance=mixup", "imbalance.mix.alpa=1"], "imbalance.mix.alpa: no such key"),
     (["imbalance=mixup", "imbalance.mix.alpha=much"], "imbalance.mix.alpha=much: expected a number"),
+    (["imbalance.loss.power=-1"], "imbalance.loss.power=-1: must be 0 or more, or null"),
+    (["imbalance.loss.weights=5"], "imbalance.loss.weights=5: must name classes with their weights"),
+    (["imbalance.loss.weights={disgust: 5}", "imbalance.loss.power=1"], "imbalance.loss.weights is given too"),
+    (["imbalance=oversample", "imbalance.loss.weights={disgust: 5}"], "or imbalance.loss.weights=null"),
+    (["imbalance=oversample", "imbalance.loss.power=0.5"], "or imbalance.loss.power=0"),
     (["budget=images"], "budget=images: must be steps or epochs"),
 ]
 

@@ -17,6 +17,7 @@ from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from fer_lightning.config.schema import CONF_DIR
 from fer_lightning.imbalance.functional import (
+    balancing_margin,
     cross_entropy,
     expected_loss,
     focal_loss,
@@ -24,14 +25,17 @@ from fer_lightning.imbalance.functional import (
     ldam_margins,
     logit_adjusted,
     sigmoid_focal_loss,
+    vector_scaling,
     weighted_bce,
 )
 from fer_lightning.imbalance.losses import (
     LDAM,
+    BalancingMargin,
     ClassBalancedFocal,
     CrossEntropy,
     FocalLoss,
     LogitAdjusted,
+    VectorScaling,
     WeightedBCE,
 )
 from fer_lightning.imbalance.weights import class_weights, log_prior
@@ -64,6 +68,8 @@ MODULES = {
     "class-balanced focal": ClassBalancedFocal(COUNTS, gamma=0.5),
     "class-balanced focal, softmax": FocalLoss(COUNTS, gamma=1, alpha="effective"),
     "logit adjusted": LogitAdjusted(COUNTS),
+    "VS": VectorScaling(COUNTS),
+    "DBM": BalancingMargin(COUNTS, scale=10.0),
     "LDAM": LDAM(COUNTS, epochs=10, scale=10.0),
     "LDAM, weighted": LDAM(COUNTS, epochs=10, scale=10.0, deferred_share=1.0),
 }
@@ -362,6 +368,54 @@ class TestLDAM:
                 torch.testing.assert_close(loss, module.weight.double()[TARGET] * plain)
                 found.append(epoch)
         assert found == weighted[::-1]
+
+
+class TestVectorScaling:
+    @pytest.mark.parametrize(
+        ("gamma", "tau", "mean"), [(0.3, 1, 2.0260504785), (0.2, 1.2, 2.1100426592), (0.3, 0, 1.5835217774)]
+    )
+    def test_value(self, gamma, tau, mean):
+        prior = log_prior(COUNTS)
+        factor = (torch.tensor(COUNTS, dtype=torch.float64) / max(COUNTS)) ** gamma
+        assert vector_scaling(LOGITS, TARGET, factor, tau * prior).mean().item() == published(mean)
+        module = VectorScaling(COUNTS, gamma, tau)
+        assert module(LOGITS, TARGET).mean().item() == pytest.approx(mean, rel=1e-6)
+
+    def test_without_factors_it_is_logit_adjustment(self):
+        torch.testing.assert_close(
+            VectorScaling(COUNTS, gamma=0)(LOGITS, TARGET), LogitAdjusted(COUNTS)(LOGITS, TARGET)
+        )
+
+
+class TestBalancingMargin:
+    def test_value(self):
+        """The official code divides by the count of the last class in place of the rarest: 16.0379867049."""
+        margin = 0.1 * min(COUNTS) / torch.tensor(COUNTS, dtype=torch.float64)
+        assert balancing_margin(8 * LOGITS, TARGET, margin, 32.0, 1.0).mean().item() == published(7.4174649798)
+        assert BalancingMargin(COUNTS)(8 * LOGITS, TARGET).mean().item() == pytest.approx(7.4174649798, rel=1e-6)
+
+    def test_no_margin_is_cross_entropy(self):
+        module = BalancingMargin(COUNTS, max_margin=0, scale=10.0)
+        torch.testing.assert_close(module(LOGITS, TARGET), cross_entropy(LOGITS, TARGET))
+
+    def test_an_image_classified_correctly_has_the_margin_of_its_class_alone(self):
+        right = LOGITS[:2] * 3  # the first two are classified correctly
+        modules = (BalancingMargin(COUNTS, difficulty=difficulty) for difficulty in (0.0, 5.0))
+        first, second = (module(right, TARGET[:2]) for module in modules)
+        assert torch.equal(first, second)
+
+    @pytest.mark.parametrize("lead", [32.0, 32.001, -32.001])
+    def test_a_cosine_of_one_has_a_finite_gradient(self, lead):
+        logits = torch.tensor([[lead, 0.0, 1.0]], requires_grad=True)
+        balancing_margin(logits, torch.tensor([0]), torch.full((3,), 0.1), 32.0, 1.0).sum().backward()
+        assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("module", [VectorScaling, BalancingMargin, LogitAdjusted], ids=lambda kind: kind.__name__)
+def test_the_order_of_the_classes_does_not_matter(module):
+    order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
+    counts, target = [COUNTS[place] for place in order], order.argsort()[TARGET]
+    torch.testing.assert_close(module(counts)(LOGITS[:, order], target), module(COUNTS)(LOGITS, TARGET))
 
 
 class TestExpectedLoss:

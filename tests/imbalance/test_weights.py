@@ -1,11 +1,14 @@
 """Class weights against the published formulas and FER-2013's counts."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 
-from fer_lightning.imbalance.weights import NORMALIZATIONS, SCHEMES, class_weights, log_prior
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.imbalance.losses import LDAM, ClassBalancedFocal, CrossEntropy, FocalLoss, WeightedBCE
+from fer_lightning.imbalance.weights import NORMALIZATIONS, SCHEMES, class_weights, log_prior, weights_by_class
 from fer_lightning.runtime.errors import UserError
 
 COUNTS = [3995, 436, 4097, 7215, 4830, 3171, 4965]
@@ -96,3 +99,37 @@ def test_log_prior_is_the_logarithm_of_the_shares():
 def test_log_prior_needs_an_image_of_every_class(counts, words):
     with pytest.raises(UserError, match=words):
         log_prior(counts)
+
+
+@pytest.mark.parametrize(("power", "scheme"), [(0, "none"), (0.5, "inverse_sqrt"), (1, "inverse")])
+def test_a_power_subsumes_the_schemes(power, scheme):
+    for normalization in NORMALIZATIONS:
+        expected = class_weights(COUNTS, scheme, normalization).numpy()
+        assert class_weights(COUNTS, "effective", normalization, power=power).numpy() == pytest.approx(expected)
+
+
+def test_a_power_needs_images_of_every_class():
+    with pytest.raises(UserError, match="has 0 for class 1"):
+        class_weights([5, 0], "none", power=0.5)
+    assert class_weights([5, 0], "inverse", power=0).tolist() == [1, 1]
+
+
+def test_weights_by_name():
+    assert weights_by_class({"disgust": 5, "fear": 2.5}, EMOTIONS) == [1, 5, 2.5, 1, 1, 1, 1]
+    with pytest.raises(UserError, match=r"\{disgusst: 5\}: no such class \(did you mean disgust\?\); angry, disgust"):
+        weights_by_class({"disgusst": 5}, EMOTIONS)
+    for weight in (0, -1, math.inf, math.nan, True, "much"):
+        with pytest.raises(UserError, match=r"imbalance\.loss\.weights\.fear=.*: must be a number above 0"):
+            weights_by_class({"fear": weight}, EMOTIONS)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [CrossEntropy, FocalLoss, ClassBalancedFocal, WeightedBCE, functools.partial(LDAM, epochs=2)],
+    ids=["cross entropy", "focal", "class-balanced focal", "bce", "LDAM"],
+)
+def test_every_weighted_loss_takes_them(loss):
+    given = [1.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert loss(COUNTS, weights=given).weight.tolist() == given
+    power = loss(COUNTS, power=0.25, normalization="sum_1").weight.numpy()
+    assert power == pytest.approx(class_weights(COUNTS, "none", "sum_1", power=0.25).numpy(), rel=1e-6)

@@ -330,7 +330,7 @@ def fit(faces, tmp_path) -> Callable[..., tuple[EmotionClassifier, Recorder, L.T
         cfg = composed(*TINY, "trainer.limit_train_batches=3", *overrides)
         L.seed_everything(0, verbose=False)
         datamodule = build.build_datamodule(cfg, faces, official(faces, 0))
-        loss = build.build_loss(cfg, datamodule.class_counts)
+        loss = build.build_loss(cfg, datamodule.class_counts, datamodule.faces.classes)
         plain = OmegaConf.to_container(cfg, resolve=True)
         data = {"data_hash": "0" * 16}
         model = EmotionClassifier(plain["model"], plain["optim"], datamodule.class_counts, plain, data, loss)

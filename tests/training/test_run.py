@@ -124,6 +124,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path
                 "imbalance=oversample augment=light augment.backend=albumentations data.num_workers=1",
                 "imbalance=sqrt_sampler optim=sgd optim.layer_decay=0.8 model.freeze_epochs=1 trainer.max_epochs=2",
                 "imbalance=class_balanced model.in_channels=3",
+                "imbalance=focal imbalance.loss.weights={disgust:5}",
                 "imbalance=weighted_bce model.freeze_epochs=1 optim.backbone_lr_scale=0.1",
                 "imbalance=none split=paper",
                 "imbalance=none split=paper split.subset=balanced split.val_fraction=0.2",
