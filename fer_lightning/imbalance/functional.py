@@ -120,6 +120,24 @@ def logit_adjusted(logits: Tensor, target: Tensor, log_prior: Tensor, tau: float
     return cross_entropy(at_least_float32(logits) + tau * log_prior, target)
 
 
+def smoothed_by_class(logits: Tensor, target: Tensor, smoothing: Tensor) -> Tensor:
+    """Cross-entropy with labels smoothed by eps of the image's class: -(1 - eps_y) log p_y - eps_y mean_c log p_c.
+
+    Zhong et al. 2021, "Improving Calibration for Long-Tailed Recognition", label-aware smoothing.
+
+    Args:
+        logits: (B, C).
+        target: (B,) int64.
+        smoothing: eps, (C,), each in [0, 1).
+
+    Returns:
+        (B,) in the precision of ``at_least_float32(logits)``.
+    """
+    log_probabilities = at_least_float32(logits).log_softmax(dim=1)
+    own = log_probabilities.gather(1, target[:, None]).squeeze(1)
+    return -own - smoothing[target] * (log_probabilities.mean(dim=1) - own)
+
+
 def vector_scaling(logits: Tensor, target: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
     """Cross-entropy of factor_j z_j + shift_j.
 

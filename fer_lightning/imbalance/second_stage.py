@@ -17,7 +17,7 @@ from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
-TRAINED = ("head", "scale")
+TRAINED = ("head", "scale", "classifier")
 """Parts of the network that a second stage can train."""
 
 
@@ -29,7 +29,8 @@ class SecondStage(L.Callback):
 
     Args:
         trains: ``head`` re-initialises and trains the head (classifier re-training, cRT); ``scale`` freezes all else
-            and trains one factor per class (learnable weight scaling, LWS).
+            and trains one factor per class (learnable weight scaling, LWS); ``classifier`` trains the last layer from
+            where the first stage left it.
         share: share of the epochs that belong to the second stage.
         lr_scale: learning rate of the second stage relative to ``optim.lr``.
         epochs: length of the whole run.

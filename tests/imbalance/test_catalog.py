@@ -24,7 +24,7 @@ NAMES = {
     "none", "undersample", "undersample_redraw", "oversample", "sqrt_sampler", "progressive_sampler", "weighted",
     "weighted_bce", "sqrt_weighted", "class_balanced", "focal", "class_balanced_focal", "balanced_softmax",
     "logit_adjusted", "posthoc_logit_adjusted", "ldam_drw", "crt", "tau_norm", "lws", "mixup", "remix", "cmo",
-    "vs", "dbm",
+    "vs", "dbm", "label_aware_smoothing", "los",
 }  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def test_mixing_with_another_method_trains(cli, tmp_path):
             ["imbalance=crt", "imbalance/sampler=oversample"],
             "imbalance/sampler: this method has a sampler of its own",
         ),
-        (["imbalance=none", "imbalance.first_stage=x"], "imbalance.first_stage: only crt, lws, tau_norm and posthoc"),
+        (["imbalance=none", "imbalance.first_stage=x"], "imbalance.first_stage: only methods of two stages, such"),
         (
             ["imbalance=focal", "imbalance.mix.alpha=3"],
             "imbalance.mix.alpha: this run mixes no images; choose imbalance/mix=",

@@ -25,6 +25,7 @@ from fer_lightning.imbalance.functional import (
     ldam_margins,
     logit_adjusted,
     sigmoid_focal_loss,
+    smoothed_by_class,
     vector_scaling,
     weighted_bce,
 )
@@ -34,6 +35,8 @@ from fer_lightning.imbalance.losses import (
     ClassBalancedFocal,
     CrossEntropy,
     FocalLoss,
+    LabelAwareSmoothing,
+    LabelOverSmoothing,
     LogitAdjusted,
     VectorScaling,
     WeightedBCE,
@@ -68,6 +71,8 @@ MODULES = {
     "class-balanced focal": ClassBalancedFocal(COUNTS, gamma=0.5),
     "class-balanced focal, softmax": FocalLoss(COUNTS, gamma=1, alpha="effective"),
     "logit adjusted": LogitAdjusted(COUNTS),
+    "smoothed by class": LabelAwareSmoothing(COUNTS, 2, 0.5, "first.ckpt"),
+    "over-smoothed": LabelOverSmoothing(COUNTS, 2, 0.5, "first.ckpt"),
     "VS": VectorScaling(COUNTS),
     "DBM": BalancingMargin(COUNTS, scale=10.0),
     "LDAM": LDAM(COUNTS, epochs=10, scale=10.0),
@@ -370,6 +375,47 @@ class TestLDAM:
         assert found == weighted[::-1]
 
 
+class TestSecondStageSmoothing:
+    """The second stage alone, as from a checkpoint of the first, where nothing else is said."""
+
+    @pytest.mark.parametrize(("head", "mean"), [(0.3, 1.7099924709), (0.1, 1.5872060124)])
+    def test_label_aware(self, head, mean):
+        module = LabelAwareSmoothing(COUNTS, 1, 0.25, "first.ckpt", head)
+        assert module(LOGITS, TARGET).mean().item() == pytest.approx(mean, rel=1e-6)
+        assert module.smoothing.max().item() == pytest.approx(head)
+        assert module.smoothing[1] == 0
+
+    def test_label_aware_for_equal_counts(self):
+        """MiSLAS divides 0 by 0 there."""
+        module = LabelAwareSmoothing([9, 9, 9], 1, 0.25, "first.ckpt", 0.3, 0.05)
+        assert module.smoothing.tolist() == pytest.approx([0.05] * 3)
+
+    @pytest.mark.parametrize(("smoothing", "mean"), [(0.98, 2.5145627832), (0.775, 2.3077324261)])
+    def test_over_smoothing(self, smoothing, mean):
+        module = LabelOverSmoothing(COUNTS, 1, 0.25, "first.ckpt", smoothing)
+        assert module(LOGITS, TARGET).mean().item() == pytest.approx(mean, rel=1e-6)
+        expected = F.cross_entropy(LOGITS, TARGET, label_smoothing=smoothing)
+        everywhere = torch.full((7,), smoothing, dtype=torch.float64)
+        torch.testing.assert_close(smoothed_by_class(LOGITS, TARGET, everywhere).mean(), expected)
+
+    def test_over_smoothing_by_default_has_the_odds_of_the_paper(self):
+        """The official command's default is 0, which smoothes nothing."""
+        for classes in (7, 100):
+            eps = LabelOverSmoothing([1] * classes, 1, 0.25, "first.ckpt").smoothing[0].item()
+            assert classes * (1 - eps) / eps == pytest.approx(100 * 0.02 / 0.98, rel=1e-5)
+        assert LabelOverSmoothing(COUNTS, 1, 0.25, "first.ckpt").smoothing[0].item() == pytest.approx(0.774, abs=5e-4)
+
+    @pytest.mark.parametrize("kind", [LabelAwareSmoothing, LabelOverSmoothing])
+    def test_only_in_the_second_stage(self, kind):
+        module = kind(COUNTS, 4, 0.25, None)
+        plain, smoothed = [], []
+        for epoch in (3, 2, 1, 0):
+            module.set_epoch(epoch)
+            same = torch.equal(module(LOGITS, TARGET), cross_entropy(LOGITS, TARGET))
+            (plain if same else smoothed).append(epoch)
+        assert (smoothed, plain) == ([3], [2, 1, 0])
+
+
 class TestVectorScaling:
     @pytest.mark.parametrize(
         ("gamma", "tau", "mean"), [(0.3, 1, 2.0260504785), (0.2, 1.2, 2.1100426592), (0.3, 0, 1.5835217774)]
@@ -411,7 +457,15 @@ class TestBalancingMargin:
         assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("module", [VectorScaling, BalancingMargin, LogitAdjusted], ids=lambda kind: kind.__name__)
+ORDERED = {
+    "VS": VectorScaling,
+    "DBM": BalancingMargin,
+    "logit adjusted": LogitAdjusted,
+    "smoothed by class": functools.partial(LabelAwareSmoothing, epochs=1, share=0.5, first_stage=None),
+}
+
+
+@pytest.mark.parametrize("module", ORDERED.values(), ids=ORDERED)
 def test_the_order_of_the_classes_does_not_matter(module):
     order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
     counts, target = [COUNTS[place] for place in order], order.argsort()[TARGET]

@@ -38,7 +38,7 @@ def plain(trained_once) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["crt", "lws"])
+@pytest.mark.parametrize("method", ["crt", "lws", "los"])
 def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, method):
     """previous.ckpt is the end of the first stage, last.ckpt the end of the second."""
     run = tmp_path / "run"
@@ -51,6 +51,8 @@ def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, metho
     if method == "lws":
         assert changed == {"network.classifier.5.scale"}
         assert torch.equal(first["state_dict"]["network.classifier.5.scale"], torch.ones(7))
+    elif method == "los":
+        assert changed == {"network.classifier.4.weight", "network.classifier.4.bias"}
     else:
         # Backbone with its batch statistics as they were, every part of the head another.
         assert changed == {key for key in second["state_dict"] if key.startswith("network.classifier.")}
