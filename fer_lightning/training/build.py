@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
@@ -32,6 +32,11 @@ from fer_lightning.runtime.processes import device_count
 from fer_lightning.training.callbacks import CountsOnHost, Curves, EpochLine, StopOnNonFinite
 from fer_lightning.training.checkpoints import AtomicCheckpoints, ExactResume, LastCheckpoint, MovableCheckpoint
 from fer_lightning.training.first_stage import load_first_stage
+
+
+def for_images(cfg: DictConfig, form: ImageForm) -> DictConfig:
+    """The run for images of this form: colour needs a network of three channels."""
+    return OmegaConf.merge(cfg, {"model": {"in_channels": 3}}) if form.color else cfg  # type: ignore[return-value]
 
 
 def build_datamodule(cfg: DictConfig, faces: Faces, split: Split) -> FERDataModule:
@@ -103,8 +108,6 @@ def build_model(
     first_stage = cfg.imbalance.get("first_stage")
     # The checkpoint has the weights; the file or hub of the initial ones may not exist any more.
     architecture = to_plain(cfg.model) | ({"weights": "none"} if resumed or first_stage else {})
-    if form.color:
-        architecture["in_channels"] = 3
     config = to_plain(cfg, resolve=False)
     model = EmotionClassifier(
         architecture,

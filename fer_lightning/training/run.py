@@ -122,6 +122,7 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
 def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> TrainedRun | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     faces = load_faces(cfg)
+    cfg = build.for_images(cfg, faces.form)
     split = split_faces(cfg, faces)
     _log_images(faces, split, folder)
     provenance = {"data_hash": faces.data_hash, "git_commit": git_commit(), "versions": environment()}
