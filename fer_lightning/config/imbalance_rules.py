@@ -129,7 +129,7 @@ def _epoch_rules(cfg: DictConfig) -> None:
 
 def _head_rules(cfg: DictConfig) -> None:
     loss, scale = cfg.imbalance.loss, cfg.model.head.cosine_scale
-    if loss._target_.endswith(("LDAM", "BalancingMargin")):
+    if loss._target_.endswith(("LDAM", "BalancingMargin", "GaussianClouded")):
         accepted = f"this loss has margins between cosines; it must be imbalance.loss.scale={loss.scale}"
         require(scale == loss.scale, "imbalance.cosine_scale", scale, accepted)
 
@@ -143,6 +143,12 @@ def _second_stage_rules(cfg: DictConfig) -> None:
     _check_first_stage(method)
     if second.trains == "scale" and not cfg.model.head.class_scale:
         raise UserError("imbalance.second_stage.trains=scale: there are no factors; set imbalance.class_scale=true")
+    bound = second.get("max_norm")
+    if bound is not None and second.trains != "classifier":
+        raise UserError(
+            f"imbalance.second_stage.max_norm={bound}: bounds the weights of the last layer, which is not trained alone; "
+            "use null, or imbalance.second_stage.trains=classifier"
+        )
     if cfg.optim.schedule == "one_cycle":
         raise UserError(f"optim.schedule=one_cycle: {name} has a schedule per stage; use cosine or constant")
     if cfg.model.freeze_epochs != 0:

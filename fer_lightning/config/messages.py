@@ -20,7 +20,7 @@ METHOD_KEYS = {
     "imbalance/mix": "this method has mixing of its own",
     "imbalance.mix": "this run mixes no images; choose imbalance/mix=mixup, remix or cmo first",
     "imbalance.first_stage": "only methods of two stages, such as crt, and adjustments start from a checkpoint",
-    "imbalance.second_stage": "only crt, lws, label_aware_smoothing and los have a second stage",
+    "imbalance.second_stage": "only methods of two stages, such as crt, have a second stage",
     "imbalance.adjust": "only tau_norm and posthoc_logit_adjusted adjust a trained model",
 }
 """Keys that only some methods have, and why the chosen method has none."""

@@ -184,6 +184,32 @@ def balancing_margin(logits: Tensor, target: Tensor, margin: Tensor, scale: floa
     return cross_entropy(logits.scatter(1, target[:, None], scale * angle.cos()), target)
 
 
+def gaussian_clouded(
+    logits: Tensor, target: Tensor, clouds: Tensor, noise: Tensor, scale: float, margin: float, gamma: float = 0.0
+) -> Tensor:
+    """Cross-entropy, or focal loss, of s (cos_j - |e_j| cloud_j - m 1(j = y)).
+
+    Li et al. 2022, "Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment": logits of rare classes get
+    more noise, which lowers them and so asks for a larger margin.
+
+    Args:
+        logits: cosines, (B, C).
+        target: (B,) int64.
+        clouds: kappa log(n_max / n_j) / log(n_max / n_min), (C,).
+        noise: e, (B, C), normal with deviation 1/3, clipped to [-1, 1].
+        scale: s.
+        margin: m, of the target class.
+        gamma: of a focal factor (1 - p_y)^gamma, which is a constant of the gradient.
+
+    Returns:
+        (B,) in the precision of ``at_least_float32(logits)``.
+    """
+    logits = at_least_float32(logits)
+    lowered = logits - noise.abs() * clouds - margin * F.one_hot(target, logits.shape[1]).to(logits.dtype)
+    loss = cross_entropy(scale * lowered, target)
+    return loss if gamma == 0 else (-torch.expm1(-loss.detach())) ** gamma * loss
+
+
 def ldam(logits: Tensor, target: Tensor, margin: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy w[y] CE(z - margin[y] 1_y).
 

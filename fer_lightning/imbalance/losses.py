@@ -15,13 +15,11 @@ from fer_lightning.imbalance.functional import (
     ldam_margins,
     logit_adjusted,
     sigmoid_focal_loss,
-    smoothed_by_class,
     vector_scaling,
     weighted_bce,
 )
-from fer_lightning.imbalance.samplers import first_stage_epochs
 from fer_lightning.imbalance.weights import class_weights, log_prior
-from fer_lightning.runtime.errors import UserError, require
+from fer_lightning.runtime.errors import UserError
 
 
 class WeightedLoss(nn.Module):
@@ -282,96 +280,6 @@ class BalancingMargin(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C), scale times cosines, and targets (B,)."""
         return balancing_margin(logits, target, self.margin, self.scale, self.difficulty)
-
-
-class SecondStageSmoothing(nn.Module):
-    """Base of the losses that smooth the labels in the second of two stages; plain cross-entropy in the first.
-
-    Args:
-        smoothing: of ``smoothed_by_class``, (C,).
-        epochs: length of the run, with ``share`` and ``first_stage`` as ``samplers.first_stage_epochs``.
-        share: share of the epochs that belong to the second stage.
-        first_stage: checkpoint of a completed first stage, or None.
-    """
-
-    smoothing: Tensor
-
-    def __init__(self, smoothing: Tensor, epochs: int, share: float, first_stage: str | None) -> None:
-        super().__init__()
-        self.first_smoothed = first_stage_epochs(epochs, share, first_stage)
-        self.register_buffer("smoothing", smoothing.float(), persistent=False)
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, from 0, of the following calls."""
-        self.smoothed = epoch >= self.first_smoothed
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Losses (B,) of logits (B, C) and targets (B,)."""
-        if not self.smoothed:
-            return cross_entropy(logits, target)
-        return smoothed_by_class(logits, target, self.smoothing)
-
-
-class LabelAwareSmoothing(SecondStageSmoothing):
-    """Labels smoothed more the larger their class.
-
-    eps_c = tail + (head - tail) sin(pi/2 (n_c - n_min) / (n_max - n_min)):
-    Zhong et al. 2021, "Improving Calibration for Long-Tailed Recognition". Classes of equal size have ``tail``.
-
-    Args:
-        class_counts: number of training images of each class, in label order.
-        epochs: as ``SecondStageSmoothing``, with ``share`` and ``first_stage``.
-        head: eps of the largest class, in [0, 1); the paper has 0.3, 0.2 and 0.1 at ratios of 100, 50 and 10.
-        tail: eps of the smallest class, in [0, 1).
-
-    Raises:
-        UserError: ``head`` or ``tail`` is out of range.
-    """
-
-    def __init__(
-        self,
-        class_counts: Sequence[int],
-        epochs: int,
-        share: float,
-        first_stage: str | None,
-        head: float = 0.1,
-        tail: float = 0.0,
-    ) -> None:
-        for name, value in (("head", head), ("tail", tail)):
-            require(0 <= value < 1, f"imbalance.loss.{name}", value, "must be in [0, 1)")
-        counts = torch.tensor(class_counts, dtype=torch.float64)
-        above = counts - counts.min()
-        share_of_largest = above / above.max().clamp(min=1)
-        smoothing = tail + (head - tail) * torch.sin(math.pi / 2 * share_of_largest)
-        super().__init__(smoothing, epochs, share, first_stage)
-
-
-class LabelOverSmoothing(SecondStageSmoothing):
-    """Labels of all classes smoothed almost to a uniform distribution (LOS).
-
-    Args:
-        class_counts: number of training images of each class, in label order.
-        epochs: as ``SecondStageSmoothing``, with ``share`` and ``first_stage``.
-        smoothing: eps, in [0, 1). None: C / (C + 2.04), with which the target has the odds that the authors' 0.98
-            gives it among 100 classes; 0.774 for 7.
-
-    Raises:
-        UserError: ``smoothing`` is out of range.
-    """
-
-    def __init__(
-        self,
-        class_counts: Sequence[int],
-        epochs: int,
-        share: float,
-        first_stage: str | None,
-        smoothing: float | None = None,
-    ) -> None:
-        classes = len(class_counts)
-        eps = classes / (classes + 100 * 0.02 / 0.98) if smoothing is None else smoothing
-        require(0 <= eps < 1, "imbalance.loss.smoothing", eps, "must be in [0, 1), or null")
-        super().__init__(torch.full((classes,), eps), epochs, share, first_stage)
 
 
 class LDAM(WeightedLoss):

@@ -6,6 +6,7 @@ extra code. ``samplers.TwoStageSampler`` draws the images of each stage.
 """
 
 import logging
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from fer_lightning.imbalance.samplers import first_stage_epochs
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, require
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +37,32 @@ class SecondStage(L.Callback):
         epochs: length of the whole run.
         first_stage: checkpoint used in place of a first stage, so that all epochs belong to the second; or None.
         seed: seed of the head's new initial weights.
+        max_norm: None, or after each step the weights of a class in the last layer are shortened to at most
+            min |w| + max_norm (max |w| - min |w|), with the norms at the start of the stage (Alshammari et al. 2022,
+            "Long-Tailed Recognition via Weight Balancing", MaxNorm).
 
     Raises:
         UserError: an argument is out of range.
     """
 
     def __init__(
-        self, trains: str, share: float, lr_scale: float, epochs: int, first_stage: str | None, seed: int
+        self,
+        trains: str,
+        share: float,
+        lr_scale: float,
+        epochs: int,
+        first_stage: str | None,
+        seed: int,
+        max_norm: float | None = None,
     ) -> None:
         if trains not in TRAINED:
             raise UserError(f"imbalance.second_stage.trains={trains}: choose one of {', '.join(TRAINED)}")
         if lr_scale <= 0:
             raise UserError(f"imbalance.second_stage.lr_scale={lr_scale}: must be positive")
+        is_share = max_norm is None or (isinstance(max_norm, int | float) and 0 <= max_norm <= 1)
+        require(is_share, "imbalance.second_stage.max_norm", max_norm, "must be from 0 to 1, or null")
+        self.max_norm = max_norm
+        self.longest: float | None = None
         self.trains = trains
         self.lr_scale = lr_scale
         self.epochs = epochs
@@ -66,6 +81,8 @@ class SecondStage(L.Callback):
         learning = self.learning(pl_module.head)  # type: ignore[arg-type]
         if self.trains == "head":
             reinitialize(learning, self.seed)
+        if self.max_norm is not None:
+            self.longest = longest_weights(learning, self.max_norm)
         for optimizer in trainer.optimizers:
             for parameter in learning.parameters():
                 optimizer.state.pop(parameter, None)
@@ -75,6 +92,31 @@ class SecondStage(L.Callback):
                 callback.best_model_score = None
                 callback.kth_value = None  # type: ignore[assignment]
                 callback.best_model_path = callback.kth_best_model_path = ""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.longest is not None and trainer.current_epoch >= self.first_epoch:
+            shorten_weights(self.learning(pl_module.head), self.longest)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.longest is None else {"longest": self.longest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.longest = state_dict.get("longest")
+
+
+def longest_weights(layer: nn.Module, share: float) -> float:
+    """Length that ``shorten_weights`` allows: min |w_c| + share (max |w_c| - min |w_c|) of a layer's rows."""
+    lengths = layer.get_parameter("weight").detach().norm(dim=1)
+    return float(lengths.min() + share * (lengths.max() - lengths.min()))
+
+
+def shorten_weights(layer: nn.Module, longest: float) -> None:
+    """Project the rows of a layer's weights onto balls of radius ``longest``, in place."""
+    weight = layer.get_parameter("weight")
+    with torch.no_grad():
+        weight.mul_((longest / weight.norm(dim=1, keepdim=True)).clamp(max=1))
 
 
 def reinitialize(module: nn.Module, seed: int) -> None:

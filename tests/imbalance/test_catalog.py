@@ -24,7 +24,8 @@ NAMES = {
     "none", "undersample", "undersample_redraw", "oversample", "sqrt_sampler", "progressive_sampler", "weighted",
     "weighted_bce", "sqrt_weighted", "class_balanced", "focal", "class_balanced_focal", "balanced_softmax",
     "logit_adjusted", "posthoc_logit_adjusted", "ldam_drw", "crt", "tau_norm", "lws", "mixup", "remix", "cmo",
-    "vs", "dbm", "label_aware_smoothing", "los",
+    "vs", "dbm", "label_aware_smoothing", "los", "gcl",
+    "weight_balancing",
 }  # fmt: skip
 
 
@@ -187,6 +188,10 @@ REFUSED = [
     ),
     (["imbalance=crt", "imbalance.first_stage=nowhere.ckpt"], "imbalance.first_stage=nowhere.ckpt: no such checkpoint"),
     (["imbalance=crt", "imbalance.second_stage.share=1"], "imbalance.second_stage.share=1: must lie between 0 and 1"),
+    (
+        ["imbalance=crt", "imbalance.second_stage.max_norm=0.1"],
+        "imbalance.second_stage.max_norm=0.1: bounds the weights",
+    ),
     (["imbalance=lws", "imbalance.class_scale=false"], "there are no factors; set imbalance.class_scale=true"),
     (["imbalance=tau_norm", "split=paper"], "split=paper has no validation images to choose tau on; set split.val_fr"),
     (["imbalance=tau_norm", "imbalance.adjust.tau=much"], "imbalance.adjust.tau=much: must be 0 or more, or null"),

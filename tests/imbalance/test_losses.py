@@ -21,6 +21,7 @@ from fer_lightning.imbalance.functional import (
     cross_entropy,
     expected_loss,
     focal_loss,
+    gaussian_clouded,
     ldam,
     ldam_margins,
     logit_adjusted,
@@ -35,11 +36,15 @@ from fer_lightning.imbalance.losses import (
     ClassBalancedFocal,
     CrossEntropy,
     FocalLoss,
-    LabelAwareSmoothing,
-    LabelOverSmoothing,
     LogitAdjusted,
     VectorScaling,
     WeightedBCE,
+)
+from fer_lightning.imbalance.second_stage_losses import (
+    GaussianClouded,
+    LabelAwareSmoothing,
+    LabelOverSmoothing,
+    SecondStageWeights,
 )
 from fer_lightning.imbalance.weights import class_weights, log_prior
 from fer_lightning.runtime.errors import UserError
@@ -73,6 +78,7 @@ MODULES = {
     "logit adjusted": LogitAdjusted(COUNTS),
     "smoothed by class": LabelAwareSmoothing(COUNTS, 2, 0.5, "first.ckpt"),
     "over-smoothed": LabelOverSmoothing(COUNTS, 2, 0.5, "first.ckpt"),
+    "weighted in the second stage": SecondStageWeights(COUNTS, 2, 0.5, "first.ckpt"),
     "VS": VectorScaling(COUNTS),
     "DBM": BalancingMargin(COUNTS, scale=10.0),
     "LDAM": LDAM(COUNTS, epochs=10, scale=10.0),
@@ -414,6 +420,57 @@ class TestSecondStageSmoothing:
             same = torch.equal(module(LOGITS, TARGET), cross_entropy(LOGITS, TARGET))
             (plain if same else smoothed).append(epoch)
         assert (smoothed, plain) == ([3], [2, 1, 0])
+
+
+class TestSecondStageWeights:
+    def test_only_in_the_second_stage(self):
+        module = SecondStageWeights(COUNTS, 4, 0.25, None, normalization="sum_C")
+        means = []
+        for epoch in (3, 2):
+            module.set_epoch(epoch)
+            means.append(module(LOGITS, TARGET).mean().item())
+        assert means == pytest.approx([1.4735125891, 1.5258127832], rel=1e-6)
+
+
+class TestGaussianClouded:
+    COSINES, SMALL = LOGITS / 4, torch.full((4, 7), -0.2, dtype=torch.float64)
+
+    def test_values(self):
+        clouds = GaussianClouded(COUNTS, 1, 0.5, None).clouds.double()
+        assert (2 * clouds).tolist() == pytest.approx([0.21064, 1, 0.20166, 0, 0.14301, 0.29296, 0.13318], abs=5e-6)
+        counts = torch.tensor(COUNTS, dtype=torch.float64)
+        clouds = 0.5 * (counts.max() / counts).log() / (counts.max() / counts.min()).log()
+        first = gaussian_clouded(self.COSINES, TARGET, clouds, self.SMALL, 30.0, 0.0)
+        assert first.mean().item() == published(6.7516654522)
+        second = functools.partial(gaussian_clouded, self.COSINES, TARGET, clouds, self.SMALL, 20.0, 0.1)
+        assert second().mean().item() == published(5.5668315822)
+        assert second(gamma=1.0).mean().item() == published(5.5117763981)
+
+    def test_without_noise_the_first_stage_is_cross_entropy_and_the_second_has_its_own_scale_and_margin(self):
+        module = GaussianClouded(COUNTS, 2, 0.5, None, noise=0, scale=4, second_gamma=0)
+        torch.testing.assert_close(module(LOGITS, TARGET), cross_entropy(LOGITS, TARGET))
+        module.set_epoch(1)
+        expected = cross_entropy(20 * (self.COSINES - 0.1 * F.one_hot(TARGET, 7)), TARGET)
+        torch.testing.assert_close(module(LOGITS, TARGET), expected)
+
+    def test_noise_is_new_each_time_and_leaves_the_largest_class_alone(self):
+        module = GaussianClouded(COUNTS, 1, 0.5, None, noise=2.0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            one, other = (module(30 * self.COSINES, TARGET) for _ in range(2))
+        assert not torch.equal(one, other)
+        assert module.clouds[3] == 0
+
+    def test_gradient_and_focal_factor(self):
+        clouds = torch.linspace(0, 0.5, 7, dtype=torch.float64)
+        cosines = self.COSINES.clone().requires_grad_()
+        loss = functools.partial(gaussian_clouded, clouds=clouds, noise=self.SMALL, scale=20.0, margin=0.1)
+        assert torch.autograd.gradcheck(lambda given: loss(given, TARGET), cosines)
+        plain, focal = (
+            torch.autograd.grad(loss(cosines, TARGET, gamma=gamma).sum(), cosines)[0] for gamma in (0.0, 1.0)
+        )
+        miss = 1 - torch.exp(-loss(cosines, TARGET).detach())
+        torch.testing.assert_close(focal, miss[:, None] * plain)
 
 
 class TestVectorScaling:

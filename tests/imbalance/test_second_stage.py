@@ -11,7 +11,7 @@ import torch
 from command_line import TINY
 from torch import nn
 
-from fer_lightning.imbalance.second_stage import SecondStage, reinitialize
+from fer_lightning.imbalance.second_stage import SecondStage, longest_weights, reinitialize, shorten_weights
 from fer_lightning.model.network import build_head
 from fer_lightning.model.optimizer import build_schedule
 from fer_lightning.runtime.errors import UserError
@@ -31,6 +31,15 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
     return {key for key in weights if not torch.equal(weights[key], others[key])}
 
 
+def test_weights_are_shortened_to_the_published_values() -> None:
+    layer = nn.Linear(2, 3)
+    layer.weight.data = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    longest = longest_weights(layer, 0.1)
+    shorten_weights(layer, longest)
+    assert longest == pytest.approx(1.4)
+    torch.testing.assert_close(layer.weight.data, torch.tensor([[0.84, 1.12], [0.0, 1.4], [1.0, 0.0]]))
+
+
 @pytest.fixture
 def plain(trained_once) -> Path:
     """A finished run of ``imbalance=none``."""
@@ -38,7 +47,7 @@ def plain(trained_once) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["crt", "lws", "los"])
+@pytest.mark.parametrize("method", ["crt", "lws", "los", "weight_balancing"])
 def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, method):
     """previous.ckpt is the end of the first stage, last.ckpt the end of the second."""
     run = tmp_path / "run"
@@ -51,7 +60,7 @@ def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, metho
     if method == "lws":
         assert changed == {"network.classifier.5.scale"}
         assert torch.equal(first["state_dict"]["network.classifier.5.scale"], torch.ones(7))
-    elif method == "los":
+    elif method in ("los", "weight_balancing"):
         assert changed == {"network.classifier.4.weight", "network.classifier.4.bias"}
     else:
         # Backbone with its batch statistics as they were, every part of the head another.
@@ -64,7 +73,9 @@ def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, metho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["crt", pytest.param("lws", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "method", ["crt", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("lws", "gcl", "weight_balancing"))]
+)
 @pytest.mark.parametrize("epochs", [2, 3], ids=["at the border", "within the second stage"])
 def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
     """A checkpoint from the border between the stages, and one from behind it, go on as if nothing had been."""
