@@ -96,11 +96,29 @@ def start(mode: str, **arguments: Any) -> Any:
     # this process, and so that a missing network or a wrong key is reported before the training.
     with _of_the_user():
         try:
+            load_settings()
             return start(mode)
         except wandb.Error as error:
             log.warning("W&B is not available (%s); the run is kept offline", first_line(error))
             wandb.teardown()  # it holds the id
+            load_settings()
             return start("offline")
+
+
+def load_settings() -> None:
+    """Load W&B's settings from the environment and the user's own file.
+
+    W&B loads them once, and would also read ``wandb/settings`` in the working directory, which anybody may have
+    written: it can name a proxy, switch off the check of certificates, give another key, and list files to upload.
+    """
+    from wandb.sdk import wandb_setup
+
+    here = Path.cwd()
+    os.chdir(here.anchor)
+    try:
+        _ = wandb_setup.singleton().settings
+    finally:
+        os.chdir(here)
 
 
 def upload_command(run: Any) -> str:
