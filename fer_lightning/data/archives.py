@@ -219,7 +219,8 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict
     """Map names with forward slashes to the visible files among (name, bytes, is file or folder, member).
 
     Raises:
-        UserError: a member points out of the archive, is a link or device, or is too large; names the first one.
+        UserError: a member points out of the archive, is a link or device, too large, or there twice; names the first
+            one.
     """
     members, total = {}, 0
     for number, (raw, size, plain, member) in enumerate(found):
@@ -234,6 +235,8 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict
             reason = f"claims {_bytes(size)} and no file of FER-2013 has more than {_bytes(MAX_FILE)}"
         elif total > MAX_ARCHIVE or number >= MAX_MEMBERS:
             reason = f"is one too many: {number + 1:,} members so far claim {_bytes(total)}"
+        elif name in members:  # which of the two counts depends on the program that unpacks them
+            reason = "is there twice"
         else:
             reason = ""
         if reason:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,15 +143,19 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
     if not entry.is_dir():
         return None
     try:
+        if not all((entry / name).is_file() for name in ("meta.json", IMAGES, INDEX)):  # a pipe would block
+            raise ValueError("a file is missing")
         meta = json.loads((entry / "meta.json").read_text())
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, not {FORMAT}")
-        for name in (IMAGES, INDEX):
-            if _crc32(entry / name) != meta[name]:
-                raise ValueError(f"{name} has the wrong checksum")
+        if _crc32(entry / INDEX) != meta[INDEX]:
+            raise ValueError(f"{INDEX} has the wrong checksum")
+        with zipfile.ZipFile(entry / INDEX) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError(f"{INDEX} is compressed")
         images = np.load(entry / IMAGES, mmap_mode="r")
         with np.load(entry / INDEX) as index:
-            return Faces(
+            faces = Faces(
                 images=images,
                 labels=index["labels"],
                 usage=index["usage"],
@@ -161,7 +166,11 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
                 synthetic=meta["synthetic"],
                 classes=tuple(meta["classes"]),
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # An entry may come from somebody else, with data.cache_dir: what is recorded as its hash must be its hash.
+        if not faces.is_intact():
+            raise ValueError("its images or labels are not those of its hash")
+        return faces
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         if report:
             log.info("Cached images in %s are unusable (%s): rebuilding them", entry, error)
         return None
@@ -191,7 +200,7 @@ def _write(entry: Path, building: Path, faces: Faces) -> None:
         "data_hash": faces.data_hash,
         "synthetic": faces.synthetic,
         "classes": faces.classes,
-        **{name: _crc32(building / name) for name in (IMAGES, INDEX)},
+        INDEX: _crc32(building / INDEX),
     }
     (building / "meta.json").write_text(json.dumps(meta, indent=1))
     if entry.exists():

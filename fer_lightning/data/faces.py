@@ -113,15 +113,36 @@ class Faces:
             digest.update(pixels)
             content = hashlib.blake2b(pixels, digest_size=16).digest()
             twins[number] = groups.setdefault(content, len(groups))
-        for array in (labels, usage):
-            digest.update(array.tobytes())
-        if classes != EMOTIONS:  # FER-2013's digest is that of earlier versions
-            digest.update("\0".join(classes).encode())
+        _add_labels(digest, labels, usage, classes)
         return cls(images, labels, usage, np.asarray(ids), twins, kind, digest.hexdigest(), synthetic, classes=classes)
+
+    def is_intact(self) -> bool:
+        """Whether the arrays fit together and ``data_hash`` is theirs; for a set that was read from a file."""
+        n, ids = len(self.labels), self.ids
+        shaped = len(self.images) == len(self.usage) == len(ids) == len(self.twins) == n > 0
+        shaped = shaped and self.images.dtype == np.uint8 and self.images.shape[1:] == self.form.shape
+        shaped = shaped and (self.labels.dtype, self.usage.dtype, self.twins.dtype) == (np.int64, np.uint8, np.int64)
+        if not shaped or ids.dtype.kind != "U" or not all(map(is_class_name, self.classes)):
+            return False
+        if not (self.labels.min() >= 0 and self.labels.max() < len(self.classes) and self.usage.max() < len(USAGES)):
+            return False
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, n, 1024):
+            digest.update(self.images[start : start + 1024].tobytes())
+        _add_labels(digest, self.labels, self.usage, self.classes)
+        return digest.hexdigest() == self.data_hash
 
     def count(self, rows: np.ndarray | slice = slice(None)) -> list[int]:
         """Number of images of each class among ``rows`` (indices or a mask)."""
         return count_classes(self.labels[rows], len(self.classes))
+
+
+def _add_labels(digest: hashlib.blake2b, labels: np.ndarray, usage: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Add all but the pixels to the digest of a set."""
+    for array in (labels, usage):
+        digest.update(array.tobytes())
+    if classes != EMOTIONS:  # FER-2013's digest is that of earlier versions
+        digest.update("\0".join(classes).encode())
 
 
 def emotion_index(name: str, numbers: bool = True) -> int | None:

@@ -4,6 +4,7 @@ Barsoum et al. 2016, "Training Deep Networks for Facial Expression Recognition w
 """
 
 import dataclasses
+import io
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from fer_lightning.data import fer2013
 from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +176,15 @@ def read_votes(path: str | Path) -> pd.DataFrame:
         UserError: the file cannot be read, or a column or value is wrong; names the row and column.
     """
     try:
-        table = pd.read_csv(Path(path).expanduser())
+        table = pd.read_csv(io.BytesIO(read_bytes(Path(path).expanduser())))
     except OSError as error:
         raise UserError(f"labels.votes={path}: cannot be read ({error.strerror}); give {VOTES}") from None
+    except UserError as error:
+        raise UserError(f"labels.votes={error}; give {VOTES}") from None
     except ValueError:  # from the parser, the decoder or a type conversion
         raise UserError(f"labels.votes={path}: is no csv that can be read; give {VOTES}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first columns for an index
+        raise UserError(f"labels.votes={path}: its rows have more columns than its first line names; give {VOTES}")
     table.columns = [str(name).strip().lower() for name in table.columns]
     by_path = "path" in table
     missing = [name for name in (*CATEGORIES, *(() if by_path else ("usage", "image name"))) if name not in table]

@@ -43,22 +43,23 @@ def read_label_table(stream: IO[bytes], source: str, names: Sequence[str], folde
         folder: of the table; paths are relative to it, or to the top.
 
     Raises:
-        UserError: no such table; a row without a file, label or part; a file that does not exist, or is listed twice
-            with another label or part. Names the row.
+        UserError: no such table; a row with more columns than the first line names, or without a file, label or part;
+            a file that does not exist, or is listed twice with another label or part. Names the row.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     lines = iter(lambda: text.readline(MAX_LINE), "")
     try:
         first = next((line for line in lines if line.strip()), "")
         delimiter = _delimiter(first)
-        places = _places(_header(first, delimiter), source)
-        return list(_rows(csv.reader(lines, delimiter=delimiter), places, source, set(names), folder))
+        header = _header(first, delimiter)
+        places = _places(header, source)
+        return list(_rows(csv.reader(lines, delimiter=delimiter), len(header), places, source, set(names), folder))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{source} is no UTF-8 text with columns ({error}): write path,label[,split]") from None
 
 
 def _rows(
-    reader: Iterator[list[str]], places: dict[str, int], source: str, names: set[str], folder: str
+    reader: Iterator[list[str]], columns: int, places: dict[str, int], source: str, names: set[str], folder: str
 ) -> Iterator[LabelledFile]:
     seen: dict[str, LabelledFile] = {}
     width = max(places.values()) + 1
@@ -68,6 +69,11 @@ def _rows(
             raise UserError(f"{source} has more than {MAX_ROWS:,} rows: give a smaller table")
         if len(row) < width:
             raise UserError(f"{where}: {len(row)} columns, and {width} are needed")
+        if any(cell.strip() for cell in row[columns:]):  # a path with a comma shifts the columns after it
+            raise UserError(
+                f"{where}: {len(row)} columns, and the first line names {columns}: put a text that holds the separator "
+                "in quotes"
+            )
         given = {column: row[place].strip() for column, place in places.items()}
         for column in ("path", "label"):
             if not given[column]:

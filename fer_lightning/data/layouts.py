@@ -5,7 +5,6 @@ differs is read and the difference logged.
 """
 
 import functools
-import io
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +45,9 @@ AFFECTNET_CODES = {
 
 JAFFE_NAME = re.compile(r"(?P<subject>[A-Z]{2})\.(?P<code>AN|DI|FE|HA|NE|SA|SU)\d*\.\d+", re.IGNORECASE)
 """Lyons et al. 1998: KA.AN1.39.tiff."""
+
+MAX_LIST = 2**22
+"""Maximum bytes of RAF-DB's list of labels, which has 3e5."""
 
 Counts = Mapping[str, Mapping[str, int]]
 """Part (train, val, test, all) -> class -> images."""
@@ -142,7 +144,10 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
     images = {PurePosixPath(name).name.lower(): name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
     where = f"{container.path}: {lists[0]}"
     with container.open(lists[0]) as stream:
-        lines = [line.split() for line in io.TextIOWrapper(stream, encoding="utf-8", errors="replace") if line.strip()]
+        content = stream.read(MAX_LIST + 1)
+    if len(content) > MAX_LIST:
+        raise UserError(f"{where}: has more than {MAX_LIST:,} bytes: give RAF-DB's own list")
+    lines = [line.split() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
     files = []
     for number, words in enumerate(lines, start=1):
         if len(words) != 2 or words[1] not in RAFDB_CODES:

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,9 +80,43 @@ def older(entry: Path) -> None:
     (entry / "meta.json").write_text(json.dumps(meta | {"format": cache.FORMAT - 1}))
 
 
+def foreign(entry: Path) -> None:
+    """Another set's images and index under this key, with the hash of the set that belongs there."""
+    other = cached("other", lambda allocate: tiny_faces(seed=1), entry.parent / "elsewhere")
+    assert other.data_hash != FACES.data_hash
+    meta = json.loads((entry.parent / "elsewhere" / "other" / "meta.json").read_text())
+    for name in ("images.npy", "index.npz"):
+        shutil.copy(entry.parent / "elsewhere" / "other" / name, entry / name)
+    (entry / "meta.json").write_text(json.dumps({**meta, "data_hash": FACES.data_hash}))
+
+
+def index_with(**arrays: np.ndarray) -> Callable[[Path], None]:
+    """An index that does not fit the images, with a good checksum."""
+
+    def write(entry: Path) -> None:
+        with np.load(entry / "index.npz") as index:
+            np.savez(entry / "index.npz", **{**index, **arrays})
+        meta = json.loads((entry / "meta.json").read_text())
+        checksum = zlib.crc32((entry / "index.npz").read_bytes())
+        (entry / "meta.json").write_text(json.dumps({**meta, "index.npz": checksum}))
+
+    return write
+
+
+def pipe(entry: Path) -> None:
+    (entry / "images.npy").unlink()
+    os.mkfifo(entry / "images.npy")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        foreign,
+        index_with(labels=FACES.labels[::-1].copy()),
+        index_with(labels=FACES.labels + 7),
+        index_with(twins=FACES.twins[:-1]),
+        index_with(ids=np.arange(len(FACES))),
+        pipe,
         cut("images.npy"),
         cut("index.npz"),
         cut("meta.json"),

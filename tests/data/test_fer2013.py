@@ -589,6 +589,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip, device": (zip_with("train/angry/tty.jpg", DEVICE), r"is a link, a device or a sparse file"),
     "zip, huge member": (zip_that_claims(2**32 - 2), r"claims 4\.0 GiB and no file of FER-2013 has more than 1\.0 GiB"),
     "zip, huge together": (zip_that_claims(2**30, 5), r"is one too many: 5 members so far claim 5\.0 GiB"),
+    "zip, a name twice": (zip_with(f"./{FACES.ids[0]}"), r"member '\./test/\S+' is there twice"),
+    "tar, a name twice": (tar_with(str(FACES.ids[0])), r"is there twice"),
     "tar, parent folder": (tar_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
     "tar, absolute": (tar_with("/tmp/outside.jpg"), r"points out of the archive"),
     "tar, folder elsewhere": (tar_with("../outside", tarfile.DIRTYPE), r"points out of the archive"),

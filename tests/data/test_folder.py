@@ -122,6 +122,11 @@ class TestLayouts:
         assert faces.form == ImageForm(100, True)
         assert "Class counts differ from those of RAF-DB (train: surprise 1 instead of 1,290" in caplog.text
 
+    def test_rafdb_with_an_endless_list(self, tmp_path):
+        files = {"Image/aligned/a_aligned.jpg": b"", "list_patition_label.txt": bytes(layouts.MAX_LIST + 1)}
+        with pytest.raises(UserError, match="has more than 4,194,304 bytes: give RAF-DB's own list"):
+            layouts.rafdb(str(write_zip(files, tmp_path / "raf.zip")))
+
     def test_rafdb_as_folders(self, tmp_path):
         files = {
             f"{part}/{code}/{n}.png": pictures(3, 3)[n]
@@ -284,6 +289,10 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
         "row 2: cat/00.png is listed before with another label",
     ),
     "without a label": ({**tree(), "l.csv": table([("cat/00.png", "", "train")])}, "row 1: its label is empty"),
+    "a comma in a path": (
+        {**tree(), "l.csv": table([("cat/00.png", "cat", "train"), ("dog/00.png", "dog", "train,", "x")])},
+        "row 2: 5 columns, and the first line names 3: put a text that holds the separator in quotes",
+    ),
     "an unknown part": (
         {**tree(), "l.csv": table([("cat/00.png", "cat", "dev")])},
         "row 1: split 'dev'; accepted are train",
