@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from fer_lightning.metrics.predictions import read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
@@ -58,7 +59,7 @@ class Run:
         Raises:
             UserError: the run is not finished.
         """
-        return table_from_csv(pd.read_csv(self._finished("predictions.csv"), dtype={"id": str}))
+        return table_from_csv(read_predictions_csv(self._finished("predictions.csv")))
 
     @property
     def checkpoint(self) -> Path:

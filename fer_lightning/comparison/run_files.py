@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import is_class_name
-from fer_lightning.metrics.predictions import class_indices, probability_columns
+from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
+from fer_lightning.metrics.predictions import class_indices, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import read_bytes, read_json
@@ -25,6 +27,20 @@ NEEDED = (*TEXTS, *COUNTS, "train/class_counts", "test/accuracy", "test/f1_macro
 
 SHARES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "recall", "precision", "f1")
 """Scores from 0 to 1."""
+
+RECORDED = {
+    "seed": "seed",
+    "budget": "budget",
+    "imbalance": "imbalance.name",
+    "model": "model.name",
+    "split": "split.name",
+    "data": "data.name",
+    "labels": "labels.name",
+}
+"""Keys of ``metrics.json`` that repeat a setting, and the setting."""
+
+SECTIONS = ("data", "split", "imbalance", "model", "augment", "optim", "trainer")
+"""Groups that every configuration has, and that decide what a run computes."""
 
 BUDGETS = ("steps", "epochs")
 
@@ -67,14 +83,15 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         _check(is_class_name(name), "train/class_counts", name, "the name of a class")
     for key, value in metrics.items():
         section, _, score = key.partition("/")
-        if key in COUNTS or key.endswith(("/n", "/steps")):
+        if key in COUNTS or score in ("n", "steps"):  # not recall/n: a class may have that name
             _check(_is_count(value), key, value, "a whole number")
         elif key == "temperature" or (key != "train/class_counts" and section.startswith(("test", "train", "val"))):
             _check(value is None or _is_number(value), key, value, "a number")
             is_share = section != "train" and score.partition("/")[0] in SHARES
             _check(value is None or not is_share or 0 <= value <= 1, key, value, "a number from 0 to 1")
     temperature = metrics.get("temperature")
-    _check(temperature is None or temperature > 0, "temperature", temperature, "more than 0")
+    is_possible = temperature is None or is_temperature(temperature)
+    _check(is_possible, "temperature", temperature, f"from {COLDEST} to {HOTTEST}")
     return metrics
 
 
@@ -87,7 +104,7 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
     """
     try:
         content = io.BytesIO(read_bytes(folder / "predictions.csv"))
-        table = table_from_csv(pd.read_csv(content, dtype=dict.fromkeys(("id", "label", "prediction"), str)))
+        table = table_from_csv(read_predictions_csv(content))
     except FileNotFoundError:
         raise ValueError("no predictions.csv") from None
     except UserError as error:
@@ -132,14 +149,30 @@ def test_sets(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndar
     return members
 
 
-def read_config(folder: Path) -> Any:
-    """The composed configuration as plain Python, with its interpolations as written."""
+def read_config(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The composed configuration, flat (``optim.lr``), with its interpolations as written.
+
+    Args:
+        folder: the run folder.
+        metrics: from ``read_metrics``, which the configuration must agree with.
+    """
     try:
-        return read_yaml(folder / ".hydra" / "config.yaml")
+        content = read_yaml(folder / ".hydra" / "config.yaml")
     except FileNotFoundError:
         raise ValueError("no config.yaml") from None
     except UserError as error:
         raise ValueError(_without(folder, error)) from None
+    groups = content if isinstance(content, dict) else {}
+    missing = [name for name in SECTIONS if not (isinstance(groups.get(name), dict) and groups[name])]
+    if missing:  # its settings would be those of another method
+        raise ValueError(f"config.yaml lacks {', '.join(missing)}")
+    config = flatten(groups)
+    for key, setting in RECORDED.items():
+        value = config.get(setting)
+        is_open = isinstance(value, str) and "${" in value
+        if value != metrics[key] and not is_open:
+            raise ValueError(f"config.yaml has {setting}={str(value)[:40]}, metrics.json {key}={metrics[key]}")
+    return config
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fer_lightning.comparison import run_files
-from fer_lightning.config.settings import MAY_DIFFER, flatten, is_part_of
+from fer_lightning.config.settings import MAY_DIFFER, is_part_of
 from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import natural_key
@@ -130,8 +130,8 @@ def read_run(folder: Path) -> FinishedRun:
     run_files.read_status(folder)
     metrics = run_files.read_metrics(folder)
     table = run_files.read_predictions(folder, metrics)
-    config = flatten(run_files.read_config(folder))
-    settings = {printable(key): printable(value) for key, value in config.items() if not is_part_of(key, NOT_A_SETTING)}
+    config = run_files.read_config(folder, metrics)
+    settings = {printable(key): printable(value) for key, value in config.items() if _is_setting(key)}
     if settings.get(FIRST_STAGE, "None") != "None":
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")

@@ -135,7 +135,7 @@ def headline(metrics: Mapping[str, Any], name: str = "test") -> dict[str, Any]:
 def print_table(metrics: Mapping[str, Any], classes: Sequence[str], name: str = "test") -> None:
     """Print scores by set, then recall, precision and F1 by class in the set ``name``."""
     title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
-    sets = [key.removesuffix("/n") for key in metrics if key.endswith("/n")]
+    sets = [name for name, _, score in (key.partition("/") for key in metrics) if score == "n"]
     headings = (SCORES[key].heading for key in HEADLINES)
     table = Table(Column("set", no_wrap=True), "n", *headings, title=title)
     for row in sets:

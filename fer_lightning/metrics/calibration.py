@@ -28,6 +28,9 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     return float(np.abs(gaps).sum() / len(labels))
 
 
+COLDEST, HOTTEST = 0.05, 20.0
+"""Bounds of a temperature: models without a mistake and without any skill reach them."""
+
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -36,6 +39,11 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     logits = np.log(np.maximum(probabilities, _TINY)) / temperature
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def is_temperature(value: float) -> bool:
+    """Whether a number can be one of ``fit_temperature``, rounding aside; others may divide by nothing."""
+    return COLDEST / 1.01 <= value <= HOTTEST * 1.01
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -49,7 +57,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature T that minimises the NLL of softmax(log p / T) (Guo et al. 2017, section 4.2).
 
     Fit it on validation images: on test images it would be optimistic. The NLL is convex in 1/T, so there is one
-    minimum; it is searched between 0.05 and 20, the bounds that models without a mistake and without any skill reach.
+    minimum; it is searched between ``COLDEST`` and ``HOTTEST``.
 
     Args:
         probabilities: shape (n, C), rows summing to 1.
@@ -71,7 +79,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
         return float((scipy.special.logsumexp(inverse * logs, axis=1) - inverse * chosen).mean())
 
     optimum = scipy.optimize.minimize_scalar(
-        loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-6}
+        loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded", options={"xatol": 1e-6}
     )
     return float(np.exp(optimum.x))
 

@@ -1,6 +1,8 @@
 """The table of predictions (``predictions.csv``): columns, classes, mistakes."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,12 @@ PREFIX = "p_"
 def probability_columns(classes: Sequence[str]) -> list[str]:
     """Columns of ``predictions.csv`` that hold the probabilities, in class order."""
     return [PREFIX + name for name in classes]
+
+
+def read_predictions_csv(file: Path | IO[bytes]) -> pd.DataFrame:
+    """Read ``predictions.csv``; ids and classes stay texts, also those called 7, NA or null."""
+    texts = dict.fromkeys(("id", "usage", "label", "prediction"), str)
+    return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:

@@ -366,16 +366,22 @@ def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> N
 
 def test_test_sets_of_their_own_are_refused_outside_such_splits(tmp_path: Path) -> None:
     write_paper(tmp_path / "runs", 2)
-    for file in (tmp_path / "runs").glob("*/metrics.json"):
-        file.write_text(file.read_text().replace('"paper"', '"official"'))
+    for name, old, new in (
+        ("metrics.json", '"paper"', '"official"'),
+        (".hydra/config.yaml", "name: paper", "name: official"),
+    ):
+        for file in (tmp_path / "runs").glob(f"*/{name}"):
+            file.write_text(file.read_text().replace(old, new))
     with pytest.raises(UserError, match=r"differ in test images \(test\)"):
         compared(tmp_path / "runs")
 
 
 def test_a_seed_with_other_images_for_one_method_is_refused(tmp_path: Path) -> None:
     write_paper(tmp_path / "runs", 2)
-    file = tmp_path / "runs" / "2-focal-seed1" / "metrics.json"
+    folder = tmp_path / "runs" / "2-focal-seed1"
+    file, config = folder / "metrics.json", folder / ".hydra" / "config.yaml"
     file.write_text(json.dumps({**json.loads(file.read_text()), "seed": 0}))
+    config.write_text(config.read_text().replace("seed: 1", "seed: 0"))
     runs = [run for run in read_runs(find_runs([tmp_path / "runs"]))[0] if run.folder.name != "2-focal-seed0"]
     with pytest.raises(UserError, match=r"cannot be compared: they differ in test images \(test_large\)"):
         analyse(runs)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_folders import write_run
@@ -109,6 +110,11 @@ def text(file: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_text(content)
 
 
+def setting(folder: Path, **groups: object) -> None:
+    file = folder / ".hydra" / "config.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **groups}))
+
+
 def folder_for(file: str) -> Callable[[Path], object]:
     def replace(folder: Path) -> None:
         (folder / file).unlink()
@@ -182,6 +188,16 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "rows of no test set": (column("test", lambda row: 0), "0 rows of test"),
     "aliases of aliases": (text(".hydra/config.yaml", ALIASES), "aliases"),
     "no configuration": (lambda folder: shutil.rmtree(folder / ".hydra"), "no config.yaml"),
+    "a configuration of one key": (text(".hydra/config.yaml", "seed: 0"), "config.yaml lacks data, split, imbalance"),
+    "a configuration that is a list": (text(".hydra/config.yaml", "- seed"), "config.yaml lacks data, split"),
+    "a configuration without its training": (
+        lambda folder: setting(folder, trainer=None),
+        "config.yaml lacks trainer",
+    ),
+    "another run's configuration": (
+        lambda folder: setting(folder, imbalance={"name": "focal"}),
+        "config.yaml has imbalance.name=focal, metrics.json imbalance=none",
+    ),
     "a configuration that is no YAML": (text(".hydra/config.yaml", "a: [b"), "expected"),
 }
 

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from run_folders import TEST_COUNTS, write_run
 
+from fer_lightning.api.run import Run
 from fer_lightning.comparison.runs import find_runs, read_run, read_runs
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.evaluation.score import print_table
 from fer_lightning.presentation.escapes import table_to_csv
 
 
@@ -35,6 +37,26 @@ def test_ids_like_formulas_are_read_back(tmp_path: Path) -> None:
     (folder / "predictions.csv").write_text(table_to_csv(table))
     assert "\n'=1+" in (folder / "predictions.csv").read_text()
     assert list(read_run(folder).ids) == sorted(table["id"])
+
+
+CLASHING = ("n", "steps", "NA", "null", "nan", "7", "test")
+
+
+def test_classes_may_have_names_that_mean_something_elsewhere(tmp_path: Path) -> None:
+    """``n`` and ``steps`` are scores too, pandas reads NA and null as missing and 7 as a number."""
+    folder, names = write_run(tmp_path / "0"), dict(zip(EMOTIONS, CLASHING, strict=True))
+    before = read_run(folder)
+    for file in (folder / "metrics.json", folder / "predictions.csv"):
+        text = file.read_text()
+        for old, new in names.items():
+            text = text.replace(old, new)
+        file.write_text(text)
+    after = read_run(folder)
+    assert after.classes == tuple(names.values())
+    np.testing.assert_array_equal(np.sort(after.predictions), np.sort(before.predictions))
+    table = Run(folder).predictions
+    assert set(table["label"]) == set(names.values())
+    print_table(after.metrics, after.classes)
 
 
 @pytest.mark.parametrize("column", ["test", "twin_group"])

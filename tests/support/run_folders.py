@@ -90,14 +90,20 @@ def write_run(
     for name, places in sets.items():
         table[name] = np.isin(images, places).astype(int)
     table.to_csv(folder / "predictions.csv", index=False)
-    (folder / "metrics.json").write_text(json.dumps({**scores, **metrics}))
+    recorded = {**scores, **metrics}
+    (folder / "metrics.json").write_text(json.dumps(recorded))
     (folder / "status.json").write_text(json.dumps({"status": "done"}))
     config: dict[str, Any] = {
-        "seed": seed,
+        "seed": recorded["seed"],
+        "budget": recorded["budget"],
         "name": "x",
-        "imbalance": {"name": imbalance, "loss": {"_target_": "L"}},
+        "imbalance": {"loss": {"_target_": "L"}},
+        "augment": {"name": "none"},
         "optim": {"lr": 0.001},
+        "trainer": {"max_epochs": 2},
     }
+    for group in ("imbalance", "model", "split", "data", "labels"):
+        config.setdefault(group, {})["name"] = recorded[group]
     for key, value in (settings or {}).items():
         group, name = key.rsplit(".", 1)
         node = config
