@@ -131,7 +131,7 @@ def read_run(folder: Path) -> FinishedRun:
     metrics = run_files.read_metrics(folder)
     table = run_files.read_predictions(folder, metrics)
     config = run_files.read_config(folder, metrics)
-    settings = {printable(key): printable(value) for key, value in config.items() if _is_setting(key)}
+    settings = {printable(key): printable(value) for key, value in config.items() if not is_part_of(key, NOT_A_SETTING)}
     if settings.get(FIRST_STAGE, "None") != "None":
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")

@@ -162,6 +162,9 @@ class Config:
 MAX_SIDE = 2048
 """Maximum side of the network's input, in pixels, that a checkpoint may ask for."""
 
+MAX_LAYERS = 20
+"""Maximum hidden layers of the head that a checkpoint may ask for."""
+
 FREE_FORM = ("data.source", "split", "imbalance", "callbacks")
 
 
@@ -294,4 +297,6 @@ def check_model(model: Mapping[str, Any]) -> None:
         raise UserError(explain(error, [])) from None
     assert isinstance(cfg, DictConfig)
     model_rules(cfg)
+    widths = cfg.model.head.hidden
+    require(len(widths) <= MAX_LAYERS, "model.head.hidden", f"[{len(widths):,} widths]", f"at most {MAX_LAYERS} layers")
     require(cfg.model.image_size <= MAX_SIDE, "model.image_size", cfg.model.image_size, f"at most {MAX_SIDE} pixels")

@@ -7,6 +7,7 @@ tensors lie densely in their storage, and containers do not multiply.
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fer_lightning.data.faces import EMOTIONS, is_class_name
+from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import replace_file_by
 
@@ -55,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a run's checkpoints/best.ckpt")
     try:
-        _check_archive(path)
+        check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -67,15 +69,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if "state_dict" not in (checkpoint if hyper else ()) or not set(hyper or ()) >= HYPER_PARAMETERS - set(NEWER):
         raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
     try:
-        _check_values(checkpoint, path.stat().st_size)
+        check_values(checkpoint, path.stat().st_size)
         _check_types(checkpoint)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged, {one_line(error)}; give a run's checkpoints/best.ckpt") from None
     return checkpoint
 
 
-def _check_archive(path: Path) -> None:
-    """Raise unless the file is a zip as torch writes it, whose parts are intact."""
+def check_archive(path: Path) -> None:
+    """Check that a file is a zip as torch writes it, whose parts are intact, before anything reads it into memory.
+
+    Raises:
+        UserError: it would take more memory than the file has bytes.
+        zipfile.BadZipFile: it is no zip, or damaged.
+    """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
@@ -88,8 +95,16 @@ def _check_archive(path: Path) -> None:
             raise zipfile.BadZipFile(f"{damaged} has the wrong checksum")
 
 
-def _check_values(checkpoint: dict[str, Any], size: int) -> None:
-    """Raise ValueError unless all values are plain or dense tensors, and few enough."""
+def check_values(checkpoint: Mapping[str, Any], size: int) -> None:
+    """Check that all values are plain or dense tensors, and few enough.
+
+    Args:
+        checkpoint: what was read.
+        size: bytes of the file.
+
+    Raises:
+        ValueError: naming what is not.
+    """
     counts: dict[int, int] = {}
     tensor_bytes = 0
 
@@ -171,7 +186,8 @@ def _check_scorecard(card: dict[Any, Any]) -> None:
     if card.get("test/accuracy") is not None:
         complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int
         check(complete, "its scorecard is incomplete")
-    check(card.get("temperature") is None or card["temperature"] > 0, "its temperature is not positive")
+    given = card.get("temperature")
+    check(given is None or is_temperature(given), f"its temperature is {given}, not from {COLDEST} to {HOTTEST}")
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep: Path | None = None) -> None:

@@ -254,8 +254,14 @@ class EmotionClassifier(L.LightningModule):
         state = checkpoint["state_dict"]
         try:
             check_model(kept["model"])
+            if (kept["form"] or {}).get("color") and kept["model"]["in_channels"] != 3:
+                raise UserError(f"model.in_channels={kept['model']['in_channels']}: must be 3 for colour images")
             check_size(kept["model"], len(kept["class_counts"]), state)
             model = cls(**kept)
+            own = model.state_dict()
+            for name in own.keys() & state.keys():  # torch would convert them without a word
+                if own[name].is_floating_point() != state[name].is_floating_point():
+                    raise UserError(f"{name}: is of type {state[name].dtype}, and the model's is {own[name].dtype}")
             model.load_state_dict(state)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error

@@ -1,6 +1,7 @@
 """An image classifier of timm, by default an EfficientNet, with the paper's custom head."""
 
 import difflib
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fer_lightning.model.checkpoint import check_archive, check_values
 from fer_lightning.runtime.errors import UserError, first_line
 
 
@@ -58,7 +60,7 @@ def build_head(
     ``class_scale`` a ``ClassScale`` follows it.
 
     Raises:
-        UserError: when ``activation`` is no class of ``torch.nn``.
+        UserError: when ``activation`` is no class of ``torch.nn`` that changes values one by one.
     """
     activation_class = getattr(nn, activation, None)
     if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
@@ -66,11 +68,12 @@ def build_head(
             f"model.head.activation={activation}: no class of torch.nn; give one such as ReLU, SiLU or GELU"
         )
     try:
-        activation_class()
-    except TypeError as error:
-        raise UserError(
-            f"model.head.activation={activation}: is no activation; give one such as ReLU or GELU"
-        ) from error
+        given = torch.zeros(2, 4)
+        is_activation = activation_class().eval()(given).shape == given.shape
+    except Exception:  # a layer that needs arguments, or other inputs
+        is_activation = False
+    if not is_activation:
+        raise UserError(f"model.head.activation={activation}: is no activation; give one such as ReLU or GELU")
     layers: list[nn.Module] = []
     for width in hidden:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))
@@ -205,9 +208,17 @@ def check_size(knobs: Mapping[str, Any], num_classes: int, state: Mapping[str, T
 
 
 def _check_weights_fit(name: str, path: Path) -> None:
-    """Refuse a file of another network: timm loads with ``strict=False`` and would ignore missing tensors."""
+    """Refuse a file of another network: timm loads with ``strict=False`` and would ignore missing tensors.
+
+    Also one that would fill the memory: the file may be anybody's.
+    """
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         tensors = read_weights(str(path), weights_only=True)
+        check_values(tensors, path.stat().st_size)
+    except UserError as error:
+        raise UserError(f"model.weights={error}") from None
     except Exception as error:
         raise UserError(f"model.weights={path}: cannot be read as weights ({type(error).__name__})") from error
     network = timm.create_model(name)

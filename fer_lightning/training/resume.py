@@ -106,6 +106,7 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
     if best.exists() and best.parent.resolve() != own.resolve() and is_first_process():
         own.mkdir(parents=True, exist_ok=True)
+        read_checkpoint(best)  # it may be anything in another's folder
         replace_file(own / "best.ckpt", best.read_bytes())
     return point
 

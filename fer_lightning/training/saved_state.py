@@ -1,5 +1,7 @@
 """Whether a checkpoint holds a whole state of training, so that resuming from it is no silent new start."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,12 @@ def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     callbacks, processes = checkpoint["callbacks"], checkpoint["processes"]
     missing = [name for name in SAVED_CALLBACKS if not isinstance(callbacks[name], dict)]
     check(not missing, f"it has no state of {', '.join(missing)}")
+    seconds, rows = callbacks["TrainClock"]["seconds"], callbacks["Curves"]["rows"]
+    is_time = _is_number(seconds) and 0 <= seconds < math.inf
+    check(is_time, f"its training took {str(seconds)[:40]} seconds")
+    for row in rows:  # written to metrics.csv as they are
+        named = all(re.fullmatch(r"[a-z][\w/]{0,60}", key) for key in row)
+        check(named and all(map(_is_number, row.values())), "its curves are no scores")
     check(isinstance(processes, list) and processes, "it has no random states")
     for process in processes:
         for name in ("numpy", "python", "torch"):
@@ -92,3 +100,7 @@ def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     if "ema" in (checkpoint["hyper_parameters"]["config"].get("callbacks") or {}):
         missing = [key for key in ("current_model_state", "averaging_state") if not checkpoint.get(key)]
         check(not missing, f"it has no {' and no '.join(missing)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from fer_lightning import evaluate
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.model.network import build_network
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import read_status
@@ -423,6 +425,23 @@ class TestWeights:
     def test_that_are_no_weights(self, cli, tmp_path):
         file = text(tmp_path, "hello", "weights.pth")
         assert_refused(cli(*TINY, f"model.weights={file}"), tmp_path, "weights.pth: cannot be read as weights")
+
+    @pytest.mark.parametrize(
+        ("kind", "reason"),
+        [("packed", "is compressed, which no checkpoint is"), ("expanded", "cannot be read as weights")],
+    )
+    def test_that_would_fill_the_memory(self, kind, reason, tmp_path):
+        state, file = timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.pth"
+        if kind == "expanded":  # a few bytes stand for all values
+            state["conv_stem.weight"] = torch.zeros(1).expand(10**6, 3, 3, 3)
+        torch.save(state, file)
+        if kind == "packed":
+            with zipfile.ZipFile(file) as source, zipfile.ZipFile(tmp_path / "b", "w", zipfile.ZIP_DEFLATED) as packed:
+                for name in source.namelist():
+                    packed.writestr(name, source.read(name))
+            (tmp_path / "b").replace(file)
+        with pytest.raises(UserError, match=rf"model\.weights=\S+weights\.pth:? {reason}"):
+            build_network("test_efficientnet", str(file), 1, 48, None, 0.0, {}, 7)
 
     def test_that_would_execute_code(self, cli, tmp_path):
         torch.save({"conv_stem.weight": Trap(tmp_path / "sprung")}, tmp_path / "weights.pth")

@@ -100,6 +100,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a list for the state": (lambda content: content.update(state_dict=[1]), "state_dict"),
     "a number as a weight": (weight("network.bn1.weight", 3), r"network\.bn1\.weight in its state_dict is no tensor"),
     "another shape": (weight("network.bn1.weight", torch.zeros(200)), "do not fit together .*bn1.weight"),
+    "weights of integers": (weight("network.bn1.weight", torch.zeros(24, dtype=torch.int8)), "is of type torch.int8"),
+    "weights of complex numbers": (
+        weight("network.bn1.weight", torch.zeros(24, dtype=torch.complex64)),
+        r"bn1\.weight: is of type torch\.complex64",
+    ),
     "a missing weight": (lambda content: content["state_dict"].pop("network.bn1.weight"), "the checkpoint only"),
     "one weight more": (weight("network.evil", torch.zeros(3)), "do not fit together"),
     "complex weights": (weight("network.evil\x1b", torch.zeros(3, dtype=torch.complex64)), "do not fit together"),
@@ -122,6 +127,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a wider head": (head(hidden=[10**9]), "the checkpoint only"),
     "a head of text": (head(hidden="x"), r"model\.head\.hidden"),
     "an activation that is none": (head(activation="Linear"), "is no activation"),
+    "an activation of pictures": (head(activation="Softmax2d"), "is no activation"),
+    "an activation without a function": (head(activation="Module"), "is no activation"),
+    "an activation that halves": (head(activation="GLU"), "is no activation"),
+    "a head of many layers": (head(hidden=[1] * 100_000), r"head\.hidden=\[100,000 widths\]: at most 20 layers"),
+    "colour in one channel": (hyper("form", {"size": 48, "color": True}), "must be 3 for colour images"),
     "negative image size": (model(image_size=-5), "must be at least 32"),
     "huge image size": (model(image_size=10**7), "at most 2048"),
     "channels": (model(in_channels=2), "must be 1 or 3"),
@@ -133,7 +143,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a score of nan": (card(**{"test/nll": float("nan")}), "its scorecard has test/nll"),
     "no f1": (card(**{"test/f1_macro": None}), "scorecard is incomplete"),
     "escape codes in the scorecard": (card(data="\x1b[31m"), "its scorecard has data="),
-    "a temperature of 0": (card(temperature=0), "temperature is not positive"),
+    "a temperature of 0": (card(temperature=0), "temperature is 0, not from 0.05 to 20"),
+    "a temperature of nearly 0": (card(temperature=1e-320), "temperature is 1e-320, not from 0.05"),
     "a negative step": (lambda content: content.update(global_step=-1), "its global_step is -1"),
     "an epoch of text": (lambda content: content.update(epoch="x"), "its epoch is x"),
 }
@@ -170,7 +181,10 @@ def test_any_hyper_parameter(place: tuple[str, ...], value: Any, whole: dict[str
     node[place[-1]] = value
     torch.save(content, tmp_path / "wrong.ckpt")
     with suppress(UserError):
-        scorecard_line(EmotionClassifier.load(tmp_path / "wrong.ckpt").hparams["scorecard"])
+        loaded = EmotionClassifier.load(tmp_path / "wrong.ckpt")
+        scorecard_line(loaded.hparams["scorecard"])
+        if loaded.image_size <= 96:
+            loaded(torch.zeros(1, *loaded.form.shape, dtype=torch.uint8))
 
 
 @FUZZ
