@@ -24,7 +24,7 @@ from fer_lightning.evaluation.checkpoint_split import load_split
 from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import replace_file
+from fer_lightning.runtime.files import check_inside, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def export_checkpoint(request: ExportRequest) -> None:
         UserError: the checkpoint, the data or the output cannot be used, or the file differs from PyTorch.
     """
     model = EmotionClassifier.load(request.checkpoint)
-    out = request.out or _default_folder(request.checkpoint) / f"{model.hparams['model']['name']}{request.suffix}"
+    out = request.out or default_folder(request.checkpoint) / f"{model.hparams['model']['name']}{request.suffix}"
     faces, split = _drawn_faces() if request.drawn_faces else _own_faces(model, request.overrides)
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"model{request.suffix}"
@@ -53,10 +53,15 @@ def export_checkpoint(request: ExportRequest) -> None:
     print(json.dumps({"format": request.format, "file": str(out), "bytes": len(content), **result}))
 
 
-def _default_folder(checkpoint: Path) -> Path:
-    """``exports`` in the run folder, or beside a checkpoint without one."""
-    folder = checkpoint.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "exports"
+def default_folder(checkpoint: Path) -> Path:
+    """``exports`` in the run folder, or beside a checkpoint without one.
+
+    Raises:
+        UserError: it is a link to another place.
+    """
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    check_inside(folder / "exports", folder)
+    return folder / "exports"
 
 
 def _own_faces(model: EmotionClassifier, overrides: list[str]) -> tuple[Faces, Split]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fer_lightning.runtime.errors import UserError, first_line
+from fer_lightning.runtime.files import check_inside
 
 
 def upload(folder: Path, card: str, picture: str, repo_id: str) -> str:
@@ -20,7 +21,7 @@ def upload(folder: Path, card: str, picture: str, repo_id: str) -> str:
         The address of the model's page.
 
     Raises:
-        UserError: files are missing, there is no login, or the Hub refuses or cannot be reached.
+        UserError: files are missing or links to elsewhere, there is no login, or the Hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token, utils
 
@@ -32,6 +33,7 @@ def upload(folder: Path, card: str, picture: str, repo_id: str) -> str:
     for file in files.values():
         if not file.is_file():
             raise UserError(f"{file}: is missing, so the run cannot be pushed; train it again")
+        check_inside(file, folder)
     if get_token() is None:
         raise UserError("--push: you are not logged in to the Hugging Face Hub; run hf auth login, or set HF_TOKEN")
     operations = [CommitOperationAdd("README.md", card.encode())]

@@ -16,7 +16,7 @@ from fer_lightning.presentation.escapes import markdown_table, to_code, to_markd
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json, replace_file
+from fer_lightning.runtime.files import read_bytes, read_json, replace_file
 from fer_lightning.runtime.run_folder import read_status
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ def write_card(card: str, path: Path, force: bool) -> None:
         UserError: the file exists, was not written by this tool and ``force`` is not set; or it cannot be written.
     """
     try:
-        if path.exists() and not force and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
+        if path.exists() and not force and WRITTEN_BY.encode() not in read_bytes(path):
             raise UserError(f"{path}: was not written by this tool, or edited since; give --out=FILE, or --force")
         replace_file(path, f"{card}\n".encode())
     except OSError as error:

@@ -19,6 +19,10 @@ MAX_BYTES = 64 << 20
 """Size of a text file from which on it is none of this project's, such as a device or a damaged file."""
 
 
+WRITTEN = (".json", ".csv", ".png", ".ckpt", ".log", ".yaml")
+"""Suffixes of the files of a run folder."""
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file as ``replace_file``; several processes may, such as a sweep and its job."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -120,7 +124,7 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
         deep: also look into its folders.
 
     Raises:
-        UserError: naming the link.
+        UserError: naming the link, or a folder in place of a file.
     """
     home = folder.resolve()
     for place, folders, names in itertools.islice(os.walk(folder), None if deep else 1):
@@ -138,10 +142,22 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
                     f"{path}: is a link, and nothing is written through one; replace it by what it stands for, "
                     "or choose another folder"
                 )
+            if stat.S_ISDIR(kind.st_mode) and path.suffix in WRITTEN:
+                raise UserError(f"{path}: is a folder in place of a file; remove it, or choose another folder")
             if stat.S_ISREG(kind.st_mode) and kind.st_nlink > 1 and path.suffix in (".log", ".yaml", ".csv", ".png"):
                 replace_file(path, read_bytes(path))
             elif not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
                 raise UserError(f"{path}: is neither a file nor a folder; remove it, or choose another folder")
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Check that a path in a folder, which may be somebody else's, leads to no place outside of it.
+
+    Raises:
+        UserError: it is a link, or lies below one, that leads out.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: is a link that leads out of {folder}; replace it by what it stands for")
 
 
 def _reason(error: BaseException) -> str:

@@ -28,6 +28,7 @@ from fer_lightning.data.images import as_face
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
 from fer_lightning.deploy import check, formats, graph, int8
+from fer_lightning.deploy.export import default_folder
 from fer_lightning.deploy.export import export as export_model
 from fer_lightning.deploy.request import SUFFIXES
 from fer_lightning.evaluation import scorecard
@@ -404,3 +405,10 @@ class TestMistakes:
         program = "import sys, fer_lightning.export; sys.exit(str({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert done.stderr.strip() == "set()"
+
+
+def test_a_link_in_the_run_folder_is_not_followed(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "exports").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="exports: is a link that leads out of"):
+        default_folder(tmp_path / "run" / "checkpoints" / "best.ckpt")

@@ -1,19 +1,28 @@
 """Model cards: their content, where they are written, and what is uploaded to a stand-in for the Hub."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from archives import write_folder
 from command_line import TINY
 from hub_server import hub_server
 from huggingface_hub import ModelCard, constants
 
 from fer_lightning import card
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.evaluation.model_card import MARKER, TrainedModel, make_card, read_trained_model
+from fer_lightning.evaluation.hub import upload
+from fer_lightning.evaluation.model_card import (
+    MARKER,
+    TrainedModel,
+    make_card,
+    read_trained_model,
+    write_card,
+)
 from fer_lightning.evaluation.scorecard import store
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
@@ -47,6 +56,12 @@ def real_run(run) -> Path:
 
 def written(path: Path) -> ModelCard:
     return ModelCard.load(path)
+
+
+def test_a_pipe_in_place_of_the_card_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "README.md")
+    with pytest.raises(UserError, match=r"README\.md: is no regular file"):
+        write_card("text", tmp_path / "README.md", force=False)
 
 
 class TestText:
@@ -212,6 +227,14 @@ class TestPush:
     def test_a_checkpoint_alone_is_not_pushed(self, trained):
         with pytest.raises(UserError, match="--push: needs the folder of a run, not a checkpoint"):
             card.main([str(trained / "checkpoints" / "best.ckpt"), "--push", "somebody/faces"])
+
+    def test_a_link_to_another_place_is_not_uploaded(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        run = write_folder({"checkpoints/best.ckpt": b"", "metrics.json": b"{}"}, tmp_path / "run")
+        (tmp_path / "id_rsa").write_text("private")
+        (run / "confusion_matrix.png").symlink_to(tmp_path / "id_rsa")
+        with pytest.raises(UserError, match=r"confusion_matrix\.png: is a link that leads out of"):
+            upload(run, "text", "confusion_matrix.png", "somebody/faces")
 
     def test_a_bad_name_is_one_line(self, run, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_secret")

@@ -89,6 +89,26 @@ def test_a_folder_with_a_link_is_refused(tmp_path, name):
     assert not (tmp_path / "victim").exists()
 
 
+@pytest.mark.parametrize("name", ["status.json", "predictions.csv", "checkpoints/last.ckpt"])
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
+    """Before the training: the file would be written after it."""
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="is a folder in place of a file; remove it"):
+        run_folder.lock_for_run(tmp_path, "auto")
+
+
+@pytest.mark.parametrize("name", ["in", "in/deep/out.json", "link/out.json"])
+def test_what_leads_out_of_a_folder_is_refused(tmp_path, name):
+    run = tmp_path / "run"
+    (run / "in" / "deep").mkdir(parents=True)
+    (run / "link").symlink_to(tmp_path)
+    if name.startswith("link"):
+        with pytest.raises(UserError, match="is a link that leads out of"):
+            files.check_inside(run / name, run)
+    else:
+        files.check_inside(run / name, run)
+
+
 def test_the_logs_of_an_earlier_wandb_run_may_be_links_to_elsewhere(tmp_path):
     logs = tmp_path / "run" / "wandb" / "run-1" / "logs"
     logs.mkdir(parents=True)
