@@ -146,7 +146,7 @@ def _second_stage_rules(cfg: DictConfig) -> None:
     bound = second.get("max_norm")
     if bound is not None and second.trains != "classifier":
         raise UserError(
-            f"imbalance.second_stage.max_norm={bound}: bounds the weights of the last layer, which is not trained alone; "
+            f"imbalance.second_stage.max_norm={bound}: bounds weights of the last layer, which is not trained alone; "
             "use null, or imbalance.second_stage.trains=classifier"
         )
     if cfg.optim.schedule == "one_cycle":

@@ -190,7 +190,7 @@ REFUSED = [
     (["imbalance=crt", "imbalance.second_stage.share=1"], "imbalance.second_stage.share=1: must lie between 0 and 1"),
     (
         ["imbalance=crt", "imbalance.second_stage.max_norm=0.1"],
-        "imbalance.second_stage.max_norm=0.1: bounds the weights",
+        "imbalance.second_stage.max_norm=0.1: bounds weights of",
     ),
     (["imbalance=lws", "imbalance.class_scale=false"], "there are no factors; set imbalance.class_scale=true"),
     (["imbalance=tau_norm", "split=paper"], "split=paper has no validation images to choose tau on; set split.val_fr"),
