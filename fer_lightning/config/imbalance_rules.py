@@ -32,6 +32,8 @@ def imbalance_rules(cfg: DictConfig) -> None:
     smoothing = loss.get("label_smoothing", 0)
     require(0 <= smoothing < 1, "imbalance.loss.label_smoothing", smoothing, "must be in [0, 1)")
     _weight_rules(loss)
+    if loss._target_.endswith("Sharpness"):
+        _sharpness_rules(cfg)
     refuse_double_corrections(method)
     _epoch_rules(cfg)
     _head_rules(cfg)
@@ -51,6 +53,15 @@ def _weight_rules(loss: DictConfig) -> None:
     require(weights is None or by_name, "imbalance.loss.weights", weights, accepted)
     if power is not None and weights is not None:
         raise UserError(f"imbalance.loss.power={power}: imbalance.loss.weights is given too; use one of them")
+
+
+def _sharpness_rules(cfg: DictConfig) -> None:
+    name, optim, trainer = f"imbalance={cfg.imbalance.name}", cfg.optim, cfg.trainer
+    if optim.sam_rho is not None:
+        raise UserError(f"optim.sam_rho={optim.sam_rho}: {name} has a radius of its own, imbalance.loss.rho; use null")
+    remedy = f"{name} makes three passes over each batch; use 1"
+    steps = trainer.accumulate_grad_batches
+    require(steps == 1, "trainer.accumulate_grad_batches", steps, remedy)
 
 
 def refuse_double_corrections(method: DictConfig) -> None:

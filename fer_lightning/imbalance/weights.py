@@ -65,22 +65,22 @@ def class_weights(
             f"{list(class_counts)} has 0 for class {int(counts.argmin())}: use none or a larger training set"
         )
 
-    if power is not None:
-        weights = counts**-power
-    elif scheme == "inverse":
-        weights = 1 / counts
-    elif scheme == "inverse_sqrt":
-        weights = counts.rsqrt()
-    elif scheme == "effective":
-        # expm1 computes 1 - beta^n without loss of precision when beta is close to 1.
-        weights = (1 - beta) / -torch.expm1(counts * torch.tensor(beta, dtype=torch.float64).log())
-    else:
-        weights = torch.ones_like(counts)
-
+    weights = counts**-power if power is not None else _of_scheme(counts, scheme, beta)
     if normalization == "balanced":
         return weights * counts.sum() / (weights * counts).sum()
     scale = len(counts) if normalization == "sum_C" else 1
     return weights * scale / weights.sum()
+
+
+def _of_scheme(counts: Tensor, scheme: str, beta: float) -> Tensor:
+    if scheme == "inverse":
+        return 1 / counts
+    if scheme == "inverse_sqrt":
+        return counts.rsqrt()
+    if scheme == "effective":
+        # expm1 computes 1 - beta^n without loss of precision when beta is close to 1.
+        return (1 - beta) / -torch.expm1(counts * torch.tensor(beta, dtype=torch.float64).log())
+    return torch.ones_like(counts)
 
 
 def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> list[float]:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fer_lightning.config.schema import check_model
 from fer_lightning.data.faces import EMOTIONS, ImageForm
 from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
+from fer_lightning.imbalance.sharpness import ClassSharpness
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint
 from fer_lightning.model.network import NETWORK_KEYS, ClassScale, build_network, check_size, head_of
@@ -105,6 +107,7 @@ class EmotionClassifier(L.LightningModule):
                 f"model.first_image_size={self.first_image_size}: {model['name']} has one input size; use null"
             )
         self.perturbed = False
+        self.share_of_loss: Tensor | None = None
         self.logged = False
         self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
         self.optim = optim
@@ -151,9 +154,15 @@ class EmotionClassifier(L.LightningModule):
         logits = self.network(self.prepare(images, size))
         assert self.loss is not None, "training needs a loss"
         soft = targets.ndim == 2  # (B, C) where images are mixed, or labels are votes
-        loss = (expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)).mean()
+        losses = expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)
+        loss = losses.mean()
+        if self.share_of_loss is not None:
+            share = targets @ self.share_of_loss if soft else self.share_of_loss[targets]
+            part = (share * losses).mean()
+        else:
+            part = loss
         if self.perturbed:
-            return loss
+            return part
         labels = targets.argmax(dim=1) if soft else targets
         self.train_metrics.update(logits.detach(), labels)
         self.train_loss.update(loss.detach())  # batches are of equal size
@@ -161,7 +170,7 @@ class EmotionClassifier(L.LightningModule):
             self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
             self.log("train/loss", self.train_loss, prog_bar=True, on_step=False, on_epoch=True)
             self.logged = True
-        return loss
+        return part
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -178,8 +187,25 @@ class EmotionClassifier(L.LightningModule):
     ) -> None:
         rho = self.optim.get("sam_rho")
         assert optimizer_closure is not None
-        closure = optimizer_closure if not rho else lambda: self._sharpness_aware(optimizer_closure, rho)
+        closure = optimizer_closure
+        if rho:
+            closure = partial(self._sharpness_aware, optimizer_closure, rho)
+        elif isinstance(self.loss, ClassSharpness):
+            closure = partial(self._class_sharpness, optimizer_closure, self.loss)
         optimizer.step(closure=closure)
+
+    def _class_sharpness(self, closure: Callable[[], Any], loss: ClassSharpness) -> Any:
+        def one_pass(sharp: bool) -> Any:
+            self.share_of_loss = loss.sharp if sharp else 1 - loss.sharp
+            try:
+                return closure()
+            finally:
+                self.perturbed = True  # only the first pass is scored
+
+        try:
+            return sam.three_passes(one_pass, self.network, loss.rho)
+        finally:
+            self.perturbed, self.share_of_loss = False, None
 
     def _sharpness_aware(self, closure: Callable[[], Any], rho: float) -> Any:
         passes = iter((False, True))

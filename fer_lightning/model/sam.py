@@ -29,6 +29,29 @@ def two_passes(closure: Callable[[], Any], network: nn.Module, rho: float) -> An
     return result
 
 
+def three_passes(closure: Callable[[bool], Any], network: nn.Module, rho: float) -> Any:
+    """As ``two_passes`` for a part of the loss alone: grad plain(w) + grad sharp(w + rho g / |g|), g = grad sharp(w).
+
+    Args:
+        closure: clears the gradients, runs forward and backward; with True for the sharp part of the loss, with False
+            for the rest.
+        network: whose parameters are perturbed, and are as before afterwards.
+        rho: radius, in the L2 norm over all parameters.
+
+    Returns:
+        What the closure returned for the plain part.
+    """
+    closure(True)
+    with _statistics_kept(network):
+        with _at_the_worst_point(network, rho):
+            closure(True)
+        moved: Any = [parameter for parameter in network.parameters() if parameter.grad is not None]
+        sharp: Any = [parameter.grad.clone() for parameter in moved]
+        result = closure(False)
+        torch._foreach_add_([parameter.grad for parameter in moved], sharp)
+    return result
+
+
 @contextmanager
 def _at_the_worst_point(network: nn.Module, rho: float) -> Iterator[None]:
     moved: Any = [parameter for parameter in network.parameters() if parameter.grad is not None]

@@ -25,7 +25,7 @@ NAMES = {
     "weighted_bce", "sqrt_weighted", "class_balanced", "focal", "class_balanced_focal", "balanced_softmax",
     "logit_adjusted", "posthoc_logit_adjusted", "ldam_drw", "crt", "tau_norm", "lws", "mixup", "remix", "cmo",
     "vs", "dbm", "label_aware_smoothing", "los", "gcl",
-    "weight_balancing",
+    "weight_balancing", "imbsam", "focal_sam",
 }  # fmt: skip
 
 
@@ -192,6 +192,8 @@ REFUSED = [
         ["imbalance=crt", "imbalance.second_stage.max_norm=0.1"],
         "imbalance.second_stage.max_norm=0.1: bounds weights of",
     ),
+    (["imbalance=imbsam", "optim.sam_rho=0.05"], "optim.sam_rho=0.05: imbalance=imbsam has a radius of its own"),
+    (["imbalance=focal_sam", "trainer.accumulate_grad_batches=2"], "imbalance=focal_sam makes three passes"),
     (["imbalance=lws", "imbalance.class_scale=false"], "there are no factors; set imbalance.class_scale=true"),
     (["imbalance=tau_norm", "split=paper"], "split=paper has no validation images to choose tau on; set split.val_fr"),
     (["imbalance=tau_norm", "imbalance.adjust.tau=much"], "imbalance.adjust.tau=much: must be 0 or more, or null"),

@@ -46,6 +46,7 @@ from fer_lightning.imbalance.second_stage_losses import (
     LabelOverSmoothing,
     SecondStageWeights,
 )
+from fer_lightning.imbalance.sharpness import FocalSharpness, TailSharpness
 from fer_lightning.imbalance.weights import class_weights, log_prior
 from fer_lightning.runtime.errors import UserError
 
@@ -79,6 +80,7 @@ MODULES = {
     "smoothed by class": LabelAwareSmoothing(COUNTS, 2, 0.5, "first.ckpt"),
     "over-smoothed": LabelOverSmoothing(COUNTS, 2, 0.5, "first.ckpt"),
     "weighted in the second stage": SecondStageWeights(COUNTS, 2, 0.5, "first.ckpt"),
+    "ImbSAM": TailSharpness(COUNTS),
     "VS": VectorScaling(COUNTS),
     "DBM": BalancingMargin(COUNTS, scale=10.0),
     "LDAM": LDAM(COUNTS, epochs=10, scale=10.0),
@@ -471,6 +473,23 @@ class TestGaussianClouded:
         )
         miss = 1 - torch.exp(-loss(cosines, TARGET).detach())
         torch.testing.assert_close(focal, miss[:, None] * plain)
+
+
+class TestClassSharpness:
+    @pytest.mark.parametrize(
+        ("loss", "plain", "sharp"),
+        [(FocalSharpness(COUNTS), 1.0420858062, 0.483726977), (TailSharpness(COUNTS), 1.3167570504, 0.2090557328)],
+        ids=["Focal-SAM", "ImbSAM"],
+    )
+    def test_parts(self, loss, plain, sharp):
+        """ImbSAM's official code counts the tail twice: 0.4181114657."""
+        losses, share = loss(LOGITS, TARGET), loss.sharp.double()[TARGET]
+        assert ((1 - share) * losses).mean().item() == pytest.approx(plain, rel=1e-6)
+        assert (share * losses).mean().item() == pytest.approx(sharp, rel=1e-6)
+
+    def test_the_threshold_of_the_authors_is_reported(self, caplog):
+        assert not TailSharpness(COUNTS, below=20).sharp.any()
+        assert "below=20: the rarest class has 436 images; no class is rare" in caplog.text
 
 
 class TestVectorScaling:

@@ -481,6 +481,36 @@ class TestSharpnessAware:
         torch.testing.assert_close(loss, (start @ inputs.T).square().sum())
         assert torch.equal(network.weight, start)
 
+    def test_a_part_of_the_loss_has_its_worst_point_and_the_rest_is_plain(self):
+        network, rho = nn.Linear(2, 1, bias=False), 0.1
+        inputs = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+        share = torch.tensor([1.0, 0.25])
+        start = network.weight.detach().clone()
+
+        def gradient(weight: Tensor, factor: Tensor) -> Tensor:
+            return (2 * factor[:, None] * (inputs @ weight.T) * inputs).sum(dim=0, keepdim=True)
+
+        def closure(sharp: bool) -> Tensor:
+            network.zero_grad()
+            loss = ((share if sharp else 1 - share)[:, None] * network(inputs) ** 2).sum()
+            loss.backward()
+            return loss
+
+        sam.three_passes(closure, network, rho)
+        direction = gradient(start, share)
+        worst = start + rho * direction / direction.norm()
+        torch.testing.assert_close(network.weight.grad, gradient(worst, share) + gradient(start, 1 - share))
+        assert torch.equal(network.weight, start)
+
+    @pytest.mark.parametrize("method", ["imbsam", "focal_sam"])
+    def test_sharpness_of_classes_takes_other_steps_and_sees_each_batch_once(self, fit, method):
+        plain, other = (
+            fit("optim.lr=0.01", "model.head.dropout=0", *more)
+            for more in ((), (f"imbalance={method}", "imbalance.loss.rho=0.5"))
+        )
+        assert changed(plain[1].epochs[-1], other[1].epochs[-1])
+        assert (other[2].global_step, other[0].perturbed, other[0].share_of_loss) == (3, False, None)
+
     def test_an_infinite_gradient_leaves_the_weights_as_they_were(self):
         network = nn.Linear(2, 1)
         start = network.weight.detach().clone()
