@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from fer_lightning.comparison.ratios import OverRatio
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import (
     BLUE,
@@ -238,23 +237,36 @@ def differences(rows: pd.DataFrame, numbers: Mapping[str, int], title: str, subt
 
 
 @styled
-def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, subtitle: str = "") -> Figure:
+def trade_off(
+    summary: pd.DataFrame,
+    numbers: Mapping[str, int],
+    title: str,
+    subtitle: str = "",
+    at_ratios: Mapping[str, tuple[str, float]] | None = None,
+) -> Figure:
     """Show accuracy against macro F1, a mark with its 95 % intervals per method, named where there is room.
+
+    Where methods were trained at several ratios, a line joins the marks of a method, which are named by their ratio;
+    intervals, which would hide the lines, are left out.
 
     Args:
         summary: columns ``method``, ``metric``, ``mean``, ``low`` and ``high``; one test set.
         numbers: method -> its number, for colour and mark.
         title: the bold first line.
         subtitle: the second line.
+        at_ratios: row -> its method and ratio, where ratios differ.
     """
     table = {(row["method"], row["metric"]): row for row in summary.to_dict("records")}
     figure = Figure(figsize=(8.6, 6.2))
-    crossed = bool(summary["low"].notna().any())
-    head(figure, title, subtitle + " · crosses: 95 % intervals over seeds, cut at the frame" * crossed)
+    at_ratios = at_ratios or {}
+    crossed = bool(summary["low"].notna().any()) and not at_ratios
+    note = " · crosses: 95 % intervals over seeds, cut at the frame" * crossed
+    head(figure, title, subtitle + note + " · numbers: ratio of the largest class to the smallest" * bool(at_ratios))
     axes = figure.add_subplot()
     axes.grid(color="#E3E7EA")
     axes.set_axisbelow(True)
     points: list[tuple[str, float, float]] = []
+    paths: dict[str, list[tuple[float, float, float, str]]] = {}
     crosses: list[tuple[tuple[float, float], tuple[float, float]]] = []
     for name, number in numbers.items():
         both = [table.get((name, metric)) for metric in ("accuracy", "f1_macro")]
@@ -264,11 +276,18 @@ def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, sub
         if math.isnan(x + y):
             continue
         hue = COLOURS[colour(number)]
-        axes.plot([x_low, x_high], [y, y], color=hue, linewidth=1.3, alpha=0.55)
-        axes.plot([x, x], [y_low, y_high], color=hue, linewidth=1.3, alpha=0.55)
-        axes.plot([x], [y], MARKS[mark(number)], color=hue, ms=8, mec="white", mew=0.8, label=short(name, 24), zorder=3)
-        points.append((short(name), x, y))
-        crosses += [((x_low, y), (x_high, y)), ((x, y_low), (x, y_high))]
+        method, ratio = at_ratios.get(name, (name, None))
+        if crossed:
+            axes.plot([x_low, x_high], [y, y], color=hue, linewidth=1.3, alpha=0.55)
+            axes.plot([x, x], [y_low, y_high], color=hue, linewidth=1.3, alpha=0.55)
+            crosses += [((x_low, y), (x_high, y)), ((x, y_low), (x, y_high))]
+        label = None if method in paths else short(method, 24)
+        axes.plot([x], [y], MARKS[mark(number)], color=hue, ms=8, mec="white", mew=0.8, label=label, zorder=3)
+        points.append((short(name) if ratio is None else f"{ratio:g}", x, y))
+        paths.setdefault(method, []).append((ratio or 0, x, y, hue))
+    for path in paths.values():
+        places = sorted(path)
+        axes.plot([x for _, x, *_ in places], [y for _, _, y, _ in places], color=places[0][3], linewidth=1, alpha=0.6)
     axes.set_xlabel("accuracy")
     axes.set_ylabel("macro F1")
     if points:
@@ -277,9 +296,9 @@ def trade_off(summary: pd.DataFrame, numbers: Mapping[str, int], title: str, sub
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
-    if len(points) > 8:
+    if len(points) > 8 or at_ratios:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, frameon=False, labelspacing=0.35)
-    if not _name_points(figure, axes, points, crosses) and len(points) <= 8:
+    if not _name_points(figure, axes, points, crosses) and len(points) <= 8 and not at_ratios:
         axes.legend(loc="best", fontsize=8.5)
     return figure
 
@@ -392,64 +411,3 @@ def confusion_differences(
         [float(np.nanmax(np.abs(change))) for change in changes.values() if not np.isnan(change).all()], default=0
     )
     return _matrices(changes, classes, title, f"{subtitle} · blue more, red less", max(limit, 0.01))
-
-
-@styled
-def over_ratio(over: OverRatio, numbers: Mapping[str, int], title: str, subtitle: str = "") -> Figure:
-    """Show scores, and differences to the baseline at the same ratio, over the ratio; a column per metric.
-
-    Args:
-        over: the scores and differences.
-        numbers: method -> its number, for colour and mark.
-        title: the bold first line.
-        subtitle: the second line.
-    """
-    metrics = list(dict.fromkeys(over.differences["metric"])) or ["f1_macro", "balanced_accuracy", "accuracy"]
-    metrics.sort(key=lambda metric: metric != "f1_macro")
-    lines = 2 if len(over.differences) else 1
-    figure = Figure(figsize=(3.7 * len(metrics) + 1.6, 3.0 * lines + 1.0))
-    head(figure, title, f"{subtitle} · bars: 95 % intervals, cut at the frame; filled: Holm p < 0.05")
-    grid = figure.subplots(lines, len(metrics), sharex=True, squeeze=False)
-    for column, metric in enumerate(metrics):
-        shown = over.scores[over.scores["metric"] == metric].rename(columns={"mean": "value"})
-        _lines_over_ratio(grid[0, column], over, shown.assign(p_holm=0.0), numbers, "")
-        grid[0, column].set_title(SCORES[metric].heading)
-        if lines == 2:
-            gaps = over.differences[over.differences["metric"] == metric].rename(columns={"difference": "value"})
-            grid[1, column].axhline(0, color=FAINT, linewidth=1)
-            _lines_over_ratio(grid[1, column], over, gaps, numbers, "+")
-        grid[-1, column].set_xlabel("largest class : smallest class")
-    grid[0, 0].set_ylabel("percent")
-    if lines == 2:
-        grid[1, 0].set_ylabel("points to the baseline")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
-    return figure
-
-
-def _lines_over_ratio(axes: Axes, over: OverRatio, rows: pd.DataFrame, numbers: Mapping[str, int], sign: str) -> None:
-    spread = (over.ratios[-1] / over.ratios[0]) ** 0.012
-    middle = (len(over.methods) - 1) / 2
-    for place, method in enumerate(over.methods):
-        mine = rows[(rows["method"] == method) & rows["value"].notna()]
-        if not len(mine):
-            continue
-        number = numbers[method]
-        hue = COLOURS[colour(number)]
-        x = mine["ratio"].to_numpy(float) * spread ** (place - middle)  # beside one another, not on top
-        axes.plot(x, 100 * mine["value"], color=hue, linewidth=1.6, label=short(method, 24))
-        axes.vlines(x, 100 * mine["low"], 100 * mine["high"], color=hue, linewidth=1.3, alpha=0.6)
-        faces = [hue if p < 0.05 else "white" for p in mine["p_holm"]]
-        for one, value, face in zip(x, mine["value"], faces, strict=True):
-            axes.plot([one], [100 * value], MARKS[mark(number)], color=hue, mfc=face, mew=1.4, ms=6)
-    axes.set_xscale("log")
-    axes.set_xticks(over.ratios, [f"{ratio:g}" for ratio in over.ratios])
-    axes.minorticks_off()
-    points, ends = rows["value"].dropna(), pd.concat([rows["low"], rows["high"]]).dropna()
-    if len(points):
-        low, high = view_range(list(points), list(ends))
-        axes.set_ylim(100 * low, 100 * high)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:{sign}g}" if value else "0"))
-    axes.grid(axis="y", color="#E3E7EA")
-    axes.set_axisbelow(True)

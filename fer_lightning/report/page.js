@@ -27,7 +27,7 @@
   const placeNames = () => all(".scatter").forEach((figure) => {
     const frame = figure.firstElementChild.getBoundingClientRect();
     if (!frame.width) return;
-    const taken = all(".point path, .point line", figure).map((mark) => mark.getBoundingClientRect());
+    const taken = all(".point path, .point line:not(.join)", figure).map((mark) => mark.getBoundingClientRect());
     all(".name", figure).forEach((name) => {
       const put = ([anchor, x, y]) => {
         name.setAttribute("text-anchor", anchor);

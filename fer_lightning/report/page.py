@@ -129,14 +129,6 @@ def _opening(c: Comparison, numbers: Numbers) -> str:
     )
 
 
-CHARTS = {
-    "Confusion": page_charts.confusion,
-    "Calibration": page_charts.reliability,
-    "Ratio": page_charts.over_ratio,
-}
-"""By the name of their section."""
-
-
 def _section(c: Comparison, section: Section, numbers: Numbers) -> str:
     charts = {
         "Confusion": page_charts.confusion,

@@ -4,7 +4,7 @@ Places are in percent, so that a chart fits any width; colours are the page's ow
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -17,7 +17,7 @@ from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.presentation.words import cut
 from fer_lightning.report import tables
 from fer_lightning.report.figures import colour, mark, view_range
-from fer_lightning.report.pictures import confusion_changes
+from fer_lightning.report.pictures import at_ratios, confusion_changes
 
 DARK_COLOURS = ("#AEACA2", "#3995FF", "#C66A2D", "#8AFCA0", "#B565A8", "#80E2FE", "#E6AA1F")
 """``figures.COLOURS`` on a dark ground, found in the same way."""
@@ -96,8 +96,23 @@ def _tick(value: float) -> str:
     return f"{round(value * 100, 6):g}"
 
 
+def _grid(x_scale: tuple[float, float], x_ticks: Mapping[float, str], y_scale: tuple[float, float]) -> list[str]:
+    """Lines and labels of a chart's ticks: those of the x axis as given, round percents on the y axis."""
+    drawn = []
+    for tick, label in x_ticks.items():
+        place = place_on(tick, x_scale)
+        drawn.append(f'<line class="grid" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>')
+        drawn.append(f'<text x="{place}%" y="100%" dy="18" text-anchor="middle">{label}</text>')
+    for tick in ticks_on(y_scale, 6):
+        place = 100 - place_on(tick, y_scale)
+        drawn.append(f'<line class="grid" y1="{place:.2f}%" y2="{place:.2f}%" x1="0" x2="100%"/>')
+        drawn.append(f'<text x="0" y="{place:.2f}%" dx="-8" dy=".35em" text-anchor="end">{_tick(tick)}</text>')
+    return drawn
+
+
 def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
     """Accuracy (x) against another metric (y), a mark with its intervals per method."""
+    placed = at_ratios(c)
     rows = c.summary[c.summary["test_set"] == c.test_set].to_dict("records")
     table = {(row["method"], row["metric"]): row for row in rows}
     ends = ("mean", "low", "high")
@@ -108,30 +123,32 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
     }
     both = {name: axes for name, axes in both.items() if math.isfinite(axes[0][0] + axes[1][0])}
     x_scale, y_scale = (
-        view_range([axes[place][0] for axes in both.values()], [end for axes in both.values() for end in axes[place]])
+        view_range(
+            [axes[place][0] for axes in both.values()],
+            [end for axes in both.values() for end in axes[place] if not placed],
+        )
         if both
         else (0.0, 1.0)
         for place in (0, 1)
     )
-    drawn = []
-    for tick in ticks_on(x_scale, 6):
-        place = place_on(tick, x_scale)
-        drawn.append(f'<line class="grid" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>')
-        drawn.append(f'<text x="{place}%" y="100%" dy="18" text-anchor="middle">{_tick(tick)}</text>')
-    for tick in ticks_on(y_scale, 6):
-        place = 100 - place_on(tick, y_scale)
-        drawn.append(f'<line class="grid" y1="{place:.2f}%" y2="{place:.2f}%" x1="0" x2="100%"/>')
-        drawn.append(f'<text x="0" y="{place:.2f}%" dx="-8" dy=".35em" text-anchor="end">{_tick(tick)}</text>')
+    drawn = _grid(x_scale, {tick: _tick(tick) for tick in ticks_on(x_scale, 6)}, y_scale)
     heading = SCORES[metric].heading
-    for name, ((x, x_low, x_high), (y, y_low, y_high)) in both.items():
+    before: dict[str, tuple[float, float]] = {}
+    for name, ((x, x_low, x_high), (y, y_low, y_high)) in sorted(
+        both.items(), key=lambda item: placed.get(item[0], ("", 0.0))[1]
+    ):
         left, top = place_on(x, x_scale), round(100 - place_on(y, y_scale), 2)
-        number, cross = numbers[name], ""
-        if math.isfinite(x_low + x_high):
-            ends_x = f'x1="{_within(x_low, x_scale)}%" x2="{_within(x_high, x_scale)}%"'
-            cross += f'<line {ends_x} y1="{top}%" y2="{top}%"/>'
-        if math.isfinite(y_low + y_high):
-            ends_y = f'y1="{100 - _within(y_low, y_scale):.2f}%" y2="{100 - _within(y_high, y_scale):.2f}%"'
-            cross += f'<line {ends_y} x1="{left}%" x2="{left}%"/>'
+        number = numbers[name]
+        if name in placed:  # a line from ratio to ratio; intervals would hide it
+            (method, ratio), cross = placed[name], ""
+            if method in before:
+                cross = (
+                    f'<line class="join" x1="{before[method][0]}%" y1="{before[method][1]}%" x2="{left}%" y2="{top}%"/>'
+                )
+            before[method] = left, top
+            shown = f"{ratio:g}"
+        else:
+            cross, shown = _cross((left, x_low, x_high), (top, y_low, y_high), x_scale, y_scale), cut(name, 24)
         words = [name]
         for key, value, low, high in (("accuracy", x, x_low, x_high), (metric, y, y_low, y_high)):
             interval = SCORES[key].interval(low, high)
@@ -142,13 +159,33 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
             f'role="img" aria-label="{to_html(", ".join(words))}">{cross}'
             f'<svg x="{left}%" y="{top}%" overflow="visible"><circle class="hit" r="13"/>'
             f'<path d="{SHAPES[mark(number)]}"/>'
-            f'<text class="name" x="9" y="-7">{to_html(cut(name, 24))}</text></svg></g>'
+            f'<text class="name" x="9" y="-7">{to_html(shown)}</text></svg></g>'
         )
     label = f"Accuracy against {heading} in percent, one point per method; the numbers are in the table of scores."
+    note = "; beside each mark: largest training class : smallest" * bool(placed)
     return (
         f'<figure class="scatter"><svg role="group" aria-label="{to_html(label)}">{"".join(drawn)}</svg>'
-        f'<figcaption class="x">accuracy, %</figcaption><span class="y" aria-hidden="true">{heading}, %</span></figure>'
+        f'<figcaption class="x">accuracy, %{note}</figcaption>'
+        f'<span class="y" aria-hidden="true">{heading}, %</span></figure>'
     )
+
+
+def _cross(
+    x: tuple[float, float, float],
+    y: tuple[float, float, float],
+    x_scale: tuple[float, float],
+    y_scale: tuple[float, float],
+) -> str:
+    """The intervals of a point; ``x`` and ``y`` are its place in percent, and the ends of an interval or NaN."""
+    (left, x_low, x_high), (top, y_low, y_high) = x, y
+    drawn = ""
+    if math.isfinite(x_low + x_high):
+        ends = f'x1="{_within(x_low, x_scale)}%" x2="{_within(x_high, x_scale)}%"'
+        drawn += f'<line {ends} y1="{top}%" y2="{top}%"/>'
+    if math.isfinite(y_low + y_high):
+        ends = f'y1="{100 - _within(y_low, y_scale):.2f}%" y2="{100 - _within(y_high, y_scale):.2f}%"'
+        drawn += f'<line {ends} x1="{left}%" x2="{left}%"/>'
+    return drawn
 
 
 def over_ratio(c: Comparison, numbers: Numbers) -> str:
@@ -170,25 +207,18 @@ def _lines(over: ratios.OverRatio, metric: str, numbers: Numbers) -> str:
     y_scale = view_range([float(row["mean"]) for row in records], ends) if records else (0.0, 1.0)
     logs = [math.log(ratio) for ratio in over.ratios]
     x_scale = (logs[0] - 0.06 * (logs[-1] - logs[0]), logs[-1] + 0.06 * (logs[-1] - logs[0]))
-    drawn = []
-    for ratio in over.ratios:
-        place = place_on(math.log(ratio), x_scale)
-        drawn.append(f'<line class="grid" x1="{place}%" x2="{place}%" y1="0" y2="100%"/>')
-        drawn.append(f'<text x="{place}%" y="100%" dy="18" text-anchor="middle">{ratio:g}</text>')
-    for tick in ticks_on(y_scale, 6):
-        place = 100 - place_on(tick, y_scale)
-        drawn.append(f'<line class="grid" y1="{place:.2f}%" y2="{place:.2f}%" x1="0" x2="100%"/>')
-        drawn.append(f'<text x="0" y="{place:.2f}%" dx="-8" dy=".35em" text-anchor="end">{_tick(tick)}</text>')
+    drawn = _grid(x_scale, {math.log(ratio): f"{ratio:g}" for ratio in over.ratios}, y_scale)
     score = SCORES[metric]
     for order, method in enumerate(over.methods):
+        shift = 0.7 * (order - (len(over.methods) - 1) / 2)  # beside one another, not on top
         mine = [row for row in records if row["method"] == method]
         before: tuple[float, float] | None = None
         for row in mine:
-            left = place_on(math.log(row["ratio"]), x_scale)
+            left = round(place_on(math.log(row["ratio"]), x_scale) + shift, 2)
             top = round(100 - place_on(float(row["mean"]), y_scale), 2)
             marks = ""
             if before is not None:
-                marks += f'<line x1="{before[0]}%" y1="{before[1]}%" x2="{left}%" y2="{top}%"/>'
+                marks += f'<line class="join" x1="{before[0]}%" y1="{before[1]}%" x2="{left}%" y2="{top}%"/>'
             if math.isfinite(row["low"] + row["high"]):
                 low, high = (100 - _within(float(row[end]), y_scale) for end in ("low", "high"))
                 marks += f'<line x1="{left}%" x2="{left}%" y1="{low:.2f}%" y2="{high:.2f}%"/>'
@@ -199,9 +229,9 @@ def _lines(over: ratios.OverRatio, metric: str, numbers: Numbers) -> str:
             if row is mine[-1]:
                 name = f'<text class="name" x="9" y="4">{to_html(cut(method, 24))}</text>'
             drawn.append(
-                f'<g class="point c{colour(order)}" data-m="{number}" data-tip="{to_html(words)}" tabindex="0" '
+                f'<g class="point c{colour(number)}" data-m="{number}" data-tip="{to_html(words)}" tabindex="0" '
                 f'role="img" aria-label="{to_html(words)}">{marks}<svg x="{left}%" y="{top}%" overflow="visible">'
-                f'<circle class="hit" r="13"/><path d="{SHAPES[mark(order)]}"/>{name}</svg></g>'
+                f'<circle class="hit" r="13"/><path d="{SHAPES[mark(number)]}"/>{name}</svg></g>'
             )
             before = left, top
     label = (

@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
-from fer_lightning.comparison.ratios import OverRatio, over_ratio
+from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.evaluation import figures as run_figures
 from fer_lightning.metrics.names import HEADLINES, SCORES
 from fer_lightning.presentation.plotting import row_shares
-from fer_lightning.report import figures, tables
+from fer_lightning.report import figures, ratio_figure, tables
 from fer_lightning.report.protocol import key
 from fer_lightning.report.rank_figure import critical_difference
 
@@ -25,8 +25,26 @@ def draw(c: Comparison, folder: Path) -> list[str]:
 
 
 def numbers(c: Comparison) -> dict[str, int]:
-    """Row -> its number, counted from the first baseline: its colour and mark."""
-    return {name: number for number, name in enumerate(c.rows)}
+    """Row -> the number of its method, counted from the first baseline: its colour and mark.
+
+    Rows that differ in the imbalance ratio alone are one method.
+    """
+    placed = at_ratios(c)
+    method_of = {row: placed[row][0] if row in placed else row for row in c.rows}
+    methods = list(dict.fromkeys(method_of.values()))
+    return {row: methods.index(method) for row, method in method_of.items()}
+
+
+def at_ratios(c: Comparison) -> dict[str, tuple[str, float]]:
+    """Row -> its method and ratio; empty where the ratio was not varied."""
+    over = over_ratio(c)
+    if over is None:
+        return {}
+    scores = over.scores
+    return {
+        row: (method, ratio)
+        for row, method, ratio in zip(scores["row"], scores["method"], scores["ratio"], strict=True)
+    }
 
 
 def _overview(c: Comparison) -> dict[str, Figure]:
@@ -39,21 +57,17 @@ def _overview(c: Comparison) -> dict[str, Figure]:
     summary = c.summary[c.summary["test_set"] == c.test_set]
     return {
         "method_bars.png": figures.method_bars(means, deviations, "Methods compared", f"{key(c)} · percent, {spread}"),
-        "trade_off.png": figures.trade_off(summary, numbers(c), "Accuracy against macro F1", key(c)),
+        "trade_off.png": figures.trade_off(summary, numbers(c), "Accuracy against macro F1", key(c), at_ratios(c)),
     }
-
-
-def method_numbers(over: OverRatio) -> dict[str, int]:
-    """Method -> its number, for colour and mark, where rows differ in the ratio too."""
-    return {name: number for number, name in enumerate(over.methods)}
 
 
 def _over_ratio(c: Comparison) -> dict[str, Figure]:
     over = over_ratio(c)
     if over is None:
         return {}
-    title = "Scores over the imbalance of the training images"
-    return {"over_ratio.png": figures.over_ratio(over, method_numbers(over), title, key(c))}
+    title, by_row = "Scores over the imbalance of the training images", numbers(c)
+    by_method = {method: by_row[row] for row, (method, _) in at_ratios(c).items()}
+    return {"over_ratio.png": ratio_figure.over_ratio(over, by_method, title, key(c))}
 
 
 def _classes(c: Comparison) -> dict[str, Figure]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fer_lightning.comparison.analysis import PRIMARY, TESTED, Comparison
 from fer_lightning.comparison.paper import TRAINING_IMAGES
-from fer_lightning.comparison.ratios import OverRatio
+from fer_lightning.comparison.ratios import OverRatio, over_ratio
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed
 from fer_lightning.report.protocol import span
@@ -25,13 +25,39 @@ PAPER_RESULTS = (
 
 
 def answer(c: Comparison) -> str:
-    """Which method wins, by how much, and whether that is clear; drawn data are named first."""
+    """Which method wins, by how much, and whether that is clear, or which at each ratio; drawn data are named first."""
+    over = over_ratio(c)
+    if over is not None:
+        sentence = first_at_each_ratio(over)
+        return f"On drawn, not real, faces: {sentence}" if c.synthetic else sentence
     rows = c.summary[(c.summary["test_set"] == c.test_set) & (c.summary["metric"] == PRIMARY)]
     means = {str(row["method"]): float(row["mean"]) for row in rows.to_dict("records")}
     common = c.pairs["seeds"]
     seeds = min([*(len(members) for members in c.rows.values()), *common[common > 0]])
     sentence = winner(means, c.pairs, seeds)
     return f"On drawn, not real, faces: {sentence}" if c.synthetic else sentence
+
+
+def first_at_each_ratio(over: OverRatio) -> str:
+    """The method with the highest primary score at each ratio, and where one is clearly better than the baseline."""
+    name = SCORES[PRIMARY].heading
+    scores = over.scores[(over.scores["metric"] == PRIMARY) & over.scores["mean"].notna()]
+    first = [
+        f"{best['method']} at {ratio:g} ({percent(best['mean'])})"
+        for ratio in over.ratios
+        for best in scores[scores["ratio"] == ratio].nlargest(1, "mean").to_dict("records")
+    ]
+    gaps = over.differences
+    better = gaps[(gaps["metric"] == PRIMARY) & (gaps["p_holm"] < SIGNIFICANT) & (gaps["difference"] > 0)]
+    clear = (
+        ["no method"]
+        if better.empty
+        else [f"{row['method']} at {row['ratio']:g}" for row in better.sort_values("ratio").to_dict("records")]
+    )
+    return (
+        f"Highest {name} by the ratio of the training classes: {listed(first) if first else 'unknown'}. "
+        f"Clearly better than the baseline at the same ratio (Holm p < 0.05): {listed(clear)}."
+    )
 
 
 def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int) -> str:
@@ -98,8 +124,33 @@ def _evidence(row: Mapping[Any, Any]) -> str:
 
 
 def on_differences(c: Comparison) -> list[str]:
-    """Which rows differ clearly from their baselines, and in which metric."""
-    return against_baseline(c.differences, c.baselines, c.test_set)
+    """Which rows differ clearly from their baselines, and in which metric; by ratio where that was varied."""
+    over = over_ratio(c)
+    return against_baseline(c.differences, c.baselines, c.test_set) if over is None else at_each_ratio(over)
+
+
+def at_each_ratio(over: OverRatio) -> list[str]:
+    """One sentence per ratio: the methods that differ clearly in the primary metric from the baseline there."""
+    rows = over.differences
+    known = rows[(rows["metric"] == PRIMARY) & rows["p_holm"].notna()]
+    sentences = []
+    for ratio in over.ratios:
+        better: list[str] = []
+        worse: list[str] = []
+        unclear: list[str] = []
+        for row in known[known["ratio"] == ratio].sort_values("difference", ascending=False).to_dict("records"):
+            group = unclear if row["p_holm"] >= SIGNIFICANT else better if row["difference"] > 0 else worse
+            group.append(f"{row['method']} ({signed(row['difference'])})")
+        parts = [
+            f"{listed(names)} {'is' if len(names) == 1 else 'are'} {verdict}"
+            for names, verdict in ((better, "better"), (worse, "worse"), (unclear, "not clearly different"))
+            if names
+        ]
+        if parts:
+            sentences.append(
+                f"At a ratio of {ratio:g}, in points of {SCORES[PRIMARY].heading} to the baseline: {'; '.join(parts)}."
+            )
+    return sentences
 
 
 def against_baseline(differences: pd.DataFrame, baselines: Mapping[str, str], test_set: str) -> list[str]:

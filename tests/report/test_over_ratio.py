@@ -8,7 +8,7 @@ from run_folders import write_run
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
 from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.report import pictures, sentences, tables
+from fer_lightning.report import pictures, ratio_figure, sentences, tables
 from fer_lightning.report.write import write_report
 
 SKILLS = {
@@ -75,6 +75,39 @@ def test_the_best_of_each_ratio_is_marked(comparison):
     table = tables.over_ratio(over, "f1_macro")
     assert table.headings == ["ratio", "none", "focal", "weighted"]
     assert [[cell.best for cell in row[1:]] for row in table.rows][2:] == [[False, False, True]] * 2
+
+
+def test_one_sentence_for_each_ratio(comparison):
+    said = sentences.on_differences(comparison)
+    assert [text.split(",")[0] for text in said] == [f"At a ratio of {ratio}" for ratio in (1, 5, 20, 100)]
+    assert "weighted (+" in said[2]
+    assert ") is better; focal (" in said[2]
+    assert "is not clearly different" in said[2]
+    answer = sentences.answer(comparison)
+    assert answer.startswith("Highest macro F1 by the ratio of the training classes: ")
+    assert (
+        "Clearly better than the baseline at the same ratio (Holm p < 0.05): weighted at 20 and weighted at 100."
+        in answer
+    )
+
+
+def test_a_method_has_one_colour_and_mark_at_all_ratios(comparison):
+    numbers = pictures.numbers(comparison)
+    assert {row.split()[0]: number for row, number in numbers.items()} == {"none": 0, "focal": 1, "weighted": 2}
+    assert len(numbers) == 12
+
+
+def test_marks_of_scores_are_not_filled(comparison):
+    over = over_ratio(comparison)
+    assert over is not None
+    figure = ratio_figure.over_ratio(over, {"none": 0, "focal": 1, "weighted": 2}, "title")
+    upper, lower = figure.axes[0], figure.axes[3]
+    filled = [
+        {line.get_markerfacecolor() for line in axes.lines if line.get_marker() not in ("None", None)} - {"white"}
+        for axes in (upper, lower)
+    ]
+    assert not filled[0]
+    assert filled[1]  # Holm p < 0.05
 
 
 def test_without_ratios_there_is_no_such_part(tmp_path: Path):
