@@ -45,7 +45,7 @@ class Data:
     classes: str | None = None
     only: list[str] | None = None
     votes: str | None = None
-    color: bool = False
+    color: bool | None = None
     image_size: int | None = None
 
 

@@ -198,6 +198,7 @@ def match_classes(faces: Faces, classes: tuple[str, ...]) -> Faces:
         usage=faces.usage[kept],
         ids=faces.ids[kept],
         twins=faces.twins[kept],
+        groups=None if faces.groups is None else faces.groups[kept],
         classes=classes,
     )
 

@@ -67,6 +67,8 @@ class Faces:
         soft: float32, shape (N, C), rows sum to 1: targets to train on instead of ``labels``, or None.
         label_source: origin of the labels: ``fer`` (the data's own) or ``ferplus`` (most FER+ votes).
         classes: names of the C classes.
+        parts: names of the parts, in the order of ``USAGES``.
+        groups: int64, shape (N,): images that a cut keeps in one part, twins among them; None is ``twins``.
     """
 
     images: np.ndarray
@@ -80,6 +82,8 @@ class Faces:
     soft: np.ndarray | None = None
     label_source: str = "fer"
     classes: tuple[str, ...] = EMOTIONS
+    parts: tuple[str, ...] = USAGES
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,5 +176,9 @@ def is_class_name(name: object) -> bool:
 
 
 def class_noun(classes: Sequence[str]) -> str:
-    """What to call a class in texts: ``emotion`` where all are names of emotions, else ``class``."""
+    """What to call a class in texts: ``emotion`` where all are names of emotions, else ``class``.
+
+    Names are all that is known of a set: images of other things in folders called ``fear`` and ``happy`` are called
+    emotions too.
+    """
     return "emotion" if set(classes) <= {*EMOTIONS, "contempt"} else "class"

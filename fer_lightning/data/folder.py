@@ -3,7 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,6 +15,7 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, ImageForm, image_ids, read_images, typical_side
 from fer_lightning.data.label_table import MAX_LINE, LabelledFile, has_label_columns, read_label_table
 from fer_lightning.data.pixel_csv import USAGE_NAMES
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ ACCEPTED = (
     "(images.zip/faces), or a CSV of path,label[,split]"
 )
 TABLES = (".csv", ".tsv", ".txt")
+PARTS = ("train", "val", "test", "test")
+"""Names of the parts, in the order of ``USAGES``."""
+
 GRAY_SIDE = 48
 """Side of stored gray images, in pixels, where none is given: FER-2013's."""
 
@@ -32,7 +36,7 @@ def load(
     path: str | None,
     classes: str | None = None,
     only: Sequence[str] | None = None,
-    color: bool = False,
+    color: bool | None = None,
     image_size: int | None = None,
     cache_dir: str | None = None,
 ) -> Faces:
@@ -46,7 +50,8 @@ def load(
         path: the folder, zip, tar or table; or a folder inside a container, such as ``images.zip/faces``.
         classes: file that renames, merges or leaves out classes; see ``classes.read_mapping``.
         only: classes to keep.
-        color: keep three channels.
+        color: keep three channels; False converts all images to gray; None does so too, but refuses a set of both
+            kinds.
         image_size: side of the stored images in pixels; None is 48 for gray images, and for colour the median side
             of the images, at most 224.
         cache_dir: folder of the parsed arrays; None is the user's cache folder.
@@ -66,7 +71,7 @@ class Reading:
 
     classes: str | None = None
     only: Sequence[str] | None = None
-    color: bool = False
+    color: bool | None = None
     image_size: int | None = None
     cache_dir: str | None = None
 
@@ -100,6 +105,7 @@ def load_layout(find: Find, path: str | None, accepted: str, reading: Reading, k
         if len(files) < len(found):
             log.info("Left out %d images of %d", len(found) - len(files), len(found))
         _check_parts(files, classes_of, source / inside)
+        _check_names(files, source)
         numbers = {name: number for number, name in enumerate(kinds)}
         labels = [numbers[str(classes_of[file.label])] for file in files]
         faces = _read(container, files, labels, kinds, reading, kind)
@@ -118,22 +124,23 @@ def _read(
 ) -> Faces:
     paths, usage = [file.path for file in files], np.array([file.usage for file in files])
     side = reading.image_size or (typical_side(container, paths) if reading.color else GRAY_SIDE)
-    form = ImageForm(side, reading.color)
+    form = ImageForm(side, bool(reading.color))
     directory = Path(reading.cache_dir).expanduser() if reading.cache_dir else default_cache_dir()
     plan = "\n".join(f"{path}\t{label}\t{part}" for path, label, part in zip(paths, labels, usage, strict=True))
-    key = content_key(container, paths, f"{form}\n{classes}\n{plan}")
+    one_kind = reading.color is None
+    key = content_key(container, paths, f"{form}{', all alike' * one_kind}\n{classes}\n{plan}")
 
     def build(allocate: Allocate) -> Faces:
         ids = image_ids(container, paths)
         order = np.argsort(ids, kind="stable")
         place = np.argsort(order, kind="stable")
-        images = read_images(container, paths, place, form, allocate((len(paths), *form.shape)))
+        images = read_images(container, paths, place, form, allocate((len(paths), *form.shape)), one_kind)
         described = f"{kind} {container.form}"
         return Faces.from_arrays(
             images, np.array(labels)[order], usage[order], ids[order], kind=described, classes=classes
         )
 
-    return cached(key, build, directory)
+    return replace(cached(key, build, directory), parts=PARTS)
 
 
 def _container_and_folder(path: Path) -> tuple[Path, str]:
@@ -237,3 +244,12 @@ def _check_parts(files: Sequence[LabelledFile], classes_of: Mapping[str, str | N
             f"{where}: no training image of {', '.join(absent[:5])}, which other parts have: add some, or leave the "
             "class out with data.classes"
         )
+
+
+def _check_names(files: Sequence[LabelledFile], source: Path) -> None:
+    """Refuse names that are not UTF-8, which no table of predictions could hold."""
+    for file in files:
+        try:
+            file.path.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{source}: the file name {printable(file.path)} is not UTF-8: rename the file") from None

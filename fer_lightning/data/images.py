@@ -75,6 +75,7 @@ def read_images(
     places: Sequence[int] | np.ndarray,
     form: ImageForm,
     out: np.ndarray,
+    one_kind: bool = False,
 ) -> np.ndarray:
     """Decode files to one form and log how many had another size or colour.
 
@@ -84,18 +85,26 @@ def read_images(
         places: (n,), where each image goes.
         form: of the images.
         out: uint8, (n, *form.shape), filled and returned.
+        one_kind: refuse a set of both gray and colour images.
 
     Raises:
-        UserError: as ``decode``; or a gray image where colour is asked for. Names the file.
+        UserError: as ``decode``; a gray image where colour is asked for; or both kinds. Names the files.
     """
     converted = gray = 0
-    first_gray = ""
+    first_gray = first_colour = ""
     for name, place in zip(names, places, strict=True):
         image = _read_image(container, name)
         out[place] = as_face(image, form)
         converted += image.shape[:2] != (form.size, form.size) or (image.ndim == 3) != form.color
         if image.ndim == 2:
             gray, first_gray = gray + 1, first_gray or name
+        else:
+            first_colour = first_colour or name
+        if one_kind and first_gray and first_colour:
+            raise UserError(
+                f"{container.path} has gray images (such as {first_gray}) and colour ones (such as {first_colour}): "
+                "use data.color=false to convert all to gray, or leave the gray ones out and use data.color=true"
+            )
     if form.color and gray:
         raise UserError(
             f"{container.path}: {gray:,} of {len(names):,} images are gray (the first: {first_gray}): data.color=true "

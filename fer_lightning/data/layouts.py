@@ -8,7 +8,12 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fer_lightning.data.archives import Container
 from fer_lightning.data.faces import USAGES, Faces
@@ -48,6 +53,12 @@ JAFFE_NAME = re.compile(r"(?P<subject>[A-Z]{2})\.(?P<code>AN|DI|FE|HA|NE|SA|SU)\
 
 MAX_LIST = 2**22
 """Maximum bytes of RAF-DB's list of labels, which has 3e5."""
+
+CK_NAME = re.compile(r"(?P<subject>S\d{3})_\d{3}_\d+", re.IGNORECASE)
+"""Lucey et al. 2010: S010_004_00000017.png."""
+
+LEAST_PERSONS = 3
+"""One to train on, one to validate on, one to test on."""
 
 Counts = Mapping[str, Mapping[str, int]]
 """Part (train, val, test, all) -> class -> images."""
@@ -93,12 +104,12 @@ def affectnet(path: str | None, **reading: object) -> Faces:
 
 def ck48(path: str | None, **reading: object) -> Faces:
     """CK+48: 981 faces of 48x48 pixels in folders of seven emotions, contempt among them."""
-    return _load(in_folders, path, CK48_ACCEPTED, reading, "CK+48", CK48_COUNTS)
+    return _load(in_folders, path, CK48_ACCEPTED, reading, "CK+48", CK48_COUNTS, CK_NAME)
 
 
 def jaffe(path: str | None, **reading: object) -> Faces:
     """JAFFE: 213 images, whose names hold the emotion."""
-    return _load(_find_jaffe, path, JAFFE_ACCEPTED, reading, "JAFFE", JAFFE_COUNTS)
+    return _load(_find_jaffe, path, JAFFE_ACCEPTED, reading, "JAFFE", JAFFE_COUNTS, JAFFE_NAME)
 
 
 def _load(
@@ -108,10 +119,37 @@ def _load(
     reading: Mapping[str, object],
     kind: str,
     expected: Counts,
+    names: re.Pattern[str] | None = None,
 ) -> Faces:
     faces = load_layout(find, path, accepted, Reading(**reading), kind)  # type: ignore[arg-type]
     log.info("%s", compare_counts(faces, kind, expected))
-    return faces
+    return faces if names is None else keep_persons_together(faces, names)
+
+
+def keep_persons_together(faces: Faces, names: re.Pattern[str]) -> Faces:
+    """Let a cut keep all images of a person in one part, as it does with twins.
+
+    Args:
+        faces: the data.
+        names: of image files; its group ``subject`` is the person. An image with another name is a person of its own.
+
+    Returns:
+        ``faces`` with ``groups``: people, joined where they share an identical image.
+    """
+    found = [names.match(str(name).split("/")[-1]) for name in faces.ids]
+    people = [match["subject"].upper() if match else f"/{number}" for number, match in enumerate(found)]
+    read = {name for name in people if not name.startswith("/")}
+    if len(read) < LEAST_PERSONS:
+        log.warning("The names of the files show %d persons: a cut may put one into several parts", len(read))
+        return faces
+    _, person = np.unique(people, return_inverse=True)
+    nodes = person.max() + 1 + faces.twins
+    links = coo_array((np.ones(len(faces)), (person, nodes)), shape=(nodes.max() + 1,) * 2)
+    _, component = connected_components(links, directed=False)
+    log.info("Parts that are cut keep each of %d persons in one part", len(read))
+    if unread := sum(match is None for match in found):
+        log.warning("The names of %d files do not show the person", unread)
+    return replace(faces, groups=component[person].astype(np.int64))
 
 
 def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:

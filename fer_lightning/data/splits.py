@@ -26,6 +26,9 @@ FALLBACK_VAL_FRACTION = 0.1
 FALLBACK_TEST_FRACTION = 0.1
 """Share of the training images used for testing when the data have no other images to test on."""
 
+SHOWN_CLASSES = 20
+"""Classes up to which each one's images are counted in the log."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -80,6 +83,7 @@ def official(
     test = np.union1d(by_usage["PrivateTest"], by_usage["Test"])
     if len(train) == 0:
         raise UserError("split=official needs Training images, and the data have none: use split=kfold")
+    was_cut = val_fraction is not None or len(test) == 0 or len(val) == 0
     if len(test) == 0:
         train, test = _cut(faces, train, FALLBACK_TEST_FRACTION, _stream(0, "test"))
         if len(test) == 0:
@@ -94,7 +98,24 @@ def official(
         log.info("The data name no validation images: validating on %g of the training images", val_fraction)
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
-    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
+    split = _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
+    if was_cut:
+        log.info("Images of each %s, train + val + test: %s", class_noun(faces.classes), count_parts(faces, split))
+    return split
+
+
+def count_parts(faces: Faces, split: Split) -> str:
+    """The images of each class in each part: ``happy 12+3+3, ...``; of more than 20 classes their range."""
+    parts = {"train": split.train, "val": split.val, "test": split.tests["test"]}
+    counts = np.array([faces.count(rows) for rows in parts.values()])
+    if len(faces.classes) <= SHOWN_CLASSES:
+        return ", ".join(
+            f"{name} {'+'.join(f'{n:,}' for n in column)}" for name, column in zip(faces.classes, counts.T, strict=True)
+        )
+    return "; ".join(
+        f"{part} {row.min():,} to {row.max():,} (median {np.median(row):,g})"
+        for part, row in zip(parts, counts, strict=True)
+    )
 
 
 def paper(
@@ -193,6 +214,10 @@ def kfold(
         )
     if not 0 <= fold < folds:
         raise UserError(f"split.fold={fold}: accepted are 0 to {folds - 1} (split.folds={folds})")
+    if faces.groups is not None and (persons := len(np.unique(faces.groups))) < folds:
+        raise UserError(
+            f"split.folds={folds}: the data have {persons} persons, each in one fold; give {persons} or fewer"
+        )
     counts = faces.count()
     rarest = min(range(len(counts)), key=counts.__getitem__)
     if counts[rarest] < folds:
@@ -201,7 +226,7 @@ def kfold(
             f" {counts[rarest]} of {faces.classes[rarest]}"
         )
     targets = np.tile(np.array(counts) / folds, (folds, 1))
-    fold_of = _deal(faces.labels, faces.twins, targets, _stream(seed, "folds"))
+    fold_of = _deal(faces.labels, _groups(faces), targets, _stream(seed, "folds"))
     test = np.flatnonzero(fold_of == fold)
     if val_fraction is None:
         val_fold = (fold + 1) % folds
@@ -244,8 +269,12 @@ def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generat
     """Split a pool into (rest, cut): stratified, duplicates together, at least one image of each class with two."""
     counts = np.array(faces.count(pool))
     cut = np.where(counts > 1, np.clip(fraction * counts, 1, counts - 1), 0)
-    part = _deal(faces.labels[pool], faces.twins[pool], np.stack([counts - cut, cut]), rng)
+    part = _deal(faces.labels[pool], _groups(faces)[pool], np.stack([counts - cut, cut]), rng)
     return pool[part == 0], pool[part == 1]
+
+
+def _groups(faces: Faces) -> np.ndarray:
+    return faces.twins if faces.groups is None else faces.groups
 
 
 def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:

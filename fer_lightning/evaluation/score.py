@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from fer_lightning.data.faces import USAGES, Faces, class_noun
+from fer_lightning.data.faces import Faces, class_noun
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import tta
 from fer_lightning.evaluation.probabilities import predict
@@ -117,7 +117,7 @@ def _table(faces: Faces, split: Split, test: np.ndarray, probabilities: np.ndarr
     return pd.DataFrame(
         {
             "id": faces.ids[test],
-            "usage": np.array(USAGES)[faces.usage[test]],
+            "usage": np.array(faces.parts)[faces.usage[test]],
             "label": names[faces.labels[test]],
             "prediction": names[probabilities.argmax(axis=1)],
             **dict(zip(probability_columns(faces.classes), probabilities.T, strict=True)),

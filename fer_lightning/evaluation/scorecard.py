@@ -9,7 +9,10 @@ from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
 
 SCORES = ("n", *names.SCORES, "nll_calibrated", "ece_calibrated")
 PER_CLASS = ("recall", "precision", "f1")
-FACTS = ("temperature", "data", "split", "labels", "synthetic", "imbalance", "model", "seed", "data_hash", "git_commit")
+FACTS = (
+    *("temperature", "data", "data_folder", "split", "labels", "synthetic", "imbalance", "model", "seed", "data_hash"),
+    "git_commit",
+)
 
 
 def make_scorecard(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def scorecard_line(card: Mapping[str, Any] | None, class_name: str | None = None
     """
     if not card or card.get("test/accuracy") is None:
         return "test scores unknown: the model was never tested (its checkpoint has no scorecard)"
-    source = "drawn faces" if card.get("synthetic") else str(card.get("data"))
+    source = "drawn faces" if card.get("synthetic") else str(card.get("data_folder") or card.get("data"))
     line = (
         f"test accuracy {100 * card['test/accuracy']:.1f} %, macro F1 {100 * card['test/f1_macro']:.1f} % "
         f"({source}, {card['test/n']:,} images)"

@@ -12,6 +12,9 @@ from fer_lightning.inference.saliency import MeanMaps
 from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, head, styled
 
 HEAT = matplotlib.colormaps["YlOrRd"]
+SHOWN_CLASSES, COLUMNS = 10, 5
+"""Classes that are shown of many, and panels in a row where there are more than FER-2013's seven."""
+
 STRENGTH = 0.75
 """Opacity of the map at its most salient pixel."""
 
@@ -42,7 +45,7 @@ def explained_face(
     title: str,
     subtitle: str,
 ) -> Figure:
-    """Draw a face, its saliency map for one class, and the probabilities of all.
+    """Draw a face, its saliency map for one class, and the probabilities: of many classes the most probable ones.
 
     Args:
         face: uint8, (H, H) or (3, H, H).
@@ -58,12 +61,18 @@ def explained_face(
     plain, evidence, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
     _picture(plain, as_picture(face), "model input")
     _picture(evidence, overlay(face, saliency), f"evidence for {classes[explained]}")
-    places = np.arange(len(classes))
-    bars.barh(places, probabilities, color=np.where(places == explained, BLUE, GREY), height=0.7)
-    for place, value in enumerate(probabilities):
+    shown = np.arange(len(classes))
+    if len(classes) > SHOWN_CLASSES:
+        shown = np.argsort(-probabilities, kind="stable")[:SHOWN_CLASSES]
+        if explained not in shown:
+            shown[-1] = explained
+        bars.set_title(f"{SHOWN_CLASSES} of {len(classes):,} classes", fontsize=10, color=INK)
+    places = np.arange(len(shown))
+    bars.barh(places, probabilities[shown], color=np.where(shown == explained, BLUE, GREY), height=0.7)
+    for place, value in enumerate(probabilities[shown]):
         bars.text(value, place, f" {100 * value:.0f} %", va="center", fontsize=9)
-    bars.set_yticks(places, classes)
-    bars.get_yticklabels()[explained].set_fontweight("bold")
+    bars.set_yticks(places, [_cut(classes[k]) for k in shown])
+    bars.get_yticklabels()[int(np.flatnonzero(shown == explained)[0])].set_fontweight("bold")
     bars.set_xlim(0, 1.2)
     bars.set_xticks([])
     bars.invert_yaxis()
@@ -76,22 +85,39 @@ def explained_face(
 def mean_maps(means: MeanMaps, classes: Sequence[str], title: str, subtitle: str = "") -> Figure:
     """Draw the mean face of each class blended with its mean map, each scaled to its own maximum.
 
+    Of more than ``SHOWN_CLASSES`` classes, those with the most test images are drawn, and the subtitle says so.
+
     Args:
         means: of each class; a panel without faces is empty.
         classes: names of the classes.
         title: the bold first line.
         subtitle: the second line.
     """
-    figure = Figure(figsize=(11.2, 2.75))
+    shown = list(range(len(classes)))
+    if len(classes) > SHOWN_CLASSES:
+        shown = np.argsort(-means.total, kind="stable")[:SHOWN_CLASSES].tolist()
+        subtitle = f"{subtitle} · the {SHOWN_CLASSES} of {len(classes):,} classes with the most images".removeprefix(
+            " · "
+        )
+    columns = len(shown) if len(shown) <= 7 else COLUMNS
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(11.2, 2.75 if lines == 1 else 3.1 * lines))
     head(figure, title, subtitle)
-    panels = figure.subplots(1, len(classes))
-    for k, (name, axes) in enumerate(zip(classes, panels, strict=True)):
-        _picture(axes, overlay(means.faces[k], means.maps[k] / (means.maps[k].max() or 1.0)), name)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for k, axes in zip(shown, panels, strict=False):
+        _picture(axes, overlay(means.faces[k], means.maps[k] / (means.maps[k].max() or 1.0)), _cut(classes[k]))
         axes.set_xlabel(f"{means.right[k]:,} of {means.total[k]:,}", fontsize=9, color=FAINT)
         if not means.right[k]:
             axes.images[0].set_visible(False)
             axes.text(0.5, 0.5, "none correct", transform=axes.transAxes, ha="center", va="center", color=FAINT)
+    for axes in figure.axes[len(shown) :]:
+        axes.set_axis_off()
     return figure
+
+
+def _cut(name: str, letters: int = 24) -> str:
+    """A name of a class that fits a panel."""
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def _picture(axes: Axes, image: np.ndarray, title: str) -> None:

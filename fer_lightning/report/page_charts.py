@@ -206,7 +206,7 @@ def _lines(over: ratios.OverRatio, metric: str, numbers: Numbers) -> str:
     ends = [float(row[end]) for row in records for end in ("mean", "low", "high")]
     y_scale = view_range([float(row["mean"]) for row in records], ends) if records else (0.0, 1.0)
     logs = [math.log(ratio) for ratio in over.ratios]
-    x_scale = (logs[0] - 0.06 * (logs[-1] - logs[0]), logs[-1] + 0.06 * (logs[-1] - logs[0]))
+    x_scale = (logs[0] - 0.06 * (logs[-1] - logs[0]), logs[-1] + 0.14 * (logs[-1] - logs[0]))
     drawn = _grid(x_scale, {math.log(ratio): f"{ratio:g}" for ratio in over.ratios}, y_scale)
     score = SCORES[metric]
     for order, method in enumerate(over.methods):

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.artifacts import write_figures, write_tables
+from fer_lightning.evaluation.checkpoint_split import FOLDER
 from fer_lightning.evaluation.score import Evaluation, headline, print_table
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.metrics.predictions import reported
@@ -66,6 +67,7 @@ def collect_metrics(
         "model": cfg.model.name,
         "split": cfg.split.name,
         "data": cfg.data.name,
+        **({"data_folder": Path(cfg.data.path).name} if cfg.data.name == FOLDER else {}),
         "labels": cfg.labels.name,
         "drop_duplicates": cfg.data.drop_duplicates,
         "budget": cfg.budget,

@@ -1,7 +1,9 @@
 """Any labelled images: layouts, classes, forms, and what is refused."""
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,10 +13,11 @@ import pytest
 from archives import encode, write_folder, write_tar, write_zip
 from command_line import TINY, Outcome
 
-from fer_lightning.data import folder, layouts
+from fer_lightning.data import folder, layouts, splits
 from fer_lightning.data.classes import as_emotions, group_classes
-from fer_lightning.data.faces import EMOTIONS, ImageForm
+from fer_lightning.data.faces import EMOTIONS, USAGES, ImageForm
 from fer_lightning.data.synthetic import draw
+from fer_lightning.evaluation.scorecard import make_scorecard, scorecard_line
 from fer_lightning.runtime.errors import UserError
 
 DRAWN = draw(210, difficulty=0.3)
@@ -224,6 +227,8 @@ class TestRuns:
         predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
         assert {"p_Bird house", "p_cat", "p_dog"} < set(predictions)
         assert set(predictions["label"]) <= {"Bird house", "cat", "dog"}
+        assert set(predictions["usage"]) == {"train"}
+        assert "(faces, " in scorecard_line(make_scorecard(metrics))
 
     @pytest.mark.parametrize("backend", ["batched", "albumentations"])
     def test_colour_mixed_and_augmented(self, train, tmp_path, backend):
@@ -332,6 +337,70 @@ def test_bad_settings_end_in_one_line(cli, tmp_path, files, words, message):
     outcome = cli(*RUN, "data.path=faces", *words, "hydra.run.dir=run")
     assert outcome.code == 2
     assert message in outcome.error
+
+
+def test_gray_and_colour_mixed_are_refused_unless_all_are_converted(tmp_path):
+    place = write_folder({**tree(color=True), "cat/x.png": pictures(0, 1)[0]}, tmp_path / "faces")
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    assert folder.load(str(place), color=False, **cache).form == ImageForm(48, False)
+    message = "gray images \\(such as cat/x.png\\) and colour ones \\(such as .*data.color=false .* data.color=true"
+    with pytest.raises(UserError, match=message):  # in spite of the cached ones
+        folder.load(str(place), **cache)
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(cli, tmp_path):
+    place = write_folder(tree(), tmp_path / "faces")
+    (place / "cat" / "00.png").rename(os.fsdecode(bytes(place / "cat") + b"/caf\xe9.png"))
+    outcome = cli(*RUN, "data.path=faces", "data.cache_dir=cache", "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert "is not UTF-8: rename the file" in outcome.error
+    assert not (tmp_path / "cache").exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+class TestPersons:
+    @pytest.mark.parametrize(
+        ("load", "name", "person"),
+        [
+            (layouts.ck48, "{emotion}/S{number:03}_004_00000017.png", slice(0, 4)),
+            (layouts.jaffe, "K{letter}.{code}1.39.png", slice(0, 2)),
+        ],
+    )
+    def test_a_person_is_in_one_part(self, tmp_path, caplog, load, name, person):
+        drawn = iter(encode(face) for face in DRAWN.images)
+        files = {
+            name.format(emotion=emotion, code=code, number=number, letter=letter): next(drawn)
+            for number, letter in enumerate("ABCDEFGHIJKL")
+            for emotion, code in (("happy", "HA"), ("sad", "SA"), ("fear", "FE"))
+        }
+        with caplog.at_level("INFO"):
+            faces = load(str(write_folder(files, tmp_path / "faces")))
+        assert "keep each of 12 persons in one part" in caplog.text
+        split = splits.official(faces, seed=1)
+        who = np.array([Path(str(name)).name[person] for name in faces.ids])
+        parts = [set(who[rows]) for rows in (split.train, split.val, split.tests["test"])]
+        assert sum(map(len, parts)) == 12
+        assert all(parts)
+        fold = splits.kfold(faces, seed=0, folds=4)
+        assert not set(who[fold.train]) & set(who[fold.tests["test"]])
+        with pytest.raises(UserError, match="12 persons, each in one fold"):
+            splits.kfold(faces, seed=0, folds=13)
+
+
+def test_counts_of_parts_that_were_cut(tmp_path, caplog):
+    faces = folder.load(str(write_folder(tree(), tmp_path / "faces")))
+    with caplog.at_level("INFO"):
+        split = splits.official(faces, seed=0)
+    assert "Images of each class, train + val + test: Bird house 10+1+1, cat " in caplog.text
+    many = replace(faces, classes=(*faces.classes, *(f"class {n}" for n in range(18))))
+    assert splits.count_parts(many, split).startswith("train 0 to ")
+
+
+def test_parts_of_other_data_than_fer2013_have_plain_names(tmp_path):
+    faces = folder.load(str(write_folder(with_parts(), tmp_path / "faces")))
+    assert set(np.array(faces.parts)[faces.usage]) == {"train", "val", "test"}
+    assert DRAWN.parts == USAGES
 
 
 def test_a_set_that_does_not_fit_the_disk_is_refused_before_it_is_read(tmp_path, monkeypatch):

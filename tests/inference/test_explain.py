@@ -196,6 +196,22 @@ class TestPictures:
         assert panels["happy"].get_xlabel() == "9 of 14"
         assert panels["happy"].images[0].get_visible()
 
+    def test_of_many_classes_those_with_the_most_images_are_drawn_in_rows(self):
+        total = np.arange(60)
+        maps = np.ones((60, 48, 48), np.float32)
+        names = [f"class {number}" for number in range(60)]
+        figure = saliency_figures.mean_maps(MeanMaps(maps, maps, total, total, {}, 0), names, "title", "set")
+        panels = [axes.get_title("left") for axes in figure.axes]
+        assert panels == [f"class {number}" for number in range(59, 49, -1)]
+        assert "the 10 of 60 classes with the most images" in " ".join(text.get_text() for text in figure.texts)
+
+    def test_probabilities_of_many_classes_are_the_highest_and_the_explained_one(self):
+        names = [f"class {number}" for number in range(60)]
+        face = np.zeros((48, 48), np.uint8)
+        figure = saliency_figures.explained_face(face, face / 255, names, np.arange(60) / 1770, 3, "title")
+        labels = [label.get_text() for label in figure.axes[2].get_yticklabels()]
+        assert labels == [*(f"class {number}" for number in range(59, 50, -1)), "class 3"]
+
 
 def test_help_does_not_wait_for_torch(process):
     helped = process("--help", module="fer_lightning.explain", timeout=60, PYTHONPROFILEIMPORTTIME="1")
