@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from fer_lightning.data.images import as_picture
 from fer_lightning.inference.saliency import MeanMaps
 from fer_lightning.presentation.plotting import BLUE, FAINT, GREY, INK, head, styled
+from fer_lightning.presentation.words import cut
 
 HEAT = matplotlib.colormaps["YlOrRd"]
-SHOWN_CLASSES, COLUMNS = 10, 5
-"""Classes that are shown of many, and panels in a row where there are more than FER-2013's seven."""
+SHOWN_CLASSES, COLUMNS, LETTERS = 10, 5, 24
+"""Classes that are shown of many, and panels in a row where there are more than FER-2013's seven, letters of a name."""
 
 STRENGTH = 0.75
 """Opacity of the map at its most salient pixel."""
@@ -71,7 +72,7 @@ def explained_face(
     bars.barh(places, probabilities[shown], color=np.where(shown == explained, BLUE, GREY), height=0.7)
     for place, value in enumerate(probabilities[shown]):
         bars.text(value, place, f" {100 * value:.0f} %", va="center", fontsize=9)
-    bars.set_yticks(places, [_cut(classes[k]) for k in shown])
+    bars.set_yticks(places, [cut(classes[k], LETTERS) for k in shown.tolist()])
     bars.get_yticklabels()[int(np.flatnonzero(shown == explained)[0])].set_fontweight("bold")
     bars.set_xlim(0, 1.2)
     bars.set_xticks([])
@@ -105,7 +106,7 @@ def mean_maps(means: MeanMaps, classes: Sequence[str], title: str, subtitle: str
     head(figure, title, subtitle)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for k, axes in zip(shown, panels, strict=False):
-        _picture(axes, overlay(means.faces[k], means.maps[k] / (means.maps[k].max() or 1.0)), _cut(classes[k]))
+        _picture(axes, overlay(means.faces[k], means.maps[k] / (means.maps[k].max() or 1.0)), cut(classes[k], LETTERS))
         axes.set_xlabel(f"{means.right[k]:,} of {means.total[k]:,}", fontsize=9, color=FAINT)
         if not means.right[k]:
             axes.images[0].set_visible(False)
@@ -113,11 +114,6 @@ def mean_maps(means: MeanMaps, classes: Sequence[str], title: str, subtitle: str
     for axes in figure.axes[len(shown) :]:
         axes.set_axis_off()
     return figure
-
-
-def _cut(name: str, letters: int = 24) -> str:
-    """A name of a class that fits a panel."""
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def _picture(axes: Axes, image: np.ndarray, title: str) -> None:
