@@ -58,7 +58,8 @@ def _lines_over_ratio(axes: Axes, over: OverRatio, rows: pd.DataFrame, numbers: 
         number = numbers[method]
         hue = COLOURS[colour(number)]
         x = mine["ratio"].to_numpy(float) * spread ** (place - middle)  # beside one another, not on top
-        axes.plot(x, 100 * mine["value"], color=hue, linewidth=1.6, label=short(method, 24))
+        axes.plot(x, 100 * mine["value"], color=hue, linewidth=1.6)
+        axes.plot([], [], f"{MARKS[mark(number)]}-", color=hue, mfc="white", label=short(method, 24))
         axes.vlines(x, 100 * mine["low"], 100 * mine["high"], color=hue, linewidth=1.3, alpha=0.6)
         clear = mine["p_holm"] < 0.05 if tested else [False] * len(mine)
         for one, value, filled in zip(x, mine["value"], clear, strict=True):

@@ -208,7 +208,7 @@ class TestPictures:
     def test_probabilities_of_many_classes_are_the_highest_and_the_explained_one(self):
         names = [f"class {number}" for number in range(60)]
         face = np.zeros((48, 48), np.uint8)
-        figure = saliency_figures.explained_face(face, face / 255, names, np.arange(60) / 1770, 3, "title")
+        figure = saliency_figures.explained_face(face, face / 255, names, np.arange(60) / 1770, 3, "title", "")
         labels = [label.get_text() for label in figure.axes[2].get_yticklabels()]
         assert labels == [*(f"class {number}" for number in range(59, 50, -1)), "class 3"]
 
