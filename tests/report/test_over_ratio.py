@@ -58,6 +58,7 @@ def test_where_each_method_begins_to_pay(comparison):
     assert not [text for text in said if text.startswith("none")]
 
 
+@pytest.mark.slow
 def test_report_has_chart_table_and_note(comparison, tmp_path):
     write_report(comparison, tmp_path)
     text = (tmp_path / "report.md").read_text()
@@ -110,6 +111,7 @@ def test_marks_of_scores_are_not_filled(comparison):
     assert filled[1]  # Holm p < 0.05
 
 
+@pytest.mark.nightly
 def test_without_ratios_there_is_no_such_part(tmp_path: Path):
     for method in ("none", "focal"):
         write_run(tmp_path / method, method)
