@@ -16,8 +16,9 @@ from fer_lightning.presentation.escapes import to_html
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.presentation.words import cut
 from fer_lightning.report import tables
-from fer_lightning.report.figures import colour, mark, view_range
+from fer_lightning.report.figures import colour, mark
 from fer_lightning.report.pictures import at_ratios, confusion_changes
+from fer_lightning.report.trade_off_figure import view_range
 
 DARK_COLOURS = ("#AEACA2", "#3995FF", "#C66A2D", "#8AFCA0", "#B565A8", "#80E2FE", "#E6AA1F")
 """``figures.COLOURS`` on a dark ground, found in the same way."""

@@ -14,6 +14,7 @@ from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import figures, ratio_figure, tables
 from fer_lightning.report.protocol import key
 from fer_lightning.report.rank_figure import critical_difference
+from fer_lightning.report.trade_off_figure import trade_off
 
 
 def draw(c: Comparison, folder: Path) -> list[str]:
@@ -57,7 +58,7 @@ def _overview(c: Comparison) -> dict[str, Figure]:
     summary = c.summary[c.summary["test_set"] == c.test_set]
     return {
         "method_bars.png": figures.method_bars(means, deviations, "Methods compared", f"{key(c)} · percent, {spread}"),
-        "trade_off.png": figures.trade_off(summary, numbers(c), "Accuracy against macro F1", key(c), at_ratios(c)),
+        "trade_off.png": trade_off(summary, numbers(c), "Accuracy against macro F1", key(c), at_ratios(c)),
     }
 
 

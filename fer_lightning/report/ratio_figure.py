@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fer_lightning.comparison.ratios import OverRatio
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import FAINT, head, styled
-from fer_lightning.report.figures import COLOURS, MARKS, colour, mark, short, view_range
+from fer_lightning.report.figures import COLOURS, MARKS, colour, mark, short
+from fer_lightning.report.trade_off_figure import view_range
 
 
 @styled

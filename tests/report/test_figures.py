@@ -21,6 +21,7 @@ from fer_lightning.evaluation import figures
 from fer_lightning.presentation import plotting, words
 from fer_lightning.report import figures as report_figures
 from fer_lightning.report import page_charts, rank_figure
+from fer_lightning.report.trade_off_figure import trade_off
 
 TRAIN = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 RUN = {
@@ -81,9 +82,7 @@ def compared(methods: int, seeds: int = 5) -> dict[str, Callable[[], Figure]]:
     }
     return {
         "differences": lambda: report_figures.differences(c.differences[primary], numbers, "Differences", LINE),
-        "trade_off": lambda: report_figures.trade_off(
-            c.summary[c.summary["test_set"] == "test"], numbers, "Trade-off", LINE
-        ),
+        "trade_off": lambda: trade_off(c.summary[c.summary["test_set"] == "test"], numbers, "Trade-off", LINE),
         "ranks": lambda: rank_figure.critical_difference(ranks, 2.1, numbers, "Ranks", LINE),
         "reliability": lambda: report_figures.reliability(c.reliability, list(numbers), numbers, "Reliability", LINE),
         "changes": lambda: report_figures.confusion_differences(changes, EMOTIONS, "Differences", LINE),
@@ -260,7 +259,7 @@ def test_differences_are_in_points_and_filled_where_holm_says_so() -> None:
 
 def test_trade_off_names_points_and_draws_their_intervals() -> None:
     c = made_up(4)
-    figure = report_figures.trade_off(c.summary[c.summary["test_set"] == "test"], dict.fromkeys(c.rows, 1), "T")
+    figure = trade_off(c.summary[c.summary["test_set"] == "test"], dict.fromkeys(c.rows, 1), "T")
     assert set(c.rows) <= set(drawn_text(figure).split("\n"))
     table = c.summary[c.summary["test_set"] == "test"].set_index(["method", "metric"])
     across = figure.axes[0].get_lines()[0]
@@ -332,7 +331,7 @@ def test_a_method_without_room_for_its_name_is_in_a_legend(step, needed):
         for place, name in enumerate(names)
         for metric in ("accuracy", "f1_macro")
     ]
-    figure = report_figures.trade_off(pd.DataFrame(rows), {name: place for place, name in enumerate(names)}, "T")
+    figure = trade_off(pd.DataFrame(rows), {name: place for place, name in enumerate(names)}, "T")
     legend = figure.axes[0].get_legend()
     assert (legend is not None) == needed
     assert not needed or [word.get_text() for word in legend.get_texts()] == names
