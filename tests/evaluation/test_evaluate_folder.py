@@ -82,7 +82,7 @@ class TestLoad:
         image = cv2.cvtColor(cv2.resize(DRAWN.images[0], (96, 96), interpolation=cv2.INTER_NEAREST), cv2.COLOR_GRAY2BGR)
         write_folder({"happy/a.PNG": encode(image), "happy/b.png": encode(DRAWN.images[1])}, tmp_path / "tree")
         with caplog.at_level("INFO"):
-            faces = folder.load(str(tmp_path / "tree"))
+            faces = folder.load(str(tmp_path / "tree"), color=False)
         np.testing.assert_array_equal(faces.images[0], DRAWN.images[0])
         assert "Converted 1 images" in caplog.text
 
