@@ -67,19 +67,24 @@ def trade_off(
     for path in paths.values():
         places = sorted(path)
         axes.plot([x for _, x, *_ in places], [y for _, _, y, _ in places], color=places[0][3], linewidth=1, alpha=0.6)
-    axes.set_xlabel("accuracy")
-    axes.set_ylabel("macro F1")
-    if points:
-        axes.set_xlim(view_range([x for _, x, _ in points], [end for ends in crosses for end, _ in ends]))
-        axes.set_ylim(view_range([y for _, _, y in points], [end for ends in crosses for _, end in ends]))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
+    _frame(axes, points, [end for pair in crosses for end in pair])
     if len(points) > 8 or at_ratios:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, frameon=False, labelspacing=0.35)
     if not _name_points(figure, axes, points, crosses) and len(points) <= 8 and not at_ratios:
         axes.legend(loc="best", fontsize=8.5)
     return figure
+
+
+def _frame(axes: Axes, points: Sequence[tuple[str, float, float]], ends: Sequence[tuple[float, float]]) -> None:
+    """Labels, range and percent of both axes."""
+    axes.set_xlabel("accuracy")
+    axes.set_ylabel("macro F1")
+    if points:
+        axes.set_xlim(view_range([x for _, x, _ in points], [x for x, _ in ends]))
+        axes.set_ylim(view_range([y for _, _, y in points], [y for _, y in ends]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g} %"))
 
 
 def view_range(points: Sequence[float], ends: Sequence[float]) -> tuple[float, float]:

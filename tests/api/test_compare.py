@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 import fer_lightning as fl
 
@@ -18,6 +19,10 @@ def sweep(run, tmp_path_factory):
         shutil.copytree(run.folder, copy, ignore=shutil.ignore_patterns("checkpoints"))
         metrics = json.loads((copy / "metrics.json").read_text())
         (copy / "metrics.json").write_text(json.dumps({**metrics, "imbalance": method, "seed": seed}))
+        config = OmegaConf.load(copy / ".hydra" / "config.yaml")
+        OmegaConf.update(config, "imbalance.name", method)
+        OmegaConf.update(config, "seed", seed)
+        OmegaConf.save(config, copy / ".hydra" / "config.yaml")
     return folder
 
 
