@@ -10,37 +10,48 @@ import torch
 from torch import Tensor, nn
 
 from fer_lightning.imbalance.functional import cross_entropy, gaussian_clouded, smoothed_by_class
-from fer_lightning.imbalance.losses import WeightedLoss
+from fer_lightning.imbalance.losses import CrossEntropy
 from fer_lightning.imbalance.samplers import first_stage_epochs
 from fer_lightning.imbalance.weights import log_prior
 from fer_lightning.runtime.errors import require
 
 
-class SecondStageSmoothing(nn.Module):
-    """Base of the losses that smooth the labels in the second of two stages; plain cross-entropy in the first.
+class StagedLoss(nn.Module):
+    """Base of the losses that know which of two stages an epoch belongs to: ``in_second``.
 
     Args:
-        smoothing: of ``smoothed_by_class``, (C,).
         epochs: length of the run, with ``share`` and ``first_stage`` as ``samplers.first_stage_epochs``.
         share: share of the epochs that belong to the second stage.
         first_stage: checkpoint of a completed first stage, or None.
     """
 
-    smoothing: Tensor
-
-    def __init__(self, smoothing: Tensor, epochs: int, share: float, first_stage: str | None) -> None:
+    def __init__(self, epochs: int, share: float, first_stage: str | None) -> None:
         super().__init__()
-        self.first_smoothed = first_stage_epochs(epochs, share, first_stage)
-        self.register_buffer("smoothing", smoothing.float(), persistent=False)
+        self.first_of_second = first_stage_epochs(epochs, share, first_stage)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, from 0, of the following calls."""
-        self.smoothed = epoch >= self.first_smoothed
+        self.in_second = epoch >= self.first_of_second
+
+
+class SecondStageSmoothing(StagedLoss):
+    """Base of the losses that smooth the labels in the second of two stages; plain cross-entropy in the first.
+
+    Args:
+        smoothing: of ``smoothed_by_class``, (C,).
+        epochs: as ``StagedLoss``, with ``share`` and ``first_stage``.
+    """
+
+    smoothing: Tensor
+
+    def __init__(self, smoothing: Tensor, epochs: int, share: float, first_stage: str | None) -> None:
+        super().__init__(epochs, share, first_stage)
+        self.register_buffer("smoothing", smoothing.float(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""
-        if not self.smoothed:
+        if not self.in_second:
             return cross_entropy(logits, target)
         return smoothed_by_class(logits, target, self.smoothing)
 
@@ -53,7 +64,7 @@ class LabelAwareSmoothing(SecondStageSmoothing):
 
     Args:
         class_counts: number of training images of each class, in label order.
-        epochs: as ``SecondStageSmoothing``, with ``share`` and ``first_stage``.
+        epochs: as ``StagedLoss``, with ``share`` and ``first_stage``.
         head: eps of the largest class, in [0, 1); the paper has 0.3, 0.2 and 0.1 at ratios of 100, 50 and 10.
         tail: eps of the smallest class, in [0, 1).
 
@@ -84,7 +95,7 @@ class LabelOverSmoothing(SecondStageSmoothing):
 
     Args:
         class_counts: number of training images of each class, in label order.
-        epochs: as ``SecondStageSmoothing``, with ``share`` and ``first_stage``.
+        epochs: as ``StagedLoss``, with ``share`` and ``first_stage``.
         smoothing: eps, in [0, 1). None: C / (C + 2.04), with which the target has the odds that the authors' 0.98
             gives it among 100 classes; 0.774 for 7.
 
@@ -106,12 +117,12 @@ class LabelOverSmoothing(SecondStageSmoothing):
         super().__init__(torch.full((classes,), eps), epochs, share, first_stage)
 
 
-class SecondStageWeights(WeightedLoss):
+class SecondStageWeights(StagedLoss):
     """Plain cross-entropy in the first of two stages, weighted in the second.
 
     Args:
         class_counts: as ``WeightedLoss``, with ``normalization``, ``beta``, ``power`` and ``weights``.
-        epochs: as ``SecondStageSmoothing``, with ``share`` and ``first_stage``.
+        epochs: as ``StagedLoss``, with ``share`` and ``first_stage``.
         weighting: scheme of ``class_weights``.
 
     Raises:
@@ -130,27 +141,22 @@ class SecondStageWeights(WeightedLoss):
         power: float | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, normalization, beta, power, weights)
-        self.first_weighted = first_stage_epochs(epochs, share, first_stage)
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, from 0, of the following calls."""
-        self.weighted = epoch >= self.first_weighted
+        super().__init__(epochs, share, first_stage)
+        self.weighted = CrossEntropy(class_counts, weighting, normalization, beta, power=power, weights=weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""
-        return cross_entropy(logits, target, self.weight if self.weighted else None)
+        return self.weighted(logits, target) if self.in_second else cross_entropy(logits, target)
 
 
-class GaussianClouded(nn.Module):
+class GaussianClouded(StagedLoss):
     """``gaussian_clouded`` with another scale, a margin and a focal factor in the second stage (GCL).
 
     The logits must be ``scale`` times cosines. Classes of equal size have no noise.
 
     Args:
         class_counts: number of training images of each class, in label order.
-        epochs: as ``SecondStageSmoothing``, with ``share`` and ``first_stage``.
+        epochs: as ``StagedLoss``, with ``share`` and ``first_stage``.
         noise: kappa, share of a cosine that the noise of the rarest class takes away at most, in [0, 2].
         scale: s of the cosine logits and of the first stage, above 0.
         second_scale: s of the second stage, above 0.
@@ -175,23 +181,17 @@ class GaussianClouded(nn.Module):
         second_margin: float = 0.1,
         second_gamma: float = 1.0,
     ) -> None:
-        super().__init__()
-        for name, value, limit in (("noise", noise, 2.0), ("second_margin", second_margin, 2.0)):
-            require(0 <= value <= limit, f"imbalance.loss.{name}", value, "must be from 0 to 2")
+        super().__init__(epochs, share, first_stage)
+        for name, value in (("noise", noise), ("second_margin", second_margin)):
+            require(0 <= value <= 2, f"imbalance.loss.{name}", value, "must be from 0 to 2")
         for name, value in (("scale", scale), ("second_scale", second_scale)):
             require(0 < value < math.inf, f"imbalance.loss.{name}", value, "must be above 0")
         require(0 <= second_gamma < math.inf, "imbalance.loss.second_gamma", second_gamma, "must be 0 or more")
         self.scale = scale
         self.second = {"scale": second_scale, "margin": second_margin, "gamma": second_gamma}
-        self.first_epoch_of_second = first_stage_epochs(epochs, share, first_stage)
         rarity = log_prior(class_counts).max() - log_prior(class_counts)
         clouds = noise * rarity / rarity.max().clamp(min=torch.finfo(rarity.dtype).tiny)
         self.register_buffer("clouds", clouds.float(), persistent=False)
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, from 0, of the following calls."""
-        self.in_second = epoch >= self.first_epoch_of_second
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C), scale times cosines, and targets (B,); draws new noise each time."""

@@ -59,9 +59,10 @@ def class_weights(
     if not 0 <= beta < 1:
         raise UserError(f"beta={beta} is out of range: it must be at least 0 and below 1, for example 0.9999")
     counts = _counts(class_counts)
+    rule = f"weighting {scheme!r}" if power is None else f"power={power}"
     if (scheme != "none" if power is None else power != 0) and counts.min() == 0:
         raise UserError(
-            f"weighting {scheme!r} needs a training image of every class, but class_counts="
+            f"{rule} needs a training image of every class, but class_counts="
             f"{list(class_counts)} has 0 for class {int(counts.argmin())}: use none or a larger training set"
         )
 
