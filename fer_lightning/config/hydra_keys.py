@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.default_element import GroupDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +39,9 @@ LOGGING_VALUES = (
 )
 """Values of Hydra's own files and the project's: other handlers run code, other files could be a ``.bashrc``."""
 
+CHOSEN = ("hydra/help", "hydra/job_logging", "hydra/hydra_logging")
+"""Groups that the main file chooses: Hydra ignores another choice in a file that it loads."""
+
 _OPTIONS = ("-m", "--multirun", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
 """Options of the command line that ``sweep.json`` may hold; of these, those after the second have a value."""
 
@@ -65,6 +69,25 @@ def check_file(config: Any, name: str) -> None:
     for parts, value in leaves({"hydra": plain["hydra"]}, containers=True):
         if not trusted(".".join(parts)) and value != {} and not _free(parts, value):
             raise refusal(parts, value, f"{_WHY} (in {name})")
+
+
+def check_defaults(defaults: Sequence[Any], name: str) -> None:
+    """Check that a file does not choose what the main file has chosen before it: Hydra ignores that in silence.
+
+    Args:
+        defaults: Hydra's entries of the file's defaults list.
+        name: of the file below its folder.
+
+    Raises:
+        UserError: naming the group.
+    """
+    for default in defaults:
+        if isinstance(default, GroupDefault) and default.override and (default.group or "").lstrip("/") in CHOSEN:
+            group = str(default.group).lstrip("/")
+            raise UserError(
+                f"override /{group}: has no effect in {name}, for the main file chooses it; "
+                f"type {group}={default.value} on the command line"
+            )
 
 
 def check_placement(config: Any, path: str, package: str | None) -> None:

@@ -118,6 +118,8 @@ class GuardedLoader(ConfigLoaderImpl):
         scheme, _, folder = str(loaded.path).partition("://")
         if scheme == "file" and Path(folder).resolve() != CONF_DIR.resolve():
             hydra_keys.check_file(loaded.config, path)
+            if not default.primary:
+                hydra_keys.check_defaults(loaded.defaults_list or [], path)
         else:
             hydra_keys.check_placement(loaded.config, path, default.package)
         return loaded

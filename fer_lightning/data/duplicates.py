@@ -82,7 +82,7 @@ def find_duplicates(faces: Faces, correlation: float = 0.95) -> Duplicates:
     counts |= _count_groups("exact", faces, exact, twins)
     for usage in np.unique(faces.usage):
         inside = copies[:, usage]
-        counts[f"exact/{USAGES[usage]}/redundant"] = int(inside.sum() - np.count_nonzero(inside))
+        counts[f"exact/{faces.parts[usage]}/redundant"] = int(inside.sum() - np.count_nonzero(inside))
     near = exact
     for threshold in sorted({correlation, *CORRELATIONS}, reverse=True):
         chosen = similarity >= threshold
@@ -156,14 +156,14 @@ def near_pairs(images: np.ndarray, chosen: np.ndarray, correlation: float) -> tu
 
 
 def leaked(faces: Faces, duplicates: Duplicates, usage: int) -> pd.DataFrame:
-    """Count the images of a usage that have a duplicate in Training.
+    """Count the images of a usage that have a duplicate in the training images.
 
     Returns:
-        Indexed by class, and ``all``: ``images`` of the usage, ``exact`` with an identical one in Training, ``near``
+        Indexed by class, and ``all``: ``images`` of the usage, ``exact`` with an identical one there, ``near``
         with an identical or a nearly identical one.
     """
     findings = duplicates.findings
-    known = findings[findings["twin_in"].str.contains(USAGES[0], regex=False)]
+    known = findings[np.array([faces.parts[0] in parts.split() for parts in findings["twin_in"]], bool)]
     positions, in_usage = np.arange(len(faces)), faces.usage == usage
     masks = {
         "images": in_usage,
@@ -181,9 +181,9 @@ def usage_pairs(faces: Faces) -> list[tuple[int, int]]:
     return [(usage, other) for usage in present for other in present if other < usage]
 
 
-def overlap_key(usage: int, other: int) -> str:
+def overlap_key(faces: Faces, usage: int, other: int) -> str:
     """End of the key in ``counts`` for images of ``usage`` that have a duplicate in ``other``."""
-    return f"{USAGES[usage]}/in/{USAGES[other]}"
+    return f"{faces.parts[usage]}/in/{faces.parts[other]}"
 
 
 def _gray(images: np.ndarray) -> np.ndarray:
@@ -246,7 +246,7 @@ def _groups(faces: Faces, group: np.ndarray, around: np.ndarray) -> pd.DataFrame
     table = pd.DataFrame({"group": group[members], "label": faces.labels[members]}, index=members)
     table["conflict"] = (table.groupby("group")["label"].transform("nunique") > 1).astype(int)
     table["group"] = pd.factorize(table["group"])[0] + 1
-    table["twin_in"] = [" ".join(np.array(USAGES)[row]) for row in around[members]]
+    table["twin_in"] = [" ".join(np.array(faces.parts)[row]) for row in around[members]]
     return table.sort_values("group", kind="stable")[["group", "conflict", "twin_in"]]
 
 
@@ -259,7 +259,7 @@ def _count_groups(kind: str, faces: Faces, groups: pd.DataFrame, around: np.ndar
         f"{kind}/conflicting_images": len(conflicting),
     }
     for usage, other in usage_pairs(faces):
-        counts[f"{kind}/{overlap_key(usage, other)}"] = int(around[faces.usage == usage, other].sum())
+        counts[f"{kind}/{overlap_key(faces, usage, other)}"] = int(around[faces.usage == usage, other].sum())
     return counts
 
 
@@ -268,7 +268,7 @@ def _findings(faces: Faces, by_kind: dict[str, pd.DataFrame]) -> pd.DataFrame:
     findings = pd.concat([table.assign(kind=kind) for kind, table in by_kind.items()])
     index = findings.index.to_numpy(np.int64)
     findings.insert(0, "id", faces.ids[index])
-    findings.insert(1, "usage", np.array(USAGES)[faces.usage[index]])
+    findings.insert(1, "usage", np.array(faces.parts)[faces.usage[index]])
     findings.insert(2, "label", np.array(faces.classes)[faces.labels[index]])
     findings.insert(3, "kind", findings.pop("kind"))
     return findings

@@ -22,7 +22,7 @@ from fer_lightning.data.duplicates import (
     overlap_key,
     usage_pairs,
 )
-from fer_lightning.data.faces import USAGES, Faces
+from fer_lightning.data.faces import Faces
 from fer_lightning.data.from_config import load_faces
 from fer_lightning.data.images import as_picture
 from fer_lightning.presentation.escapes import table_to_csv
@@ -59,14 +59,14 @@ def audit(overrides: list[str], out: Path, correlation: float) -> None:
 
 
 def print_tables(faces: Faces, duplicates: Duplicates, correlation: float, console: Console) -> None:
-    """Print the duplicates of the whole data set, then by class for each usage that is not Training."""
+    """Print the duplicates of the whole data set, then by class for each part that is not for training."""
     console.print(_overview(faces, duplicates, correlation))
     present = np.unique(faces.usage).tolist()
     for usage in present:
         if usage == 0 or present[0] != 0:
             continue
         heads = ("images", "identical", "", f"or r >= {correlation:g}", "")
-        classes = Table(USAGES[usage], *heads, title=f"{USAGES[usage]} images that are in Training")
+        classes = Table(faces.parts[usage], *heads, title=f"{faces.parts[usage]} images that are in {faces.parts[0]}")
         for name, row in leaked(faces, duplicates, usage).iterrows():
             cells = [f"{row['images']:,}"]
             for kind in ("exact", "near"):
@@ -83,8 +83,11 @@ def _overview(faces: Faces, duplicates: Duplicates, correlation: float) -> Table
     rows = [("pairs", "pairs"), ("groups", "groups"), ("  with conflicting labels", "conflicting_groups")]
     rows += [("images in groups", "images"), ("  with conflicting labels", "conflicting_images")]
     rows += [("redundant images", "redundant")]
-    rows += [(f"  within {USAGES[usage]}", f"{USAGES[usage]}/redundant") for usage in np.unique(faces.usage)]
-    rows += [(f"{USAGES[usage]} in {USAGES[other]}", overlap_key(usage, other)) for usage, other in usage_pairs(faces)]
+    rows += [(f"  within {faces.parts[usage]}", f"{faces.parts[usage]}/redundant") for usage in np.unique(faces.usage)]
+    rows += [
+        (f"{faces.parts[usage]} in {faces.parts[other]}", overlap_key(faces, usage, other))
+        for usage, other in usage_pairs(faces)
+    ]
     table = Table(
         "duplicates",
         "identical",
@@ -138,7 +141,7 @@ def draw_sheet(faces: Faces, duplicates: Duplicates, source: str) -> Figure:
             axes.set_axis_off()
             axes.imshow(as_picture(faces.images[index]), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
             text = "\n".join(
-                [USAGES[faces.usage[index]], faces.classes[faces.labels[index]], *([note] if note else [])]
+                [faces.parts[faces.usage[index]], faces.classes[faces.labels[index]], *([note] if note else [])]
             )
             axes.text(0, -0.04, text, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.15)
         top -= count * (_SIDE + _LABEL)

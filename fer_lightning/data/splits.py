@@ -100,7 +100,7 @@ def official(
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
     split = _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
     if was_cut:
-        log.info("Images of each %s, train + val + test: %s", class_noun(faces.classes), count_parts(faces, split))
+        _log_counts(faces, split)
     return split
 
 
@@ -176,7 +176,15 @@ def paper(
     large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
     test = large if subset == "large" else balanced
     named = {"test": test, "test_large": large, "test_balanced": balanced}
-    return _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile)
+    if faces.groups is not None:
+        shared = len(np.intersect1d(faces.groups[train], faces.groups[test]))
+        log.warning(
+            "split=paper draws images, not persons: %d persons are in train and in test; split=kfold keeps them apart",
+            shared,
+        )
+    split = _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile)
+    _log_counts(faces, split)
+    return split
 
 
 def kfold(
@@ -234,7 +242,13 @@ def kfold(
         train = np.flatnonzero((fold_of != fold) & (fold_of != val_fold))
     else:
         train, val = _cut(faces, np.flatnonzero(fold_of != fold), val_fraction, _stream(seed, "val"))
-    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
+    split = _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
+    _log_counts(faces, split)
+    return split
+
+
+def _log_counts(faces: Faces, split: Split) -> None:
+    log.info("Images of each %s, train + val + test: %s", class_noun(faces.classes), count_parts(faces, split))
 
 
 def _finish(

@@ -73,6 +73,7 @@ def test_a_file_may_set_help_texts_and_plain_options(text):
         ("hydra: {job: {chdir: true}}", "hydra.job.chdir=True"),
         ("defaults: [{override /hydra/launcher: joblib}]", "hydra.launcher=joblib"),
         ("defaults: [{/callbacks@hydra.callbacks.validate: ema}]", "callbacks/ema@hydra.callbacks.validate"),
+        ("defaults: [{override /hydra/job_logging: none}]", "override /hydra/job_logging: has no effect"),
     ],
 )
 def test_hydra_asks_before_it_uses_a_file(tmp_path, text, named):

@@ -197,6 +197,25 @@ def test_copy_without_file_name_prefixes_is_audited(
     assert "exact/PrivateTest/in/Training" not in found
 
 
+def test_data_of_ones_own_are_audited_in_their_own_words(
+    tool: Tool, leaky: tuple[Faces, dict[str, int]], tmp_path: Path
+) -> None:
+    faces, _ = leaky
+    for index in range(0, len(faces), 3):
+        part = ("train", "val", "test", "test")[faces.usage[index]]
+        folder = tmp_path / "mine" / part / f"kind{faces.labels[index]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{index}.png"), faces.images[index])
+    copied = next((tmp_path / "mine/train/kind0").iterdir())
+    (tmp_path / "mine/test/kind0/copy.png").write_bytes(copied.read_bytes())
+    done = tool("data=folder", f"data.path={tmp_path / 'mine'}")
+    assert done.json["exact/test/in/train"] == 2  # the copy, and one that was there
+    assert "test images that are in train" in done.out
+    table = pd.read_csv(tmp_path / "outputs/audit/audit.csv")
+    assert set(table["usage"]) <= {"train", "val", "test"}
+    assert "Training" not in done.out
+
+
 @pytest.mark.nightly
 def test_command_is_a_module_of_its_own(forked: Callable[..., Outcome], tmp_path: Path) -> None:
     done = forked("data=synthetic", "data.source.images=200", "--out", "o", module="fer_lightning.audit")
