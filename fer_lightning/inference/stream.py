@@ -44,7 +44,7 @@ def detected_faces(image: np.ndarray, form: ImageForm, detector: Path | None) ->
 
 
 def central_face_with_note(form: ImageForm) -> Extract:
-    """Take the central square of a picture as one face; the first that looks like a photograph is noted on stderr."""
+    """Take the central square of a picture; the first that looks like a photograph is noted on stderr."""
     noted = False
 
     def extract(image: np.ndarray) -> Faces:
@@ -53,8 +53,8 @@ def central_face_with_note(form: ImageForm) -> Extract:
         if not noted and not may_be_a_crop(image):
             noted = True
             print(
-                f"note: the central square of a picture of {width}x{height} pixels is used as a cropped face; "
-                "use --faces to detect the faces in a photograph",
+                f"note: only the central square of a picture of {width}x{height} pixels is used; "
+                "--faces detects the faces in a photograph",
                 file=sys.stderr,
                 flush=True,
             )
