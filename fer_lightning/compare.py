@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="report folder (default: report/ in the first folder)")
     parser.add_argument("--baseline", metavar="METHOD", help=f"what differences are taken from (default: {BASELINE})")
     parser.add_argument("--ferplus-votes", metavar="FILE", help="FER+ votes: how far raters agree with the labels")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="add a row per method: the mean of its seeds' probabilities"
+    )
     parser.add_argument("--wandb", metavar="PROJECT", help="log the report to this W&B project as well")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         baseline=options.baseline,
         votes=options.ferplus_votes,
         wandb_project=options.wandb,
+        ensemble=options.ensemble,
     )
 
 

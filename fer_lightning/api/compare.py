@@ -18,6 +18,7 @@ def compare(
     *,
     baseline: str | None = None,
     votes: str | Path | None = None,
+    ensemble: bool = False,
     out: str | Path | None = None,
     show: bool = False,
 ) -> Comparison:
@@ -27,6 +28,7 @@ def compare(
         runs: runs of ``fl.train``, run folders, sweep folders, or a list of any of them.
         baseline: imbalance method that differences are taken from; default ``none`` where there is one, else the first.
         votes: a file of FER+ votes, for how far raters agree with the labels.
+        ensemble: score the mean of the probabilities of each method's seeds, too; see ``Comparison.ensembles``.
         out: a folder for the report (``report.html``, ``report.md``, pictures, tables); None writes nothing.
         show: whether to print the scores.
 
@@ -47,7 +49,7 @@ def compare(
     folders = [run.folder if isinstance(run, Run) else Path(run) for run in given]
     if not folders:
         raise UserError("runs=[]: nothing to compare; give runs, or the folders of runs or sweeps")
-    comparison = analyse_folders(folders, baseline, votes)
+    comparison = analyse_folders(folders, baseline, votes, ensemble)
     for folder, reason in comparison.skipped.items():
         warnings.warn(f"left out of the comparison: {folder}: {reason}", stacklevel=2)
     if show:

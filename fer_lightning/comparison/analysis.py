@@ -15,6 +15,7 @@ import pandas as pd
 
 from fer_lightning.comparison import paper, statistics
 from fer_lightning.comparison.calibration_tables import calibration_table, reliability_table
+from fer_lightning.comparison.ensembles import ensemble_scores
 from fer_lightning.comparison.rows import (
     Rows,
     common_test_sets,
@@ -85,6 +86,8 @@ class Comparison:
         cost: method, seconds, images_per_second, steps, devices, precision.
         ceiling: class, n, agreement, zero_votes: with FER+ votes only.
         paper: method, test_set, paper_accuracy, mean, low, high, n: for the paper's split only.
+        ensembles: the columns of ``summary``, one row per method, test set and metric: the mean of the probabilities
+            of its seeds' models, scored as one model. The interval is over images, sd is NaN. None unless asked for.
         skipped: folders that were not compared -> the reason.
     """
 
@@ -106,6 +109,7 @@ class Comparison:
     cost: pd.DataFrame
     ceiling: pd.DataFrame | None
     paper: pd.DataFrame | None
+    ensembles: pd.DataFrame | None = None
     skipped: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -141,7 +145,10 @@ class _Scored:
 
 
 def analyse_folders(
-    folders: Sequence[str | Path], baseline: str | None = None, votes: str | Path | None = None
+    folders: Sequence[str | Path],
+    baseline: str | None = None,
+    votes: str | Path | None = None,
+    ensemble: bool = False,
 ) -> Comparison:
     """Compare the finished runs at or below ``folders``; the others are in ``skipped``.
 
@@ -149,6 +156,7 @@ def analyse_folders(
         folders: of runs or of sweeps.
         baseline: as for ``analyse``.
         votes: as for ``analyse``.
+        ensemble: as for ``analyse``.
 
     Raises:
         UserError: no run folders, none of them finished, or as ``analyse``.
@@ -158,7 +166,7 @@ def analyse_folders(
     if not runs:
         folder, reason = next(iter(skipped.items()))
         raise UserError(f"none of the {len(found)} runs is finished; {folder}: {reason}")
-    return analyse(runs, baseline, votes, skipped)
+    return analyse(runs, baseline, votes, skipped, ensemble)
 
 
 def analyse(
@@ -166,6 +174,7 @@ def analyse(
     baseline: str | None = None,
     votes: str | Path | None = None,
     skipped: Mapping[Path, str] | None = None,
+    ensemble: bool = False,
 ) -> Comparison:
     """Compare runs.
 
@@ -175,9 +184,11 @@ def analyse(
             the first method.
         votes: FER+ votes, for the ceiling.
         skipped: kept in the result.
+        ensemble: score the mean of each row's probabilities, too.
 
     Raises:
-        UserError: the runs are not comparable, there is no such baseline, or the votes cannot be read.
+        UserError: the runs are not comparable, there is no such baseline, the votes cannot be read, or no ensemble can
+            be made.
     """
     refuse_incomparable(runs)
     named = named_rows(runs)
@@ -210,6 +221,7 @@ def analyse(
         cost=_cost(rows),
         ceiling=None if votes is None else _ceiling(runs, test_set, votes),
         paper=paper.beside_ours(rows, summary, sizes) if test_set == "test_large" else None,
+        ensembles=ensemble_scores(rows, list(dict.fromkeys(summary["test_set"]))) if ensemble else None,
         skipped=dict(skipped or {}),
     )
 

@@ -52,6 +52,17 @@ def t_interval(values: np.ndarray) -> tuple[float, float, float, float]:
     return mean, deviation, mean - half, mean + half
 
 
+def image_interval(value: float, resampled: np.ndarray) -> tuple[float, float]:
+    """The interval of one model's score over test images: normal, with the deviation of the resampled scores (R,).
+
+    NaN without resamples, and where all are the same.
+    """
+    known = resampled[~np.isnan(resampled)]
+    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+    half = float(scipy.special.ndtri((1 + LEVEL) / 2)) * deviation if deviation else np.nan
+    return value - half, value + half
+
+
 def scores(matrices: np.ndarray) -> np.ndarray:
     """Accuracy, balanced accuracy and macro F1 of confusion matrices, (..., C, C) -> (..., 3); NaN for empty ones.
 

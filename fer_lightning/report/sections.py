@@ -37,6 +37,7 @@ def sections(c: Comparison) -> list[Section]:
     """The report below its opening, in reading order; a part without data is left out."""
     parts = (
         _scores,
+        _ensembles,
         _differences,
         _ratio,
         _classes,
@@ -65,6 +66,20 @@ def _scores(c: Comparison) -> Section:
         ("method_bars.png",),
         sentences.on_seeds(c) if alone else [],
         [*notes.on_scores(c), *(notes.on_differences(c) if alone else [])],
+    )
+
+
+def _ensembles(c: Comparison) -> Section | None:
+    if c.ensembles is None:
+        return None
+    return Section(
+        "Ensembles",
+        "Ensembles",
+        "Each row is one model: the mean of the probabilities of a method's models, one per seed, not calibrated. "
+        "Percent, NLL in nats; the 95 % interval is over test images alone (bootstrap, whole groups of twins), not "
+        "over seeds. Ensembles are not paired with single models and stand in no test. The best of each column is "
+        "bold; for NLL and ECE lower is better.",
+        [tables.ensembles(c, name) for name in dict.fromkeys(c.ensembles["test_set"])],
     )
 
 

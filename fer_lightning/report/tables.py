@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from fer_lightning.comparison import ensembles as ensembles_of_rows
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import OverRatio
 from fer_lightning.metrics.names import NOTHING, SCORES, SHARE
@@ -170,6 +171,26 @@ def scores(c: Comparison, test_set: str | None = None) -> Table:
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else ""
     label = set_name(test_set) + (f", n = {span}" if span else "")
     return Table(label, ["method", *(score.heading for score in SCORES.values()), "seeds"], rows, plot="cells")
+
+
+def ensembles(c: Comparison, test_set: str) -> Table:
+    """Method x metric of the ensembles, best macro F1 first: score, and its interval over images where it has one."""
+    assert c.ensembles is not None
+    of_set = c.ensembles[c.ensembles["test_set"] == test_set]
+    wide = of_set.pivot(index="method", columns="metric", values="mean")
+    best = {key: wide[key].min() if score.lower else wide[key].max() for key, score in SCORES.items()}
+    table = {(row["method"], row["metric"]): row for row in of_set.to_dict("records")}
+    rows = []
+    for name in wide[PRIMARY].sort_values(ascending=False, kind="stable", na_position="last").index:
+        cells = [Cell(ensembles_of_rows.label(name), name)]
+        for key, score in SCORES.items():
+            value, low, high = (table[name, key][column] for column in ("mean", "low", "high"))
+            interval = score.interval(low, high)
+            is_best = len(wide) > 1 and value == best[key]
+            cells.append(Cell(score.words(value), _value(value), interval, float(low), float(high), best=is_best))
+        rows.append([*cells, _number(table[name, PRIMARY]["seeds"])])
+    headings = ["method", *(score.heading for score in SCORES.values()), "models"]
+    return Table(set_name(test_set), headings, rows, plot="cells")
 
 
 def over_ratio(over: OverRatio, metric: str) -> Table:

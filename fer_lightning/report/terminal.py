@@ -34,8 +34,20 @@ def print_comparison(c: Comparison, console: Console) -> None:
     console.print(_rich_table(key(c), headings, [[row[place] for place in places] for row in rows]))
     if len(rows) < len(whole.rows):
         _say(console, f"... and {len(whole.rows) - len(rows)} more in the report")
+    if c.ensembles is not None:
+        _print_ensembles(c, console)
     for sentence in sentences.highlights(c):
         _say(console, f"- {sentence}")
+
+
+def _print_ensembles(c: Comparison, console: Console) -> None:
+    whole = tables.ensembles(c, c.test_set)
+    places = [whole.headings.index(heading) for heading in (*COLUMNS[:-1], "models")]
+    headings = [HEADINGS.get(whole.headings[place], whole.headings[place]) for place in places]
+    rows = [[row[place] for place in places] for row in whole.rows[:ROWS]]
+    console.print(_rich_table("Mean of the probabilities of each method's models", headings, rows))
+    if len(rows) < len(whole.rows):
+        _say(console, f"... and {len(whole.rows) - len(rows)} more in the report")
 
 
 def _selected(rows: Sequence[list[Cell]], baselines: Sequence[str]) -> list[list[Cell]]:

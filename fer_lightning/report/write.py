@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
+from fer_lightning.comparison import ensembles
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.yaml_files import read_yaml
@@ -30,6 +32,7 @@ def compare_and_report(
     baseline: str | None = None,
     votes: str | Path | None = None,
     wandb_project: str | None = None,
+    ensemble: bool = False,
 ) -> Comparison:
     """Compare the finished runs at or below ``run_dirs`` and write a report.
 
@@ -43,16 +46,18 @@ def compare_and_report(
         baseline: as for ``analyse``.
         votes: as for ``analyse``.
         wandb_project: where the report is logged as well.
+        ensemble: as for ``analyse``.
 
     Raises:
         UserError: as ``analyse_folders``.
     """
     console = console or terminal.default_console()
-    comparison = analyse_folders(run_dirs, baseline, votes)
+    comparison = analyse_folders(run_dirs, baseline, votes, ensemble)
     terminal.print_comparison(comparison, console)
     _log_skipped(comparison)
     options = {"--out": out, "--baseline": baseline, "--ferplus-votes": votes}
-    write_report(comparison, Path(out), _command(run_dirs, {key: str(each) for key, each in options.items() if each}))
+    words = [word for key, value in options.items() if value for word in (key, str(value))]
+    write_report(comparison, Path(out), _command(run_dirs, [*words, *["--ensemble"] * ensemble]))
     console.print(f"Report: {Path(out) / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     if wandb_project:
         to_wandb.log_report(comparison, Path(out), wandb_project)
@@ -71,21 +76,28 @@ def write_report(c: Comparison, out: Path, command: str | None = None) -> None:
     """Write the files of a report into ``out``, which is made when missing; ``command`` is named in it."""
     out.mkdir(parents=True, exist_ok=True)
     check_no_links(out, deep=False)
-    (out / "summary.csv").write_text(table_to_csv(c.summary), encoding="utf-8")
+    (out / "summary.csv").write_text(table_to_csv(_summary(c)), encoding="utf-8")
     (out / "differences.csv").write_text(table_to_csv(c.differences), encoding="utf-8")
     drawn = pictures.draw(c, out)
     (out / "report.md").write_text(markdown(c, drawn, command), encoding="utf-8")
     (out / "report.html").write_text(page.render(c, command), encoding="utf-8")
 
 
-def _command(run_dirs: Sequence[str | Path], options: dict[str, str]) -> str:
+def _summary(c: Comparison) -> pd.DataFrame:
+    """The methods, then their ensembles."""
+    if c.ensembles is None:
+        return c.summary
+    marked = c.ensembles.assign(method=c.ensembles["method"].map(ensembles.label))
+    return pd.concat([c.summary, marked], ignore_index=True)
+
+
+def _command(run_dirs: Sequence[str | Path], options: Sequence[str]) -> str:
     """The command line that makes the report again, with paths from the working directory."""
     places = [os.path.commonpath(run_dirs)] if len(run_dirs) > 3 else run_dirs  # a sweep passes all its jobs
     shown = [
         place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place for place in map(Path, places)
     ]
-    words = [*map(str, shown), *(word for option in options.items() for word in option)]
-    return f"python -m fer_lightning.compare {shlex.join(words)}"
+    return f"python -m fer_lightning.compare {shlex.join([*map(str, shown), *options])}"
 
 
 def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
