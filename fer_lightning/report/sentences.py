@@ -271,7 +271,8 @@ def on_classes(c: Comparison) -> list[str]:
         recall = float(c.per_class[c.per_class["class"] == rarest]["recall"].max())
         error = np.sqrt(recall * (1 - recall) / n)
         sentences.append(
-            f"The test set has {count(n)} image{'' if n == 1 else 's'} of {rarest}: one of them is {points(1 / n)} of its recall and "
+            f"The test set has {count(n)} image{'' if n == 1 else 's'} of {rarest}: one of them is "
+            f"{points(1 / n)} of its recall and "
             f"{points(1 / n / len(present))} of balanced accuracy"
             + (f"; the standard error of its recall is about {points(error)}." if error > 0 else ".")
         )

@@ -83,7 +83,7 @@ def test_the_same_numbers_and_files_as_the_command_line(run, cli, tmp_path):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_once_more_in_another_thread(run, tmp_path):
     results: list[fl.Run] = []
     thread = threading.Thread(target=lambda: results.append(fl.train(TINY, folder=tmp_path / "run")))

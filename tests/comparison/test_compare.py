@@ -70,7 +70,7 @@ def scores_of(folder: Path, method: str, key: str) -> list[float]:
     return [json.loads(file.read_text())[key] for file in files]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_everything_is_written(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", 3)
     console = quiet()
@@ -190,7 +190,7 @@ def test_one_run_is_described(tmp_path: Path) -> None:
     compare_and_report([tmp_path], tmp_path / "out", quiet())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_methods_and_twenty_two(tmp_path: Path) -> None:
     two = compared(write_sweep(tmp_path / "two", 3, {name: SKILLS[name] for name in ("none", "focal")}))
     assert np.allclose(two.differences["p"], two.differences["p_holm"])
@@ -202,7 +202,7 @@ def test_two_methods_and_twenty_two(tmp_path: Path) -> None:
     assert any("Two seeds are too few" in note for note in all_notes(many))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_full_size_takes_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     rng = np.random.default_rng(0)
@@ -401,7 +401,7 @@ def test_folds_are_repeats_of_one_experiment(tmp_path: Path) -> None:
     assert protocol.protocol(c)["seeds"] == "0, folds 0, 1, 2"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_drawn_faces_are_announced(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", data="synthetic", synthetic=True)
     console = quiet()
@@ -482,7 +482,7 @@ def test_unpaired_seeds_are_left_out_and_reported(tmp_path: Path) -> None:
     compare_and_report([tmp_path], tmp_path / "out", quiet())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_class_without_test_images(tmp_path: Path) -> None:
     counts = (*TEST_COUNTS[:1], 0, *TEST_COUNTS[2:])
     write_sweep(tmp_path / "sweep", 2, counts=counts)

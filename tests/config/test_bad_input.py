@@ -191,7 +191,7 @@ def test_images_of_another_size_or_colour_are_converted_and_counted(cli, tmp_pat
     assert outcome.json["test/n"] == 14
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("override", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=9"])
 def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, override):
     outcome = cli(*TINY, override)

@@ -310,7 +310,7 @@ class TestTrust:
     )
     SAMPLER = "\nfrom fer_lightning.imbalance.samplers import InstanceSampler\nclass Sampler(InstanceSampler): pass\n"
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.parametrize("trust", ["trap", "other.module, trap.Sampler"])
     def test_own_code_runs(self, attack, tmp_path, monkeypatch, trust):
         monkeypatch.setenv(safety.TRUST, trust)
@@ -342,7 +342,7 @@ class TestTrust:
         assert attack(ATTACKS["a node elsewhere"]).code == 2
         assert not (tmp_path / "SPRUNG").exists()
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_keys_of_hydra_can_be_trusted(self, attack, monkeypatch):
         laid = ATTACKS["a program in the way"]
         monkeypatch.setenv(safety.TRUST, "hydra.job.env_set.PATH")

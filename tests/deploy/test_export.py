@@ -270,7 +270,7 @@ class TestPreprocessing:
         assert np.array_equal(found.numpy(), images)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["exported_program", "safetensors"])
 def test_another_architecture(name, tmp_path):
     """Three channels, an enlarged input, the published stem, a cosine head with class factors; not calibrated."""

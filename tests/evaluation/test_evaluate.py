@@ -113,7 +113,7 @@ class TestOtherImages:
         with pytest.raises(UserError, match=r"data\.path=gone\.zip does not exist"):
             score(trained, "data.path=gone.zip")
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_another_split_of_the_same_images(self, trained, score, tmp_path):
         score(trained, "split.val_fraction=0.3", "--out", str(tmp_path / "cut"))
         score(trained, "--out", str(tmp_path / "own"))

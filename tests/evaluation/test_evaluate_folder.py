@@ -217,7 +217,7 @@ class TestFolder:
         with pytest.raises(UserError, match="holds a run, whose own scores would be overwritten"):
             evaluate.main([str(trained / "checkpoints" / "best.ckpt"), "--out", str(trained)])
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_other_choices_of_data_keep_the_split(self, score):
         metrics = score("data=synthetic", "data.source.images=300")
         assert (metrics["data"], metrics["split"]) == ("synthetic", "official")
@@ -230,7 +230,7 @@ class TestFolder:
         assert outcome.code == 2
         assert outcome.error.startswith("error: the data have the classes rage, and the model knows angry, disgust")
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_classes_that_only_one_of_both_has(self, score, tmp_path, caplog):
         """Both numbers: an answer outside the shared classes is a mistake, or is not asked for."""
         files = files_of({"angry": "contempt", "fear": "anger"}, without=("disgust",))
@@ -243,7 +243,7 @@ class TestFolder:
         assert "test_shared/recall/disgust" not in metrics
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 class TestBesideTheTest:
     def test_augmented_scores_stand_beside_the_plain_ones(self, trained, score):
         run = read_json(trained / "metrics.json")

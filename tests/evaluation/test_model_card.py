@@ -203,6 +203,7 @@ class TestPush:
         assert "![Confusion matrix](confusion_matrix.png)" in made.text
         assert "hf_secret" not in outcome.out + outcome.err
 
+    @pytest.mark.nightly
     def test_a_wrong_token_is_one_line(self, push):
         with hub_server("another") as hub:
             outcome = push(hub.endpoint)

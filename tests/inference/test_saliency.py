@@ -65,7 +65,7 @@ class TestWhatTheyPointAt:
         assert random.mean() < last.mean() - 0.03
         assert (first < last).mean() > 0.75
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_the_map_of_another_face_does_not_do(self, trained, faces, answers, maps):
         """The map is of this face, not of where faces are."""
         own, others = (

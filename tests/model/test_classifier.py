@@ -431,6 +431,7 @@ class WatchSteps(L.Callback):
 
 
 class TestHostWaits:
+    @pytest.mark.nightly
     @pytest.mark.parametrize(
         "overrides",
         [

@@ -58,7 +58,7 @@ def test_where_each_method_begins_to_pay(comparison):
     assert not [text for text in said if text.startswith("none")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_report_has_chart_table_and_note(comparison, tmp_path):
     write_report(comparison, tmp_path)
     text = (tmp_path / "report.md").read_text()

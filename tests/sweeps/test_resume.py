@@ -53,7 +53,7 @@ def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
     assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("line", "difference"),
     [

@@ -99,7 +99,7 @@ def test_different_mistakes_do_not_refuse_the_sweep(cli, tmp_path):
     assert len(outcome.json["failed"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("words", [["seed=0,1", "-m", "optim.lr=-1,-2"], ["seed=0,1", "optim.lr=-1,-2", "--multirun"]])
 def test_options_may_stand_anywhere(cli, tmp_path, words):
     outcome = cli(*TINY, *words, f"--config-dir={tmp_path}", "hydra.sweep.dir=sweep")

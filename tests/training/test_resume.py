@@ -483,7 +483,7 @@ class TestRefused:
             assert outcome.code == 2
             assert "cannot become" in outcome.error or "as many devices" in outcome.error
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_more_epochs_of_one_cycle(self, cli, tmp_path):
         run = [*TINY, "optim.schedule=one_cycle", "optim.warmup_fraction=0.3", f"hydra.run.dir={tmp_path / 'run'}"]
         assert cli(*run).code == 0

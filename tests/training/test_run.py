@@ -87,7 +87,7 @@ def test_predictions_agree_with_the_metrics(finished):
     assert set(predictions["usage"]) == {"PrivateTest"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_validation_while_training_equals_the_exact_one(finished):
     folder, _ = finished
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -118,19 +118,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path
         ["imbalance=undersample"],
         ["imbalance=focal", "callbacks=ema", "callbacks.ema.decay=0.9"],
         *(
-            pytest.param(words.split(), marks=pytest.mark.slow)
-            for words in (
-                "imbalance=undersample_redraw",
-                "imbalance=oversample augment=light augment.backend=albumentations data.num_workers=1",
-                "imbalance=sqrt_sampler optim=sgd optim.layer_decay=0.8 model.freeze_epochs=1 trainer.max_epochs=2",
-                "imbalance=class_balanced model.in_channels=3",
-                "imbalance=focal imbalance.loss.weights={disgust:5}",
-                "imbalance=weighted_bce model.freeze_epochs=1 optim.backbone_lr_scale=0.1",
-                "imbalance=none split=paper",
-                "imbalance=none split=paper split.subset=balanced split.val_fraction=0.2",
-                "imbalance=none split=kfold split.folds=3 split.fold=2",
-                "imbalance=none split.val_fraction=0.2 split.train_size=200 callbacks=[ema,early_stopping]",
-                "imbalance=none logger=tensorboard trainer.precision=bf16-mixed",
+            pytest.param(words.split(), marks=pytest.mark.nightly if number % 3 else pytest.mark.slow)
+            for number, words in enumerate(
+                (
+                    "imbalance=undersample_redraw",
+                    "imbalance=oversample augment=light augment.backend=albumentations data.num_workers=1",
+                    "imbalance=sqrt_sampler optim=sgd optim.layer_decay=0.8 model.freeze_epochs=1 trainer.max_epochs=2",
+                    "imbalance=class_balanced model.in_channels=3",
+                    "imbalance=focal imbalance.loss.weights={disgust:5}",
+                    "imbalance=weighted_bce model.freeze_epochs=1 optim.backbone_lr_scale=0.1",
+                    "imbalance=none split=paper",
+                    "imbalance=none split=paper split.subset=balanced split.val_fraction=0.2",
+                    "imbalance=none split=kfold split.folds=3 split.fold=2",
+                    "imbalance=none split.val_fraction=0.2 split.train_size=200 callbacks=[ema,early_stopping]",
+                    "imbalance=none logger=tensorboard trainer.precision=bf16-mixed",
+                )
             )
         ),
     ],
@@ -144,7 +146,7 @@ def test_every_choice_trains(cli, tmp_path, overrides):
     assert ("val/n" in metrics) == ("split=paper" not in overrides or "split.val_fraction=0.2" in overrides)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resume_starts_after_the_last_epoch(cli, tmp_path):
     three = ["optim.schedule=constant", "optim.warmup_fraction=0"]
     assert cli(*TINY, *three, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}").code == 0
