@@ -93,7 +93,7 @@ def start(checkpoint: Path, temporary: Path, port: int = 0) -> Server:
 def stop(server: Server, number: int) -> tuple[int, str]:
     server.process.send_signal(number)
     assert server.process.stderr is not None
-    return server.process.wait(30), server.process.stderr.read()
+    return server.process.wait(120), server.process.stderr.read()
 
 
 @pytest.fixture(scope="module")
