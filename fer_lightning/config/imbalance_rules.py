@@ -134,8 +134,8 @@ def _epoch_rules(cfg: DictConfig) -> None:
                 f"{given}: imbalance.{parts[0]} depends on trainer.max_epochs, which this would cut short; "
                 "give only trainer.max_epochs"
             )
-    off = (method.get("mix") or {}).get("off_epochs")
-    require(off is None or off >= 0, "imbalance.mix.off_epochs", off, "must be 0 or more")
+    off = (method.get("mix") or {}).get("off_share", 0)
+    require(0 <= off < 0.5, "imbalance.mix.off_share", off, "must be 0 or more and below 0.5")
 
 
 def _head_rules(cfg: DictConfig) -> None:

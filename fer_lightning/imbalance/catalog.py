@@ -4,9 +4,10 @@ The first three comment lines of a method's file are its description, its formul
 setting says which values it accepts.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from rich.console import Console, Group
@@ -15,10 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from fer_lightning.config.messages import did_you_mean
-from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.imbalance.combinations import (
+    FOLDER,
+    choices,
+    combinations,
+    in_words,
+    second_stages,
+    stage,
+)
 from fer_lightning.runtime.errors import UserError
 
-FOLDER = CONF_DIR / "imbalance"
+STEP_COST = Path(__file__).parent / "step_cost.json"
 NOT_SETTINGS = ("_target_", "name", "defaults")
 
 
@@ -108,22 +116,101 @@ def _leaves(node: yaml.Node, text: str, prefix: str) -> list[Setting]:
     return [] if is_reference else [Setting(prefix, value, meaning)]
 
 
-def print_methods(name: str | None) -> None:
+def read_step_cost() -> dict[str, Any]:
+    """What ``benchmarks/method_cost.py`` measured: ``cost``, by method, and of what, where and by which code."""
+    content: dict[str, Any] = json.loads(STEP_COST.read_text())
+    return content
+
+
+class Row(NamedTuple):
+    """One method in a few words; the fields are the columns of both tables."""
+
+    name: str
+    stage: str
+    cost: str
+    sampler: str
+    mix: str
+    second_stage: str
+
+
+STAGES = ("-", "loss", "optimiser", "sampler", "data", "second stage", "after training")
+
+
+def table_rows() -> list[Row]:
+    """A row for each method, by stage; the baseline first."""
+    cost, options = read_step_cost()["cost"], {group: choices(group) for group in ("sampler", "mix")}
+    later = second_stages()
+    rows = []
+    for name in read_methods():
+        accepted = combinations(name)
+        words = [in_words(getattr(accepted, group), options[group]) for group in options]
+        second = in_words(accepted.second_stage, later)
+        factor = f"{cost[name]:.2f}" if name in cost else "-"
+        rows.append(Row(name, stage(name), factor, *words, second))
+    return sorted(rows, key=lambda row: STAGES.index(row.stage))
+
+
+def cost_note() -> str:
+    """How the costs were measured, in one sentence."""
+    measured = read_step_cost()
+    task = f"{measured['network']}, {measured['pixels']} px, batch {measured['batch']}"
+    return (
+        f"Cost: a training step relative to `none`, mean over a run with the method's defaults; {task}; "
+        f"{measured['machine']}; commit `{measured['commit'][:12]}`."
+    )
+
+
+def markdown_table() -> str:
+    """The table of all methods for docs/methods.md."""
+    header = "| `imbalance=` | stage | cost x `none` | `imbalance/sampler=` | `imbalance/mix=` | second stage |"
+    rows = [f"| [`{row.name}`](#{row.name}) | {' | '.join(row[1:])} |" for row in table_rows()]
+    return "\n".join([header, "|" + "---|" * len(Row._fields), *rows, "", cost_note()])
+
+
+def print_methods(name: str | None, full: bool = False, markdown: bool = False) -> None:
     """Print a table of all methods, or one method with its settings.
+
+    Args:
+        name: of one method; None for all.
+        full: each method with its description, formula and source.
+        markdown: as docs/methods.md has the table.
 
     Raises:
         UserError: no method has this name.
     """
     methods, console = read_methods(), Console()
-    if name is None:
-        _print_table(methods, console)
-    elif name in methods:
-        _print_method(methods[name], console)
-    else:
+    if name is not None and name not in methods:
         raise UserError(f"{name}: no such method{did_you_mean(name, list(methods))}; one of: {', '.join(methods)}")
+    if name is not None:
+        _print_method(methods[name], console)
+    elif markdown:
+        print(markdown_table())
+    elif full:
+        _print_formulas(methods, console)
+    else:
+        _print_table(console)
 
 
-def _print_table(methods: dict[str, Method], console: Console) -> None:
+def _print_table(console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("imbalance=", "stage", "cost", "sampler=", "mix=", "2nd stage"):
+        table.add_column(column, no_wrap=True)
+    for row in table_rows():
+        second = combinations(row.name).second_stage
+        count = "own" if second is None else f"{len(second)} of {len(second_stages())}"
+        table.add_row(Text(row.name, style="bold"), *row[1:-1], count)
+    console.print(table)
+    console.print(f"\n{cost_note()}\n{HINT}", markup=False, highlight=False)
+
+
+HINT = """\
+sampler=, mix=: the choices of imbalance/sampler and imbalance/mix that are accepted; the others would correct the \
+imbalance twice. 2nd stage: how many methods can start from a run of this one (imbalance.first_stage=RUN).
+One method, with formula, source, settings and what is refused: python -m fer_lightning.methods NAME
+The formulas of all: --full"""
+
+
+def _print_formulas(methods: dict[str, Method], console: Console) -> None:
     table = Table("imbalance=", "description, formula, source", show_lines=True)
     for method in methods.values():
         text = Group(
@@ -131,24 +218,30 @@ def _print_table(methods: dict[str, Method], console: Console) -> None:
         )
         table.add_row(Text(method.name, style="bold"), text)
     console.print(table)
-    console.print(
-        "One method with its settings: python -m fer_lightning.methods NAME\n"
-        "Losses can be combined with another sampler and with mixing, unless the frequencies would be corrected twice: "
-        "imbalance=focal imbalance/sampler=oversample imbalance/mix=mixup",
-        markup=False,
-        highlight=False,
-    )
 
 
 def _print_method(method: Method, console: Console) -> None:
+    row = next(row for row in table_rows() if row.name == method.name)
     for line, style in (
         (f"imbalance={method.name}", "bold"),
         (method.description, ""),
         (method.formula, "cyan"),
         (method.paper, "dim italic"),
         *((note, "") for note in method.notes),
+        ("", ""),
+        (f"stage: {row.stage}; cost of a step: {row.cost} x none", ""),
+        (f"imbalance/sampler: {row.sampler}; imbalance/mix: {row.mix}; second stage: {row.second_stage}", ""),
+        *((f"refused: {refused}", "") for refused in _refused(method.name)),
     ):
         console.print(Text(line, style=style), soft_wrap=True)
     for setting in method.settings:
         console.print(Text(f"\n{setting.key}={setting.default}", style="bold"), soft_wrap=True)
         console.print(Padding(Text(setting.meaning), (0, 0, 0, 4), expand=False))
+
+
+def _refused(name: str) -> list[str]:
+    """The choices that are refused, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for choice, reason in combinations(name).refused.items():
+        by_reason.setdefault(reason.partition(": ")[2], []).append(choice)
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]

@@ -114,6 +114,14 @@ class FocalLoss(WeightedLoss):
         return focal_loss(logits, target, self.gamma, self.weight)
 
 
+def bias_at_chance(classes: int) -> float:
+    """Initial bias of the last layer, -log(C - 1), with which the sigmoid of every class starts at about 1 / C.
+
+    Starting at 1 / 2, the first steps of a one-versus-rest loss lower all logits (official code of Cui et al. 2019).
+    """
+    return -math.log(max(1, classes - 1))
+
+
 class ClassBalancedFocal(WeightedLoss):
     """``sigmoid_focal_loss`` weighted by the inverse effective number of samples.
 
@@ -124,10 +132,13 @@ class ClassBalancedFocal(WeightedLoss):
         class_counts: as ``WeightedLoss``, with ``normalization``, ``power`` and ``weights``.
         gamma: focusing parameter, at least 0.
         beta: of ``class_weights``. The official code defaults to 0, which disables the weights.
+        start_at_chance: see ``bias_at_chance``.
 
     Raises:
         UserError: as ``class_weights``.
     """
+
+    initial_bias: float | None
 
     def __init__(
         self,
@@ -137,9 +148,11 @@ class ClassBalancedFocal(WeightedLoss):
         normalization: str = "balanced",
         power: float | None = None,
         weights: Sequence[float] | None = None,
+        start_at_chance: bool = True,
     ) -> None:
         super().__init__(class_counts, "effective", normalization, beta, power, weights)
         self.gamma = gamma
+        self.initial_bias = bias_at_chance(len(class_counts)) if start_at_chance else None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""
@@ -158,10 +171,13 @@ class WeightedBCE(WeightedLoss):
         normalization: of ``class_weights``; the paper's "normalize them over the seven classes" can mean
             ``sum_1`` or ``sum_C``.
         positive_weight: p_c, above 0.
+        start_at_chance: see ``bias_at_chance``; the paper mentions none.
 
     Raises:
         UserError: an argument is out of range; see also ``class_weights``.
     """
+
+    initial_bias: float | None
 
     def __init__(
         self,
@@ -171,6 +187,7 @@ class WeightedBCE(WeightedLoss):
         positive_weight: float = 1.0,
         power: float | None = None,
         weights: Sequence[float] | None = None,
+        start_at_chance: bool = False,
     ) -> None:
         super().__init__(class_counts, "inverse", normalization, power=power, weights=weights)
         if reading not in READINGS:
@@ -179,6 +196,7 @@ class WeightedBCE(WeightedLoss):
             raise UserError(f"positive_weight={positive_weight} is out of range: it must be above 0")
         self.reading = reading
         self.positive_weight = positive_weight
+        self.initial_bias = bias_at_chance(len(class_counts)) if start_at_chance else None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Losses (B,) of logits (B, C) and targets (B,)."""

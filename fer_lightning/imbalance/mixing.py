@@ -6,7 +6,6 @@ Targets are distributions over the classes. Losses use them through ``functional
 in a mixed target keeps its own weight, margin and p_t.
 """
 
-import logging
 import math
 from typing import NamedTuple
 
@@ -15,9 +14,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from fer_lightning.runtime.errors import UserError
-
-log = logging.getLogger(__name__)
+from fer_lightning.runtime.errors import UserError, require
 
 COLUMNS = 5
 """Random numbers in [0, 1) that a mixer needs per image."""
@@ -168,8 +165,8 @@ class CMO:
         alpha: of the Beta distribution of the background's share, above 0.
         weighted_alpha: an image of a class of n is drawn with weight n^-weighted_alpha; 1 draws all classes
             equally often, 0 draws all images equally often.
-        off_epochs: number of epochs without mixing, both at the start and at the end of the run; in a short run as
-            many as leave one to mix in.
+        off_share: share of the epochs without mixing, both at the start and at the end of the run, below 0.5; at
+            least one epoch mixes. The authors leave out 3 of 200.
 
     Raises:
         UserError: an argument is out of range.
@@ -182,19 +179,15 @@ class CMO:
         prob: float = 0.5,
         alpha: float = 1.0,
         weighted_alpha: float = 1.0,
-        off_epochs: int = 3,
+        off_share: float = 0.015,
     ) -> None:
         if not 0 <= weighted_alpha < math.inf:
             raise UserError(f"weighted_alpha={weighted_alpha} is out of range: it must be 0 or more, usually 1")
-        if off_epochs < 0:
-            raise UserError(f"imbalance.mix.off_epochs={off_epochs}: must be 0 or more")
-        most = (epochs - 1) // 2
-        if off_epochs > most:
-            log.warning("imbalance.mix.off_epochs=%d: is %d with trainer.max_epochs=%d", off_epochs, most, epochs)
-            off_epochs = most
+        require(0 <= off_share < 0.5, "imbalance.mix.off_share", off_share, "must be 0 or more and below 0.5")
         self.alpha = _checked_alpha(alpha)
         self.prob = _checked_prob(prob)
-        self.mixed_epochs = range(off_epochs, epochs - off_epochs)
+        off = min(round(off_share * epochs), (epochs - 1) // 2)
+        self.mixed_epochs = range(off, epochs - off)
         weights = np.bincount(labels)[labels].astype(np.float64) ** -weighted_alpha
         self.cumulative = np.cumsum(weights / weights.sum())
 

@@ -107,7 +107,7 @@ class EmotionClassifier(L.LightningModule):
                 f"model.first_image_size={self.first_image_size}: {model['name']} has one input size; use null"
             )
         self.perturbed = False
-        self.share_of_loss: Tensor | None = None
+        self.rest_of_loss: Tensor | None = None
         self.logged = False
         self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
         self.optim = optim
@@ -156,11 +156,12 @@ class EmotionClassifier(L.LightningModule):
         soft = targets.ndim == 2  # (B, C) where images are mixed, or labels are votes
         losses = expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)
         loss = losses.mean()
-        if self.share_of_loss is not None:
-            share = targets @ self.share_of_loss if soft else self.share_of_loss[targets]
+        part = loss
+        if isinstance(self.loss, ClassSharpness):
+            share = targets @ self.loss.sharp if soft else self.loss.sharp[targets]
             part = (share * losses).mean()
-        else:
-            part = loss
+            if not self.perturbed:
+                self.rest_of_loss = ((1 - share) * losses).mean()
         if self.perturbed:
             return part
         labels = targets.argmax(dim=1) if soft else targets
@@ -191,21 +192,33 @@ class EmotionClassifier(L.LightningModule):
         if rho:
             closure = partial(self._sharpness_aware, optimizer_closure, rho)
         elif isinstance(self.loss, ClassSharpness):
-            closure = partial(self._class_sharpness, optimizer_closure, self.loss)
+            closure = partial(self._class_sharpness, optimizer_closure, self.loss.rho)
         optimizer.step(closure=closure)
 
-    def _class_sharpness(self, closure: Callable[[], Any], loss: ClassSharpness) -> Any:
-        def one_pass(sharp: bool) -> Any:
-            self.share_of_loss = loss.sharp if sharp else 1 - loss.sharp
+    def _class_sharpness(self, closure: Callable[[], Any], rho: float) -> Any:
+        def sharp() -> Any:
             try:
                 return closure()
             finally:
                 self.perturbed = True  # only the first pass is scored
 
+        def rest() -> None:
+            loss, self.rest_of_loss = self.rest_of_loss, None
+            assert loss is not None
+            self.trainer.strategy.backward(loss, None)
+
         try:
-            return sam.three_passes(one_pass, self.network, loss.rho)
+            return sam.split_passes(sharp, rest, self.network, rho)
         finally:
-            self.perturbed, self.share_of_loss = False, None
+            self.perturbed, self.rest_of_loss = False, None
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # The rest of the loss has a backward pass of its own over the same graph, see ``sam.split_passes``.
+        super().backward(loss, *args, retain_graph=self.rest_of_loss is not None, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not (self.perturbed and isinstance(self.loss, ClassSharpness)):
+            optimizer.zero_grad()
 
     def _sharpness_aware(self, closure: Callable[[], Any], rho: float) -> Any:
         passes = iter((False, True))

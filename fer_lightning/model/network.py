@@ -26,7 +26,9 @@ class CosineLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
+        # Rows of length 1, as the authors: the gradient of a direction shrinks with the length.
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(nn.init.normal_(self.weight)))
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would be off by 0.1 after the scale of 30

@@ -22,6 +22,7 @@ from fer_lightning.config.settings import to_plain
 from fer_lightning.data.faces import Faces, ImageForm
 from fer_lightning.data.splits import Split
 from fer_lightning.imbalance.second_stage import SecondStage
+from fer_lightning.imbalance.sharpness import ClassSharpness
 from fer_lightning.imbalance.weights import weights_by_class
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.datamodule import FERDataModule, Loading
@@ -120,10 +121,17 @@ def build_model(
         classes=list(class_counts),
         form=asdict(form),
     )
+    bias, start = getattr(model.head[-1], "bias", None), getattr(loss, "initial_bias", None)
+    if bias is not None and start is not None:
+        nn.init.constant_(bias, start)
     if first_stage and not resumed:
         load_first_stage(model, cfg, provenance["data_hash"])
     if cfg.model.compile:
         mode = None if cfg.model.compile is True else cfg.model.compile
+        if isinstance(loss, ClassSharpness):  # two backward passes over one graph must both find its buffers
+            from torch._functorch import config as functorch
+
+            functorch.donated_buffer = False
         # In place: torch.compile(module) would rename the checkpoint's keys.
         model.network.compile(mode=mode, dynamic=False)
     return model

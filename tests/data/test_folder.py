@@ -233,7 +233,7 @@ class TestRuns:
     @pytest.mark.parametrize("backend", ["batched", "albumentations"])
     def test_colour_mixed_and_augmented(self, train, tmp_path, backend):
         write_zip(tree(color=True, side=60), tmp_path / "faces.zip")
-        words = ("augment=strong", f"augment.backend={backend}", "imbalance=cmo", "imbalance.mix.off_epochs=0")
+        words = ("augment=strong", f"augment.backend={backend}", "imbalance=cmo")
         metrics = train("data.path=faces.zip", "data.color=true", *words, "figures=true")
         assert np.isfinite(metrics["test/nll"])
         from fer_lightning.model.classifier import EmotionClassifier

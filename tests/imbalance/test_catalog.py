@@ -7,17 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from command_line import TINY
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from legs import every_third
 from omegaconf import OmegaConf
 
 from fer_lightning.config.imbalance_rules import imbalance_rules
 from fer_lightning.config.schema import CONF_DIR, validate
-from fer_lightning.imbalance import catalog
+from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.imbalance import catalog, combinations
+from fer_lightning.imbalance.mixing import COLUMNS
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.training.build import build_loss, build_second_stage
 
 FILES = sorted((CONF_DIR / "imbalance").glob("*.yaml"))
 NAMES = {
@@ -57,8 +62,18 @@ class TestFiles:
 
 
 class TestCommand:
-    def test_all(self, process):
-        outcome = process(module="fer_lightning.methods", COLUMNS="200")
+    def test_all(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        catalog.print_methods(None)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        rows = {line.split()[0]: line for line in lines[1 : len(NAMES) + 1]}
+        assert set(rows) == NAMES
+        assert lines[1].split() == ["none", "-", "1.00", "any", "any", "7", "of", "8"]
+        assert "…" not in "".join(lines)
+
+    def test_formulas(self, process):
+        outcome = process("--full", module="fer_lightning.methods", COLUMNS="200")
         assert outcome.code == 0
         rows = re.findall(r"^│ (\w+)", outcome.out, re.M)
         assert set(rows) == NAMES
@@ -78,7 +93,7 @@ class TestCommand:
 
     def test_settings_of_the_chosen_parts_are_shown(self, process):
         outcome = process("cmo", module="fer_lightning.methods")
-        assert "\nimbalance.mix.off_epochs=3\n" in outcome.out
+        assert "\nimbalance.mix.off_share=0.015\n" in outcome.out
         assert "${trainer.max_epochs}" not in outcome.out
 
     def test_unknown(self, process):
@@ -101,6 +116,91 @@ class TestCommand:
         assert re.search(r"^imbalance/sampler: instance, oversample, ", out, re.M)
 
 
+class TestTable:
+    def test_the_page_of_methods_has_it(self):
+        """After a change: python -m fer_lightning.methods --markdown."""
+        assert catalog.markdown_table() in (CONF_DIR.parent / "docs" / "methods.md").read_text()
+
+    def test_stages(self):
+        stages = {row.name: row.stage for row in catalog.table_rows()}
+        assert stages | {
+            "none": "-", "focal": "loss", "ldam_drw": "loss", "weighted": "loss", "imbsam": "optimiser",
+            "oversample": "sampler", "cmo": "data", "gcl": "second stage", "los": "second stage",
+            "tau_norm": "after training",
+        } == stages  # fmt: skip
+
+    def test_no_loss_costs_more_than_three_percent_of_a_step(self):
+        cost = catalog.read_step_cost()["cost"]
+        assert cost["none"] == 1
+        assert set(cost) <= NAMES
+        losses = [row.name for row in catalog.table_rows() if row.stage == "loss"]
+        assert {name: cost[name] for name in losses if cost.get(name, 1) > 1.03} == {}
+
+    @pytest.mark.parametrize(
+        ("method", "sampler", "mix", "second"),
+        [
+            ("none", "any", "any", "all but gcl"),
+            ("weighted", "instance", "any", "all but gcl, posthoc_logit_adjusted, tau_norm"),
+            ("oversample", "any", "all but cmo", "all but gcl, posthoc_logit_adjusted, tau_norm"),
+            ("cmo", "instance", "any", "all but gcl, posthoc_logit_adjusted, tau_norm"),
+            ("ldam_drw", "instance", "any", "gcl"),
+            ("dbm", "any", "any", "none"),
+            ("crt", "own", "all but cmo", "own"),
+            ("tau_norm", "instance", "all but cmo", "own"),
+        ],
+    )
+    def test_combinations(self, method, sampler, mix, second):
+        row = next(row for row in catalog.table_rows() if row.name == method)
+        assert (row.sampler, row.mix, row.second_stage) == (sampler, mix, second)
+
+    def test_the_reasons_are_those_of_the_rules(self):
+        refused = combinations.combinations("balanced_softmax").refused
+        assert refused["imbalance/sampler=sqrt"].endswith("with imbalance/sampler=instance or imbalance.loss.tau=0")
+        reason = refused["imbalance=gcl imbalance.first_stage=RUN"]
+        assert reason.endswith("model.head.cosine_scale of balanced_softmax is None, here it is 30.0")
+
+    @pytest.mark.parametrize(
+        "methods",
+        [
+            pytest.param(["cmo", "gcl", "tau_norm"], id="few"),
+            pytest.param(sorted(NAMES), id="all", marks=pytest.mark.nightly),
+        ],
+    )
+    def test_hydra_composes_and_refuses_the_same(self, methods):
+        for method in methods:
+            accepted = combinations.combinations(method)
+            for group in ("sampler", "mix"):
+                for choice in combinations.choices(group):
+                    if group == "sampler" and accepted.sampler is None:
+                        continue
+                    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+                        cfg = compose("config", overrides=[f"imbalance={method}", f"imbalance/{group}={choice}"])
+                    own = combinations.compose_method(method, **{group: choice})
+                    assert OmegaConf.to_container(cfg.imbalance) == OmegaConf.to_container(own)
+                    try:
+                        imbalance_rules(cfg)
+                        refused = False
+                    except UserError:
+                        refused = True
+                    assert (f"imbalance/{group}={choice}" in accepted.refused) == refused, (method, choice)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_every_method_runs_at_any_budget(epochs):
+    labels = np.arange(70) % 7
+    for name in sorted(NAMES) if epochs == 2 else ["cmo", "crt", "gcl", "ldam_drw", "los", "progressive_sampler"]:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            cfg = compose("config", overrides=[f"imbalance={name}", f"trainer.max_epochs={epochs}"])
+        imbalance_rules(cfg)
+        build_loss(cfg, [10] * 7, EMOTIONS)
+        build_second_stage(cfg)
+        instantiate(cfg.imbalance.sampler, _partial_=True)(labels=labels, seed=0)
+        if cfg.imbalance.get("mix"):
+            mixer = instantiate(cfg.imbalance.mix, _partial_=True)(labels=labels)
+            drawn = mixer.draw(0, np.full((70, COLUMNS), 0.4, np.float32))
+            assert (drawn.partner >= 0).any(), name
+
+
 def test_a_file_without_the_three_lines_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_text("# Mine.\nname: mine\n")
     with pytest.raises(ValueError, match=r"mine\.yaml: the first three lines"):
@@ -118,7 +218,7 @@ SOUND = [
     ["imbalance=ldam_drw", "imbalance.loss.deferred_share=0", "imbalance/sampler=oversample"],
     ["imbalance=ldam_drw", "imbalance.loss.scale=16"],
     ["imbalance=logit_adjusted", "imbalance.loss.tau=0", "imbalance/sampler=progressive"],
-    ["imbalance=cmo", "imbalance.mix.off_epochs=0"],
+    ["imbalance=cmo", "trainer.max_epochs=2"],
     ["imbalance=crt", "imbalance/mix=mixup", "trainer.max_epochs=2"],
     ["imbalance=posthoc_logit_adjusted", "imbalance/mix=mixup"],
     ["imbalance=posthoc_logit_adjusted", "imbalance.adjust.tau=0", "imbalance/sampler=oversample"],
@@ -200,7 +300,11 @@ REFUSED = [
     (["imbalance=posthoc_logit_adjusted", "model.head.cosine_scale=16"], "which a cosine head has not; use null"),
     (["imbalance=ldam_drw", "imbalance.cosine_scale=null"], "imbalance.cosine_scale=None: this loss has margins betw"),
     (["imbalance=ldam_drw", "imbalance.cosine_scale=16"], "it must be imbalance.loss.scale=30.0"),
-    (["imbalance=cmo", "imbalance.mix.off_epochs=-1"], "imbalance.mix.off_epochs=-1: must be 0 or more"),
+    (["imbalance=cmo", "imbalance.mix.off_share=0.5"], "imbalance.mix.off_share=0.5: must be 0 or more and below 0.5"),
+    (
+        ["imbalance=cmo", "imbalance.mix.off_epochs=3"],
+        "imbalance.mix.off_epochs: no such key (did you mean imbalance.mix.off_share?)",
+    ),
     (["imbalance=crt", "imbalance/sampler=oversample"], "imbalance/sampler: this method has a sampler of its own"),
     (["imbalance=focal", "imbalance/mix=mixupp"], "imbalance/mix=mixupp: no such choice (did you mean mixup?)"),
     (["imbalance=mixup", "imbalance.mix.alpa=1"], "imbalance.mix.alpa: no such key"),

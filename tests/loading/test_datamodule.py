@@ -145,7 +145,7 @@ class TestTargets:
     def test_both_backends_mix_alike(self):
         """The same partners in the same proportions; without augmentation, the same pixels."""
         split = official(FACES, 0)
-        for build_mix in (partial(Mixup, alpha=1.0), partial(CMO, epochs=3, off_epochs=0)):
+        for build_mix in (partial(Mixup, alpha=1.0), partial(CMO, epochs=3)):
             (images, targets), (others, other_targets) = (
                 epoch(FERDataModule(FACES, split, InstanceSampler, each, Loading(32), 0, build_mix), 1)
                 for each in (PLAIN, Augmentation(Strengths()))
@@ -157,7 +157,7 @@ class TestTargets:
     def test_images_without_a_partner_stay_as_they_are(self, strong):
         """CMO starts in its second epoch here."""
         split = official(FACES, 0)
-        build_mix = partial(CMO, epochs=3, off_epochs=1, prob=1.0)
+        build_mix = partial(CMO, epochs=3, off_share=0.33, prob=1.0)
         mixed, plain = (
             FERDataModule(FACES, split, InstanceSampler, strong, Loading(32), 0, mix) for mix in (build_mix, None)
         )

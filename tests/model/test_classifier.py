@@ -1,6 +1,7 @@
 """The network, its optimizer groups and schedule, freezing, averaging, and checkpoints that load safely."""
 
 import itertools
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassF1Score
 
 from fer_lightning.config.schema import CONF_DIR
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.faces import EMOTIONS, Faces, ImageForm
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw
 from fer_lightning.model import sam
@@ -82,6 +83,11 @@ class TestHead:
         expected = 30 * nn.functional.cosine_similarity(features[:, None], weight[None], dim=2)
         torch.testing.assert_close(logits, expected)
         torch.testing.assert_close(head(3 * features), logits)
+
+    def test_cosine_rows_start_with_length_one(self):
+        layer = build_head(512, 7, [], "ReLU", True, 0.0, cosine_scale=30.0)[-1]
+        torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(7))
+        assert (layer.weight @ layer.weight.T).triu(1).abs().max() < 0.3
 
     def test_cosine_logits_keep_their_digits_under_bfloat16(self):
         head = build_head(8, 7, [], "ReLU", True, 0.0, cosine_scale=30.0)
@@ -350,6 +356,26 @@ def is_head(name: str) -> bool:
     return name.startswith("network.classifier.")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "bias"),
+    [
+        (["imbalance=class_balanced_focal"], -math.log(6)),
+        (["imbalance=class_balanced_focal", "imbalance.loss.start_at_chance=false"], None),
+        (["imbalance=weighted_bce"], None),
+        (["imbalance=weighted_bce", "imbalance.loss.start_at_chance=true"], -math.log(6)),
+    ],
+)
+def test_sigmoids_of_the_official_loss_start_at_one_in_seven(overrides, bias):
+    cfg, counts = composed(*TINY, *overrides), dict.fromkeys(EMOTIONS, 10)
+    loss = build.build_loss(cfg, list(counts.values()), EMOTIONS)
+    start = build.build_model(cfg, counts, ImageForm(), {}, loss, None, resumed=False).head[-1].bias.detach()
+    if bias is None:
+        assert start.unique().numel() == 7
+    else:
+        torch.testing.assert_close(start, torch.full((7,), bias))
+        torch.testing.assert_close(start.sigmoid(), torch.full((7,), 1 / 7))
+
+
 class TestFreezing:
     def test_backbone_rests_while_frozen_and_learns_afterwards(self, fit):
         _, recorder, _ = fit("model.freeze_epochs=1", "trainer.max_epochs=2", "optim.weight_decay=0.5")
@@ -491,37 +517,87 @@ class TestSharpnessAware:
         def gradient(weight: Tensor, factor: Tensor) -> Tensor:
             return (2 * factor[:, None] * (inputs @ weight.T) * inputs).sum(dim=0, keepdim=True)
 
-        def closure(sharp: bool) -> Tensor:
-            network.zero_grad()
-            loss = ((share if sharp else 1 - share)[:, None] * network(inputs) ** 2).sum()
-            loss.backward()
-            return loss
+        passes: list[str] = []
 
-        sam.three_passes(closure, network, rho)
+        def sharp() -> None:
+            passes.append("forward")
+            passes.append("backward")
+            (share[:, None] * network(inputs) ** 2).sum().backward()
+
+        def rest() -> None:
+            passes.append("backward")
+            ((1 - share)[:, None] * network(inputs) ** 2).sum().backward()
+
+        sam.split_passes(sharp, rest, network, rho)
         direction = gradient(start, share)
         worst = start + rho * direction / direction.norm()
         torch.testing.assert_close(network.weight.grad, gradient(worst, share) + gradient(start, 1 - share))
         assert torch.equal(network.weight, start)
+        assert passes == ["forward", "backward", "backward", "forward", "backward"]
 
-    @pytest.mark.parametrize("method", ["imbsam", "focal_sam"])
-    def test_sharpness_of_classes_takes_other_steps_and_sees_each_batch_once(self, fit, method):
-        plain, other = (
-            fit("optim.lr=0.01", "model.head.dropout=0", *more)
-            for more in ((), (f"imbalance={method}", "imbalance.loss.rho=0.5"))
-        )
-        assert changed(plain[1].epochs[-1], other[1].epochs[-1])
-        assert (other[2].global_step, other[0].perturbed, other[0].share_of_loss) == (3, False, None)
+    def test_processes_share_the_gradients_of_both_parts(self, tmp_path):
+        """DDP reduces in two of the three backward passes: the direction g alone, and the sum of both parts."""
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            network = nn.Linear(2, 1, bias=False)
+            parallel = nn.parallel.DistributedDataParallel(network)
+            reduced: list[Tensor] = []
+
+            def shared(_: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+                reduced.append(bucket.buffer().clone())
+                future: torch.futures.Future[Tensor] = torch.futures.Future()
+                future.set_result(bucket.buffer())
+                return future
+
+            parallel.register_comm_hook(None, shared)
+            losses: list[Tensor] = []
+
+            def sharp() -> None:
+                losses.append(parallel(torch.tensor([[1.0, 2.0], [3.0, -1.0]])).square().squeeze(1))
+                (0.25 * losses[-1]).sum().backward(retain_graph=len(losses) == 1)
+
+            sam.split_passes(sharp, lambda: (0.75 * losses[0]).sum().backward(), network, 0.1)
+        finally:
+            torch.distributed.destroy_process_group()
+        assert len(reduced) == 2
+        torch.testing.assert_close(reduced[1].view_as(network.weight), network.weight.grad)
+        assert (reduced[1] - reduced[0]).abs().max() > 0.5
+
+    @pytest.mark.parametrize("method", ["imbsam", pytest.param("focal_sam", marks=pytest.mark.slow)])
+    def test_sharpness_of_classes_takes_other_steps_and_sees_each_batch_once(self, fit, method, monkeypatch):
+        """With a radius of almost nothing, the two parts together are a step of plain cross-entropy."""
+        perturbed: list[bool] = []
+        step = EmotionClassifier.training_step
+
+        def noted(self: EmotionClassifier, *arguments: Any) -> Tensor:
+            perturbed.append(self.perturbed)
+            return step(self, *arguments)
+
+        same = ("optim=sgd", "optim.lr=0.1", "optim.warmup_fraction=0", "model.head.dropout=0")
+        plain = fit(*same)
+        monkeypatch.setattr(EmotionClassifier, "training_step", noted)
+        model, recorder, trainer = fit(*same, f"imbalance={method}", "imbalance.loss.rho=0.5")
+        assert changed(plain[1].epochs[-1], recorder.epochs[-1])
+        assert (trainer.global_step, model.perturbed, model.rest_of_loss) == (3, False, None)
+        assert perturbed == [False, True] * 3
+        near = fit(*same, f"imbalance={method}", "imbalance.loss.rho=1e-12")
+        for name, _ in near[0].network.named_parameters(prefix="network"):
+            torch.testing.assert_close(near[1].steps[0][name], plain[1].steps[0][name], rtol=1e-3, atol=1e-5)
 
     def test_an_infinite_gradient_leaves_the_weights_as_they_were(self):
         network = nn.Linear(2, 1)
         start = network.weight.detach().clone()
+        seen: list[Tensor] = []
 
         def closure() -> None:
+            seen.append(network.weight.detach().clone())
             network.weight.grad = torch.full_like(network.weight, torch.inf)
             network.bias.grad = torch.zeros_like(network.bias)
 
         sam.two_passes(closure, network, 0.05)
-        assert torch.equal(network.weight, start)
+        sam.split_passes(closure, lambda: None, network, 0.05)
+        assert all(torch.equal(weight, start) for weight in [*seen, network.weight])
 
     @pytest.mark.slow
     def test_a_run_sees_each_batch_once(self, fit):

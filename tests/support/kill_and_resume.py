@@ -303,7 +303,7 @@ def setups(samplers: list[str], workers: list[int], devices: list[int]) -> dict[
         for number in workers:
             for processes in devices:
                 # Averaged weights of both stages would be refused.
-                extra = {"crt": [], "cmo": [*averaged, "imbalance.mix.off_epochs=0"]}.get(sampler, averaged)
+                extra = {"crt": []}.get(sampler, averaged)
                 backend = "albumentations" if number else "batched"  # which has no workers
                 loading = [f"data.num_workers={number}", f"augment.backend={backend}"]
                 settings = [*RUN, f"imbalance={sampler}", *loading, *extra]

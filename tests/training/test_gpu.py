@@ -32,7 +32,7 @@ class ForbidWaits(L.Callback):
     "overrides",
     [
         ["augment=strong"],
-        ["augment=strong", "imbalance=cmo", "imbalance.mix.off_epochs=0", "optim.sam_rho=0.05"],
+        ["augment=strong", "imbalance=cmo", "optim.sam_rho=0.05"],
         ["augment=light", "imbalance=focal", "callbacks=ema", "trainer.precision=bf16-mixed"],
     ],
     ids=" ".join,

@@ -14,8 +14,8 @@ from command_line import TINY
 from fer_lightning.config.schema import CONF_DIR
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml"))
-FEW = ["none", "undersample", "focal", "crt", "cmo"]
-"""A method of each kind: plain, sampler, loss, two stages, mixing."""
+FEW = ["none", "undersample", "focal", "focal_sam", "crt", "cmo"]
+"""A method of each kind: plain, sampler, loss, three passes, two stages, mixing."""
 
 DRIVER = """
 import os, sys
@@ -24,8 +24,6 @@ _, methods, *arguments = sys.argv
 for place in methods.split(","):
     method, os.environ["MASTER_PORT"] = place.split(":")
     sys.argv = ["fer_lightning", *arguments, f"imbalance={method}", f"hydra.run.dir={method}"]
-    if method in ("cmo",):
-        sys.argv.append("imbalance.mix.off_epochs=1")
     try:
         main()
     except SystemExit as stop:

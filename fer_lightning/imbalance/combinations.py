@@ -1,0 +1,157 @@
+"""What each method changes, and which samplers, mixes and second stages it can be combined with.
+
+Nothing here is a list of methods: the files in ``conf/imbalance`` are composed without Hydra, and
+``imbalance_rules.refuse_double_corrections`` decides.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lightning.config.imbalance_rules import refuse_double_corrections
+from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.runtime.errors import UserError
+
+FOLDER = CONF_DIR / "imbalance"
+
+
+class Combinations(NamedTuple):
+    """What a method can be combined with.
+
+    Attributes:
+        sampler: choices of ``imbalance/sampler`` that are accepted; None where the method has a sampler of its own.
+        mix: choices of ``imbalance/mix`` that are accepted.
+        second_stage: methods that can start from a run of this one (``imbalance.first_stage``); None where the method
+            has a second stage of its own.
+        refused: each choice that is refused, with the reason.
+    """
+
+    sampler: tuple[str, ...] | None
+    mix: tuple[str, ...]
+    second_stage: tuple[str, ...] | None
+    refused: Mapping[str, str]
+
+
+def choices(group: str) -> tuple[str, ...]:
+    """Names of the files of ``imbalance/<group>``, or of all methods for an empty name."""
+    return tuple(sorted(path.stem for path in (FOLDER / group).glob("*.yaml")))
+
+
+@functools.cache
+def compose_method(name: str, **chosen: str) -> DictConfig:
+    """The ``imbalance`` group of a method with its defaults, interpolations unresolved.
+
+    Args:
+        name: of the method.
+        chosen: ``sampler`` or ``mix``, another choice than the method's.
+    """
+    return OmegaConf.create(_composed(FOLDER / f"{name}.yaml", chosen))
+
+
+def _composed(path: Path, chosen: Mapping[str, str]) -> dict[str, Any]:
+    content = dict(_read(path))
+    composed: dict[str, Any] = {}
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str):
+            composed = _merged(composed, _composed(path.with_name(f"{entry}.yaml"), chosen))
+            continue
+        ((group, default),) = entry.items()
+        group = group.removeprefix("override ")
+        choice = chosen.get(group, default)
+        composed[group] = _composed(path.parent / group / f"{choice}.yaml", {}) if choice else None
+    return _merged(composed, content)
+
+
+@functools.cache
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def stage(name: str) -> str:
+    """Where a method acts: loss, sampler, data, optimiser, second stage, or after training; ``-`` for the baseline."""
+    method, plain = compose_method(name), compose_method("none")
+    if method.loss._target_.endswith("Sharpness"):
+        return "optimiser"
+    for key, words in (("second_stage", "second stage"), ("adjust", "after training"), ("mix", "data")):
+        if method.get(key):
+            return words
+    return next((key for key in ("sampler", "loss") if method[key] != plain[key]), "-")
+
+
+@functools.cache
+def second_stages() -> tuple[str, ...]:
+    """The methods that can start from the run of another."""
+    return tuple(name for name in choices("") if "first_stage" in compose_method(name))
+
+
+@functools.cache
+def combinations(name: str) -> Combinations:
+    """What a method can be combined with, each choice alone and with the method's other defaults."""
+    method, refused = compose_method(name), {}
+    accepted: dict[str, tuple[str, ...]] = {}
+    for group in ("sampler", "mix"):
+        options = choices(group)
+        for choice in options:
+            try:
+                refuse_double_corrections(compose_method(name, **{group: choice}))
+            except UserError as error:
+                refused[f"imbalance/{group}={choice}"] = str(error)
+        accepted[group] = tuple(choice for choice in options if f"imbalance/{group}={choice}" not in refused)
+    second: list[str] = []
+    for other in second_stages():
+        try:
+            _check_first_stage(method, compose_method(other))
+            second.append(other)
+        except UserError as error:
+            refused[f"imbalance={other} imbalance.first_stage=RUN"] = str(error)
+    if name in second_stages():
+        refused = {key: reason for key, reason in refused.items() if "first_stage" not in key}
+    own_sampler = "TwoStageSampler" in method.sampler._target_
+    if own_sampler:
+        refused = {key: reason for key, reason in refused.items() if "/sampler=" not in key}
+    return Combinations(
+        None if own_sampler else accepted["sampler"],
+        accepted["mix"],
+        None if name in second_stages() else tuple(second),
+        refused,
+    )
+
+
+def _check_first_stage(first: DictConfig, second: DictConfig) -> None:
+    """As ``training.first_stage`` does with the configuration of a finished run."""
+    scales = [_cosine_scale(method) for method in (first, second)]
+    if scales[0] != scales[1]:
+        was, now = scales
+        raise UserError(f"imbalance={second.name}: model.head.cosine_scale of {first.name} is {was}, here it is {now}")
+    if second.get("adjust"):
+        parts = {key: first[key] for key in ("loss", "sampler", "mix")}
+        refuse_double_corrections(OmegaConf.merge(second, parts))  # type: ignore[arg-type]
+
+
+def _cosine_scale(method: DictConfig) -> float | None:
+    return method.loss.scale if "cosine_scale" in method else None
+
+
+def in_words(accepted: Sequence[str] | None, options: Sequence[str]) -> str:
+    """A choice among options in few words: ``any``, ``all but cmo``, ``instance``, ``own`` for None."""
+    if accepted is None:
+        return "own"
+    missing = [option for option in options if option not in accepted]
+    if not missing:
+        return "any"
+    if not accepted:
+        return "none"
+    return f"all but {', '.join(missing)}" if len(missing) <= len(accepted) else ", ".join(accepted)
