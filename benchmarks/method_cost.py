@@ -1,7 +1,7 @@
 """What a training step of each method costs, relative to one of ``none``.
 
     python benchmarks/method_cost.py
-    python benchmarks/method_cost.py --steps 12 --write    # on an idle machine: the table of fer_lightning.methods
+    python benchmarks/method_cost.py --steps 12 --write    # on an idle machine, for the table of docs/methods.md
 
 Real runs of ``python -m fer_lightning``, with Lightning's loop, augmentation, mixing, passes and stages, all at once in
 one process and one step of each in turn: what slows the machine for a while slows all of them. A run has four epochs,
@@ -147,7 +147,7 @@ def loss_seconds(method: str, faces: Any, times: int = 300) -> float:
 def main() -> None:
     """Print one row for each method."""
     from fer_lightning.data import synthetic
-    from fer_lightning.imbalance.catalog import STEP_COST, read_methods
+    from fer_lightning.imbalance.catalog import STEP_COST, markdown_table, read_methods
     from fer_lightning.runtime.provenance import git_commit
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--network", default="tf_efficientnetv2_b0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", default=",".join(read_methods()), help="none,focal,...; none must be the first")
-    parser.add_argument("--write", action="store_true", help=f"write {STEP_COST.name}")
+    parser.add_argument("--write", action="store_true", help=f"write {STEP_COST.name} and the table of docs/methods.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
@@ -189,7 +189,9 @@ def main() -> None:
             "command": f"python benchmarks/method_cost.py --steps {arguments.steps}",
             "cost": {name: round(value, 3) for name, value in cost.items()},
         }
+        page, before = Path(__file__).parent.parent / "docs/methods.md", markdown_table()
         STEP_COST.write_text(json.dumps(content, indent=2) + "\n")
+        page.write_text(page.read_text().replace(before, markdown_table()))
 
 
 if __name__ == "__main__":

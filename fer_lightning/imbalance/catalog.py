@@ -156,7 +156,7 @@ def cost_note() -> str:
     task = f"{measured['network']}, {measured['pixels']} px, batch {measured['batch']}"
     return (
         f"Cost: a training step relative to `none`, mean over a run with the method's defaults; {task}; "
-        f"{measured['machine']}; commit `{measured['commit'][:12]}`."
+        f"{measured['machine']}; commit `{measured['commit'][:12]}`; -: not measured."
     )
 
 

@@ -62,7 +62,8 @@ def _composed(path: Path, chosen: Mapping[str, str]) -> dict[str, Any]:
         ((group, default),) = entry.items()
         group = group.removeprefix("override ")
         choice = chosen.get(group, default)
-        composed[group] = _composed(path.parent / group / f"{choice}.yaml", {}) if choice else None
+        if choice:
+            composed[group] = _composed(path.parent / group / f"{choice}.yaml", {})
     return _merged(composed, content)
 
 
@@ -137,7 +138,7 @@ def _check_first_stage(first: DictConfig, second: DictConfig) -> None:
         was, now = scales
         raise UserError(f"imbalance={second.name}: model.head.cosine_scale of {first.name} is {was}, here it is {now}")
     if second.get("adjust"):
-        parts = {key: first[key] for key in ("loss", "sampler", "mix")}
+        parts = {key: first[key] for key in ("loss", "sampler", "mix") if key in first}
         refuse_double_corrections(OmegaConf.merge(second, parts))  # type: ignore[arg-type]
 
 

@@ -303,7 +303,7 @@ REFUSED = [
     (["imbalance=cmo", "imbalance.mix.off_share=0.5"], "imbalance.mix.off_share=0.5: must be 0 or more and below 0.5"),
     (
         ["imbalance=cmo", "imbalance.mix.off_epochs=3"],
-        "imbalance.mix.off_epochs: no such key (did you mean imbalance.mix.off_share?)",
+        "imbalance.mix.off_epochs: counts in shares of the epochs now; use imbalance.mix.off_share",
     ),
     (["imbalance=crt", "imbalance/sampler=oversample"], "imbalance/sampler: this method has a sampler of its own"),
     (["imbalance=focal", "imbalance/mix=mixupp"], "imbalance/mix=mixupp: no such choice (did you mean mixup?)"),
