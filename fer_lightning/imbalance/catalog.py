@@ -138,15 +138,20 @@ STAGES = ("-", "loss", "optimiser", "sampler", "data", "second stage", "after tr
 
 def table_rows() -> list[Row]:
     """A row for each method, by stage; the baseline first."""
-    cost, options = read_step_cost()["cost"], {group: choices(group) for group in ("sampler", "mix")}
-    later = second_stages()
+    cost = read_step_cost()["cost"]
     rows = []
     for name in read_methods():
         accepted = combinations(name)
-        words = [in_words(getattr(accepted, group), options[group]) for group in options]
-        second = in_words(accepted.second_stage, later)
-        factor = f"{cost[name]:.2f}" if name in cost else "-"
-        rows.append(Row(name, stage(name), factor, *words, second))
+        rows.append(
+            Row(
+                name,
+                stage(name),
+                f"{cost[name]:.2f}" if name in cost else "-",
+                in_words(accepted.sampler, choices("sampler")),
+                in_words(accepted.mix, choices("mix")),
+                in_words(accepted.second_stage, second_stages()),
+            )
+        )
     return sorted(rows, key=lambda row: STAGES.index(row.stage))
 
 
