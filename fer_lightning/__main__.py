@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from fer_lightning import __version__
 from fer_lightning.config import command_line, schema
 from fer_lightning.runtime import processes, signals
-from fer_lightning.runtime.errors import Interrupted, UserError
+from fer_lightning.runtime.errors import Interrupted, Paused, UserError
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status
 from fer_lightning.sweeps.run_job import run_job
 
@@ -43,6 +43,9 @@ def app(cfg: DictConfig) -> float | None:
     except Interrupted as stopped:
         if not is_first:  # Lightning would kill the first process for any other code
             raise SystemExit(0) from None
+        if isinstance(stopped, Paused):
+            print(f"{stopped}; {_resume_hint(folder)}", flush=True)
+            raise SystemExit(RESUMABLE) from None
         command_line.fail(f"{stopped}; {_resume_hint(folder)}", code=RESUMABLE)
     except KeyboardInterrupt:
         command_line.fail(f"interrupted; {_resume_hint(folder)}", code=130)

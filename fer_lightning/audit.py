@@ -1,7 +1,8 @@
-"""Find leakage between splits: ``python -m fer_lightning.audit data.path=FILE [key=value ...] [--out FOLDER]``.
+"""Find leakage between splits, or wrong labels: ``python -m fer_lightning.audit data.path=FILE [key=value ...]``.
 
 Reports identical images, nearly identical ones, identical images with different labels, and blank ones; writes
-``audit.csv`` and a sheet of examples, ``audit.png``.
+``audit.csv`` and a sheet of examples, ``audit.png``. With ``--label-errors SWEEP_FOLDER`` it lists instead the images
+whose labels are probably wrong, by the runs of a cross-validation: ``label_errors.csv`` and ``label_errors.png``.
 """
 
 import logging
@@ -9,13 +10,14 @@ from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.data.duplicates_report import audit
+from fer_lightning.runtime.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Find duplicates, conflicting labels and blank images in a data set."""
+    """Find duplicates, conflicting labels and blank images in a data set, or the labels that are probably wrong."""
     parser = Parser(prog="python -m fer_lightning.audit", description=main.__doc__)
     parser.add_argument("overrides", nargs="*", help="data.path=FILE, or other key=value as for a run")
-    parser.add_argument("--out", type=Path, default=Path("outputs/audit"), help="folder for audit.csv and audit.png")
+    parser.add_argument("--out", type=Path, default=Path("outputs/audit"), help="folder for the table and the picture")
     parser.add_argument(
         "--correlation",
         type=float,
@@ -23,8 +25,25 @@ def main(arguments: list[str] | None = None) -> None:
         help="correlation of two images at half their size from which on they are near duplicates (default: "
         "%(default)s)",
     )
+    parser.add_argument(
+        "--label-errors",
+        action="append",
+        metavar="SWEEP_FOLDER",
+        help="list the labels that are probably wrong, by the runs of a sweep with split=kfold 'split.fold=range(5)'; "
+        "may be given several times",
+    )
+    parser.add_argument(
+        "--votes", metavar="FILE", help="FER+ votes: precision and recall of the list (with --label-errors)"
+    )
     parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if parsed.label_errors:
+        from fer_lightning.report.label_errors import audit_labels  # --help need not wait for it
+
+        audit_labels(parsed.label_errors, parsed.overrides, parsed.out, parsed.votes)
+        return
+    if parsed.votes:
+        raise UserError(f"--votes={parsed.votes}: judges a list of labels; give --label-errors SWEEP_FOLDER as well")
     audit(parsed.overrides, parsed.out, parsed.correlation)
 
 

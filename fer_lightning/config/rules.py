@@ -45,6 +45,9 @@ def _run_rules(cfg: DictConfig) -> None:
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
     require(cfg.monitor in MONITORS, "monitor", cfg.monitor, f"must be one of {', '.join(MONITORS)}")
     require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
+    pause, last = cfg.pause_after_epochs, cfg.trainer.max_epochs - 1
+    accepted = f"must be from 1 to {last}, below trainer.max_epochs, or null" if last else "one epoch cannot be paused"
+    require(pause is None or 1 <= pause <= last, "pause_after_epochs", pause, accepted)
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
     if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:

@@ -154,6 +154,7 @@ class Config:
     monitor: str
     test: bool
     save_every_n_steps: int | None
+    pause_after_epochs: int | None
     figures: bool
     callbacks: dict[str, Any] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)

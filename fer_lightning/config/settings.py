@@ -14,6 +14,7 @@ MAY_DIFFER = (
     "jobs_per_device",
     "figures",
     "save_every_n_steps",
+    "pause_after_epochs",
     "data.path",
     "data.source.path",
     "data.cache_dir",

@@ -1,4 +1,4 @@
-"""Errors that the user can correct, and stops by a signal."""
+"""Errors that the user can correct, and stops by a signal or by ``pause_after_epochs``."""
 
 
 class UserError(Exception):
@@ -13,6 +13,18 @@ class Interrupted(BaseException):
 
     Not an ``Exception``, so that no handler of errors catches it on the way.
     """
+
+
+class Paused(Interrupted):
+    """The run stopped after ``pause_after_epochs``, as it was asked to; ``resume=auto`` resumes it.
+
+    Args:
+        epochs: the setting.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__(f"paused by pause_after_epochs={epochs}")
+        self.epochs = epochs
 
 
 def require(condition: bool, key: str, value: object, accepted: str) -> None:

@@ -1,7 +1,8 @@
 """The status of a run folder, written atomically, and the lock of the process that works in it.
 
-``status.json`` holds ``running``, ``done``, ``failed`` (with the reason), or ``interrupted`` (stopped by a signal with
-everything saved; ``resume=auto`` resumes). ``running`` without a held lock means that the process was killed.
+``status.json`` holds ``running``, ``done``, ``failed`` (with the reason), ``interrupted`` (stopped by a signal or by
+``pause_after_epochs`` with everything saved; ``resume=auto`` resumes), or ``stopped`` (the same, and a search trains
+other settings on). ``running`` without a held lock means that the process was killed.
 """
 
 import fcntl
@@ -18,16 +19,16 @@ from fer_lightning.runtime.files import check_no_links, read_json, write_json
 RESUMABLE = 75
 """Exit code of a run that a signal stopped and that ``resume=auto`` resumes (``EX_TEMPFAIL`` of sysexits.h)."""
 
-STATUSES = ("running", "done", "failed", "interrupted")
+STATUSES = ("running", "done", "failed", "interrupted", "stopped")
 
 
 def write_status(folder: Path, status: str, reason: str = "", **more: Any) -> None:
-    """Record ``running``, ``done``, ``failed`` or ``interrupted``, with the one-line reason and further fields."""
+    """Record one of ``STATUSES``, with the one-line reason and further fields."""
     write_json(folder / "status.json", {"status": status, **({"reason": reason} if reason else {}), **more})
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """A run folder's ``status``, ``reason`` and ``step``; ``missing`` when it has no status yet.
+    """A run folder's ``status``, ``reason``, ``step`` and ``pause_after_epochs``; ``missing`` without a status.
 
     A damaged file reads as ``running``: it was being written when the machine stopped, so the run was killed.
     """
@@ -37,12 +38,14 @@ def read_status(folder: Path) -> dict[str, Any]:
         return {"status": "missing"}
     except UserError:
         return {"status": "running"}
-    status, reason, step = (content.get(key) for key in ("status", "reason", "step"))
+    status, reason = content.get("status"), content.get("reason")
     read: dict[str, Any] = {"status": status if status in STATUSES else "running"}
     if isinstance(reason, str) and reason:
         read["reason"] = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
-    if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
-        read["step"] = step
+    for key in ("step", "pause_after_epochs"):
+        number = content.get(key)
+        if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
+            read[key] = number
     return read
 
 

@@ -12,7 +12,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from fer_lightning.runtime.errors import Interrupted
+from fer_lightning.runtime.errors import Interrupted, Paused
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -64,6 +64,17 @@ def raise_interrupted(why: str = "") -> NoReturn:
     global _ending
     _ending = True
     raise Interrupted(reason() + why)
+
+
+def raise_paused(epochs: int) -> NoReturn:
+    """End a run that ``pause_after_epochs`` limits to ``epochs``; signals are ignored while it ends.
+
+    Raises:
+        Paused: always.
+    """
+    global _ending
+    _ending = True
+    raise Paused(epochs)
 
 
 def seconds_since() -> float:

@@ -34,6 +34,9 @@ from fer_lightning.runtime.run_folder import in_use, read_status
 
 MAX_JOBS = 10_000
 
+NOT_A_SETTING = ("seed", "resume", "test", "name", "tags")
+"""Overrides that are not searched over; jobs that differ in the seed alone are one setting."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -56,7 +59,8 @@ class JobState:
 
     Attributes:
         job: which job.
-        status: ``waiting``, ``running``, ``done``, ``failed`` or ``interrupted``.
+        status: ``waiting``, ``running``, ``done``, ``failed`` or ``interrupted``; of a search, see ``halving``, also
+            ``paused`` (until others have trained as far) and ``stopped`` (others train on).
         reason: why it failed or stopped, one line.
         epochs: finished epochs.
         of_epochs: ``trainer.max_epochs``; 0 while unknown.
@@ -73,7 +77,7 @@ class JobState:
     @property
     def fraction_done(self) -> float:
         """Finished part of the job, from 0 to 1."""
-        if self.status in ("done", "failed"):
+        if self.status in ("done", "failed", "stopped"):
             return 1.0
         return min(1.0, self.epochs / self.of_epochs) if self.of_epochs else 0.0
 
@@ -89,7 +93,7 @@ def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
         HydraException: a job cannot be composed.
         UserError: two jobs would share a folder.
     """
-    if not master.hydra.sweeper._target_.endswith(".BasicSweeper"):
+    if not master.hydra.sweeper._target_.endswith((".BasicSweeper", ".SuccessiveHalving")):
         return {}
     given = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
     grid = _grid([*given, *master.hydra.overrides.task])
@@ -329,6 +333,8 @@ def _job_state(job: Job, live: bool) -> JobState:
     name, reason = status["status"], status.get("reason", "")
     if name == "running" and not live and not in_use(job.folder):
         name, reason = "interrupted", "killed"
+    if name == "interrupted" and "pause_after_epochs" in status:
+        name, reason = "paused", f"after epoch {status['pause_after_epochs']}"
     try:
         epochs = max(0, read_bytes(job.folder / "metrics.csv").count(b"\n") - 1)
         config = read_bytes(job.folder / ".hydra" / "config.yaml")

@@ -24,7 +24,7 @@ from fer_lightning.config.secrets import check_secrets
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import check_no_links, write_json
 from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder
-from fer_lightning.sweeps import job, launchers, slurm
+from fer_lightning.sweeps import halving, job, launchers, slurm
 from fer_lightning.sweeps.folder import (
     Job,
     describe_changes,
@@ -72,6 +72,8 @@ class SweepLifecycle(Callback):
                 launchers.check_job_count(launcher)
             if not launchers.is_queued(launcher):  # its jobs see other machines than this one
                 refuse_shared_mistake(jobs)
+            if halving.is_search(config.hydra.sweeper):
+                halving.check_search(config.hydra, jobs)
             folder.mkdir(parents=True, exist_ok=True)
             self._start(config, folder, jobs)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
@@ -88,6 +90,8 @@ class SweepLifecycle(Callback):
         self.lock = lock_folder(folder)
         check_no_links(folder)
         record_start(folder, jobs, self.anyway)
+        if halving.is_search(config.hydra.sweeper):
+            halving.begin(folder, config.hydra.sweeper, next(iter(jobs.values())))
         (folder / ".stop").unlink(missing_ok=True)
         # The job itself records what it was run with; Hydra would write that before it is known whether it is run.
         config.hydra.overrides.hydra.append("hydra.output_subdir=null")
@@ -125,7 +129,9 @@ class SweepLifecycle(Callback):
         assert self.lock is not None
         self.progress.stop()
         try:
-            code = summarise(Path(config.hydra.sweep.dir), self.stopped_by)
+            folder = Path(config.hydra.sweep.dir)
+            search = halving.read_search(folder) if halving.is_search(config.hydra.sweeper) else None
+            code = summarise(folder, self.stopped_by, search)
         except Exception as error:  # Hydra would turn it into a warning and exit 0
             log.exception("the sweep's summary failed")
             raise SystemExit(1) from error

@@ -47,13 +47,14 @@ SWEEP_ONLY = (
 )
 
 
-def command(hydra: Any, folder: Path, resume: bool) -> list[str]:
+def command(hydra: Any, folder: Path, resume: bool, pause: int | None = None) -> list[str]:
     """The command line of a job: the sweep's, with this job's overrides and folder.
 
     Args:
         hydra: ``HydraConfig`` of the job.
         folder: the job's run folder.
         resume: resume from the checkpoints in the folder.
+        pause: epochs after which it pauses; None to train to the end.
     """
     line = [sys.executable, "-m", "fer_lightning", "--config-name", hydra.job.config_name]
     for source in hydra.runtime.config_sources:
@@ -64,6 +65,7 @@ def command(hydra: Any, folder: Path, resume: bool) -> list[str]:
     line += list(hydra.overrides.task)
     line += [override for override in hydra.overrides.hydra if not override.lstrip("+~").startswith(SWEEP_ONLY)]
     line += ["resume=auto"] if resume else []
+    line += [f"pause_after_epochs={pause}"] if pause is not None else []
     if slurm_task.inside() and not slurm_task.first_task():
         line.append("hydra.output_subdir=null")  # one of the tasks writes it
     return [*line, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"]

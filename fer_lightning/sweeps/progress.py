@@ -14,10 +14,11 @@ from rich.text import Text
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.run_folder import in_use
 from fer_lightning.sweeps.folder import JobState, job_states, stop_deadline
+from fer_lightning.sweeps.halving import RECORD
 
 POLL_SECONDS = 1.0
-ORDER = ("done", "running", "failed", "interrupted", "waiting")
-STYLES = {"running": "cyan", "failed": "red", "interrupted": "yellow"}
+ORDER = ("done", "running", "paused", "stopped", "failed", "interrupted", "waiting")
+STYLES = {"running": "cyan", "paused": "cyan", "stopped": "dim", "failed": "red", "interrupted": "yellow"}
 
 
 class Progress:
@@ -56,7 +57,9 @@ class Progress:
         return view(job_states(self.folder, live=True), self._since())
 
     def _since(self) -> float | None:
-        return self.since if stop_deadline(self.folder) is None else None
+        # In a search most jobs will be stopped: what is left is not known.
+        is_search = (self.folder / RECORD).exists()
+        return self.since if stop_deadline(self.folder) is None and not is_search else None
 
     def _watch(self) -> None:
         while not self.stopped.wait(POLL_SECONDS):
@@ -72,6 +75,8 @@ class Progress:
             if before and (before.status, before.changed) == (state.status, state.changed):
                 continue
             self.printed[state.job.folder] = state
+            if state.status == "stopped":  # the search prints one line for a rung
+                continue
             job = f"[sweep] job {state.job.number + 1} of {len(states)}"
             if state.status == "running":
                 own = " ".join(word for word in state.job.overrides if word not in shared)
@@ -91,7 +96,8 @@ def show(folder: Path) -> None:
     live = in_use(folder)
     states = job_states(folder, live)
     multirun = folder / "multirun.yaml"  # Hydra writes it whenever the sweep is started
-    since = multirun.stat().st_mtime if live and multirun.exists() else None
+    estimates = live and multirun.exists() and not (folder / RECORD).exists()
+    since = multirun.stat().st_mtime if estimates else None
     console = Console()
     if not console.is_terminal:  # in a file or a pipe, no line is cut off or wrapped
         console = Console(width=max([120, *(len(state.reason) + len(str(state.job.folder)) + 40 for state in states)]))
@@ -99,7 +105,7 @@ def show(folder: Path) -> None:
 
 
 def view(states: Sequence[JobState], since: float | None) -> Group:
-    """The counts, then a row for each job that is running, failed or interrupted."""
+    """The counts, then a row for each job that is running or whose state has a reason."""
     table = Table.grid(padding=(0, 2))
     for state in states:
         if state.status in STYLES:

@@ -16,7 +16,7 @@ from fer_lightning.runtime import slurm_task
 from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import in_use, read_status, write_status
-from fer_lightning.sweeps import devices, job, slurm
+from fer_lightning.sweeps import devices, halving, job, slurm
 from fer_lightning.sweeps.folder import stop_deadline
 from fer_lightning.sweeps.launchers import THREADS, is_parallel, is_serial
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 def run_job(cfg: DictConfig) -> float:
     """Run one job of a multirun in a new process, unless it is done; failures are recorded in its folder, not raised.
 
+    In a search, run it to the end of the present rung, unless it has trained so far or was stopped.
+
     Returns:
         Its ``monitor``ed validation score for sweepers that optimise, NaN when it has none.
     """
@@ -33,10 +35,13 @@ def run_job(cfg: DictConfig) -> float:
     folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir).absolute()
     is_first = not slurm_task.inside() or slurm_task.first_task()
     _ignore_signals_in_worker()
+    search = halving.read_search(sweep) if halving.is_search(hydra.sweeper) else None
     done = read_status(folder)["status"] == "done"
+    if search is not None:
+        done = not search.is_active(hydra.job.num) or search.has_trained(folder)
     if not done and not _must_stop(sweep) and (not is_first or _wait_until_free(folder, sweep)):
         try:
-            _run(cfg, hydra, folder, sweep, is_first)
+            _run(cfg, hydra, folder, sweep, is_first, None if search is None else search.pause)
         except Exception as error:  # a full disk, a missing program: fails this job, not the sweep
             if not isinstance(error, UserError):
                 log.exception("job %s", folder.name)
@@ -52,7 +57,7 @@ def run_job(cfg: DictConfig) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool) -> None:
+def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool, pause: int | None) -> None:
     validate(cfg, hydra.runtime.choices)
     parallel = is_parallel(hydra.launcher)
     need = devices.need(cfg.trainer)
@@ -66,7 +71,7 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool)
         resume = cfg.resume is None or saved
         threads = max(1, int(os.environ[THREADS]) // need.count) if parallel and THREADS in os.environ else None
         process = job.start(
-            job.command(hydra, folder, resume),
+            job.command(hydra, folder, resume, pause),
             job.environment(sweep, () if need.named else list(slots), threads),
             None if is_serial(hydra.runtime.choices) else folder / "output.log",
             list(slots.values()),

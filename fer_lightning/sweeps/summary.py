@@ -9,15 +9,19 @@ from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import RESUMABLE
 from fer_lightning.sweeps.folder import job_states
+from fer_lightning.sweeps.halving import Search
 from fer_lightning.sweeps.resume import resume_command
 
 
-def summarise(folder: Path, stopped_by: int | None = None) -> int:
+def summarise(folder: Path, stopped_by: int | None = None, search: Search | None = None) -> int:
     """Print the comparison of a sweep's finished jobs, its failed and unfinished jobs, and one JSON line.
+
+    A search ends with its own table instead: its runs were selected, so they are no sample of what their settings give.
 
     Args:
         folder: the sweep's folder.
         stopped_by: the signal that ended the sweep early.
+        search: the progress of a search by successive halving.
 
     Returns:
         The exit code: 0; 1 when a job failed, or when finished runs cannot be compared; 75 when jobs are left to
@@ -25,16 +29,20 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
     """
     states = job_states(folder, live=False)
     failed = [state for state in states if state.status == "failed"]
-    unfinished = [state for state in states if state.status not in ("done", "failed")]
+    over = ("done", "failed") if search is None else ("done", "failed", "stopped")
+    unfinished = [state for state in states if state.status not in over]
     done = [state.job.folder for state in states if state.status == "done"]
-    files, complete = _write_reports(done, folder, compare=stopped_by is None)
+    if search is None:
+        files, complete = _write_reports(done, folder, compare=stopped_by is None)
+    else:
+        files, complete = _write_search(folder, search), True
     for state in [*failed, *unfinished]:
         if state.status != "waiting":
             _print(f"[sweep] {state.status}: {state.job.folder.name}: {state.reason} ({state.job.folder})")
     waiting = sum(state.status == "waiting" for state in states)
     if waiting:
         _print(f"[sweep] not started: {waiting} of {len(states)} jobs")
-    if failed or unfinished:
+    if unfinished or any(search is None or search.is_active(state.job.number) for state in failed):
         _print(f"[sweep] run the remaining jobs with: {resume_command(folder)}")
     line = {
         "sweep": str(folder),
@@ -48,6 +56,12 @@ def summarise(folder: Path, stopped_by: int | None = None) -> int:
     if unfinished and stopped_by is not None:
         return RESUMABLE if stopped_by == signal.SIGTERM else 130
     return 1 if failed else RESUMABLE if unfinished else 0 if complete else 1
+
+
+def _write_search(folder: Path, search: Search) -> dict[str, str]:
+    from fer_lightning.sweeps.search_table import write_search
+
+    return {"trials": str(write_search(folder, search))}
 
 
 def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> tuple[dict[str, str], bool]:

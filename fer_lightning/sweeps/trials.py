@@ -18,12 +18,10 @@ from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file
+from fer_lightning.sweeps.folder import NOT_A_SETTING
 
 SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
 SCORES = tuple(f"val/{name}" for name in SHOWN)
-
-NOT_A_SETTING = ("seed", "resume", "test", "name", "tags")
-"""Overrides that are not searched over; runs that differ in the seed alone are one trial."""
 
 MAX_ROWS = 20
 """Rows of the printed table; ``trials.csv`` has all trials."""

@@ -196,7 +196,8 @@ def _checkpoint_callbacks(cfg: DictConfig, folder: Path, max_steps: int, has_val
         enable_version_counter=False,
     )
     exact = ExactResume(max_steps)
-    return [best, LastCheckpoint(folder / "last.ckpt", cfg.save_every_n_steps, exact), exact]
+    last = LastCheckpoint(folder / "last.ckpt", cfg.save_every_n_steps, cfg.pause_after_epochs, exact)
+    return [best, last, exact]
 
 
 def _configured_callback(name: str, node: DictConfig) -> Callback:

@@ -126,7 +126,7 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes ``last.ckpt`` after every epoch, every ``every_n_steps``, and when a signal stops the run.
+    """Writes ``last.ckpt`` after every epoch, every ``every_n_steps``, and when a signal or a pause stops the run.
 
     Nothing can be saved between an epoch's last step and the end of its validation. So where the next validation may
     take long, the checkpoint is also written before that step: a resumed run then repeats one step, not the epoch.
@@ -134,15 +134,17 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: of the checkpoint.
         every_n_steps: optimizer steps between saves within an epoch; None for none.
+        pause_after: epochs after which the run stops, to be resumed later; None to train to the end.
         exact: lets the processes agree on whether to save.
     """
 
     PATIENCE_SECONDS = 20.0
     """How long a stopped run continues a validation so that the finished epoch can be saved."""
 
-    def __init__(self, path: Path, every_n_steps: int | None, exact: ExactResume) -> None:
+    def __init__(self, path: Path, every_n_steps: int | None, pause_after: int | None, exact: ExactResume) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
+        self.pause_after = pause_after
         self.exact = exact
         self.validation_seconds = math.inf  # of the last one; the first could take any time
         self.validating_since = 0.0
@@ -197,11 +199,15 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
         if self.exact.any_process(signals.requested()):
             signals.raise_interrupted()
+        if self.pause_after is not None and trainer.current_epoch + 1 >= self.pause_after:
+            signals.raise_paused(self.pause_after)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signals.defer(False)
         if signals.requested():
             signals.raise_interrupted()
+        if self.pause_after is not None:  # it stopped early; whoever paused it decides whether it is tested
+            signals.raise_paused(self.pause_after)
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

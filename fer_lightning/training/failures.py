@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from fer_lightning.runtime.errors import Interrupted, UserError, first_line
+from fer_lightning.runtime.errors import Interrupted, Paused, UserError, first_line
 from fer_lightning.runtime.processes import device_count
 from fer_lightning.runtime.run_folder import write_status
 from fer_lightning.training.resume import saved_step
@@ -46,7 +46,8 @@ def record_failure(error: BaseException, folder: Path) -> None:
     """
     try:
         if isinstance(error, Interrupted):
-            write_status(folder, "interrupted", str(error), step=saved_step(folder))
+            paused = {"pause_after_epochs": error.epochs} if isinstance(error, Paused) else {}
+            write_status(folder, "interrupted", str(error), step=saved_step(folder), **paused)
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             write_status(folder, "interrupted", "stopped by Ctrl-C", step=saved_step(folder))
         else:

@@ -90,7 +90,7 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
 
     Raises:
         UserError: for everything the user can correct; the reason is also in ``status.json``.
-        Interrupted: a signal stopped the run; ``resume=auto`` resumes it.
+        Interrupted: a signal or ``pause_after_epochs`` stopped the run; ``resume=auto`` resumes it.
     """
     first = is_first_process()
     lock = lock_for_run(folder, cfg.resume) if first else None
@@ -136,6 +136,8 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     callbacks: list[Callback] = [clock] if second_stage is None else [second_stage, clock]
     trainer = build.build_trainer(cfg, folder, loggers, callbacks, has_validation=len(split.val) > 0)
     start = find_resume_point(cfg, folder, faces.data_hash, trainer.world_size)
+    if start is not None and cfg.pause_after_epochs is not None and start.epoch >= cfg.pause_after_epochs:
+        signals.raise_paused(cfg.pause_after_epochs)  # it was stopped between the save and the pause
     counts, resumed = dict(zip(faces.classes, datamodule.class_counts, strict=True)), start is not None
     model = build.build_model(cfg, counts, faces.form, provenance, loss, second_stage, resumed)
 

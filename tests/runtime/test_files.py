@@ -27,17 +27,17 @@ def test_any_bytes_are_json_or_one_line(tmp_path, content):
         assert isinstance(files.read_json(tmp_path / "x.json"), dict)
 
 
-RECORDS = st.dictionaries(st.sampled_from(["status", "reason", "step"]), JSON)
+RECORDS = st.dictionaries(st.sampled_from(["status", "reason", "step", "pause_after_epochs"]), JSON)
 
 
 @FEW
 @given(st.binary(max_size=50) | RECORDS.map(lambda record: json.dumps(record).encode()))
-def test_any_status_is_one_of_four(tmp_path, content):
+def test_any_status_is_a_known_one(tmp_path, content):
     (tmp_path / "status.json").write_bytes(content)
     status = run_folder.read_status(tmp_path)
     assert status["status"] in run_folder.STATUSES
     assert status.get("reason", "").isprintable()
-    assert isinstance(status.get("step", 0), int)
+    assert all(isinstance(status.get(key, 0), int) for key in ("step", "pause_after_epochs"))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": "\\ud800"}', "", "{"])
