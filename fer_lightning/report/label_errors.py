@@ -93,7 +93,9 @@ def audit_labels(sweeps: Sequence[str], overrides: Sequence[str], out: Path, vot
     if judged is not None:
         console.print(_votes_table(errors, judged))
         precision, recall = precision_recall(errors.ranked, judged.wrong, judged.decided)
-        facts |= {"precision": precision, "recall": recall, "wrong_by_votes": int(judged.wrong.sum())}
+        shares = {"precision": precision, "recall": recall}
+        facts |= {key: None if np.isnan(value) else value for key, value in shares.items()}
+        facts |= {"wrong_by_votes": int(judged.wrong.sum()), "judged": int(judged.decided.sum())}
     log.info("Wrote %s and %s", out / "label_errors.csv", out / "label_errors.png")
     print(json.dumps(facts), flush=True)
 
@@ -183,11 +185,12 @@ def _write_files(folds: OutOfFold, errors: LabelErrors, faces: Faces, table: pd.
         UserError: the folder cannot be made or written to.
     """
     place = {name: number for number, name in enumerate(faces.ids.tolist())}
-    rows = [place[name] for name in table["id"].head(SHOWN)]
     worst = table.rename(columns={"suggested": "prediction", "p_suggested": "confidence"})
-    title = f"Labels that are probably wrong ({len(rows)} of {len(table):,})"
+    worst = worst.assign(row=[place[name] for name in table["id"]])
+    worst = worst[~pd.Series(faces.twins[worst["row"]]).duplicated()].head(SHOWN)  # a picture is shown once
+    title = f"Labels that are probably wrong ({len(worst)} of {len(table):,})"
     subtitle = f"{data_name(folds.runs[0].metrics)} · out-of-fold probabilities of {len(folds.ids):,} images"
-    sheet = mistakes(faces.images[rows], worst.head(SHOWN), title, subtitle)
+    sheet = mistakes(faces.images[worst["row"].to_numpy()], worst, title, subtitle)
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "label_errors.csv", table_to_csv(table).encode())

@@ -30,7 +30,7 @@ def noisy(seed: int, n: int = 4000, classes: int = 5) -> tuple[np.ndarray, np.nd
     rng = np.random.default_rng(seed)
     true = rng.choice(classes, n, p=np.array([16, 8, 4, 2, 1])[:classes] / 31)
     logits = rng.normal(0, 1, (n, classes))
-    logits[np.arange(n), true] += rng.normal(3, 1, n)
+    logits[np.arange(n), true] += rng.normal(4, 1, n)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     flipped = rng.random(n) < 0.1
     labels = np.where(flipped, (true + rng.integers(1, classes, n)) % classes, true)

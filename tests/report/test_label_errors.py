@@ -15,6 +15,7 @@ from fer_lightning.data import synthetic
 from fer_lightning.data.faces import EMOTIONS, Faces
 from fer_lightning.data.ferplus import CATEGORIES
 from fer_lightning.data.splits import kfold
+from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.runtime.errors import UserError
 
 IMAGES = 210
@@ -25,9 +26,14 @@ def wrong_labels(faces: Faces) -> np.ndarray:
     return np.arange(0, len(faces), 10)
 
 
-def write_fold(folder: Path, faces: Faces, fold: int, seed: int = 0, folds: int = 3, **changes: object) -> Path:
-    """A finished run of ``split=kfold`` whose model knows the emotion, the next one of ``wrong_labels``."""
-    rows = kfold(faces, seed, folds, fold).tests["test"]
+def write_fold(
+    folder: Path, faces: Faces, fold: int, seed: int = 0, folds: int = 3, dealt: int | None = None, **changes: object
+) -> Path:
+    """A finished run of ``split=kfold`` whose model knows the emotion, the next one of ``wrong_labels``.
+
+    ``dealt`` is the seed of the folds, where they are not those of ``seed``.
+    """
+    rows = kfold(faces, seed if dealt is None else dealt, folds, fold).tests["test"]
     seen = np.where(np.isin(rows, wrong_labels(faces)), (faces.labels[rows] + 1) % 7, faces.labels[rows])
     probabilities = 0.3 / 7 + 0.7 * np.eye(7)[seen]
     names = np.array(EMOTIONS)
@@ -39,7 +45,8 @@ def write_fold(folder: Path, faces: Faces, fold: int, seed: int = 0, folds: int 
     about = {"imbalance": "none", "model": "efficientnet_b0", "split": "kfold", "data": "synthetic", "labels": "fer"}
     about |= {"data_hash": faces.data_hash, "budget": "steps", "seed": seed, "test/n": len(rows), "synthetic": True}
     counts = dict.fromkeys(EMOTIONS, 20)
-    scores = {"test/accuracy": 0.9, "test/f1_macro": 0.9, "train/steps": 9, "train/class_counts": counts}
+    scores = classification_metrics(probabilities, faces.labels[rows], EMOTIONS, "test/")
+    scores |= {"train/steps": 9, "train/class_counts": counts}
     metrics = {**about, **scores, **changes}
     (run / "metrics.json").write_text(json.dumps(metrics))
     (run / "status.json").write_text('{"status": "done"}')
@@ -118,8 +125,7 @@ def test_folds_that_do_not_agree_are_refused(tmp_path, faces, changes, message):
 
 def test_images_in_two_folds_are_refused(tmp_path, faces):
     write_fold(tmp_path, faces, 0)
-    other = write_fold(tmp_path, faces, 1)
-    (other / "predictions.csv").write_bytes((tmp_path / "0-0" / "predictions.csv").read_bytes())
+    write_fold(tmp_path, faces, 1, dealt=5)
     with pytest.raises(UserError, match=r"tests \d+ images that another fold of seed 0 tests"):
         read_out_of_fold([tmp_path])
 
