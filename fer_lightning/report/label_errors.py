@@ -75,11 +75,13 @@ def audit_labels(sweeps: Sequence[str], overrides: Sequence[str], out: Path, vot
     errors = find_label_errors(folds.probabilities, folds.labels)
     table = label_table(folds, errors, faces, judged)
     _write_files(folds, errors, faces, table, out)
+    agreement = float(np.mean(folds.probabilities.argmax(axis=1) == folds.labels))
     console = Console()
-    console.print(
+    print(
         f"Out-of-fold probabilities of {len(folds.ids):,} of {len(faces):,} images ({folds.folds}); "
-        f"{len(table):,} labels are probably wrong ({percent(len(table) / len(folds.ids))})",
-        highlight=False,
+        f"{len(table):,} labels are listed ({percent(len(table) / len(folds.ids))}), the most doubtful first; "
+        f"the models agree with {percent(agreement)} of all labels",
+        flush=True,
     )
     console.print(_classes_table(folds, errors))
     facts: dict[str, Any] = {
@@ -87,6 +89,7 @@ def audit_labels(sweeps: Sequence[str], overrides: Sequence[str], out: Path, vot
         "synthetic": faces.synthetic,
         "images": len(faces),
         "out_of_fold": len(folds.ids),
+        "agreement": agreement,
         "listed": len(table),
         "estimated": round(errors.estimated),
     }
@@ -204,7 +207,7 @@ def _classes_table(folds: OutOfFold, errors: LabelErrors) -> Table:
     table = Table(
         *(class_noun(folds.classes), "images", "listed", "", "estimated", "most often suggested"),
         caption="listed: another class reaches its threshold, the mean probability of the images with its label.\n"
-        "estimated: wrong labels by the confident joint, among all images.",
+        "estimated: wrong labels by the confident joint; too many where the models are weak.",
     )
     for label, name in enumerate(folds.classes):
         mine = folds.labels == label

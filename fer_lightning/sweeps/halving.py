@@ -279,7 +279,8 @@ class SuccessiveHalving(Sweeper):
         # Not a base class, and imported here: Hydra loads the modules of its plugins anew when it lists them.
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        self.config, self.folder = config, Path(config.hydra.sweep.dir)
+        self.folder = Path(config.hydra.sweep.dir)
+        self.side_by_side = launchers.is_parallel(config.hydra.launcher)
         self.grid = BasicSweeper(*self.grid_settings)
         self.grid.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -296,9 +297,8 @@ class SuccessiveHalving(Sweeper):
         search = read_search(self.folder)
         assert search is not None
         jobs = [list(overrides) for batch in self.grid.overrides for overrides in batch]
-        together = launchers.is_parallel(self.config.hydra.launcher)
         returns = []
-        for first, end in spans([job for job in range(len(jobs)) if search.is_active(job)], together):
+        for first, end in spans([job for job in range(len(jobs)) if search.is_active(job)], self.side_by_side):
             returns.append(self.grid.launcher.launch(jobs[first:end], initial_job_idx=first))
             _ = [each.return_value for each in returns[-1]]  # raises what a job has raised
         return returns

@@ -33,7 +33,7 @@ def write(name, text, mode="w"):
         file.write(text if isinstance(text, str) else json.dumps(text))
 
 write("started", f"{pause} ", "a")
-write(".hydra/config.yaml", "trainer:\\n  max_epochs: 8\\n")
+write(".hydra/config.yaml", "")
 if rate == 0.4:
     write("status.json", {"status": "failed", "reason": "the loss became NaN"})
 else:
@@ -252,6 +252,7 @@ def test_a_search_from_the_command_line_and_its_resume(cli, tmp_path, monkeypatc
     write_json(sweep / "2-none-seed0" / "status.json", {"status": "running"})
     (sweep / halving.RECORD).unlink()
     outcome = cli(*line)
+    assert outcome.code == 1, outcome.err
     assert read_json(sweep / halving.RECORD)["kept"] == [[2, 3], [2]]
     started = [(sweep / f"{number}-none-seed0" / "started").read_text() for number in (0, 2, 3)]
     assert started == ["2 ", "2 4 0 2 4 0 ", "2 4 "]
