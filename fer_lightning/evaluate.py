@@ -25,6 +25,14 @@ def main(arguments: list[str] | None = None) -> None:
         default="",
         help="test-time augmentation, one or both, as results of their own (test_flip/..., test_ten_crop/...)",
     )
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="score blurred, noisy, dark, compressed, occluded and coarse test images as well, at five strengths",
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="corrupt N test images, at random by class; default: all of them"
+    )
     parser.add_argument("--out", type=Path, help="folder for metrics, predictions and pictures; default: print only")
     parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -32,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     from fer_lightning.evaluation.rescore import rescore  # --help and mistyped options need not wait for torch
 
     augmentations = list(dict.fromkeys(name for name in parsed.tta.split(",") if name))
-    headline = rescore(parsed.checkpoint, parsed.overrides, augmentations, parsed.out)
+    headline = rescore(parsed.checkpoint, parsed.overrides, augmentations, parsed.out, parsed.corruptions, parsed.limit)
     print(json.dumps({"checkpoint": str(parsed.checkpoint), **headline}))
 
 

@@ -9,16 +9,27 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.evaluation.artifacts import write_figures, write_tables
 from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
 from fer_lightning.evaluation.probabilities import pick_device
+from fer_lightning.evaluation.robustness import Robustness, print_robustness, score_corruptions, subset
+from fer_lightning.evaluation.robustness_figure import robustness_figure
 from fer_lightning.evaluation.score import evaluate, headline, print_table
 from fer_lightning.evaluation.tta import VIEWS
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation import words
+from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.files import check_no_links
 
 log = logging.getLogger(__name__)
 
 
-def rescore(checkpoint: Path, overrides: list[str], augmentations: Sequence[str], out: Path | None) -> dict[str, Any]:
+def rescore(
+    checkpoint: Path,
+    overrides: list[str],
+    augmentations: Sequence[str],
+    out: Path | None,
+    corruptions: bool = False,
+    limit: int | None = None,
+) -> dict[str, Any]:
     """Score a checkpoint and print the table.
 
     Args:
@@ -26,9 +37,11 @@ def rescore(checkpoint: Path, overrides: list[str], augmentations: Sequence[str]
         overrides: ``key=value`` of the run's configuration; ``data=folder`` scores any labelled folder of images.
         augmentations: test-time augmentations, each scored beside the plain images; names in ``tta.VIEWS``.
         out: folder for metrics, predictions and pictures; None writes nothing.
+        corruptions: score corrupted test images, too.
+        limit: number of test images that are corrupted, at random; None for all.
 
     Returns:
-        The headline: size and main scores of the test set.
+        The headline: size and main scores of the test set, and the mean drop of accuracy on corrupted images.
 
     Raises:
         UserError: for a checkpoint, an override, an augmentation or a folder that cannot be used; also when test
@@ -38,6 +51,8 @@ def rescore(checkpoint: Path, overrides: list[str], augmentations: Sequence[str]
         _refuse_run_folder(out)
     for name in augmentations:
         require(name in VIEWS, "--tta", name, f"must be {' or '.join(VIEWS)}, or both: {','.join(VIEWS)}")
+    require(limit is None or corruptions, "--limit", limit, "is the number of images that --corruptions uses; add it")
+    require(limit is None or limit >= 1, "--limit", limit, "must be 1 or more")
     model = EmotionClassifier.load(checkpoint)
     cfg, faces, split = load_split(model, overrides)
     temperature = (model.hparams["scorecard"] or {}).get("temperature")
@@ -49,12 +64,28 @@ def rescore(checkpoint: Path, overrides: list[str], augmentations: Sequence[str]
             "classes is the answer"
         )
     print_table({**evaluation.metrics, "synthetic": faces.synthetic}, faces.classes)
+    robustness = None
+    if corruptions:
+        robustness = score_corruptions(model, faces, subset(faces, split.tests["test"], limit), device)
+        print_robustness(robustness)
+    summary = robustness.summary if robustness else {}
     if out is not None:
-        metrics = {**evaluation.metrics, **what_was_scored(checkpoint, cfg, faces, split)}
+        metrics = {**evaluation.metrics, **summary, **what_was_scored(checkpoint, cfg, faces, split)}
         counts = {"test": faces.count(split.tests["test"])}
         write_tables(out, metrics, evaluation)
         write_figures(out, metrics, evaluation, faces, split, counts, "Confusion matrix")
-    return headline(evaluation.metrics)
+        if robustness is not None:
+            _write_robustness(out, robustness, faces, words.caption(metrics))
+    drop = {key: summary[key] for key in ("corruptions/images", "corruptions/accuracy_drop") if key in summary}
+    return headline(evaluation.metrics) | drop
+
+
+def _write_robustness(folder: Path, robustness: Robustness, faces: Faces, subtitle: str) -> None:
+    (folder / "corruptions.csv").write_text(table_to_csv(robustness.table), encoding="utf-8")
+    drop = words.points(robustness.summary["corruptions/accuracy_drop"])
+    title = f"Corrupted test images: accuracy drops by {drop} on average"
+    robustness_figure(robustness, faces.images, title, subtitle).savefig(folder / "corruptions.png")
+    log.info("wrote corruptions.csv and corruptions.png to %s", folder)
 
 
 def shared_classes(model: EmotionClassifier, faces: Faces) -> tuple[str, ...]:
