@@ -34,6 +34,13 @@ def main(arguments: list[str] | None = None) -> None:
     output.add_argument("--out", type=Path, metavar="FILE", help="write FILE.csv or FILE.jsonl instead of printing")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write annotated images and videos to this folder")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="use every N-th frame of a video; default: 1")
+    parser.add_argument(
+        "--smooth",
+        type=float,
+        default=0.5,
+        metavar="SECONDS",
+        help="smooth the probabilities of each face of a video over this time; 0: not at all; default: 0.5",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     predict_inputs(PredictionRequest(**vars(parser.parse_args(arguments))))
 

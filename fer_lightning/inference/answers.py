@@ -33,10 +33,12 @@ class Answerer:
     Attributes:
         classes: names of the model's C classes.
         card: the model's scorecard.
+        tracked: whether the faces are those of a video, followed from frame to frame.
     """
 
     classes: tuple[str, ...]
     card: Mapping[str, Any] | None
+    tracked: bool = False
 
     @property
     def noun(self) -> str:
@@ -46,7 +48,10 @@ class Answerer:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of a table of answers."""
-        return (*PLACE, self.noun, "confidence", *(f"p_{name}" for name in self.classes), "model_recall")
+        place = (*PLACE[:4], "track", *PLACE[4:]) if self.tracked else PLACE
+        unsmoothed = (f"raw_{name}" for name in self.classes) if self.tracked else ()
+        probabilities = (f"p_{name}" for name in self.classes)
+        return (*place, self.noun, "confidence", *probabilities, *unsmoothed, "model_recall")
 
     def answer(self, row: "Row") -> str | None:
         """The most probable class; None without probabilities."""
@@ -67,17 +72,21 @@ class Answerer:
 
     def as_dict(self, row: "Row") -> dict[str, Any]:
         """A row by ``columns`` as plain Python values; None for missing values."""
-        probabilities: list[float | None] = [None] * len(self.classes)
-        confidence = None
-        if row.probabilities is not None:
-            probabilities = [round(float(value), 6) for value in row.probabilities]
-            confidence = round(float(row.probabilities.max()), 6)
+        confidence = None if row.probabilities is None else round(float(row.probabilities.max()), 6)
         values = (
             *(str(row.path), row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
+            *((row.track,) if self.tracked else ()),
             *(row.box or (None, None, None, None)),
-            *(row.status, self.answer(row), confidence, *probabilities, self.recall(row)),
+            *(row.status, self.answer(row), confidence, *self._rounded(row.probabilities)),
+            *(self._rounded(row.unsmoothed) if self.tracked else ()),
+            self.recall(row),
         )
         return dict(zip(self.columns, values, strict=True))
+
+    def _rounded(self, probabilities: np.ndarray | None) -> list[float | None]:
+        if probabilities is None:
+            return [None] * len(self.classes)
+        return [round(float(value), 6) for value in probabilities]
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,9 @@ class Row:
         face: number within the picture, from 1, from left to right; None when the whole picture is the face.
         box: of the face in pixels of the picture; None when the whole picture is the face.
         status: ``ok``, ``no face``, or why the picture could not be read.
-        probabilities: (C,); None unless ``ok``.
+        probabilities: (C,), smoothed over the track if there is one; None unless ``ok``.
+        track: number of the face within a video, from 1, in order of appearance; None in images.
+        unsmoothed: (C,), of this frame alone; None in images.
     """
 
     path: str
@@ -101,6 +112,8 @@ class Row:
     box: Box | None
     status: str
     probabilities: np.ndarray | None
+    track: int | None = None
+    unsmoothed: np.ndarray | None = None
 
 
 def csv_writer(stream: IO[str], answerer: Answerer) -> Write:
@@ -135,10 +148,10 @@ def table_writer(console: Console, answerer: Answerer, times: bool, boxes: bool)
         console: to print to.
         answerer: the model's classes and scores.
         times: show the time of video frames.
-        boxes: show number and box of detected faces.
+        boxes: show number and box of detected faces; of videos, the number of the track.
     """
     columns = [("time", 9)] if times else []
-    columns += [("face", 4), ("x, y, width, height", 22)] if boxes else []
+    columns += [("track" if times else "face", 5 if times else 4), ("x, y, width, height", 22)] if boxes else []
     wide = console.width >= WIDE
     columns += [(answerer.noun, 14), *([("or", 14)] if wide else []), ("recall", 6)]
     has_header = False
@@ -156,7 +169,7 @@ def table_writer(console: Console, answerer: Answerer, times: bool, boxes: bool)
             first, second, *_ = (*answerer.ranked(row), row.status, "")
             known_recall = answerer.recall(row)
             cells = [f"{row.seconds or 0:.2f} s"] if times else []
-            cells += [str(row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
+            cells += [str(row.track or row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
             cells += [first, *([second] if wide else []), "" if known_recall is None else f"{100 * known_recall:.0f} %"]
             table.add_row(printable(row.path), *cells)
         console.print(table)

@@ -12,12 +12,15 @@ from typing import IO
 
 from rich.console import Console
 
-from fer_lightning.inference import answers, detect, pictures, stream
+from fer_lightning.inference import answers, detect, pictures, stream, tracks
 from fer_lightning.inference.annotate import Drawings
 from fer_lightning.inference.answers import OK, Answerer, Row
 from fer_lightning.inference.pictures import Source
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
+
+MAX_SMOOTHING = 60
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class PredictionRequest:
         out: file to write the rows to instead of printing them.
         draw: folder for annotated copies.
         every: use every n-th frame of a video.
+        smooth: seconds over which the probabilities of a face in a video are smoothed; 0 for none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
     """
 
@@ -44,6 +48,7 @@ class PredictionRequest:
     out: Path | None = None
     draw: Path | None = None
     every: int = 1
+    smooth: float = 0.5
     device: str = "auto"
 
     @property
@@ -79,6 +84,8 @@ def _check(request: PredictionRequest) -> None:
         raise UserError(f"{request.checkpoint}: no such checkpoint; give a run's checkpoints/best.ckpt")
     if request.every < 1:
         raise UserError(f"--every {request.every}: must be 1 or more")
+    if not 0 <= request.smooth <= MAX_SMOOTHING:
+        raise UserError(f"--smooth {request.smooth}: must be 0 to {MAX_SMOOTHING} seconds")
     if request.out is not None and request.out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {request.out}: the name must end in .csv or .jsonl")
     if request.draw is not None:
@@ -111,8 +118,8 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
 
     device = pick_device(request.device, "--device {}")
     model = EmotionClassifier.load(request.checkpoint)
-    answerer = Answerer(model.classes, model.hparams["scorecard"])
-    write = _open_output(request, answerer, any(source.moves for source in sources), stack)
+    answerer = Answerer(model.classes, model.hparams["scorecard"], any(source.moves for source in sources))
+    write = _open_output(request, answerer, stack)
     drawings = _open_drawings(request, stack)
     extract = (
         partial(stream.detected_faces, form=model.form, detector=request.detector)
@@ -123,7 +130,9 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
     damaged: set[int] = set()  # a video cut short is in both
     only_answer = None
     extracted = stream.extract_faces(sources, extract, request.every, keep=drawings is not None)
-    for item, rows in stream.classify_pictures(extracted, lambda faces: classify(model, faces, device)):
+    classified_pictures = stream.classify_pictures(extracted, lambda faces: classify(model, faces, device))
+    for followed in tracks.follow(classified_pictures, request.smooth):
+        item, rows = followed.item, followed.rows
         if rows[0].status == OK:
             classified.add(id(item.source))
         if item.picture.problem:
@@ -134,10 +143,18 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
         else:
             write(rows)
         if drawings is not None:
-            labels = [(row.box, answerer.ranked(row)[0] if row.status == OK else row.status) for row in rows]
-            drawings.add(item.source, item.picture, labels)
+            drawings.add(item.source, item.picture, [(box, _label(row, answerer)) for box, row in followed.drawn])
     _print_model_quality(answerer, only_answer, sys.stdout if request.prints_table else sys.stderr)
     return sum(id(source) in damaged or id(source) not in classified for source in sources), len(sources)
+
+
+def _label(row: Row, answerer: Answerer) -> str:
+    """What is written at a face: number of its track, where it has a box in a video, and the answer."""
+    if row.status != OK:
+        return row.status
+    return (
+        answerer.ranked(row)[0] if row.track is None or row.box is None else f"{row.track}: {answerer.ranked(row)[0]}"
+    )
 
 
 def _is_single_face(sources: list[Source], rows: list[Row]) -> bool:
@@ -165,7 +182,7 @@ def _open_drawings(request: PredictionRequest, stack: ExitStack) -> Drawings | N
     return drawings
 
 
-def _open_output(request: PredictionRequest, answerer: Answerer, moves: bool, stack: ExitStack) -> answers.Write:
+def _open_output(request: PredictionRequest, answerer: Answerer, stack: ExitStack) -> answers.Write:
     if request.out is not None:
         file = stack.enter_context(_atomic_text_file(request.out))
         return (answers.csv_writer if request.out.suffix == ".csv" else answers.jsonl_writer)(file, answerer)
@@ -175,7 +192,7 @@ def _open_output(request: PredictionRequest, answerer: Answerer, moves: bool, st
         return (answers.csv_writer if request.format == "csv" else answers.jsonl_writer)(sys.stdout, answerer)
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    return answers.table_writer(console, answerer, times=moves, boxes=request.detects)
+    return answers.table_writer(console, answerer, times=answerer.tracked, boxes=request.detects)
 
 
 @contextmanager
