@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--ensemble", action="store_true", help="add a row per method: the mean of its seeds' probabilities"
     )
     parser.add_argument("--wandb", metavar="PROJECT", help="log the report to this W&B project as well")
+    parser.add_argument("--mlflow", metavar="EXPERIMENT", help="log the report to this MLflow experiment as well")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = Path(options.out or Path(options.folders[0]) / "report")
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         votes=options.ferplus_votes,
         wandb_project=options.wandb,
         ensemble=options.ensemble,
+        mlflow_experiment=options.mlflow,
     )
 
 

@@ -4,12 +4,10 @@ import logging
 import os
 from pathlib import Path
 
-import pandas as pd
-
 from fer_lightning.comparison.analysis import Comparison
-from fer_lightning.presentation.escapes import change_texts, to_csv, without_tags
+from fer_lightning.presentation.escapes import without_tags
 from fer_lightning.presentation.printable import printable
-from fer_lightning.report import notes, sections, sentences
+from fer_lightning.report import dashboard
 from fer_lightning.report.protocol import protocol
 from fer_lightning.runtime import wandb_run
 
@@ -45,38 +43,13 @@ def log_report(comparison: Comparison, out: Path, project: str, entity: str | No
             dir=out,
         )
         try:
-            frames = {
-                "summary": comparison.summary,
-                "differences": comparison.differences,
-                "mcnemar": comparison.mcnemar,
-                "ranks": comparison.ranks.mean,
-                "per_class": comparison.per_class,
-                "calibration": comparison.calibration,
-                "cost": comparison.cost,
-                "ceiling": comparison.ceiling,
-                "paper": comparison.paper,
-                "findings": pd.DataFrame({"sentence": _sentences(comparison)}),
-            }
-            means = comparison.summary[comparison.summary["test_set"] == comparison.test_set]
-            scores = {f"{row['metric']}/{row['method']}": row["mean"] for row in means.to_dict("records")}
-            run.summary.update({without_tags(name): score for name, score in scores.items()})
+            run.summary.update(dashboard.scores(comparison))
             run.log({path.stem: wandb.Image(str(path)) for path in sorted(out.glob("*.png"))}, commit=False)
             run.log({"page": wandb.Html(str(out / "report.html"))}, commit=False)
             # Last, because tables alone need the server.
-            run.log({name: wandb.Table(dataframe=_shown(frame)) for name, frame in frames.items() if frame is not None})
+            run.log({name: wandb.Table(dataframe=frame) for name, frame in dashboard.tables(comparison).items()})
         finally:
             if run.offline:
                 log.info("W&B runs offline; upload later with: %s", wandb_run.upload_command(run))
             run.finish()
             wandb.teardown()  # an offline run's finish() returns before its file is complete
-
-
-def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table, its texts safe for W&B's page and for the CSV files that it exports."""
-    return change_texts(frame, lambda text: to_csv(without_tags(text)))
-
-
-def _sentences(comparison: Comparison) -> list[str]:
-    """All sentences and notes of the report, in reading order."""
-    parts = [sentence for part in sections.sections(comparison) for sentence in (*part.sentences, *part.notes)]
-    return [sentences.answer(comparison), *parts, *notes.on_protocol(comparison)]

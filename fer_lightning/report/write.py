@@ -14,10 +14,11 @@ from fer_lightning.comparison.analysis import Comparison, analyse_folders
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.escapes import table_to_csv
-from fer_lightning.report import page, pictures, terminal, to_wandb
+from fer_lightning.report import page, pictures, terminal, to_mlflow, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import check_no_links
+from fer_lightning.runtime.mlflow_run import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def compare_and_report(
     votes: str | Path | None = None,
     wandb_project: str | None = None,
     ensemble: bool = False,
+    mlflow_experiment: str | None = None,
 ) -> Comparison:
     """Compare the finished runs at or below ``run_dirs`` and write a report.
 
@@ -47,6 +49,7 @@ def compare_and_report(
         votes: as for ``analyse``.
         wandb_project: where the report is logged as well.
         ensemble: as for ``analyse``.
+        mlflow_experiment: where the report is logged as well.
 
     Raises:
         UserError: as ``analyse_folders``.
@@ -61,6 +64,8 @@ def compare_and_report(
     console.print(f"Report: {Path(out) / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     if wandb_project:
         to_wandb.log_report(comparison, Path(out), wandb_project)
+    if mlflow_experiment:
+        to_mlflow.log_report(comparison, Path(out), mlflow_experiment)
     return comparison
 
 
@@ -101,7 +106,7 @@ def _command(run_dirs: Sequence[str | Path], options: Sequence[str]) -> str:
 
 
 def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
-    """Compare a sweep's tested runs at its end, in W&B too when they log there.
+    """Compare a sweep's tested runs at its end, in W&B or MLflow too when they log there.
 
     Returns:
         The report folder; None, and a line with the reason, when the runs cannot be compared.
@@ -111,13 +116,25 @@ def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
     except UserError as error:
         print(f"[sweep] no comparison: {error}", flush=True)
         return None
-    logged = next((run.folder for run in comparison.runs if (run.folder / "wandb").is_dir()), None)
-    if logged is not None:
+    for trace, name in (("wandb", "W&B"), (RUN_ID_FILE, "MLflow")):
+        logged = next((run.folder for run in comparison.runs if (run.folder / trace).exists()), None)
+        if logged is None:
+            continue
         file = logged / ".hydra" / "config.yaml"
         try:
             logger = recorded({"logger": read_yaml(file)["logger"]}, str(file)).logger
         except (UserError, FileNotFoundError, KeyError, TypeError) as error:
-            print(f"[sweep] not logged to W&B: {error}", flush=True)
-            return out
-        to_wandb.log_report(comparison, out, logger.project, logger.entity)
+            print(f"[sweep] not logged to {name}: {error}", flush=True)
+            continue
+        if trace == RUN_ID_FILE:
+            _report_to_mlflow(comparison, out, logger.project)
+        else:
+            to_wandb.log_report(comparison, out, logger.project, logger.entity)
     return out
+
+
+def _report_to_mlflow(comparison: Comparison, out: Path, experiment: str) -> None:
+    try:
+        to_mlflow.log_report(comparison, out, experiment)
+    except ModuleNotFoundError:  # the runs of a cluster had it
+        print("[sweep] not logged to MLflow: it is not installed; pip install 'fer_lightning[mlflow]'", flush=True)

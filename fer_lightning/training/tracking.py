@@ -1,4 +1,4 @@
-"""The dashboards of a run: Weights & Biases or TensorBoard.
+"""The dashboards of a run: Weights & Biases, TensorBoard or MLflow.
 
 A dashboard is a copy: when it fails the run only warns, and the run folder is complete. Only the first process of a
 distributed run has any.
@@ -17,14 +17,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from fer_lightning.data.faces import class_noun
-from fer_lightning.data.images import as_picture
-from fer_lightning.metrics.predictions import classes_of, confident_mistakes, probability_columns
-from fer_lightning.presentation.escapes import change_texts, to_csv, without_tags
 from fer_lightning.runtime import wandb_run
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.provenance import environment, git_commit
+from fer_lightning.training import mlflow_logger
+from fer_lightning.training.dashboard_tables import class_table, mistake_table
+from fer_lightning.training.mlflow_logger import SafeMlflowLogger
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +36,16 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
 
     Args:
         cfg: the whole configuration, plain Python, interpolations resolved. A run that ``cfg["resume"]`` resumes in
-            its own folder also resumes its W&B run.
+            its own folder also resumes its W&B or MLflow run.
         run_dir: the run folder.
 
     Returns:
-        The logger that ``cfg["logger"]["name"]`` selects: ``wandb`` (offline without a key), ``tensorboard``, or
-        ``auto`` for W&B where the user is logged in; none for ``csv``, and in further processes of a run.
+        The logger that ``cfg["logger"]["name"]`` selects: ``wandb`` (offline without a key), ``tensorboard``,
+        ``mlflow``, or ``auto`` for W&B where the user is logged in; none for ``csv``, in further processes of a run,
+        and where MLflow cannot write.
 
     Raises:
-        UserError: TensorBoard is selected and not installed.
+        UserError: TensorBoard or MLflow is selected and not installed.
     """
     if not is_first_process():
         return []
@@ -56,16 +56,30 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
         try:
             return [TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard")]
         except ModuleNotFoundError:
-            raise UserError(
-                "logger=tensorboard: TensorBoard is not installed; "
-                "pip install 'fer_lightning[tensorboard]', or use logger=csv"
-            ) from None
+            raise _not_installed("tensorboard", "TensorBoard") from None
+    if kind == "mlflow":
+        try:
+            opened = mlflow_logger.open_logger(cfg, run_dir, _resumes_in(run_dir, cfg["resume"]))
+        except ModuleNotFoundError:
+            raise _not_installed("mlflow", "MLflow") from None
+        return [] if opened is None else [opened]
     return []
+
+
+def _not_installed(extra: str, name: str) -> UserError:
+    return UserError(
+        f"logger={extra}: {name} is not installed; pip install 'fer_lightning[{extra}]', or use logger=csv"
+    )
+
+
+def _resumes_in(run_dir: Path, resume: str | None) -> bool:
+    """Whether ``resume`` continues the run of this folder, rather than another's."""
+    return resume is not None and (resume == "auto" or Path(resume).resolve().is_relative_to(run_dir.resolve()))
 
 
 def _earlier_wandb_id(resume: str | None, run_dir: Path) -> str | None:
     """The id of the W&B run that this run folder holds already, if the run is resumed in it."""
-    if resume is None or (resume != "auto" and not Path(resume).resolve().is_relative_to(run_dir.resolve())):
+    if not _resumes_in(run_dir, resume):
         return None
     parts = sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     return parts[-1].stem.removeprefix("run-") if parts else None
@@ -124,7 +138,7 @@ def log_results(
     """Log a finished run to the dashboards.
 
     W&B gets ``metrics.json`` as summary, the run folder's pictures, a table with one row per class, and a table
-    of the most confident mistakes with their faces. TensorBoard gets the pictures.
+    of the most confident mistakes with their faces; MLflow gets the same. TensorBoard gets the pictures.
 
     Args:
         loggers: from ``build_loggers``. A failing one is reported as a warning.
@@ -141,6 +155,9 @@ def log_results(
                 with Image.open(run_dir / f"{picture}.png") as opened:
                     pixels = np.asarray(opened.convert("RGB"))
                 logger.experiment.add_image(picture, pixels, dataformats="HWC")
+        elif isinstance(logger, SafeMlflowLogger):
+            files = [run_dir / f"{picture}.png" for picture in pictures]
+            mlflow_logger.log_results(logger, metrics, predictions, images, files, name)
         elif isinstance(logger, WandbLogger):
             import wandb
 
@@ -151,36 +168,12 @@ def log_results(
                 run.summary.update(dict(metrics))
                 run.log({name: wandb.Image(str(run_dir / f"{name}.png")) for name in pictures}, commit=False)
                 # Last, because only tables need the server.
-                mistakes = _mistake_table(predictions, images)
-                per_class = wandb.Table(dataframe=_class_table(metrics, predictions, name))
-                run.log({"per_class": per_class, "confident_mistakes": mistakes})
-
-
-def _class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    images, trained = predictions["label"].value_counts(), metrics["train/class_counts"]
-    return pd.DataFrame(
-        {
-            class_noun(list(trained)): list(trained),
-            "training images": list(trained.values()),
-            f"{name} images": [int(images.get(each, 0)) for each in trained],
-            **{
-                score: [metrics[f"{name}/{score}/{each}"] for each in trained]
-                for score in ("recall", "precision", "f1")
-            },
-        }
-    )
-
-
-def _mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> Any:
-    import wandb
-
-    rows = confident_mistakes(predictions)
-    columns = ["id", "label", "prediction", "confidence", *probability_columns(classes_of(predictions))]
-    # Three times the size: 48 pixels are hard to see in a table.
-    faces = [wandb.Image(as_picture(images[place]).repeat(3, axis=0).repeat(3, axis=1)) for place in rows.index]
-    shown = change_texts(rows[columns], lambda text: to_csv(without_tags(text)))
-    data: list[Any] = [[face, *values] for face, values in zip(faces, shown.to_numpy().tolist(), strict=True)]
-    return wandb.Table(columns=["face", *columns], data=data)
+                faces, mistakes = mistake_table(predictions, images)
+                pairs = zip(faces, mistakes.to_numpy().tolist(), strict=True)
+                data: list[Any] = [[wandb.Image(face), *values] for face, values in pairs]
+                per_class = wandb.Table(dataframe=class_table(metrics, predictions, name))
+                shown = wandb.Table(columns=["face", *mistakes], data=data)
+                run.log({"per_class": per_class, "confident_mistakes": shown})
 
 
 def finish(loggers: Sequence[Logger], failed: bool) -> None:
@@ -199,5 +192,7 @@ def finish(loggers: Sequence[Logger], failed: bool) -> None:
                     run.finish(exit_code=int(failed))
                 finally:
                     wandb.teardown()  # an offline run's finish() returns before its file is complete
+        elif isinstance(logger, SafeMlflowLogger):
+            mlflow_logger.finish(logger, failed)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.close()

@@ -30,6 +30,7 @@ from fer_lightning.config.command_line import run_tool
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.report import protocol, sentences
 from fer_lightning.report.write import compare_and_report, compare_sweep
+from fer_lightning.runtime import mlflow_run
 from fer_lightning.runtime.errors import UserError
 
 LARGE = tuple(8 * count for count in TEST_COUNTS)
@@ -646,6 +647,30 @@ def test_a_sweep_that_logs_to_wandb_logs_its_report(tmp_path: Path, monkeypatch:
     compare_sweep(folders, tmp_path / "report")
     ((_, out, project, entity),) = logged
     assert (out, project, entity) == (tmp_path / "report", "faces", None)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_logs_to_mlflow_logs_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    for name, value in mlflow_run.DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    database = mlflow_run.database(tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.chdir(tmp_path)
+    settings = {"logger.project": "faces", "logger.entity": None}
+    methods = ("none", "focal")
+    folders = [write_run(tmp_path / f"{name}{k}", name, k, settings=settings) for name in methods for k in range(2)]
+    (folders[0] / mlflow_run.RUN_ID_FILE).write_text("0" * 32)
+    compare_sweep(folders, tmp_path / "report")
+    client = mlflow.MlflowClient(database)
+    (run,) = client.search_runs([client.get_experiment_by_name("faces").experiment_id])
+    assert (run.info.status, run.data.tags["report"], run.data.tags["methods"]) == ("FINISHED", "true", "none, focal")
+    assert any(key.startswith("f1_macro/focal") for key in run.data.metrics)
+    kept = Path(client.download_artifacts(run.info.run_id, ""))
+    assert (kept / "report.html").read_bytes() == (tmp_path / "report" / "report.html").read_bytes()
+    assert (kept / "method_bars.png").exists()
+    table = json.loads((kept / "differences.json").read_text())
+    assert table["columns"] == list(pd.read_csv(tmp_path / "report" / "differences.csv").columns)
 
 
 def test_every_pair_of_rows_has_one_estimate(tmp_path: Path) -> None:
