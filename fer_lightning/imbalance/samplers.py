@@ -262,12 +262,12 @@ class EvalShard(Sampler[int]):
         self.total = total
 
     def __len__(self) -> int:
-        return len(self._mine())
+        return len(self._positions())
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._mine())
+        return iter(self._positions())
 
-    def _mine(self) -> range:
+    def _positions(self) -> range:
         rank, world = _rank_and_world()
         return range(rank, self.total, world)
 
