@@ -1,4 +1,4 @@
-"""Losses whose share of some classes is made flat by sharpness-aware minimisation; see ``sam.three_passes``."""
+"""Losses whose share of some classes is made flat by sharpness-aware minimisation; see ``sam.split_passes``."""
 
 import logging
 import math
