@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from fer_lightning.runtime.errors import first_line
 
@@ -93,13 +94,12 @@ def start(
     for variable, value in DEFAULTS.items():
         os.environ.setdefault(variable, value)
     folder.mkdir(parents=True, exist_ok=True)
-    own = database(folder / "mlflow.db")
-    for uri, consequence in ((tracking_uri(), f"the run is logged to {own}"), (own, "the run is not logged there")):
-        with only_warn(consequence):
-            artifacts = (folder / "mlflow_artifacts").absolute().as_uri() if uri == own else None
-            run = _open(uri, experiment, name, tags, params, artifacts, earlier)
-            log.info("MLflow: run %s in %s", run.run_id, without_login(uri))
-            return run
+    own, here = folder / "mlflow.db", None if os.environ.get("MLFLOW_TRACKING_URI") else Path.cwd()
+    with only_warn(f"the run is logged to {own}"):
+        return _open(tracking_uri(), experiment, name, tags, params, earlier, here, None)
+    with only_warn("the run is not logged there"):
+        artifacts = (folder / "mlflow_artifacts").absolute().as_uri()
+        return _open(database(own), experiment, name, tags, params, earlier, folder, artifacts)
     return None
 
 
@@ -109,24 +109,31 @@ def _open(
     name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
-    artifacts: str | None,
     earlier: str | None,
+    inside: Path | None,
+    artifacts: str | None,
 ) -> OpenRun:
     from mlflow import MlflowClient
     from mlflow.tracking.context.registry import resolve_tags
 
+    if inside is not None and (inside / "mlflow.db").is_symlink():
+        raise OSError(f"{inside / 'mlflow.db'} is a link; remove it, or name its target in MLFLOW_TRACKING_URI")
     client = MlflowClient(uri)
     found = None if earlier is None else _find(client, earlier)
+    if found is not None:
+        _check_artifacts(found, inside)
     texts = {key(name): str(value)[:MAX_VALUE] for name, value in params.items()}
     if found is None:
         resolved = resolve_tags({key(name): text for name, text in tags.items()})
-        shown = {
-            name: without_login(text) for name, text in resolved.items()
-        }  # MLflow adds the address of git's remote
+        # MLflow adds the address of git's remote, which may hold a token.
+        shown = {name: without_login(text) for name, text in resolved.items()}
         found = client.create_run(_experiment(client, experiment, artifacts), run_name=name, tags=shown)
+        _check_artifacts(found, inside)
+        log.info("MLflow: run %s in %s", found.info.run_id, without_login(uri))
         _log(client, found.info.run_id, params=texts)
         return OpenRun(client, uri, found.info.run_id)
     run_id = found.info.run_id
+    log.info("MLflow: run %s continues in %s", run_id, without_login(uri))
     client.update_run(run_id, status="RUNNING")
     # Parameters cannot be changed; what the resumed part changes is a tag.
     known = found.data.params
@@ -134,6 +141,24 @@ def _open(
     _log(client, run_id, {name: text for name, text in texts.items() if name not in known}, changed)
     steps = [metric.step for metric in client.get_metric_history(run_id, "epoch")]  # Lightning logs it with every row
     return OpenRun(client, uri, run_id, max(steps, default=-1))
+
+
+def _check_artifacts(run: Any, inside: Path | None) -> None:
+    """Refuse to copy pictures to where a database says that anybody may have put there.
+
+    Args:
+        run: of that database.
+        inside: the folder that its files must be in; None where the user has named the database or server.
+
+    Raises:
+        OSError: they would go elsewhere.
+    """
+    place = urlsplit(run.info.artifact_uri)
+    is_local = place.scheme in ("", "file") and not place.netloc
+    if inside is not None and not (is_local and Path(unquote(place.path)).resolve().is_relative_to(inside.resolve())):
+        raise OSError(
+            f"mlflow.db would copy files to {run.info.artifact_uri}; name it in MLFLOW_TRACKING_URI to permit that"
+        )
 
 
 def _find(client: Any, run_id: str) -> Any:

@@ -141,6 +141,21 @@ def test_other_runs_are_new_ones(client: Any, tmp_path: Path) -> None:
     assert len({first, second, third, fourth, fifth}) == 5
 
 
+@pytest.mark.parametrize(
+    "place", ["ftp://example.org/x", "file:///elsewhere", "file://host/x", "/elsewhere", "file:../up", "sub/../.."]
+)
+def test_a_database_of_the_working_directory_sends_no_files_elsewhere(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = SimpleNamespace(info=SimpleNamespace(artifact_uri=place))
+    with pytest.raises(OSError, match="would copy files to"):
+        mlflow_run._check_artifacts(run, tmp_path)
+    mlflow_run._check_artifacts(run, None)
+    run.info.artifact_uri = (tmp_path / "mlruns" / "a b").as_uri()
+    mlflow_run._check_artifacts(run, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_dead_server_leaves_the_run_in_its_own_folder(
     empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -155,7 +170,7 @@ def test_a_dead_server_leaves_the_run_in_its_own_folder(
         opened.log_metrics({"val/f1_macro": 0.5}, step=1)
         tracking.finish([opened], failed=True)
     assert "MLflow failed" in caplog.text
-    assert "the run is logged to sqlite:////" in caplog.text
+    assert "; the run is logged to run/mlflow.db" in caplog.text
     assert PASSWORD not in caplog.text
     (run,) = runs(mlflow.MlflowClient(mlflow_run.database(Path("run", "mlflow.db"))))
     assert (run.info.status, history(opened.run.client, run, "val/f1_macro")) == ("FAILED", [(1, 0.5)])
