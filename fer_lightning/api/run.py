@@ -37,7 +37,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``done``, ``running``, ``failed`` or ``interrupted``."""
+        """``done``, ``running``, ``failed``, ``interrupted`` or ``stopped``."""
         return str(read_status(self.folder)["status"])
 
     @cached_property

@@ -68,7 +68,7 @@ class Search:
     def has_trained(self, folder: Path) -> bool:
         """Whether the run in ``folder`` has trained all epochs of this rung."""
         status = read_status(folder)
-        paused = status["status"] in ("interrupted", "stopped") and status.get("pause_after_epochs", 0)
+        paused = status.get("pause_after_epochs", 0)  # not in the status of a run that was resumed
         return status["status"] == "done" or (self.pause is not None and paused >= self.pause)
 
 
@@ -165,7 +165,7 @@ def check_search(hydra: DictConfig, jobs: Mapping[Job, DictConfig]) -> None:
     for composed in jobs.values():
         first = rung_epochs(composed.trainer.max_epochs, hydra.sweeper.eta, hydra.sweeper.rungs)[0]
         every = composed.trainer.check_val_every_n_epoch
-        accepted = f"{name} needs a validation within the {first} epochs of the first rung"
+        accepted = f"{name} needs a validation by epoch {first}, the first rung's end"
         require(every <= first, "trainer.check_val_every_n_epoch", every, accepted)
         pause = composed.pause_after_epochs
         require(pause is None, "pause_after_epochs", pause, f"{name} sets it; leave it out")

@@ -136,7 +136,7 @@ GOOD = {
         ({"launcher": {"submitit_folder": "x"}}, {}, "hydra/sweeper=halving: runs on one machine, not on SLURM"),
         ({}, {"trainer.max_epochs": 12}, "trainer.max_epochs=12, 9|trainer.max_epochs=9, 12"),
         ({}, {"monitor": "val/accuracy"}, "needs the same for all settings"),
-        ({}, {"trainer.check_val_every_n_epoch": 2}, "needs a validation within the 1 epochs of the first rung"),
+        ({}, {"trainer.check_val_every_n_epoch": 2}, "needs a validation by epoch 1, the first rung's end"),
         ({}, {"pause_after_epochs": 2}, "pause_after_epochs=2: hydra/sweeper=halving sets it"),
         ({}, {"split.name": "paper"}, "split=paper has no validation set"),
         ({}, {"imbalance": {"name": "tau_norm", "adjust": {}, "first_stage": "x"}}, "trains no epochs of its own"),
