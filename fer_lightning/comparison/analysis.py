@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fer_lightning.comparison import paper, statistics
+from fer_lightning.comparison import differences, paper, statistics
 from fer_lightning.comparison.calibration_tables import calibration_table, reliability_table
+from fer_lightning.comparison.differences import PairedDifference
 from fer_lightning.comparison.ensembles import ensemble_scores
 from fer_lightning.comparison.rows import (
     Rows,
@@ -28,7 +29,6 @@ from fer_lightning.comparison.rows import (
     share_images,
 )
 from fer_lightning.comparison.runs import FinishedRun, find_runs, read_runs
-from fer_lightning.comparison.statistics import Estimate
 from fer_lightning.metrics.classification import confusion_matrix, precision_recall_f1
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.runtime.errors import UserError
@@ -73,10 +73,14 @@ class Comparison:
         shared: whether all runs have the same images in ``test_set``.
         synthetic: whether the images are drawn.
         summary: test_set, method, metric (``METRICS``), mean, sd, low, high, seeds. The 95 % interval is Student's t
-            over seeds; sd, low and high are NaN for one seed.
-        pairs: first, second, difference, low, high, p, seeds (that both have), p_holm (over all pairs): every pair of
-            rows once, in ``PRIMARY`` on ``test_set``.
-        differences: test_set, method, metric (``TESTED``), difference, low, high, p, p_holm, pairs.
+            over seeds, cut at 0 for losses and errors; sd, low and high are NaN for one seed.
+        pairs: first, second, and the columns of ``differences.estimate`` (``seeds`` for its ``pairs``): every pair of
+            rows once, in ``PRIMARY`` on ``test_set``, all in one family.
+        differences: test_set, method, metric (``TESTED``), and the columns of ``differences.estimate``: each row to its
+            baseline; the methods of one metric are a family.
+        twin_changes: method, and the columns of ``differences.estimate``: how much leaving out the test images with a
+            twin in training changes a method's difference to its baseline in ``PRIMARY``; empty without such a test
+            set.
         mcnemar: method, only_method_right, only_baseline_right, p, p_holm; empty where seeds have their own test sets.
         ranks: mean ranks over the seeds.
         per_class: method, class, n, recall, recall_sd, precision, precision_sd, f1, f1_sd.
@@ -100,6 +104,7 @@ class Comparison:
     summary: pd.DataFrame
     pairs: pd.DataFrame
     differences: pd.DataFrame
+    twin_changes: pd.DataFrame
     mcnemar: pd.DataFrame
     ranks: Ranks
     per_class: pd.DataFrame
@@ -136,12 +141,23 @@ class _Scored:
     points: np.ndarray
     resampled: np.ndarray
 
-    def difference(self, pairs: Sequence[tuple[FinishedRun, FinishedRun]], metric: str) -> Estimate:
+    def difference(self, pairs: Sequence[tuple[FinishedRun, FinishedRun]], metric: str) -> PairedDifference:
         """The first of each pair minus the second."""
+        points, resampled = self._gaps(pairs, metric)
+        return differences.paired_difference(points, resampled)
+
+    def change(
+        self, other: "_Scored", pairs: Sequence[tuple[FinishedRun, FinishedRun]], metric: str
+    ) -> PairedDifference:
+        """How much larger the differences are here than on another test set, resampled together with this one."""
+        gaps = zip(self._gaps(pairs, metric), other._gaps(pairs, metric), strict=True)
+        points, resampled = (here - there for here, there in gaps)
+        return differences.paired_difference(points, resampled)
+
+    def _gaps(self, pairs: Sequence[tuple[FinishedRun, FinishedRun]], metric: str) -> tuple[np.ndarray, np.ndarray]:
         k = TESTED.index(metric)
         left, right = ([self.places[pair[side].folder] for pair in pairs] for side in (0, 1))
-        gaps = self.points[left, k] - self.points[right, k]
-        return statistics.paired_difference(gaps, self.resampled[:, left, k] - self.resampled[:, right, k])
+        return self.points[left, k] - self.points[right, k], self.resampled[:, left, k] - self.resampled[:, right, k]
 
 
 def analyse_folders(
@@ -197,7 +213,8 @@ def analyse(
     runs = [run for members in rows.values() for run in members]
     test_set = primary_test_set(runs[0])
     shared = share_images(runs, test_set)
-    scored = {name: _score(runs, name) for name in (test_set, f"{test_set}_dedup") if is_tested(runs, name)}
+    dedup = f"{test_set}_dedup"
+    scored = _score(runs, [name for name in (test_set, dedup) if is_tested(runs, name)])
     sizes = {name: max(int(run.members[name].sum()) for run in runs) for name in common_test_sets(runs)}
     summary = _summary(rows, test_set)
     return Comparison(
@@ -210,6 +227,7 @@ def analyse(
         summary=summary,
         pairs=_pairs(rows, scored[test_set]),
         differences=_differences(rows, baselines, scored),
+        twin_changes=_twin_changes(rows, baselines, scored[test_set], scored.get(dedup)),
         mcnemar=_mcnemar(rows, baselines, test_set if shared else None),
         ranks=_ranks(rows, scored[test_set]),
         per_class=_per_class(rows, test_set),
@@ -227,36 +245,33 @@ def analyse(
 
 
 def _pairs(rows: Rows, scored: _Scored) -> pd.DataFrame:
-    records = []
-    for one, other in combinations(rows, 2):
-        both = paired(rows[one], rows[other])
-        estimate = scored.difference(both, PRIMARY)
-        records.append((one, other, estimate.value, estimate.low, estimate.high, estimate.p, len(both)))
-    frame = pd.DataFrame(records, columns=["first", "second", "difference", "low", "high", "p", "seeds"])
-    return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy(float)))
+    names = list(combinations(rows, 2))
+    gaps = [scored.difference(paired(rows[one], rows[other]), PRIMARY) for one, other in names]
+    estimates = differences.estimate(gaps, independent=len(rows) - 1).rename(columns={"pairs": "seeds"})
+    return pd.concat([pd.DataFrame(names, columns=["first", "second"]), estimates], axis=1)
 
 
-def _score(runs: Sequence[FinishedRun], test_set: str) -> _Scored:
-    """Score runs on what those with the same seed have in common of a test set, as it is and resampled."""
-    common: dict[Any, np.ndarray] = {}
-    for run in runs:
-        ids = run.ids[run.members[test_set]]
-        common[run.repeat] = np.intersect1d(common[run.repeat], ids) if run.repeat in common else ids
-    chosen = [np.isin(run.ids, common[run.repeat]) & run.members[test_set] for run in runs]
+def _score(runs: Sequence[FinishedRun], test_sets: Sequence[str]) -> dict[str, _Scored]:
+    """Score runs on what those with the same seed have in common of each test set, as it is and resampled.
+
+    A resample holds the same images in all test sets.
+    """
+    tested: list[tuple[FinishedRun, np.ndarray]] = []
+    for test_set in test_sets:
+        common: dict[Any, np.ndarray] = {}
+        for run in runs:
+            ids = run.ids[run.members[test_set]]
+            common[run.repeat] = np.intersect1d(common[run.repeat], ids) if run.repeat in common else ids
+        tested += [(run, np.isin(run.ids, common[run.repeat]) & run.members[test_set]) for run in runs]
     labels, predictions, twins = (
-        [getattr(run, name)[rows] for run, rows in zip(runs, chosen, strict=True)]
-        for name in ("labels", "predictions", "twins")
+        [getattr(run, name)[chosen] for run, chosen in tested] for name in ("labels", "predictions", "twins")
     )
     classes = len(runs[0].classes)
     matrices = [confusion_matrix(*each, classes) for each in zip(labels, predictions, strict=True)]
-    points = statistics.scores(np.stack(matrices))
-    empty = any(not len(each) for each in labels)
-    resampled = (
-        np.full((0, len(runs), len(TESTED)), np.nan)
-        if empty
-        else statistics.bootstrap_scores(labels, predictions, twins, classes)
-    )
-    return _Scored({run.folder: place for place, run in enumerate(runs)}, points, resampled)
+    points = np.split(statistics.scores(np.stack(matrices)), len(test_sets))
+    resampled = np.split(statistics.bootstrap_scores(labels, predictions, twins, classes), len(test_sets), axis=1)
+    places = {run.folder: place for place, run in enumerate(runs)}
+    return {name: _Scored(places, points[k], resampled[k]) for k, name in enumerate(test_sets)}
 
 
 def _summary(rows: Rows, test_set: str) -> pd.DataFrame:
@@ -267,23 +282,32 @@ def _summary(rows: Rows, test_set: str) -> pd.DataFrame:
             for metric in METRICS:
                 values = [run.number(f"{name}/{metric}") for run in members]
                 mean, deviation, low, high = statistics.t_interval(np.array(values))
+                if SCORES[metric].lower:
+                    low = float(np.maximum(low, 0))  # losses and errors are never negative
                 records.append((name, row, metric, mean, deviation, low, high, len(members)))
     return pd.DataFrame(records, columns=["test_set", "method", "metric", "mean", "sd", "low", "high", "seeds"])
 
 
 def _differences(rows: Rows, baselines: Mapping[str, str], scored: Mapping[str, _Scored]) -> pd.DataFrame:
-    records = []
-    methods = [name for name in rows if baselines.get(name, name) != name]
+    pairs = _to_baselines(rows, baselines)
+    families = []
     for test_set, scores in scored.items():
         for metric in TESTED:
-            pairs = {name: paired(rows[name], rows[baselines[name]]) for name in methods}
-            estimates = {name: scores.difference(pairs[name], metric) for name in methods}
-            adjusted = statistics.holm([estimate.p for estimate in estimates.values()])
-            for (name, estimate), p_holm in zip(estimates.items(), adjusted, strict=True):
-                numbers = (estimate.value, estimate.low, estimate.high, estimate.p, p_holm, len(pairs[name]))
-                records.append((test_set, name, metric, *numbers))
-    columns = ["test_set", "method", "metric", "difference", "low", "high", "p", "p_holm", "pairs"]
-    return pd.DataFrame(records, columns=columns)
+            estimates = differences.estimate([scores.difference(runs, metric) for runs in pairs.values()])
+            labels = {"test_set": test_set, "method": list(pairs), "metric": metric}
+            families.append(pd.concat([pd.DataFrame(labels, index=estimates.index), estimates], axis=1))
+    return pd.concat(families, ignore_index=True)
+
+
+def _twin_changes(rows: Rows, baselines: Mapping[str, str], whole: _Scored, dedup: _Scored | None) -> pd.DataFrame:
+    pairs = _to_baselines(rows, baselines) if dedup else {}
+    gaps = [dedup.change(whole, runs, PRIMARY) for runs in pairs.values()] if dedup else []
+    return pd.concat([pd.DataFrame({"method": list(pairs)}), differences.estimate(gaps)], axis=1)
+
+
+def _to_baselines(rows: Rows, baselines: Mapping[str, str]) -> dict[str, list[tuple[FinishedRun, FinishedRun]]]:
+    """Row -> pairs of its runs and those of its baseline; without the baselines."""
+    return {name: paired(rows[name], rows[baselines[name]]) for name in rows if baselines.get(name, name) != name}
 
 
 def _mcnemar(rows: Rows, baselines: Mapping[str, str], test_set: str | None) -> pd.DataFrame:

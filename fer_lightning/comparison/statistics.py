@@ -1,17 +1,8 @@
-"""The statistics of a comparison: pure functions on arrays.
-
-A method is trained with several seeds, and each of its models classifies test images. Both are samples: of all possible
-trainings, and of all possible faces. This is the design of multi-reader multi-case studies in radiology (seeds
-correspond to readers, images to cases), and ``paired_difference`` is their analysis: images are resampled, seeds enter
-by their variance. Resampling few seeds with replacement as well gives intervals that are too short: the variance within
-a resample of k values is (k-1)/k of the sample's, and percentiles do not correct for it as Student's t does.
-"""
+"""The statistics of a comparison that need no pairs: pure functions on arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 import scipy.sparse
 import scipy.special
 import scipy.stats
@@ -26,16 +17,6 @@ LEVEL = 0.95
 """Confidence of every interval."""
 
 _BLOCK = 500
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its interval at ``LEVEL`` and the p-value of it being 0; NaN where undefined."""
-
-    value: float
-    low: float
-    high: float
-    p: float
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float, float, float]:
@@ -122,56 +103,6 @@ def bootstrap_scores(
             matrices = (count @ weights).T.reshape(size, classes, classes)
             resampled[start : start + size, run] = scores(matrices)
     return resampled
-
-
-def paired_difference(differences: np.ndarray, resampled: np.ndarray) -> Estimate:
-    """Mean difference of two methods over trainings and test images, from pairs of runs with the same seed.
-
-    The variance of the mean of k pairs is S2/k + c (Obuchowski and Rockette 1995, for two methods). S2 is the sample
-    variance of the k differences, c the mean covariance between the image resamples of two pairs, 0 if negative. S2/k
-    is the part due to training and to the images' effect on single pairs, with k - 1 degrees of freedom; c is the part
-    due to the choice of test images, common to all pairs, with as many degrees of freedom as images. The critical value
-    for such a sum is that of Cochran and Cox (1957, "Experimental Designs"): (t S2/k + z c) / (S2/k + c), with
-    Student's t for k - 1 degrees of freedom and the normal z. Estimated degrees of freedom (Hillis 2007) give shorter
-    intervals, which miss the true value in up to 8 % of cases with 3 pairs and 13 % with 2; these miss it in 3 to 7 %
-    (tests/support/simulation.py).
-
-    One pair has no variance over trainings: then the images' variance alone, and the normal distribution.
-
-    Args:
-        differences: shape (k,); one that is NaN makes the estimate NaN.
-        resampled: the same differences on the resampled images, shape (R, k).
-
-    Returns:
-        The estimate; p is 1 where the methods never differ. Its interval leaves out 0 exactly where p < 1 - ``LEVEL``.
-    """
-    pairs = len(differences)
-    value = float(np.mean(differences)) if pairs else np.nan
-    resampled = resampled[~np.isnan(resampled).any(axis=1)]
-    if np.isnan(value) or len(resampled) < 2:
-        return Estimate(value, np.nan, np.nan, np.nan)
-    covariance = np.atleast_2d(np.cov(resampled, rowvar=False))
-    if pairs == 1:
-        training, images = 0.0, float(covariance[0, 0])
-    else:
-        training = float(np.var(differences, ddof=1)) / pairs
-        images = max(0.0, float(covariance.sum() - np.trace(covariance)) / (pairs * (pairs - 1)))
-    variance = training + images
-    if variance == 0:
-        return Estimate(value, value, value, 1.0) if value == 0 else Estimate(value, np.nan, np.nan, np.nan)
-
-    def half_width(p: float) -> float:
-        # Quantiles from scipy.special: a hundred times faster than through scipy.stats.
-        student = scipy.special.stdtrit(pairs - 1, p / 2) if pairs > 1 else 0.0
-        return -float((student * training + scipy.special.ndtri(p / 2) * images) / np.sqrt(variance))
-
-    least = 1e-15
-    if half_width(least) <= abs(value):
-        p = least
-    else:
-        p = float(scipy.optimize.brentq(lambda p: half_width(p) - abs(value), least, 1.0, xtol=1e-16, rtol=1e-10))
-    half = half_width(1 - LEVEL)
-    return Estimate(value, value - half, value + half, p)
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -1,10 +1,15 @@
 """How the numbers of a comparison were made, and what in the runs could mislead: notes on each part of the report."""
 
-from fer_lightning.comparison.analysis import Comparison
+from itertools import combinations
+
+import numpy as np
+
+from fer_lightning.comparison.analysis import PRIMARY, Comparison
+from fer_lightning.comparison.differences import FEWEST_MODERATED
 from fer_lightning.comparison.ratios import SETTING, OverRatio
 from fer_lightning.comparison.rows import BASELINE, is_tested, paired, share_images, varying
 from fer_lightning.comparison.statistics import RESAMPLES
-from fer_lightning.presentation.words import listed
+from fer_lightning.presentation.words import listed, percent
 from fer_lightning.report.protocol import span
 
 NAMED_BY_ROW = ("model.name", "model.head.cosine_scale", "model.head.class_scale")
@@ -34,21 +39,65 @@ def on_differences(c: Comparison) -> list[str]:
         notes.append(
             f"Methods are paired by seed and by test image. {RESAMPLES:,} bootstrap resamples of the test images "
             "(twins together) give the variance that images cause, the seeds give that of training (Obuchowski and "
-            "Rockette 1995; critical values of Cochran and Cox 1957). Holm's p-values are over all methods, for each "
-            "metric separately." + " With one seed the variance of training is left out." * (max(counts) == 1)
+            "Rockette 1995; critical values of Cochran and Cox 1957)."
+            + _on_moderation(c)
+            + " With one seed the variance of training is left out." * (max(counts) == 1)
         )
+        notes += _on_families(c)
         if 2 in counts:
             notes.append(
                 "Two seeds are too few: in simulations their intervals, very wide, still hold, but Holm's p-values "
                 "over several methods reported a difference where there was none in up to 10 % of cases. Use at least "
                 "three."
             )
-    if not c.shared:
+    return notes + ([] if c.shared else _on_own_test_sets(c))
+
+
+def _on_moderation(c: Comparison) -> str:
+    repeated = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
+    if np.count_nonzero(repeated["pairs"] > 1) < FEWEST_MODERATED:
+        return ""
+    return " The variance over seeds of a comparison is moderated by that of the others in its metric (Smyth 2004)."
+
+
+def _on_families(c: Comparison) -> list[str]:
+    """How the comparisons of a metric are corrected, and what they could have found."""
+    count = len(c.compared_with)
+    if count == 1:
+        return []
+    return [
+        f"Holm's p-values are over all {count} methods, for each metric separately. Simultaneous intervals contain the "
+        f"true differences of all {count} together with 95 % confidence (Bonferroni; Dunn 1961). Holm's test is more "
+        "powerful: its p can be below 0.05 where a simultaneous interval still contains 0."
+    ]
+
+
+def _on_own_test_sets(c: Comparison) -> list[str]:
+    """What seeds or folds have in common, and what follows for the intervals."""
+    notes = [
+        "Each seed or fold has test images of its own; all methods with one seed share them. An image that several "
+        "seeds test is resampled in all of them together. There is no McNemar test."
+    ]
+    if c.runs[0].metrics["split"] == "paper":
         notes.append(
-            "Each seed or fold has test images of its own; all methods with one seed share them. An image that several "
-            "seeds test is resampled in all of them together. There is no McNemar test."
+            f"Two seeds share {_shared_test_images(c)}of their test images and, by the protocol, about 51 % of their "
+            "training images. The shared test images are in the intervals, the shared training images are not: the "
+            "intervals hold for samples of this pool of images, and are too short for a new pool. The pool holds all "
+            "images of FER-2013, PrivateTest among them: a choice by these results is a choice on PrivateTest too."
+        )
+    else:
+        notes.append(
+            "The training sets of two folds overlap, which the intervals leave out: they hold for these images, and "
+            "are too short for new ones."
         )
     return notes
+
+
+def _shared_test_images(c: Comparison) -> str:
+    """The mean share of test images that two seeds have in common, in words; empty for one seed."""
+    tested = {run.repeat: run.ids[run.members[c.test_set]] for run in c.runs}
+    shares = [len(np.intersect1d(one, other)) / len(one) for one, other in combinations(tested.values(), 2)]
+    return f"{percent(float(np.mean(shares)), 0)} " if shares else "some "
 
 
 def _on_baselines(c: Comparison) -> list[str]:

@@ -40,9 +40,15 @@ def protocol(c: Comparison) -> dict[str, str]:
         "training images": _by_row(c, lambda run: run.training_images),
         "training steps": _by_row(c, lambda run: run.training_steps),
         "baseline": words.listed(list(dict.fromkeys(c.baselines.values()))) if c.baselines else "none",
-        "tuning": "as configured; trials before these runs are not known here and not corrected for",
+        "tuning": _tuning(c),
         "code version": ", ".join(commits),
     }
+
+
+def _tuning(c: Comparison) -> str:
+    rates = {str(run.settings.get("optim.lr")) for run in c.runs}
+    shared = f"all methods share optim.lr={rates.pop()}" if len(rates) == 1 else "optim.lr differs between the runs"
+    return f"{shared}; run folders do not record for which method it was tuned, nor trials before these runs"
 
 
 def _labels(protocol: dict[str, str]) -> str:

@@ -92,7 +92,8 @@ def _differences(c: Comparison) -> Section | None:
         "Differences",
         tables.difference_title(c),
         "Percentage points, right of zero is better, with 95 % intervals (paired over test images and seeds), each for "
-        "one method alone. Filled marks and bold numbers: Holm's p, which corrects for all methods, is below 0.05.",
+        "one method alone; simultaneous ones hold for all methods of a table together. Filled marks and bold numbers: "
+        "Holm's p, which corrects for all methods, is below 0.05.",
         [tables.differences(c, metric, name) for name in test_sets for metric in tested],
         ("differences.png",),
         [*sentences.on_differences(c), *sentences.on_seeds(c)],
@@ -179,7 +180,7 @@ def _twins(c: Comparison) -> Section | None:
         "Without twins",
         "Test images with a pixel-identical twin in training are left out of the second number.",
         [table],
-        sentences=sentences.on_twins(c.differences, c.baselines, c.test_set),
+        sentences=sentences.on_twins(c.twin_changes, c.baselines),
         notes=notes.on_twins(c),
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning.comparison.analysis import PRIMARY, TESTED, Comparison
+from fer_lightning.comparison.differences import POWER
 from fer_lightning.comparison.paper import TRAINING_IMAGES
 from fer_lightning.comparison.ratios import OverRatio, over_ratio
 from fer_lightning.metrics.names import SCORES
@@ -114,13 +115,34 @@ def _gaps_of(row: str, pairs: pd.DataFrame) -> dict[str, dict[Any, Any]]:
         if pair["first"] == row:
             gaps[pair["second"]] = {**pair}
         elif pair["second"] == row:
-            turned = {"difference": -pair["difference"], "low": -pair["high"], "high": -pair["low"]}
-            gaps[pair["first"]] = {**pair, **turned}
+            gaps[pair["first"]] = _turned(pair)
     return gaps
 
 
+def _turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The same difference, taken the other way round."""
+    ends = {"low": -row["high"], "high": -row["low"], "low_all": -row["high_all"], "high_all": -row["low_all"]}
+    return {**row, "difference": -row["difference"], **ends}
+
+
 def _evidence(row: Mapping[Any, Any]) -> str:
-    return f"{interval(row['low'], row['high'])}; {p_value(row['p_holm'], 'Holm ')}"
+    """The interval of one difference, the simultaneous one where there are several, and Holm's p."""
+    together = "" if row["low"] == row["low_all"] or np.isnan(row["low_all"]) else _simultaneous(row)
+    return f"{interval(row['low'], row['high'])}{together}; {p_value(row['p_holm'], 'Holm ')}"
+
+
+def _simultaneous(row: Mapping[Any, Any]) -> str:
+    return f", simultaneous {_range(row['low_all'], row['high_all'])}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:z.1f} to {100 * high:z.1f}"
+
+
+def _with_interval(name: str, row: Mapping[Any, Any]) -> str:
+    """``focal +0.3 (-0.6 to 1.1)``."""
+    ends = "" if np.isnan(row["low"]) else f" ({_range(row['low'], row['high'])})"
+    return f"{name} {signed(row['difference'])}{ends}"
 
 
 def on_differences(c: Comparison) -> list[str]:
@@ -140,15 +162,16 @@ def at_each_ratio(over: OverRatio) -> list[str]:
         unclear: list[str] = []
         for row in known[known["ratio"] == ratio].sort_values("difference", ascending=False).to_dict("records"):
             group = unclear if row["p_holm"] >= SIGNIFICANT else better if row["difference"] > 0 else worse
-            group.append(f"{row['method']} ({signed(row['difference'])})")
+            group.append(_with_interval(row["method"], row))
         parts = [
-            f"{listed(names)} {'is' if len(names) == 1 else 'are'} {verdict}"
-            for names, verdict in ((better, "better"), (worse, "worse"), (unclear, "not clearly different"))
+            f"{verdict} {', '.join(names)}"
+            for names, verdict in ((better, "better is"), (worse, "worse is"), (unclear, "inconclusive"))
             if names
         ]
         if parts:
             sentences.append(
-                f"At a ratio of {ratio:g}, in points of {SCORES[PRIMARY].heading} to the baseline: {'; '.join(parts)}."
+                f"At a ratio of {ratio:g}, in points of {SCORES[PRIMARY].heading} to the baseline with 95 % CI: "
+                f"{'; '.join(parts)}."
             )
     return sentences
 
@@ -164,15 +187,17 @@ def against_baseline(differences: pd.DataFrame, baselines: Mapping[str, str], te
         for row in rows:
             method, base, gap = row["method"], baselines[row["method"]], row["difference"]
             if row["p_holm"] < SIGNIFICANT:
-                size = row if gap > 0 else {**row, "low": -row["high"], "high": -row["low"]}
+                size = row if gap > 0 else _turned(row)
                 verb = "beats" if gap > 0 else "is worse than"
                 seeds = "" if row["pairs"] > 1 else ", as far as one seed can show"
                 sentences.append(f"{method} {verb} {base} in {name} by {points(abs(gap))} ({_evidence(size)}){seeds}.")
             else:
-                unclear.setdefault((base, row["p"] < SIGNIFICANT), []).append(f"{method} ({signed(gap)})")
+                unclear.setdefault((base, row["p"] < SIGNIFICANT), []).append(_with_interval(method, row))
         for (base, alone), methods in unclear.items():
             start = f"Not clear once {len(rows)} methods are corrected for" if alone else "Inconclusive"
-            sentences.append(f"{start}: a difference to {base} in {name} of {listed(methods)} points.")
+            sentences.append(
+                f"{start}: the difference to {base} in {name}, in points with 95 % CI: {', '.join(methods)}."
+            )
     return sentences + _trades(known, baselines)
 
 
@@ -218,45 +243,48 @@ def _begins_to_pay(method: str, metric: str, records: Sequence[Mapping[Any, Any]
         where = listed([f"{row['ratio']:g}" for row, pays in zip(records, better, strict=True) if pays])
         return f"{method} is better in {name} at {where}, and not clearly at larger ratios{cost}."
     gaps = ", ".join(f"{signed(row['difference'])} at {row['ratio']:g}" for row in records)
-    return f"{method} is at no ratio clearly better in {name} ({gaps} points){cost}."
+    return f"{method} is at no ratio clearly better in {name} ({gaps} points; inconclusive, not equal){cost}."
 
 
-def on_twins(differences: pd.DataFrame, baselines: Mapping[str, str], test_set: str) -> list[str]:
-    """Differences in the primary metric that are clear only with, or only without, the twins of training images."""
-    primary = differences[differences["metric"] == PRIMARY].to_dict("records")
-    table = {(row["test_set"], row["method"]): row for row in primary}
-    sentences = []
-    for (name, method), whole in table.items():
-        dedup = table.get((f"{test_set}_dedup", method))
-        if name != test_set or dedup is None or np.isnan(whole["p_holm"]) or np.isnan(dedup["p_holm"]):
-            continue
-        if (whole["p_holm"] < SIGNIFICANT) != (dedup["p_holm"] < SIGNIFICANT):
-            only = "with" if whole["p_holm"] < SIGNIFICANT else "without"
-            sentences.append(
-                f"The difference between {method} and {baselines[method]} in macro F1 is clear only {only} the test "
-                "images that have a pixel-identical twin in training "
-                f"({signed(whole['difference'])} points with, {signed(dedup['difference'])} without); whether twins "
-                "change it is not tested."
+def on_twins(changes: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
+    """How much leaving out the twins of training images changes each difference in the primary metric."""
+    clear, unclear = [], []
+    name = SCORES[PRIMARY].heading
+    for row in changes[changes["p_holm"].notna()].to_dict("records"):
+        if row["p_holm"] < SIGNIFICANT:
+            clear.append(
+                "Without the test images that have a pixel-identical twin in training, the difference of "
+                f"{row['method']} to {baselines[row['method']]} in {name} changes by {signed(row['difference'])} "
+                f"points ({_evidence(row)})."
             )
-    return sentences
+        else:
+            unclear.append(_with_interval(row["method"], row))
+    if unclear:
+        clear.append(
+            "Inconclusive: the change of the difference to the baseline when test images with a pixel-identical twin "
+            f"in training are left out, in points of {name} with 95 % CI: {', '.join(unclear)}."
+        )
+    return clear
 
 
 def on_seeds(c: Comparison) -> list[str]:
-    """How small a difference these seeds and images can show."""
+    """How large a difference must be for these seeds and images to find it in most cases."""
     seeds = [len(members) for members in c.rows.values()]
-    rows = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
-    half = ((rows["high"] - rows["low"]) / 2).median()
     if max(seeds) == 1:
         return [
             "One seed cannot rank methods: a second seed may reverse the order. Repeat with more seeds, as in "
             "`-m seed=0,1,2,3,4`."
         ]
-    if not half > 0:
+    rows = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
+    rows = rows[rows["detectable"] > 0]
+    if rows.empty:
         return []
     number = str(max(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+    alone, corrected = (points(rows[key].median()) for key in ("detectable", "detectable_all"))
+    holm = f", or {corrected} where Holm's correction for {len(rows)} methods begins" * (len(rows) > 1)
     return [
-        f"The interval of a difference in macro F1 reaches about {points(half)} to each side (median over methods, "
-        f"{number} seeds): smaller differences can exist unseen."
+        f"With {number} seeds, a true difference in macro F1 of {alone} is found with {percent(POWER, 0)} power when "
+        f"tested alone{holm}; smaller ones are often missed."
     ]
 
 
@@ -295,17 +323,21 @@ def compare_with_paper(c: Comparison) -> list[str]:
         "Under our reading of its protocol, whose optimizer, learning rates and head it leaves open, with "
         f"{each} and {large} test images common to all methods, accuracy is {ours}.",
     ]
-    # An interval for the mean of k runs, times sqrt(k + 1): where 95 % of single runs, as the paper's, would be.
-    half = (c.paper["high"] - c.paper["low"]) / 2 * np.sqrt(seeds + 1)
-    if half.notna().any():
-        ranges = c.paper.assign(low=c.paper["mean"] - half, high=c.paper["mean"] + half).to_dict("records")
-        inside = [row for row in ranges if row["low"] <= row["paper_accuracy"] <= row["high"]]
-        names = [f"{row['method']} ({percent(row['low'])} to {percent(row['high'])})" for row in inside]
-        sentences.append(
-            "The paper's number is one that a further run of ours could give (95 % range of single runs) for "
-            f"{listed(names) if names else 'no method'}."
-        )
+    ranges = [_range_of_runs(row, len(c.rows[row["method"]])) for row in c.paper.to_dict("records")]
+    if known := [text for text in ranges if text]:
+        sentences.append(f"The 95 % range of a further single run of ours, and the paper's number: {'; '.join(known)}.")
     return sentences + _less_than_the_paper(c)
+
+
+def _range_of_runs(row: Mapping[Any, Any], seeds: int) -> str:
+    """A row of ``Comparison.paper`` in words; empty for one seed."""
+    # An interval for the mean of k runs, times sqrt(k + 1): where 95 % of single runs, as the paper's, would be.
+    half = (row["high"] - row["low"]) / 2 * np.sqrt(seeds + 1)
+    if np.isnan(half):
+        return ""
+    low, high, theirs = row["mean"] - half, row["mean"] + half, row["paper_accuracy"]
+    place = "below" if theirs < low else "above" if theirs > high else "inside"
+    return f"{row['method']} {percent(low)} to {percent(high)}, the paper's {percent(theirs)} is {place}"
 
 
 def _less_than_the_paper(c: Comparison) -> list[str]:

@@ -216,7 +216,7 @@ def over_ratio(over: OverRatio, metric: str) -> Table:
 
 
 def differences(c: Comparison, metric: str, test_set: str | None = None) -> Table:
-    """Differences of one metric to each row's baseline, with interval, p value, and Holm's p over the methods."""
+    """Differences of one metric to each row's baseline: interval, simultaneous interval, p-value, Holm's p."""
     test_set = test_set or c.test_set
     entries = _by_method(c.differences[(c.differences["test_set"] == test_set) & (c.differences["metric"] == metric)])
     score = SCORES[metric]
@@ -234,12 +234,15 @@ def differences(c: Comparison, metric: str, test_set: str | None = None) -> Tabl
             best=not pd.isna(entry["p_holm"]) and entry["p_holm"] < 0.05,
         )
         base = [Cell(c.baselines[name], c.baselines[name])] * several
-        tests = [_p(entry["p"]), _p(entry["p_holm"], bold=True), _number(entry["pairs"])]
+        together = score.interval(entry["low_all"], entry["high_all"], "+") or NOTHING
+        joint = [Cell(together, _value(entry["low_all"]))] * (len(entries) > 1)
+        tests = [*joint, _p(entry["p"]), _p(entry["p_holm"], bold=True), _number(entry["pairs"])]
         rows.append([Cell(name, name), interval, *tests, *base])
     rows.sort(key=lambda row: -(row[1].value if isinstance(row[1].value, float) else -math.inf))
     dedup = test_set == f"{c.test_set}_dedup"
     of = "" if test_set == c.test_set else ", no twins" if dedup else f", {set_name(test_set)}"
-    headings = ["method", f"{score.heading}, points", "p", "p (Holm)", "seed pairs", *["baseline"] * several]
+    headings = ["method", f"{score.heading}, points", *["simultaneous"] * (len(entries) > 1)]
+    headings += ["p", "p (Holm)", "seed pairs", *["baseline"] * several]
     return Table(f"{score.heading}{of}", headings, rows, plot="zero")
 
 

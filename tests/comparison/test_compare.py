@@ -102,8 +102,10 @@ def test_summary_has_mean_deviation_and_t_interval(tmp_path: Path) -> None:
     assert len(c.summary) == 2 * 4 * len(METRICS)
     for row in c.summary.to_dict("records"):
         values = scores_of(tmp_path / "sweep", row["method"], f"{row['test_set']}/{row['metric']}")
-        expected = statistics.t_interval(np.array(values))
-        assert [row[key] for key in ("mean", "sd", "low", "high")] == pytest.approx(expected)
+        mean, deviation, low, high = statistics.t_interval(np.array(values))
+        low = max(low, 0) if row["metric"] in ("nll", "ece") else low
+        found = [row[key] for key in ("mean", "sd", "low", "high")]
+        assert found == pytest.approx([mean, deviation, low, high])
         assert row["seeds"] == 3
 
 
@@ -126,12 +128,16 @@ def test_sentences_say_which_is_real(tmp_path: Path) -> None:
     skills = {"none": (0.5, 0.1), "focal": (0.8, 0.7), "weighted": (0.5, 0.1)}
     c = compared(write_sweep(tmp_path / "sweep", 5, skills, counts=LARGE))
     row = c.differences.query("test_set == 'test' and method == 'focal' and metric == 'f1_macro'").iloc[0]
-    by, low, high = (f"{100 * row[key]:.1f}" for key in ("difference", "low", "high"))
-    assert f"focal beats none in macro F1 by {by} points (95 % CI {low} to {high}; Holm p < 0.001)." in all_sentences(c)
+    by, *ends = (f"{100 * row[key]:.1f}" for key in ("difference", "low", "high", "low_all", "high_all"))
+    evidence = "95 % CI {} to {}, simultaneous {} to {}; Holm p < 0.001".format(*ends)
+    assert f"focal beats none in macro F1 by {by} points ({evidence})." in all_sentences(c)
     assert sentences.answer(c).startswith("focal wins: its macro F1 of ")
     assert "and every other of the 3 methods" in sentences.answer(c)
     assert any(
-        line.startswith("Inconclusive: a difference to none in accuracy of weighted (") for line in all_sentences(c)
+        re.match(
+            r"Inconclusive: the difference to none in accuracy, in points with 95 % CI: weighted \S+ \(.+ to .+\)", line
+        )
+        for line in all_sentences(c)
     )
     assert any("48 images of disgust: one of them is 2.1 points of its recall" in line for line in all_sentences(c))
     assert not any("One seed" in line for line in all_sentences(c))
@@ -139,38 +145,49 @@ def test_sentences_say_which_is_real(tmp_path: Path) -> None:
 
 def test_winner_that_is_not_clear() -> None:
     means = {"a": 0.6, "b": 0.59, "c": 0.4}
-    columns = ["first", "second", "difference", "low", "high", "p_holm"]
-    clear = [("a", "c", 0.2, 0.15, 0.25, 1e-6), ("b", "c", 0.19, 0.15, 0.23, 1e-6)]
-    pairs = pd.DataFrame([("a", "b", 0.01, -0.01, 0.03, 0.3), *clear], columns=columns)
+    columns = ["first", "second", "difference", "low", "high", "low_all", "high_all", "p_holm"]
+    clear = [("a", "c", 0.2, 0.15, 0.25, 0.14, 0.26, 1e-6), ("b", "c", 0.19, 0.15, 0.23, 0.14, 0.24, 1e-6)]
+    pairs = pd.DataFrame([("a", "b", 0.01, -0.01, 0.03, -0.02, 0.04, 0.3), *clear], columns=columns)
     sentence = sentences.winner(means, pairs, seeds=3)
     assert sentence == (
-        "No clear winner: a has the highest macro F1, 60.0 %, 1.0 points above b (95 % CI -1.0 to 3.0; "
-        "Holm p = 0.300 over all 3 pairs), so it cannot be distinguished from b."
+        "No clear winner: a has the highest macro F1, 60.0 %, 1.0 points above b (95 % CI -1.0 to 3.0, simultaneous "
+        "-2.0 to 4.0; Holm p = 0.300 over all 3 pairs), so it cannot be distinguished from b."
     )
-    turned = pd.DataFrame([("b", "a", -0.01, -0.03, 0.01, 0.3), *clear], columns=columns)
+    turned = pd.DataFrame([("b", "a", -0.01, -0.03, 0.01, -0.04, 0.02, 0.3), *clear], columns=columns)
     assert sentences.winner(means, turned, seeds=3) == sentence
     assert "with one seed that ranks these models" in sentences.winner(means, pairs, seeds=1)
-    unknown = pairs.assign(difference=np.nan, low=np.nan, high=np.nan, p_holm=np.nan)
+    unknown = pairs.assign(**dict.fromkeys(columns[2:], np.nan))
     assert "cannot be distinguished from b and c" in sentences.winner(means, unknown, seeds=3)
 
 
 def test_a_trade_and_twins_are_reported() -> None:
     def row(test_set: str, metric: str, gap: float, p: float) -> dict[str, Any]:
         numbers = {"difference": gap, "low": gap - 0.01, "high": gap + 0.01, "p": p, "p_holm": p, "pairs": 3}
-        return {"test_set": test_set, "method": "focal", "metric": metric, **numbers}
+        together = {"low_all": gap - 0.01, "high_all": gap + 0.01}
+        return {"test_set": test_set, "method": "focal", "metric": metric, **numbers, **together}
 
-    frame = pd.DataFrame(
-        [
-            row("test", "f1_macro", 0.03, 0.01),
-            row("test", "accuracy", -0.02, 0.01),
-            row("test_dedup", "f1_macro", 0.005, 0.4),
-        ]
-    )
+    frame = pd.DataFrame([row("test", "f1_macro", 0.03, 0.01), row("test", "accuracy", -0.02, 0.01)])
     lines = sentences.against_baseline(frame, {"focal": "none"}, "test")
     assert lines[1] == "focal is worse than none in accuracy by 2.0 points (95 % CI 1.0 to 3.0; Holm p = 0.010)."
     assert lines[2].startswith("focal trades accuracy (-2.0 points to none) for macro F1 (+3.0 points)")
-    (twins,) = sentences.on_twins(frame, {"focal": "none"}, "test")
-    assert "clear only with the test images that have a pixel-identical twin" in twins
+    for p, start in ((0.01, "Without the test images that have"), (0.4, "Inconclusive: the change of the difference")):
+        changes = pd.DataFrame([row("test_dedup", "f1_macro", -0.02, p)])
+        (line,) = sentences.on_twins(changes, {"focal": "none"})
+        assert line.startswith(start)
+        assert "-2.0" in line
+
+
+def test_twins_change_a_difference_on_the_same_resamples(tmp_path: Path) -> None:
+    c = compared(write_sweep(tmp_path / "sweep", 3))
+    gaps = c.differences[c.differences["metric"] == "f1_macro"].set_index(["test_set", "method"])["difference"]
+    changes = c.twin_changes.set_index("method")
+    assert set(changes.index) == {"undersample", "weighted", "focal"}
+    for method, row in changes.iterrows():
+        assert row["difference"] == pytest.approx(gaps["test_dedup", method] - gaps["test", method])
+    # Most images are in both sets, so the change is known much better than either difference.
+    widths = c.differences[c.differences["metric"] == "f1_macro"].groupby("test_set")[["low", "high"]].mean()
+    spans = widths["high"] - widths["low"]
+    assert (changes["high"] - changes["low"]).mean() < spans.min()
 
 
 def test_one_seed_has_intervals_from_images_only(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Formulas against other libraries and textbook values; intervals and tests against simulated methods."""
+"""Formulas against other libraries and textbook values."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from simulation import simulate, true_gap
 from statsmodels.stats.multitest import multipletests
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -98,55 +97,6 @@ def test_bootstrap_knows_which_test_sets_overlap() -> None:
     assert correlation[0, 2] == pytest.approx(0.5, abs=0.08)
 
 
-def test_difference_without_effects_of_images_is_a_t_test() -> None:
-    gaps = np.array([0.02, 0.01, 0.035, 0.005])
-    found = statistics.paired_difference(gaps, np.zeros((50, 4)))
-    expected = scipy.stats.ttest_1samp(gaps, 0.0)
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
-    assert (found.low, found.high) == pytest.approx(expected.confidence_interval(0.95))
-
-
-def test_difference_without_effects_of_training_is_normal() -> None:
-    resampled = np.repeat(np.random.default_rng(3).normal(0.02, 0.01, (4000, 1)), 3, axis=1)
-    error = resampled[:, 0].std(ddof=1)
-    for pairs in (1, 3):
-        found = statistics.paired_difference(np.full(pairs, 0.02), resampled[:, :pairs])
-        assert found.high - found.value == pytest.approx(1.959964 * error)
-        assert found.p == pytest.approx(2 * scipy.stats.norm.sf(0.02 / error))
-
-
-def test_difference_adds_both_variances() -> None:
-    """By hand: S2/k = 0.0001 / 3, c = 0.0004; t(2) = 4.3027."""
-    rng = np.random.default_rng(4)
-    resampled = np.repeat(rng.normal(size=(500, 1)), 3, axis=1)
-    resampled *= 0.02 / resampled[:, 0].std(ddof=1)
-    training, images = 0.0001 / 3, 0.0004
-    found = statistics.paired_difference(np.array([0.02, 0.03, 0.04]), resampled)
-    assert found.value == pytest.approx(0.03)
-    half = (4.302653 * training + 1.959964 * images) / np.sqrt(training + images)
-    assert (found.low, found.high) == pytest.approx((0.03 - half, 0.03 + half), rel=1e-5)
-
-
-def test_interval_and_p_say_the_same() -> None:
-    resampled = np.random.default_rng(5).normal(0, 0.01, (300, 3)) + np.random.default_rng(6).normal(0, 0.01, (300, 1))
-    spread = np.array([-0.004, 0.0, 0.004])
-    found = [statistics.paired_difference(gap + spread, resampled) for gap in np.linspace(0, 0.06, 61)]
-    assert all((each.low > 0) == (each.p < 0.05) for each in found)
-    assert {each.low > 0 for each in found} == {True, False}
-    assert np.all(np.diff([each.p for each in found]) < 0)
-
-
-def test_differences_that_cannot_be_judged() -> None:
-    same = statistics.paired_difference(np.zeros(3), np.zeros((10, 3)))
-    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-    never = statistics.paired_difference(np.array([0.1]), np.full((10, 1), 0.1))
-    assert never.value == 0.1
-    assert np.isnan(never.p)
-    assert np.isnan(statistics.paired_difference(np.array([]), np.zeros((10, 0))).value)
-    assert np.isnan(statistics.paired_difference(np.array([0.1, np.nan]), np.zeros((10, 2))).value)
-    assert np.isnan(statistics.paired_difference(np.array([0.1]), np.zeros((0, 1))).low)
-
-
 def test_holm_ignores_what_is_unknown() -> None:
     np.testing.assert_allclose(statistics.holm([0.01, np.nan, 0.04, 0.03]), [0.03, np.nan, 0.06, 0.06])
     assert statistics.holm([]).shape == (0,)
@@ -156,14 +106,6 @@ def test_holm_equals_statsmodels() -> None:
     p = np.random.default_rng(0).random((50, 7)) ** 3
     for family in p:
         np.testing.assert_allclose(statistics.holm(family), multipletests(family, method="holm")[1], atol=1e-15)
-
-
-def test_holm_finds_something_exactly_when_bonferroni_does() -> None:
-    """What ``simulation.family_errors`` counts on."""
-    families = np.random.default_rng(13).random((30, 5)) ** 3
-    found = [(statistics.holm(family) < 0.05).any() for family in families]
-    assert found == (families.min(axis=1) * 5 < 0.05).tolist()
-    assert set(found) == {True, False}
 
 
 def test_majority_vote_breaks_ties_by_probability() -> None:
@@ -247,24 +189,6 @@ def test_reliability_sums_to_the_calibration_error() -> None:
     assert np.isnan(accuracy[0])  # with seven classes the top probability is never below 1/7
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.nightly)])
-def test_intervals_hold_without_a_difference(seeds: int) -> None:
-    found = simulate(250, seeds, training=0.1)
-    assert np.all(np.abs(found.misses() - 5) <= 2)
-    np.testing.assert_array_equal(found.misses(), found.found())
-    assert np.all(found.family_errors() <= 7)
-
-
-@pytest.mark.nightly
-def test_a_real_difference_is_found_and_covered() -> None:
-    gap = true_gap(0.4, training=0.1)
-    assert gap[0] > 0.05
-    found = simulate(150, 5, training=0.1, skills=(0, 0.4) * 3)
-    assert np.all(found.found() > 60)
-    assert np.all(found.misses(gap) <= 7)
-
-
 def test_mcnemar_holds_without_a_difference() -> None:
     rng = np.random.default_rng(12)
     p = []
@@ -273,33 +197,3 @@ def test_mcnemar_holds_without_a_difference() -> None:
         right = hard + rng.normal(size=(2, 300)) < 0.5
         p.append(statistics.exact_mcnemar(*right)[2])
     assert 2 <= 100 * np.mean(np.array(p) < 0.05) <= 7  # exact tests err on the safe side
-
-
-@pytest.mark.parametrize(  # every two values of two columns meet
-    ("seeds", "training", "test_sets"),
-    [
-        pytest.param(2, 0.0, "shared", marks=pytest.mark.nightly),
-        pytest.param(2, 0.1, "overlapping", marks=pytest.mark.nightly),
-        pytest.param(2, 0.3, "disjoint", marks=pytest.mark.nightly),
-        pytest.param(3, 0.0, "overlapping", marks=pytest.mark.nightly),
-        pytest.param(3, 0.1, "disjoint", marks=pytest.mark.slow),
-        pytest.param(3, 0.3, "shared", marks=pytest.mark.nightly),
-        pytest.param(5, 0.0, "disjoint", marks=pytest.mark.nightly),
-        pytest.param(5, 0.1, "shared", marks=pytest.mark.nightly),
-        pytest.param(5, 0.3, "overlapping", marks=pytest.mark.slow),
-        pytest.param(10, 0.1, "shared", marks=pytest.mark.nightly),
-    ],
-)
-def test_intervals_hold_whatever_decides(seeds: int, training: float, test_sets: str) -> None:
-    """95 % +- 2, and 5 % + 2 but for chance in 400 families. Two seeds are worse, which ``report.notes`` states."""
-    found = simulate(400, seeds, training, images=300, test_sets=test_sets)
-    print(seeds, training, test_sets, found.misses().round(1), found.family_errors().round(1))
-    assert np.all(found.misses() <= (7.5 if seeds == 2 else 7))
-    assert np.all(found.misses() >= (2 if seeds == 2 else 3))
-    assert np.all(found.family_errors() <= (12 if seeds == 2 else 7.5))
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seeds", [pytest.param(3), pytest.param(5, marks=pytest.mark.nightly)])
-def test_families_against_one_baseline_hold(seeds: int) -> None:
-    assert np.all(simulate(500, seeds, 0.1, against_first=True).family_errors() <= 7)

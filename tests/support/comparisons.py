@@ -42,6 +42,14 @@ TRAIN = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 TEST = (491, 55, 528, 879, 594, 416, 626)
 
 
+ESTIMATE = ("difference", "low", "high", "p", "p_holm", "low_all", "high_all", "detectable", "detectable_all")
+
+
+def estimate(gap: float, p: float, p_holm: float) -> tuple[float, ...]:
+    """A difference with intervals, in the order of ``ESTIMATE``."""
+    return gap, gap - 0.013, gap + 0.015, p, p_holm, gap - 0.017, gap + 0.019, 0.02, 0.026
+
+
 def made_up(
     methods: int = 5,
     seeds: int = 5,
@@ -91,7 +99,7 @@ def made_up(
                 gap = table[test_set, name, metric] - table[test_set, first, metric]
                 p = float(np.exp(-abs(gap) / 0.006))
                 p_holm = min(1.0, p * (methods - 1))
-                differences.append((test_set, name, metric, gap, gap - 0.013, gap + 0.015, p, p_holm, seeds))
+                differences.append((test_set, name, metric, *estimate(gap, p, p_holm), seeds))
     ranks = [
         (metric, name, rank)
         for metric in TESTED
@@ -145,15 +153,16 @@ def made_up(
         "synthetic": False,
         "summary": summary,
         "pairs": pd.DataFrame(
-            [
-                (one, other, gap, gap - 0.013, gap + 0.015, 0.04, seeds, min(1.0, 0.04 * len(pairs)))
-                for one, other, gap in pairs
-            ],
-            columns=["first", "second", "difference", "low", "high", "p", "seeds", "p_holm"],
+            [(one, other, *estimate(gap, 0.04, min(1.0, 0.04 * len(pairs))), seeds) for one, other, gap in pairs],
+            columns=["first", "second", *ESTIMATE, "seeds"],
         ),
         "differences": pd.DataFrame(
             differences,
-            columns=["test_set", "method", "metric", "difference", "low", "high", "p", "p_holm", "pairs"],
+            columns=["test_set", "method", "metric", *ESTIMATE, "pairs"],
+        ),
+        "twin_changes": pd.DataFrame(
+            [(name, *estimate(-0.004, 0.3, 0.9), seeds) for name in names[1:] if first],
+            columns=["method", *ESTIMATE, "pairs"],
         ),
         "mcnemar": pd.DataFrame(
             [(name, 200 + 5 * k, 190, 0.04, min(1.0, 0.04 * methods)) for k, name in enumerate(names[1:])],
