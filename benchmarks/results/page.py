@@ -34,7 +34,8 @@ HEAD = """\
 # Results on FER-2013
 
 The official split: trained on Training, selected on PublicTest, PrivateTest reported once for each finished recipe. The
-paper's protocol has a split of its own. `test_dedup`, or "without twins", leaves out the test images with a
+paper's protocol has a split of its own, whose pool holds PrivateTest as well: its test images are no fresh ones.
+`test_dedup`, or "without twins", leaves out the test images with a
 pixel-identical twin among the training images. A number ± another is the mean and the standard deviation over seeds, in
 percent; parentheses after it are the 95 % t interval of the mean. `tf_efficientnetv2_b0.safetensors` stands for
 ImageNet weights (those of Keras Applications by timm's names, float16, without classifier); without `model.weights`,
@@ -48,7 +49,7 @@ TITLES = {
     "paper": "The paper's table",
     "paper_full": "The paper's split with a full training budget",
     "tune": "The recipe that the methods share",
-    "methods": "All methods",
+    "methods": "Methods on one recipe",
     "search": "The search for the strongest single model",
     "strongest": "The strongest single model",
     "speed": "Speed",
@@ -87,7 +88,7 @@ class Packed:
         """Write the comparison to ``out``; returns its ``summary.csv``."""
         made = Path("docs", "results", self.folder.name)
         c = compare_and_report(find_runs([self.folder]), made, votes=self.votes)
-        groups = (sentences.on_differences, sentences.compare_with_paper, sentences.on_seeds, sentences.on_emotions)
+        groups = (sentences.on_differences, sentences.compare_with_paper, sentences.on_seeds, sentences.on_classes)
         lines = [sentences.answer(c), *(line for group in groups for line in group(c))]
         self.words = "".join(f"- {line}\n" for line in lines)
         shutil.copytree(made, self.out, dirs_exist_ok=True)
@@ -161,7 +162,8 @@ def methods(part: Packed) -> str:
     ]
     result = ", ".join(both) or "none does"
     bar = _bar("a method beats `none` in macro F1 and in balanced accuracy, Holm p < .05", bool(both), result)
-    return "\n".join([part.words, *blocks, bar])
+    count, seeds = scores["method"].nunique(), scores["seeds"].max()
+    return "\n".join([f"{count} methods, at most {seeds} seeds each.\n", part.words, *blocks, bar])
 
 
 def trials(part: Packed) -> str:
