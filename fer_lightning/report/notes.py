@@ -46,8 +46,8 @@ def on_differences(c: Comparison) -> list[str]:
         notes += _on_families(c)
         if 2 in counts:
             notes.append(
-                "Two seeds are too few: error rates hold in simulations of FER-2013's test set, but a true difference of "
-                "2 points in macro F1 is rarely found. Use at least three."
+                "Two seeds are too few: error rates hold in simulations of FER-2013's test set, but true differences "
+                "of 2 points in macro F1 are rarely found. Use at least three."
             )
     return notes + ([] if c.shared else _on_own_test_sets(c))
 

@@ -283,8 +283,8 @@ def on_seeds(c: Comparison) -> list[str]:
     alone, corrected = (points(rows[key].median()) for key in ("detectable", "detectable_all"))
     holm = f", or {corrected} where Holm's correction for {len(rows)} methods begins" * (len(rows) > 1)
     return [
-        f"With {number} seeds, a true difference in macro F1 of {alone} is found with {percent(POWER, 0)} power when "
-        f"tested alone{holm}; smaller ones are often missed."
+        f"With {number} seeds, a true difference in macro F1 of {alone} is found with about {percent(POWER, 0)} power "
+        f"when tested alone{holm}; smaller ones are often missed."
     ]
 
 
