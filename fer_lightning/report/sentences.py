@@ -164,13 +164,13 @@ def at_each_ratio(over: OverRatio) -> list[str]:
             group = unclear if row["p_holm"] >= SIGNIFICANT else better if row["difference"] > 0 else worse
             group.append(_with_interval(row["method"], row))
         parts = [
-            f"{verdict} {', '.join(names)}"
-            for names, verdict in ((better, "better is"), (worse, "worse is"), (unclear, "inconclusive"))
+            f"{verdict}: {', '.join(names)}"
+            for names, verdict in ((better, "better"), (worse, "worse"), (unclear, "inconclusive"))
             if names
         ]
         if parts:
             sentences.append(
-                f"At a ratio of {ratio:g}, in points of {SCORES[PRIMARY].heading} to the baseline with 95 % CI: "
+                f"At a ratio of {ratio:g}, in points of {SCORES[PRIMARY].heading} to the baseline with 95 % CI, "
                 f"{'; '.join(parts)}."
             )
     return sentences
