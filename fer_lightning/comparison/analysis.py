@@ -73,7 +73,7 @@ class Comparison:
         shared: whether all runs have the same images in ``test_set``.
         synthetic: whether the images are drawn.
         summary: test_set, method, metric (``METRICS``), mean, sd, low, high, seeds. The 95 % interval is Student's t
-            over seeds, cut at 0 for losses and errors; sd, low and high are NaN for one seed.
+            over seeds, cut at 0, and shares at 1; sd, low and high are NaN for one seed.
         pairs: first, second, and the columns of ``differences.estimate`` (``seeds`` for its ``pairs``): every pair of
             rows once, in ``PRIMARY`` on ``test_set``, all in one family.
         differences: test_set, method, metric (``TESTED``), and the columns of ``differences.estimate``: each row to its
@@ -282,8 +282,8 @@ def _summary(rows: Rows, test_set: str) -> pd.DataFrame:
             for metric in METRICS:
                 values = [run.number(f"{name}/{metric}") for run in members]
                 mean, deviation, low, high = statistics.t_interval(np.array(values))
-                if SCORES[metric].lower:
-                    low = float(np.maximum(low, 0))  # losses and errors are never negative
+                # No score is negative, and shares are at most 1.
+                low, high = (float(end) for end in np.clip([low, high], 0, 1 if SCORES[metric].factor == 100 else None))
                 records.append((name, row, metric, mean, deviation, low, high, len(members)))
     return pd.DataFrame(records, columns=["test_set", "method", "metric", "mean", "sd", "low", "high", "seeds"])
 

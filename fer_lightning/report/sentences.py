@@ -165,7 +165,7 @@ def at_each_ratio(over: OverRatio) -> list[str]:
             group.append(_with_interval(row["method"], row))
         parts = [
             f"{verdict}: {', '.join(names)}"
-            for names, verdict in ((better, "better"), (worse, "worse"), (unclear, "inconclusive"))
+            for names, verdict in ((better, "better"), (worse, "worse"), (unclear, "inconclusive after correction"))
             if names
         ]
         if parts:

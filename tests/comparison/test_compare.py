@@ -103,7 +103,7 @@ def test_summary_has_mean_deviation_and_t_interval(tmp_path: Path) -> None:
     for row in c.summary.to_dict("records"):
         values = scores_of(tmp_path / "sweep", row["method"], f"{row['test_set']}/{row['metric']}")
         mean, deviation, low, high = statistics.t_interval(np.array(values))
-        low = max(low, 0) if row["metric"] in ("nll", "ece") else low
+        low, high = np.clip([low, high], 0, np.inf if row["metric"] == "nll" else 1)
         found = [row[key] for key in ("mean", "sd", "low", "high")]
         assert found == pytest.approx([mean, deviation, low, high])
         assert row["seeds"] == 3

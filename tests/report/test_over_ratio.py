@@ -83,7 +83,7 @@ def test_one_sentence_for_each_ratio(comparison):
     said = sentences.on_differences(comparison)
     assert [text.split(",")[0] for text in said] == [f"At a ratio of {ratio}" for ratio in (1, 5, 20, 100)]
     assert "better: weighted +" in said[2]
-    assert re.search(r"; inconclusive: focal \S+ \(.+ to .+\)\.$", said[2])
+    assert re.search(r"; inconclusive after correction: focal \S+ \(.+ to .+\)\.$", said[2])
     answer = sentences.answer(comparison)
     assert answer.startswith("Highest macro F1 by the ratio of the training classes: ")
     assert (
