@@ -33,14 +33,42 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="corrupt N test images, at random by class; default: all of them"
     )
+    parser.add_argument(
+        "--set",
+        type=float,
+        dest="level",
+        metavar="LEVEL",
+        help="score sets of classes that hold the true class of this share of the images of each class; default: 0.9",
+    )
+    parser.add_argument(
+        "--prior",
+        metavar="PRIOR",
+        help="score the probabilities for other shares of the classes as well (test_prior/...): uniform, training, "
+        "estimated (from the test images, without their labels), or a JSON or CSV file of class and share",
+    )
+    parser.add_argument(
+        "--store",
+        action="store_true",
+        help="write temperature and validation scores into the checkpoint, where an earlier version has not",
+    )
     parser.add_argument("--out", type=Path, help="folder for metrics, predictions and pictures; default: print only")
     parsed = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
+    from fer_lightning.evaluation.place_of_use import PlaceOfUse
     from fer_lightning.evaluation.rescore import rescore  # --help and mistyped options need not wait for torch
 
     augmentations = list(dict.fromkeys(name for name in parsed.tta.split(",") if name))
-    headline = rescore(parsed.checkpoint, parsed.overrides, augmentations, parsed.out, parsed.corruptions, parsed.limit)
+    headline = rescore(
+        parsed.checkpoint,
+        parsed.overrides,
+        augmentations,
+        parsed.out,
+        PlaceOfUse(parsed.level, parsed.prior),
+        parsed.store,
+        parsed.corruptions,
+        parsed.limit,
+    )
     print(json.dumps({"checkpoint": str(parsed.checkpoint), **headline}))
 
 

@@ -41,6 +41,19 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="SECONDS",
         help="smooth the probabilities of each face of a video over this time; 0: not at all; default: 0.5",
     )
+    parser.add_argument(
+        "--set",
+        type=float,
+        dest="level",
+        metavar="LEVEL",
+        help="also give the smallest set of classes that holds the true one at this rate, such as 0.9",
+    )
+    parser.add_argument(
+        "--prior",
+        metavar="PRIOR",
+        help="shares of the classes in the place of use: uniform, training, estimated (from all given images), or a "
+        "JSON or CSV file of class and share; default: as the model assumes",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     predict_inputs(PredictionRequest(**vars(parser.parse_args(arguments))))
 

@@ -112,7 +112,7 @@ def export_metadata(model: EmotionClassifier) -> dict[str, Any]:
             "adjusted": model.hparams["adjusted"],
         },
         "provenance": model.hparams["provenance"],
-        "scorecard": card or None,
+        "scorecard": {key: value for key, value in card.items() if not isinstance(value, list)} or None,
         "exported_with": {"git_commit": provenance.git_commit(), "versions": provenance.environment()},
     }
 

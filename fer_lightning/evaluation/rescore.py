@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from fer_lightning.data.faces import Faces
+from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.artifacts import write_figures, write_tables
 from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
+from fer_lightning.evaluation.place_of_use import PlaceOfUse
+from fer_lightning.evaluation.place_scores import find_reference, score_place
 from fer_lightning.evaluation.probabilities import pick_device
+from fer_lightning.evaluation.reference import stored_calibration, to_card
 from fer_lightning.evaluation.robustness import Robustness, print_robustness, score_corruptions, subset
 from fer_lightning.evaluation.robustness_figure import robustness_figure
-from fer_lightning.evaluation.score import evaluate, headline, print_table
+from fer_lightning.evaluation.score import Evaluation, evaluate, headline, print_table
 from fer_lightning.evaluation.tta import VIEWS
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation import words
@@ -27,6 +31,8 @@ def rescore(
     overrides: list[str],
     augmentations: Sequence[str],
     out: Path | None,
+    place: PlaceOfUse,
+    store: bool = False,
     corruptions: bool = False,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -37,6 +43,8 @@ def rescore(
         overrides: ``key=value`` of the run's configuration; ``data=folder`` scores any labelled folder of images.
         augmentations: test-time augmentations, each scored beside the plain images; names in ``tta.VIEWS``.
         out: folder for metrics, predictions and pictures; None writes nothing.
+        place: level of the sets of classes, and prior of the place of use.
+        store: write temperature and validation scores into the checkpoint, for those of earlier versions.
         corruptions: score corrupted test images, too.
         limit: number of test images that are corrupted, at random; None for all.
 
@@ -53,17 +61,28 @@ def rescore(
         require(name in VIEWS, "--tta", name, f"must be {' or '.join(VIEWS)}, or both: {','.join(VIEWS)}")
     require(limit is None or corruptions, "--limit", limit, "is the number of images that --corruptions uses; add it")
     require(limit is None or limit >= 1, "--limit", limit, "must be 1 or more")
+    place.check()
     model = EmotionClassifier.load(checkpoint)
+    if store:
+        _check_storable(overrides)
     cfg, faces, split = load_split(model, overrides)
-    temperature = (model.hparams["scorecard"] or {}).get("temperature")
+    temperature, reference = stored_calibration(model)
+    if place != PlaceOfUse() and not len(split.val):
+        find_reference(model, checkpoint, place)  # which cannot be fitted here
     device = pick_device(cfg.trainer.accelerator)
-    evaluation = evaluate(model, faces, split, device, temperature, augmentations, shared_classes(model, faces))
+    shared = shared_classes(model, faces)
+    evaluation = evaluate(model, faces, split, device, temperature, augmentations, shared, reference)
+    evaluation, line = score_place(evaluation, place, model)
     if evaluation.shared:
         log.info(
             "test: an answer outside the shared classes is a mistake; test_shared: the most probable of the shared "
             "classes is the answer"
         )
     print_table({**evaluation.metrics, "synthetic": faces.synthetic}, faces.classes)
+    if line:
+        print(line)
+    if store:
+        _store(checkpoint, model, faces, evaluation)
     robustness = None
     if corruptions:
         robustness = score_corruptions(model, faces, subset(faces, split.tests["test"], limit), device)
@@ -92,6 +111,29 @@ def shared_classes(model: EmotionClassifier, faces: Faces) -> tuple[str, ...]:
     """The model's classes that have images; empty where all have."""
     shared = tuple(name for name, count in zip(model.classes, faces.count(), strict=True) if count)
     return shared if len(shared) < len(model.classes) else ()
+
+
+OWN_DATA = ("data.path", "data.cache_dir", "trainer.accelerator")
+"""Settings with which the validation images are still those that the model was selected on."""
+
+
+def _check_storable(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        require(override.partition("=")[0] in OWN_DATA, "--store", override, "leave it out: it may change the images")
+
+
+def _store(checkpoint: Path, model: EmotionClassifier, faces: Faces, evaluation: Evaluation) -> None:
+    """Write temperature and reference into the checkpoint's scorecard.
+
+    Raises:
+        UserError: they are not those of the images that the model was selected on.
+    """
+    if faces.data_hash != model.hparams["provenance"]["data_hash"] or evaluation.reference is None:
+        raise UserError("--store: needs the validation images that the model was selected on; give its own data.path")
+    temperature = evaluation.metrics["temperature"]
+    card = {**(model.hparams["scorecard"] or {}), "temperature": temperature}
+    scorecard.store(checkpoint, {**card, **to_card(evaluation.reference, model.classes)})
+    log.info("stored temperature and validation scores in %s", checkpoint)
 
 
 def _refuse_run_folder(folder: Path) -> None:

@@ -19,9 +19,10 @@ from fer_lightning.data.faces import Faces, class_noun
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import tta
 from fer_lightning.evaluation.probabilities import predict
+from fer_lightning.evaluation.reference import Reference, fit_reference, score_sets
 from fer_lightning.metrics.calibration import apply_temperature, calibration_error, fit_temperature, nll
-from fer_lightning.metrics.classification import classification_metrics
-from fer_lightning.metrics.names import HEADLINES, SCORES
+from fer_lightning.metrics.classification import classification_metrics, grouped_recall
+from fer_lightning.metrics.names import ALL_SCORES, FURTHER, GROUPS, HEADLINES, SCORES
 from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.words import percent
@@ -33,17 +34,20 @@ class Evaluation:
 
     Attributes:
         metrics: flat, ``<test set>/<metric>`` and ``val/<metric>``; ``temperature`` (None without one), and
-            ``nll_calibrated`` and ``ece_calibrated`` of the test sets with it; ``<test set>_<augmentation>/<metric>``.
+            ``nll_calibrated`` and ``ece_calibrated`` of the test sets with it; with a reference ``set_level`` and
+            ``<test set>/set_coverage`` and the like; ``<test set>_<augmentation>/<metric>``.
         predictions: one row per image of any test set: id, usage, label, prediction, ``p_<class>``, twin_group, and
             a column per test set, 1 where the image belongs to it and else 0. Not calibrated.
         augmented: the same table for each test-time augmentation.
         shared: the classes that ``<test set>_shared/<metric>`` is restricted to; empty without these.
+        reference: what the validation images say about other images; None without validation images.
     """
 
     metrics: dict[str, Any]
     predictions: pd.DataFrame
     augmented: dict[str, pd.DataFrame] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
+    reference: Reference | None = None
 
 
 def evaluate(
@@ -54,6 +58,7 @@ def evaluate(
     temperature: float | None = None,
     augmentations: Sequence[str] = (),
     shared: tuple[str, ...] = (),
+    reference: Reference | None = None,
 ) -> Evaluation:
     """Score every test set of a split, and its validation set when it has one.
 
@@ -66,6 +71,7 @@ def evaluate(
         shared: classes that other data share with the model; the test sets are scored once more, with the most
             probable of these as the answer. Empty for all classes.
         augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
+        reference: for sets of classes; None fits it on the validation images.
     """
     sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
     union = np.unique(np.concatenate(list(sets.values())))
@@ -74,17 +80,18 @@ def evaluate(
     for name, indices in sets.items():
         rows = np.searchsorted(union, indices)
         metrics |= classification_metrics(probabilities[rows], faces.labels[indices], faces.classes, f"{name}/")
+        recalls = [metrics[f"{name}/recall/{each}"] for each in faces.classes]
+        metrics |= grouped_recall(recalls, model.hparams["class_counts"], f"{name}/")
+    validation = probabilities[np.searchsorted(union, split.val)]
     if temperature is None and len(split.val):
-        temperature = fit_temperature(probabilities[np.searchsorted(union, split.val)], faces.labels[split.val])
+        temperature = fit_temperature(validation, faces.labels[split.val])
+    if reference is None and temperature is not None and len(split.val):
+        reference = fit_reference(apply_temperature(validation, temperature), faces.labels[split.val])
     metrics["temperature"] = temperature
     if temperature is not None:
         for name, indices in split.tests.items():
-            calibrated, labels = (
-                apply_temperature(probabilities[np.searchsorted(union, indices)], temperature),
-                faces.labels[indices],
-            )
-            metrics[f"{name}/nll_calibrated"] = nll(calibrated, labels) if len(labels) else None
-            metrics[f"{name}/ece_calibrated"] = calibration_error(calibrated, labels) if len(labels) else None
+            rows = np.searchsorted(union, indices)
+            metrics |= _calibrated(probabilities[rows], faces.labels[indices], temperature, f"{name}/")
     if shared:
         for name, indices in split.tests.items():
             rows = np.searchsorted(union, indices)
@@ -99,7 +106,21 @@ def evaluate(
             prefix = f"{name}_{augmentation}/"
             metrics |= classification_metrics(averaged[rows], faces.labels[indices], faces.classes, prefix)
     predictions = _table(faces, split, test, probabilities[np.searchsorted(union, test)])
-    return Evaluation(metrics, predictions, augmented, shared)
+    if reference is not None and temperature is not None:
+        unseen = [name for name in split.tests if name != "val"]  # where the test images are left alone, val is scored
+        metrics |= score_sets(predictions, unseen, faces.classes, temperature, reference)
+    return Evaluation(metrics, predictions, augmented, shared, reference)
+
+
+def _calibrated(
+    probabilities: np.ndarray, labels: np.ndarray, temperature: float, prefix: str
+) -> dict[str, float | None]:
+    """Scores of the calibrated probabilities; None without images."""
+    calibrated = apply_temperature(probabilities, temperature)
+    return {
+        f"{prefix}nll_calibrated": nll(calibrated, labels) if len(labels) else None,
+        f"{prefix}ece_calibrated": calibration_error(calibrated, labels) if len(labels) else None,
+    }
 
 
 def _restricted(
@@ -141,17 +162,29 @@ def print_table(metrics: Mapping[str, Any], classes: Sequence[str], name: str = 
     for row in sets:
         values = (metrics[f"{row}/{key}"] for key in HEADLINES)
         table.add_row(row, str(metrics[f"{row}/n"]), *(percent(value, digits=2) for value in values))
+    further = [key for key in (*FURTHER, *GROUPS) if f"{name}/{key}" in metrics]
+    other = Table(Column("set", no_wrap=True), *(ALL_SCORES[key].heading for key in further))
+    for row in sets:
+        other.add_row(row, *(ALL_SCORES[key].words(metrics.get(f"{row}/{key}")) for key in further))
     by_class = Table(class_noun(classes), "recall", "precision", "F1")
     for each in classes:
         scores = (percent(metrics[f"{name}/{key}/{each}"], digits=2) for key in ("recall", "precision", "f1"))
         by_class.add_row(Text(each), *scores)
     console = Console()
     console.print(table)
+    console.print(other)
     console.print(by_class)
     if metrics.get(f"{name}/nll_calibrated") is not None:
         before, after = (percent(metrics[f"{name}/{key}"], digits=2) for key in ("ece", "ece_calibrated"))
         console.print(
             f"temperature {metrics['temperature']:.2f}: NLL {metrics[f'{name}/nll']:.3f} -> "
             f"{metrics[f'{name}/nll_calibrated']:.3f}, calibration error {before} -> {after}",
+            highlight=False,
+        )
+    if metrics.get(f"{name}/set_coverage") is not None:
+        held = percent(metrics[f"{name}/set_coverage"])
+        console.print(
+            f"sets for {percent(metrics['set_level'], digits=0)} of each {class_noun(classes)}: hold the label of "
+            f"{held} of the images, {metrics[f'{name}/set_size']:.2f} of {len(classes)} classes on average",
             highlight=False,
         )

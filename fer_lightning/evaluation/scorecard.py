@@ -7,10 +7,22 @@ from typing import Any
 from fer_lightning.metrics import names
 from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
 
-SCORES = ("n", *names.SCORES, "nll_calibrated", "ece_calibrated")
-PER_CLASS = ("recall", "precision", "f1")
+SCORES = ("n", *names.ALL_SCORES, "nll_calibrated", "ece_calibrated", "set_coverage", "set_size")
+PER_CLASS = ("recall", "precision", "f1", "set_coverage")
 FACTS = (
-    *("temperature", "data", "data_folder", "split", "labels", "synthetic", "imbalance", "model", "seed", "data_hash"),
+    *(
+        "temperature",
+        "set_level",
+        "data",
+        "data_folder",
+        "split",
+        "labels",
+        "synthetic",
+        "imbalance",
+        "model",
+        "seed",
+        "data_hash",
+    ),
     "git_commit",
 )
 

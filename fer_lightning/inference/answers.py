@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fer_lightning.data.faces import class_noun
 from fer_lightning.inference.detect import Box
+from fer_lightning.metrics import conformal, prior
 from fer_lightning.presentation.escapes import to_csv
 from fer_lightning.presentation.printable import printable
 
@@ -20,7 +21,7 @@ OK, NO_FACE = "ok", "no face"
 PLACE = ("path", "frame", "time", "face", "x", "y", "width", "height", "status")
 
 WIDE = 100
-"""Terminal columns from which a table also shows the second-best class."""
+"""Terminal columns from which a table also shows the second-best class, if it shows no sets."""
 
 Write = Callable[[list["Row"]], None]
 """Writes the rows of one picture."""
@@ -34,11 +35,17 @@ class Answerer:
         classes: names of the model's C classes.
         card: the model's scorecard.
         tracked: whether the faces are those of a video, followed from frame to frame.
+        level: the rate at which the sets of classes hold the true class; None for no sets.
+        thresholds: of the sets, shape (C,), see ``conformal.prediction_sets``.
+        priors: the shares of classes that the probabilities of a row assume, and those of the place of use.
     """
 
     classes: tuple[str, ...]
     card: Mapping[str, Any] | None
     tracked: bool = False
+    level: float | None = None
+    thresholds: np.ndarray | None = None
+    priors: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def noun(self) -> str:
@@ -51,18 +58,40 @@ class Answerer:
         place = (*PLACE[:4], "track", *PLACE[4:]) if self.tracked else PLACE
         unsmoothed = (f"raw_{name}" for name in self.classes) if self.tracked else ()
         probabilities = (f"p_{name}" for name in self.classes)
-        return (*place, self.noun, "confidence", *probabilities, *unsmoothed, "model_recall")
+        sets = () if self.level is None else (f"set_{self.level:g}",)
+        return (*place, self.noun, "confidence", *probabilities, *unsmoothed, "model_recall", *sets)
+
+    def probabilities(self, row: "Row") -> np.ndarray | None:
+        """Probabilities in the place of use, shape (C,); None where there are none."""
+        return self._in_place(row.probabilities)
+
+    def _in_place(self, probabilities: np.ndarray | None) -> np.ndarray | None:
+        if probabilities is None or self.priors is None:
+            return probabilities
+        return np.asarray(prior.shift(probabilities[None], *self.priors)[0])
+
+    def set_of(self, row: "Row") -> list[str] | None:
+        """The classes in a row's set, the most probable first; None without a level or without probabilities.
+
+        It does not depend on the prior: its rate holds within each class.
+        """
+        if row.probabilities is None or self.thresholds is None:
+            return None
+        inside = conformal.prediction_sets(row.probabilities[None], self.thresholds)[0]
+        return [self.classes[k] for k in np.argsort(-row.probabilities, kind="stable") if inside[k]]
 
     def answer(self, row: "Row") -> str | None:
         """The most probable class; None without probabilities."""
-        return None if row.probabilities is None else self.classes[int(row.probabilities.argmax())]
+        probabilities = self.probabilities(row)
+        return None if probabilities is None else self.classes[int(probabilities.argmax())]
 
     def ranked(self, row: "Row") -> list[str]:
         """All classes with their probability, the most probable first, such as ``happy 92 %``; empty without one."""
-        if row.probabilities is None:
+        probabilities = self.probabilities(row)
+        if probabilities is None:
             return []
-        order = np.argsort(-row.probabilities, kind="stable")
-        return [f"{self.classes[k]} {100 * row.probabilities[k]:.0f} %" for k in order]
+        order = np.argsort(-probabilities, kind="stable")
+        return [f"{self.classes[k]} {100 * probabilities[k]:.0f} %" for k in order]
 
     def recall(self, row: "Row") -> float | None:
         """The model's test recall of the answer, from its scorecard; None when unknown."""
@@ -72,14 +101,16 @@ class Answerer:
 
     def as_dict(self, row: "Row") -> dict[str, Any]:
         """A row by ``columns`` as plain Python values; None for missing values."""
-        confidence = None if row.probabilities is None else round(float(row.probabilities.max()), 6)
+        shown = self.probabilities(row)
+        confidence = None if shown is None else round(float(shown.max()), 6)
         values = (
             *(str(row.path), row.frame, None if row.seconds is None else round(row.seconds, 3), row.face),
             *((row.track,) if self.tracked else ()),
             *(row.box or (None, None, None, None)),
-            *(row.status, self.answer(row), confidence, *self._rounded(row.probabilities)),
-            *(self._rounded(row.unsmoothed) if self.tracked else ()),
+            *(row.status, self.answer(row), confidence, *self._rounded(shown)),
+            *(self._rounded(self._in_place(row.unsmoothed)) if self.tracked else ()),
             self.recall(row),
+            *((self.set_of(row),) if self.level is not None else ()),
         )
         return dict(zip(self.columns, values, strict=True))
 
@@ -124,8 +155,9 @@ def csv_writer(stream: IO[str], answerer: Answerer) -> Write:
 
     def write(rows: list[Row]) -> None:
         for row in rows:
-            values = answerer.as_dict(row)
-            writer.writerow({key: to_csv(value) for key, value in {**values, "path": printable(row.path)}.items()})
+            values = {**answerer.as_dict(row), "path": printable(row.path)}
+            texts = {key: " | ".join(value) if isinstance(value, list) else value for key, value in values.items()}
+            writer.writerow({key: to_csv(value) for key, value in texts.items()})
         stream.flush()
 
     return write
@@ -153,7 +185,9 @@ def table_writer(console: Console, answerer: Answerer, times: bool, boxes: bool)
     columns = [("time", 9)] if times else []
     columns += [("track" if times else "face", 5 if times else 4), ("x, y, width, height", 22)] if boxes else []
     wide = console.width >= WIDE
-    columns += [(answerer.noun, 14), *([("or", 14)] if wide else []), ("recall", 6)]
+    sets = answerer.level is not None
+    second_best = wide and not sets
+    columns += [(answerer.noun, 14), *([("or", 14)] if second_best else []), ("recall", 6)]
     has_header = False
 
     def write(rows: list[Row]) -> None:
@@ -165,12 +199,16 @@ def table_writer(console: Console, answerer: Answerer, times: bool, boxes: bool)
         table.add_column("path", ratio=1, overflow="fold")
         for name, width in columns:
             table.add_column(name, width=width)
+        if sets:
+            table.add_column(f"{100 * (answerer.level or 0):g} % set", ratio=1, overflow="fold")
         for row in rows:
             first, second, *_ = (*answerer.ranked(row), row.status, "")
             known_recall = answerer.recall(row)
             cells = [f"{row.seconds or 0:.2f} s"] if times else []
             cells += [str(row.track or row.face or ""), ", ".join(map(str, row.box or ()))] if boxes else []
-            cells += [first, *([second] if wide else []), "" if known_recall is None else f"{100 * known_recall:.0f} %"]
+            cells += [first, *([second] if second_best else [])]
+            cells += ["" if known_recall is None else f"{100 * known_recall:.0f} %"]
+            cells += [", ".join(answerer.set_of(row) or ())] if sets else []
             table.add_row(printable(row.path), *cells)
         console.print(table)
         has_header = True

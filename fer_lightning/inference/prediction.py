@@ -3,21 +3,28 @@
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
+from fer_lightning.evaluation.place_of_use import ESTIMATED, PlaceOfUse, describe_prior, given_prior
 from fer_lightning.inference import answers, detect, pictures, stream, tracks
 from fer_lightning.inference.annotate import Drawings
 from fer_lightning.inference.answers import OK, Answerer, Row
 from fer_lightning.inference.pictures import Source
+from fer_lightning.metrics import conformal
 from fer_lightning.presentation.printable import printable
+from fer_lightning.presentation.words import listed
 from fer_lightning.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from fer_lightning.model.classifier import EmotionClassifier
 
 MAX_SMOOTHING = 60
 """Seconds."""
@@ -37,6 +44,8 @@ class PredictionRequest:
         draw: folder for annotated copies.
         every: use every n-th frame of a video.
         smooth: seconds over which the probabilities of a face in a video are smoothed; 0 for none.
+        level: the rate at which sets of classes are to hold the true class; None for no sets.
+        prior: shares of the classes in the place of use, see ``PlaceOfUse``; None for those that the model assumes.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
     """
 
@@ -49,7 +58,14 @@ class PredictionRequest:
     draw: Path | None = None
     every: int = 1
     smooth: float = 0.5
+    level: float | None = None
+    prior: str | None = None
     device: str = "auto"
+
+    @property
+    def place(self) -> PlaceOfUse:
+        """The options about the place of use."""
+        return PlaceOfUse(self.level, self.prior)
 
     @property
     def detects(self) -> bool:
@@ -86,6 +102,7 @@ def _check(request: PredictionRequest) -> None:
         raise UserError(f"--every {request.every}: must be 1 or more")
     if not 0 <= request.smooth <= MAX_SMOOTHING:
         raise UserError(f"--smooth {request.smooth}: must be 0 to {MAX_SMOOTHING} seconds")
+    request.place.check()
     if request.out is not None and request.out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {request.out}: the name must end in .csv or .jsonl")
     if request.draw is not None:
@@ -110,6 +127,8 @@ def _check_drawings(folder: Path, paths: list[str]) -> None:
 def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
     """Classify every input; returns the number of failed inputs and of all."""
     sources = pictures.list_sources(request.paths)
+    if request.prior == ESTIMATED and any(source.kind == "camera" for source in sources):
+        raise UserError("--prior estimated: takes all images before the first answer, and a camera has no last one")
     if request.detects:
         detect.check_detector(request.detector)
     # Not before here: usage errors are reported without the seconds that torch takes to import.
@@ -118,20 +137,24 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
 
     device = pick_device(request.device, "--device {}")
     model = EmotionClassifier.load(request.checkpoint)
-    answerer = Answerer(model.classes, model.hparams["scorecard"], any(source.moves for source in sources))
-    write = _open_output(request, answerer, stack)
-    drawings = _open_drawings(request, stack)
     extract = (
         partial(stream.detected_faces, form=model.form, detector=request.detector)
         if request.detects
         else stream.central_face_with_note(model.form)
     )
+
+    def classify_all(keep: bool) -> Iterator[tuple[stream.PictureFaces, list[Row]]]:
+        extracted = stream.extract_faces(sources, extract, request.every, keep)
+        return stream.classify_pictures(extracted, lambda faces: classify(model, faces, device))
+
+    tracked = any(source.moves for source in sources)
+    answerer = _answerer(request, model, tracked, lambda: classify_all(keep=False))
+    write = _open_output(request, answerer, stack)
+    drawings = _open_drawings(request, stack)
     classified: set[int] = set()
     damaged: set[int] = set()  # a video cut short is in both
     only_answer = None
-    extracted = stream.extract_faces(sources, extract, request.every, keep=drawings is not None)
-    classified_pictures = stream.classify_pictures(extracted, lambda faces: classify(model, faces, device))
-    for followed in tracks.follow(classified_pictures, request.smooth):
+    for followed in tracks.follow(classify_all(keep=drawings is not None), request.smooth):
         item, rows = followed.item, followed.rows
         if rows[0].status == OK:
             classified.add(id(item.source))
@@ -140,6 +163,8 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
         if request.prints_table and _is_single_face(sources, rows):
             only_answer = answerer.answer(rows[0])
             print(printable(f"{rows[0].path}: {', '.join(answerer.ranked(rows[0])[:3])}"))
+            if answerer.level is not None:
+                print(f"{100 * answerer.level:g} % set: {', '.join(answerer.set_of(rows[0]) or ())}")
         else:
             write(rows)
         if drawings is not None:
@@ -157,6 +182,40 @@ def _label(row: Row, answerer: Answerer) -> str:
     )
 
 
+def _answerer(
+    request: PredictionRequest,
+    model: "EmotionClassifier",
+    tracked: bool,
+    classify_all: Callable[[], Iterator[tuple[stream.PictureFaces, list[Row]]]],
+) -> Answerer:
+    """What the answers are about: for an estimated prior, all inputs are classified once before.
+
+    Raises:
+        UserError: the checkpoint holds no scores of validation images, or the file of a prior cannot be used.
+    """
+    card, place = model.hparams["scorecard"], request.place
+    answerer = Answerer(model.classes, card, tracked)
+    if place == PlaceOfUse():
+        return answerer
+    from fer_lightning.evaluation.place_scores import find_reference
+    from fer_lightning.metrics import prior
+
+    reference = find_reference(model, request.checkpoint, place)
+    if place.level is not None:
+        answerer = replace(answerer, level=place.level, thresholds=reference.scores.thresholds(place.level))
+    if place.prior is None:
+        return answerer
+    shares, estimate = given_prior(place.prior, model.classes, model.hparams["class_counts"]), None
+    if shares is None:
+        answers_of_all = [row.probabilities for _, rows in classify_all() for row in rows if row.status == OK]
+        if not answers_of_all:
+            return answerer
+        estimate = prior.estimate(np.stack([each for each in answers_of_all if each is not None]), reference.prior)
+        shares = estimate.prior
+    print(printable(describe_prior(place.prior, shares, model.classes, estimate)), file=sys.stderr, flush=True)
+    return replace(answerer, priors=(reference.prior, shares))
+
+
 def _is_single_face(sources: list[Source], rows: list[Row]) -> bool:
     return len(sources) == len(rows) == 1 and not sources[0].moves and rows[0].status == OK
 
@@ -169,9 +228,28 @@ def _print_model_quality(answerer: Answerer, answer: str | None, file: IO[str]) 
     temperature = (card or {}).get("temperature")
     calibration = "not calibrated" if temperature is None else f"calibrated (temperature {temperature:.2f})"
     lines = [f"this model: {scorecard_line(card, answer)}", f"probabilities: {calibration}"]
+    if answerer.level is not None:
+        lines.append(_describe_sets(answerer))
     if card and answer is None:
         lines.append(f"recall: share of the test images of this {answerer.noun} that the model classifies correctly")
     print("\n".join(lines), file=file, flush=True)
+
+
+def _describe_sets(answerer: Answerer) -> str:
+    """What the sets promise, what they reached on test images, and which classes are in all of them."""
+    assert answerer.level is not None
+    assert answerer.thresholds is not None
+    card, level = answerer.card or {}, answerer.level
+    line = f"sets: hold the true {answerer.noun} of {100 * level:g} % of the images of each {answerer.noun}"
+    if card.get("set_level") == level and card.get("test/set_coverage") is not None:
+        line += (
+            f"; of the test images {100 * card['test/set_coverage']:.1f} %, with {card['test/set_size']:.2f} on average"
+        )
+    always = [name for name, limit in zip(answerer.classes, answerer.thresholds, strict=True) if np.isinf(limit)]
+    if always:
+        needed = conformal.images_needed(level)
+        line += f"; {listed(always)} in all of them, because {100 * level:g} % takes {needed:,} validation images each"
+    return line
 
 
 def _open_drawings(request: PredictionRequest, stack: ExitStack) -> Drawings | None:

@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_lightning.metrics.calibration import calibration_error, nll
-from fer_lightning.metrics.names import SCORES
+from fer_lightning.metrics.discrimination import macro_areas
+from fer_lightning.metrics.names import FURTHER, GROUPS, SCORES
+from fer_lightning.metrics.selective import aurc
+
+FEW_CLASSES = 20
+"""Number of classes up to which each one is reported alone, without groups."""
+
+MANY, FEW = 100, 20
+"""Training images above which a class has many, and below which it has few (Liu et al. 2019, "Large-scale long-tailed
+recognition in an open world", section 5)."""
 
 
 def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike, classes: int) -> np.ndarray:
@@ -53,6 +62,70 @@ def macro_f1(matrix: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(defined, f1, 0.0).sum(axis=-1) / np.maximum(count, 1), np.nan)
 
 
+def g_mean(recall: np.ndarray) -> float:
+    """Geometric mean of the recalls of the classes that have images (Kubat and Matwin 1997); 0 where one is 0.
+
+    Args:
+        recall: shape (C,), NaN for a class without images.
+    """
+    defined = recall[~np.isnan(recall)]
+    if not len(defined):
+        return np.nan
+    return float(np.exp(np.log(defined).mean())) if defined.all() else 0.0
+
+
+def matthews_correlation(matrix: np.ndarray) -> float:
+    """Matthews correlation coefficient for several classes (Gorodkin 2004, R_K), from -1 to 1.
+
+    0 where all images are of one class, or all predictions are, as in scikit-learn.
+
+    Args:
+        matrix: counts, shape (C, C), rows true, columns predicted.
+    """
+    n, hits = float(matrix.sum()), float(np.trace(matrix))
+    images, predicted = matrix.sum(axis=1).astype(np.float64), matrix.sum(axis=0).astype(np.float64)
+    spread = (n**2 - predicted @ predicted) * (n**2 - images @ images)
+    return float((hits * n - images @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def grouped_recall(
+    recall: Sequence[float | None], training_images: Sequence[int], prefix: str = "test/"
+) -> dict[str, float | None]:
+    """Mean recall of the classes with many, medium and few training images; empty for up to ``FEW_CLASSES`` classes.
+
+    The groups of Liu et al. (2019): more than 100, 20 to 100, and fewer than 20 training images.
+
+    Args:
+        recall: of the C classes, None for a class without test images, which is left out.
+        training_images: of the C classes.
+        prefix: put before every key.
+
+    Returns:
+        ``recall_many``, ``recall_medium`` and ``recall_few``; None for a group without classes.
+    """
+    if len(recall) <= FEW_CLASSES:
+        return {}
+    grouped: dict[str, list[float]] = {key: [] for key in GROUPS}
+    for value, n in zip(recall, training_images, strict=True):
+        if value is not None:
+            grouped["recall_many" if n > MANY else "recall_medium" if n >= FEW else "recall_few"].append(value)
+    return {prefix + key: float(np.mean(values)) if values else None for key, values in grouped.items()}
+
+
+def further_scores(probabilities: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> dict[str, float | None]:
+    """The scores of ``names.FURTHER``; None where one is undefined.
+
+    Args:
+        probabilities: float64, shape (n, C), n > 0.
+        labels: int in 0..C-1, shape (n,).
+        matrix: their confusion matrix.
+    """
+    recall = precision_recall_f1(matrix)[1]
+    values = (g_mean(recall), matthews_correlation(matrix), *macro_areas(probabilities, labels))
+    scores = dict(zip(FURTHER, (*values, aurc(probabilities, labels)), strict=True))
+    return {key: None if np.isnan(value) else value for key, value in scores.items()}
+
+
 def classification_metrics(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str], prefix: str = "test/"
 ) -> dict[str, float | None]:
@@ -66,8 +139,9 @@ def classification_metrics(
 
     Returns:
         ``n``, ``accuracy``, ``balanced_accuracy``, ``f1_macro``, ``worst_recall``, ``nll`` (mean negative
-        log-likelihood in nats), ``ece``, and ``recall/``, ``precision/``, ``f1/`` + class. What is
-        undefined is None (a class without images; everything when n = 0), so that the result is valid JSON.
+        log-likelihood in nats), ``ece``, ``g_mean``, ``mcc``, ``auroc_macro`` and ``average_precision_macro`` (over
+        the classes that have images, one against the rest), ``aurc``, and ``recall/``, ``precision/``, ``f1/`` + class.
+        What is undefined is None (a class without images; everything when n = 0), so that the result is valid JSON.
 
     Raises:
         ValueError: wrong shapes, labels out of range, or probabilities that are not finite numbers.
@@ -82,7 +156,7 @@ def classification_metrics(
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
     precision, recall, f1 = precision_recall_f1(matrix)
     n = len(labels)
-    scores: dict[str, float | None] = dict.fromkeys(SCORES)
+    scores: dict[str, float | None] = dict.fromkeys((*SCORES, *FURTHER))
     if n:
         scores = {
             "accuracy": float(np.trace(matrix) / n),
@@ -91,6 +165,7 @@ def classification_metrics(
             "worst_recall": float(np.nanmin(recall)),
             "nll": nll(probabilities, labels),
             "ece": calibration_error(probabilities, labels),
+            **further_scores(probabilities, labels, matrix),
         }
     per_class = {
         f"{name}/{class_name}": None if np.isnan(value) else float(value)

@@ -35,6 +35,24 @@ SCORES = {
 }
 """Key -> format; shares in percent, NLL in nats."""
 
+FURTHER = {
+    "g_mean": MetricFormat("G-mean"),
+    "mcc": MetricFormat("MCC", factor=1, digits=3),
+    "auroc_macro": MetricFormat("macro AUROC"),
+    "average_precision_macro": MetricFormat("macro AP"),
+    "aurc": MetricFormat("AURC", lower=True),
+}
+"""Scores shown in a table of their own; runs of earlier versions lack them in ``metrics.json``."""
+
+GROUPS = {
+    "recall_many": MetricFormat("recall, many"),
+    "recall_medium": MetricFormat("recall, medium"),
+    "recall_few": MetricFormat("recall, few"),
+}
+"""Recall by training images of a class, with more than ``classification.FEW_CLASSES`` classes only."""
+
+ALL_SCORES = {**SCORES, **FURTHER, **GROUPS}
+
 HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
 """The scores that are shown first."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
+from fer_lightning.metrics.conformal import MOST_KEPT
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import replace_file_by
 
@@ -46,6 +47,9 @@ MAX_VALUES = 500_000
 
 LONGEST_TEXT = 200
 """Maximum characters of a text in a scorecard."""
+
+SCORES, SCORES_OF, PRIOR = "conformal/", "conformal_n/", "prior/"
+"""Entries of a scorecard for each class: scores of validation images, their number, and the share assumed."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -171,6 +175,7 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
     check(named, "its classes are no names")
     check(are_counts and len(counts) == len(classes), f"class_counts are not those of {len(classes)} classes")
     _check_scorecard(hyper["scorecard"] or {})
+    _check_reference(hyper["scorecard"] or {}, classes)
     for key in ("epoch", "global_step"):
         number = checkpoint.get(key, 0)
         check(type(number) is int and number >= 0, f"its {key} is {str(number)[:40]}, not a whole number")
@@ -178,6 +183,8 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
 
 def _check_scorecard(card: dict[Any, Any]) -> None:
     for key, value in card.items():
+        if isinstance(key, str) and key.startswith(SCORES):
+            continue  # lists, see _check_reference
         is_text = isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
         is_number = isinstance(value, int | float) and math.isfinite(value)
         is_score = isinstance(key, str) and ("/" in key or key == "temperature")
@@ -188,6 +195,24 @@ def _check_scorecard(card: dict[Any, Any]) -> None:
         check(complete, "its scorecard is incomplete")
     given = card.get("temperature")
     check(given is None or is_temperature(given), f"its temperature is {given}, not from {COLDEST} to {HOTTEST}")
+
+
+def _check_reference(card: dict[Any, Any], classes: list[str]) -> None:
+    """Raise ValueError unless a scorecard has sorted scores, their number and a prior of all classes, or of none."""
+    entries = {key for key in card if isinstance(key, str) and key.startswith((SCORES, SCORES_OF, PRIOR))}
+    if not entries:
+        return
+    check(
+        entries == {part + name for part in (SCORES, SCORES_OF, PRIOR) for name in classes}, "its sets are incomplete"
+    )
+    for name in classes:
+        scores, count, share = (card[part + name] for part in (SCORES, SCORES_OF, PRIOR))
+        listed = isinstance(scores, list) and len(scores) <= MOST_KEPT and all(type(each) is float for each in scores)
+        ordered = listed and all(0 <= a <= b <= 1 for a, b in zip([0.0, *scores], [*scores, 1.0], strict=True))
+        check(ordered, f"{SCORES}{name} in its scorecard is no list of ascending numbers from 0 to 1")
+        whole = type(count) is int and len(scores) <= count and bool(scores) == bool(count)
+        check(whole, f"{SCORES_OF}{name} in its scorecard is {str(count)[:40]}, not a number of images")
+        check(type(share) is float and 0 < share <= 1, f"{PRIOR}{name} in its scorecard is no share")
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep: Path | None = None) -> None:

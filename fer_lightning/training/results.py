@@ -14,6 +14,7 @@ from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.artifacts import write_figures, write_tables
 from fer_lightning.evaluation.checkpoint_split import FOLDER
+from fer_lightning.evaluation.reference import to_card
 from fer_lightning.evaluation.score import Evaluation, headline, print_table
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.metrics.predictions import reported
@@ -103,7 +104,8 @@ def write_results(
         drawn: images per class that the first epoch showed.
         loggers: from ``tracking.build_loggers``.
     """
-    scorecard.store(checkpoint, scorecard.make_scorecard(metrics))
+    reference = to_card(evaluation.reference, datamodule.faces.classes)
+    scorecard.store(checkpoint, {**scorecard.make_scorecard(metrics), **reference})
     name, faces, split = reported_set(cfg), datamodule.faces, reported_split(cfg, datamodule.split)
     sets = {"train": split.train, "val": split.val, name: split.tests[name]}
     counts = {key: faces.count(rows) for key, rows in sets.items() if len(rows)}

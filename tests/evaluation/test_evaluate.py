@@ -19,8 +19,10 @@ from fer_lightning.data.splits import official, paper
 from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation import probabilities as inference
 from fer_lightning.evaluation import score as scoring
+from fer_lightning.evaluation import scorecard
 from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.metrics.predictions import probability_columns
+from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
@@ -94,6 +96,32 @@ class TestTheSameNumbers:
         assert scores(read_json(tmp_path / "again" / "metrics.json")) == scores(read_json(trained / "metrics.json"))
 
 
+class TestThePlaceOfUse:
+    def test_sets_and_prior_beside_the_plain_scores(self, trained, score, tmp_path):
+        out = score(trained, "--set", "0.5", "--prior", "uniform", "--out", str(tmp_path / "again"))
+        before, again = read_json(trained / "metrics.json"), read_json(tmp_path / "again" / "metrics.json")
+        assert (before["set_level"], again["set_level"]) == (0.9, 0.5)
+        assert before["test/set_size"] > again["test/set_size"]
+        assert again["test/f1_macro"] == before["test/f1_macro"]
+        assert again["prior/disgust"] == pytest.approx(1 / 7)
+        assert {"test_prior/nll", "test_dedup_prior/f1_macro"} <= set(again)
+        assert "prior uniform: " in out
+        assert (tmp_path / "again" / "predictions_prior.csv").exists()
+
+    def test_an_older_checkpoint_gets_what_it_lacks(self, trained, score, tmp_path):
+        """From the validation images of its own split: to the last digit what the run would have stored."""
+        content = read_checkpoint(trained / "checkpoints" / "best.ckpt")
+        card = content["hyper_parameters"]["scorecard"]
+        older = {key: value for key, value in card.items() if not key.startswith(("conformal", "prior/"))}
+        (tmp_path / "checkpoints").mkdir()
+        scorecard.store(Path(shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "checkpoints")), older)
+        score(tmp_path, "--store")
+        stored = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["hyper_parameters"]["scorecard"]
+        assert stored == card
+        with pytest.raises(UserError, match=r"--store=split\.val_fraction=0\.3: leave it out"):
+            score(tmp_path, "--store", "split.val_fraction=0.3")
+
+
 class TestOtherImages:
     @pytest.mark.nightly
     def test_moved_but_equal_images_are_the_same(self, trained, archive, score, tmp_path):
@@ -137,6 +165,8 @@ class TestOtherImages:
         (["split.val_fraction=2"], "split.val_fraction=2: must lie between 0 and 1"),
         (["split._target_=os.system"], "split._target_=os.system: is not code of this project"),
         (["trainer.accelerator=abacus"], "trainer.accelerator=abacus"),
+        (["--set", "90"], "--set 90.0: must lie between 0 and 1, such as 0.9"),
+        (["--prior", "unifrom"], "--prior unifrom: no such file; give uniform, training, estimated"),
     ],
 )
 def test_mistakes_are_one_line(trained, score, arguments, message):

@@ -95,6 +95,16 @@ def loop() -> list[Any]:
     return node
 
 
+def sets(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    """Entries of a scorecard for sets of classes, those of ``angry`` changed; without a value they are left out."""
+    classes = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+    parts = {"conformal": [0.2, 0.7], "conformal_n": 2, "prior": 1 / 7}
+    entries: dict[str, Any] = {f"{part}/{name}": value for part, value in parts.items() for name in classes}
+    for part, value in changes.items():
+        entries[f"{part}/angry"] = value
+    return card(**{key: value for key, value in entries.items() if value is not None})
+
+
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no state": (lambda content: content.update(state_dict={}), "its state_dict is empty"),
     "a list for the state": (lambda content: content.update(state_dict=[1]), "state_dict"),
@@ -145,6 +155,16 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "escape codes in the scorecard": (card(data="\x1b[31m"), "its scorecard has data="),
     "a temperature of 0": (card(temperature=0), "temperature is 0, not from 0.05 to 20"),
     "a temperature of nearly 0": (card(temperature=1e-320), "temperature is 1e-320, not from 0.05"),
+    "sets of some classes": (sets(prior=None), "its sets are incomplete"),
+    "sets of one class": (card(**{"prior/angry": 0.5}), "its sets are incomplete"),
+    "a set of text": (sets(conformal="x"), "conformal/angry in its scorecard is no list"),
+    "a set of whole numbers": (sets(conformal=[0, 1]), "is no list of ascending numbers"),
+    "a set in disorder": (sets(conformal=[0.7, 0.2]), "is no list of ascending numbers"),
+    "a set of nan": (sets(conformal=[float("nan"), 0.2]), "is no list of ascending numbers"),
+    "a long set": (sets(conformal=[0.5] * 300, conformal_n=300), "is no list of ascending numbers"),
+    "a set of too few images": (sets(conformal_n=1), "conformal_n/angry in its scorecard is 1, not a number"),
+    "an empty set of images": (sets(conformal=[]), "conformal_n/angry in its scorecard is 2, not a number"),
+    "a share of 0": (sets(prior=0.0), "prior/angry in its scorecard is no share"),
     "a negative step": (lambda content: content.update(global_step=-1), "its global_step is -1"),
     "an epoch of text": (lambda content: content.update(epoch="x"), "its epoch is x"),
 }

@@ -1,0 +1,80 @@
+"""Scores for the place of use: sets of classes at another level, and probabilities under another prior."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fer_lightning.evaluation.place_of_use import PlaceOfUse, describe_prior, given_prior
+from fer_lightning.evaluation.reference import Reference, from_card, score_sets
+from fer_lightning.evaluation.score import Evaluation
+from fer_lightning.metrics import prior
+from fer_lightning.metrics.calibration import apply_temperature
+from fer_lightning.metrics.classification import classification_metrics
+from fer_lightning.metrics.predictions import class_indices, probability_columns, reported
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.words import percent
+from fer_lightning.runtime.errors import UserError
+
+
+def find_reference(model: EmotionClassifier, checkpoint: Path, place: PlaceOfUse) -> Reference:
+    """The reference in a model's checkpoint.
+
+    Args:
+        model: read from the checkpoint.
+        checkpoint: named in the error.
+        place: the options that need it, named in the error.
+
+    Raises:
+        UserError: the checkpoint has none.
+    """
+    reference = from_card(model.hparams["scorecard"], model.classes)
+    if reference is None:
+        option = f"--prior {place.prior}" if place.level is None else f"--set {place.level}"
+        raise UserError(
+            f"{option}: {checkpoint} holds no scores of validation images (earlier versions stored none); add them "
+            f"with python -m fer_lightning.evaluate {checkpoint} --store data.path=DATA"
+        )
+    return reference
+
+
+def score_place(evaluation: Evaluation, place: PlaceOfUse, model: EmotionClassifier) -> tuple[Evaluation, str]:
+    """Add the scores for the place of use to an evaluation.
+
+    Args:
+        evaluation: of the test images; with a temperature and a reference where an option is given.
+        place: the options.
+        model: the model.
+
+    Returns:
+        The evaluation with the sets at another level, with ``<test set>_prior/<metric>``, ``prior/`` + class and the
+        shifted predictions; and a line about the prior, empty without one.
+    """
+    temperature, reference = evaluation.metrics["temperature"], evaluation.reference
+    if temperature is None or reference is None or place == PlaceOfUse():
+        return evaluation, ""
+    tests = [str(name) for name in evaluation.predictions if f"{name}/n" in evaluation.metrics]
+    metrics, augmented, line = dict(evaluation.metrics), dict(evaluation.augmented), ""
+    if place.level is not None:
+        level = place.level
+        metrics |= score_sets(evaluation.predictions, tests, model.classes, temperature, reference, level)
+    if place.prior is not None:
+        columns = probability_columns(model.classes)
+        calibrated = apply_temperature(evaluation.predictions[columns].to_numpy(), temperature)
+        shares, estimate = given_prior(place.prior, model.classes, model.hparams["class_counts"]), None
+        if shares is None:
+            estimate = prior.estimate(calibrated, reference.prior)
+            shares = estimate.prior
+        shifted = prior.shift(calibrated, reference.prior, shares)
+        names = np.array(model.classes)
+        table = evaluation.predictions.assign(**dict(zip(columns, shifted.T, strict=True)))
+        augmented["prior"] = table.assign(prediction=names[shifted.argmax(axis=1)])
+        for name in tests:
+            rows = reported(augmented["prior"], name)
+            labels = class_indices(rows["label"].tolist(), model.classes)
+            metrics |= classification_metrics(rows[columns].to_numpy(), labels, model.classes, f"{name}_prior/")
+        metrics |= {f"prior/{name}": float(share) for name, share in zip(model.classes, shares, strict=True)}
+        line = describe_prior(place.prior, shares, model.classes, estimate)
+        line += f"; NLL {metrics['test/nll_calibrated']:.3f} -> {metrics['test_prior/nll']:.3f}, balanced accuracy "
+        line += " -> ".join(percent(metrics[f"{each}/balanced_accuracy"]) for each in ("test", "test_prior"))
+    return replace(evaluation, metrics=metrics, augmented=augmented), line
