@@ -17,6 +17,7 @@ from fer_lightning.comparison import differences, paper, statistics
 from fer_lightning.comparison.calibration_tables import calibration_table, reliability_table
 from fer_lightning.comparison.differences import PairedDifference
 from fer_lightning.comparison.ensembles import ensemble_scores
+from fer_lightning.comparison.further_tables import further_table, risk_table, sets_table
 from fer_lightning.comparison.rows import (
     Rows,
     common_test_sets,
@@ -92,6 +93,10 @@ class Comparison:
         paper: method, test_set, paper_accuracy, mean, low, high, n: for the paper's split only.
         ensembles: the columns of ``summary``, one row per method, test set and metric: the mean of the probabilities
             of its seeds' models, scored as one model. The interval is over images, sd is NaN. None unless asked for.
+        further: the columns of ``summary``, for the scores of ``names.FURTHER`` and ``GROUPS`` on ``test_set``.
+        risks: method, coverage, risk: error rate among the most confident answers, mean over seeds.
+        sets: method, level, coverage, size, and ``coverage/`` + class: sets of classes, means over seeds, of the
+            methods whose runs recorded them.
         skipped: folders that were not compared -> the reason.
     """
 
@@ -115,6 +120,9 @@ class Comparison:
     ceiling: pd.DataFrame | None
     paper: pd.DataFrame | None
     ensembles: pd.DataFrame | None = None
+    further: pd.DataFrame | None = None
+    risks: pd.DataFrame | None = None
+    sets: pd.DataFrame | None = None
     skipped: dict[Path, str] = field(default_factory=dict)
 
     @property
@@ -240,6 +248,9 @@ def analyse(
         ceiling=None if votes is None else _ceiling(runs, test_set, votes),
         paper=paper.beside_ours(rows, summary, sizes) if test_set == "test_large" else None,
         ensembles=ensemble_scores(rows, list(dict.fromkeys(summary["test_set"]))) if ensemble else None,
+        further=further_table(rows, test_set),
+        risks=risk_table(rows, test_set),
+        sets=sets_table(rows, test_set),
         skipped=dict(skipped or {}),
     )
 

@@ -15,6 +15,7 @@ from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
+from fer_lightning.metrics.names import GROUPS
 from fer_lightning.metrics.predictions import class_indices, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
@@ -25,7 +26,10 @@ COUNTS = ("seed", "train/steps", "test/n")
 NEEDED = (*TEXTS, *COUNTS, "train/class_counts", "test/accuracy", "test/f1_macro")
 """What ``metrics.json`` must contain for a run to be compared."""
 
-SHARES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "recall", "precision", "f1")
+SHARES = (
+    *("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "recall", "precision", "f1"),
+    *("g_mean", "auroc_macro", "average_precision_macro", "aurc", *GROUPS, "set_coverage"),
+)
 """Scores from 0 to 1."""
 
 RECORDED = {
@@ -85,7 +89,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         section, _, score = key.partition("/")
         if key in COUNTS or score in ("n", "steps"):  # not recall/n: a class may have that name
             _check(_is_count(value), key, value, "a whole number")
-        elif key == "temperature" or (key != "train/class_counts" and section.startswith(("test", "train", "val"))):
+        elif key in ("temperature", "set_level") or (
+            key != "train/class_counts" and section.startswith(("test", "train", "val"))
+        ):
             _check(value is None or _is_number(value), key, value, "a number")
             is_share = section != "train" and score.partition("/")[0] in SHARES
             _check(value is None or not is_share or 0 <= value <= 1, key, value, "a number from 0 to 1")

@@ -14,6 +14,7 @@ from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.report import figures, ratio_figure, tables
 from fer_lightning.report.protocol import key
 from fer_lightning.report.rank_figure import critical_difference
+from fer_lightning.report.selective_figure import risk_coverage
 from fer_lightning.report.trade_off_figure import trade_off
 
 
@@ -128,4 +129,7 @@ def _ranks_and_reliability(c: Comparison) -> dict[str, Figure]:
     if len(c.reliability):
         title = "Reliability before and after temperature scaling"
         drawn["reliability.png"] = figures.reliability(c.reliability, tables.ordered(c), numbers(c), title, key(c))
+    if c.risks is not None and len(c.risks):
+        title = "Errors when the least confident images are not answered"
+        drawn["risk_coverage.png"] = risk_coverage(c.risks, tables.ordered(c), numbers(c), title, key(c))
     return drawn

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.data.faces import class_noun
-from fer_lightning.report import notes, sentences, tables
+from fer_lightning.report import further_tables, notes, sentences, tables
 from fer_lightning.report.tables import Table
 
 
@@ -44,6 +44,8 @@ def sections(c: Comparison) -> list[Section]:
         _ranks,
         _confusion,
         _calibration,
+        _selective,
+        _sets,
         _twins,
         _labels,
         _paper,
@@ -62,7 +64,7 @@ def _scores(c: Comparison) -> Section:
         "Scores",
         f"Percent, NLL in nats; {over}. The best of each column is bold; for NLL and ECE lower is better. "
         "Methods are in the order of macro F1.",
-        [tables.scores(c, name) for name in test_sets],
+        [*(tables.scores(c, name) for name in test_sets), *_present(further_tables.further(c))],
         ("method_bars.png",),
         sentences.on_seeds(c) if alone else [],
         [*notes.on_scores(c), *(notes.on_differences(c) if alone else [])],
@@ -168,6 +170,42 @@ def _calibration(c: Comparison) -> Section | None:
         [tables.calibration(c)],
         ("reliability.png",),
         notes=notes.on_calibration(c),
+    )
+
+
+def _present(table: Table | None) -> list[Table]:
+    return [] if table is None else [table]
+
+
+def _selective(c: Comparison) -> Section | None:
+    table = further_tables.selective(c)
+    if table is None:
+        return None
+    return Section(
+        "Selective",
+        "Selective prediction",
+        "Errors in percent when only the most confident images are answered and the others are left to somebody else "
+        "(risk-coverage curve: El-Yaniv and Wiener 2010, Geifman and El-Yaniv 2017); mean over seeds. Confidence is "
+        "the largest probability, not calibrated. The best of each column is bold.",
+        [table],
+        ("risk_coverage.png",),
+    )
+
+
+def _sets(c: Comparison) -> Section | None:
+    table = further_tables.sets(c)
+    if table is None or c.sets is None:
+        return None
+    noun, level = class_noun(c.classes), c.sets["level"].iloc[0]
+    return Section(
+        "Sets",
+        f"Sets of {'emotions' if noun == 'emotion' else 'classes'}",
+        f"For each image the {noun} labels whose probability is not lower than that of all but a few validation images "
+        f"of this {noun}: such sets hold the label of {100 * level:g} % of new images of each {noun} "
+        "(label-conditional conformal prediction: Vovk 2012, Sadinle et al. 2019). Percent of the test images whose "
+        f"set holds the label, in all and by {noun}, and the mean size of a set, where smaller is better; means over "
+        "seeds.",
+        [table],
     )
 
 

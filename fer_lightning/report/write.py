@@ -83,6 +83,9 @@ def write_report(c: Comparison, out: Path, command: str | None = None) -> None:
     check_no_links(out, deep=False)
     (out / "summary.csv").write_text(table_to_csv(_summary(c)), encoding="utf-8")
     (out / "differences.csv").write_text(table_to_csv(c.differences), encoding="utf-8")
+    for name, frame in (("further.csv", c.further), ("sets.csv", c.sets)):
+        if frame is not None and len(frame):
+            (out / name).write_text(table_to_csv(frame), encoding="utf-8")
     drawn = pictures.draw(c, out)
     (out / "report.md").write_text(markdown(c, drawn, command), encoding="utf-8")
     (out / "report.html").write_text(page.render(c, command), encoding="utf-8")

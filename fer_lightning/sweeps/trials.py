@@ -22,6 +22,8 @@ from fer_lightning.sweeps.folder import NOT_A_SETTING
 
 SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
 SCORES = tuple(f"val/{name}" for name in SHOWN)
+FURTHER = tuple(f"val/{name}" for name in (*names.FURTHER, *names.GROUPS))
+"""In ``trials.csv`` alone, of the runs that have them."""
 
 MAX_ROWS = 20
 """Rows of the printed table; ``trials.csv`` has all trials."""
@@ -34,25 +36,29 @@ def rank(trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> pd.DataFr
         trials: the overrides (``key=value``) and the ``metrics.json`` of each run.
 
     Returns:
-        One row per setting: the overrides that differ between runs, ``seeds``, the mean of each of ``SCORES``,
-        ``sd`` (of the monitored score over seeds, missing with one), and ``seconds`` of training.
+        One row per setting: the overrides that differ between runs, ``seeds``, the mean of each of ``SCORES`` and of
+        those of ``FURTHER`` that there are, ``sd`` (of the monitored score over seeds, missing with one), and
+        ``seconds`` of training.
     """
     given = [dict(override.lstrip("+").partition("=")[::2] for override in overrides) for overrides, _ in trials]
     keys = dict.fromkeys(key for each in given for key in each if key not in NOT_A_SETTING)
     varied = [key for key in keys if len({each.get(key) for each in given}) > 1]
     monitor = trials[0][1]["monitor"]
+    further = [score for score in FURTHER if any(score in metrics for _, metrics in trials)]
     runs = pd.DataFrame(
         [
             {
                 **{key: each.get(key, "") for key in varied},
                 **{score: metrics[score] for score in SCORES},
+                **{score: metrics.get(score) for score in further},
                 "seconds": metrics["train/seconds"],
             }
             for each, (_, metrics) in zip(given, trials, strict=True)
         ]
     )
+    runs = runs.astype(dict.fromkeys(further, float))  # None is NaN
     groups = runs.groupby(varied, sort=False) if varied else runs.groupby(lambda _: 0)
-    table = groups[[*SCORES, "seconds"]].mean()
+    table = groups[[*SCORES, *further, "seconds"]].mean()
     table.insert(0, "seeds", groups.size())
     table.insert(1, "sd", groups[monitor].std())
     return table.reset_index(drop=not varied).sort_values(monitor, ascending=False, kind="stable", ignore_index=True)
@@ -111,7 +117,8 @@ def _checked(metrics: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     Raises:
         UserError: it has not.
     """
-    numbers = (metrics.get(key) for key in (*SCORES, "train/seconds"))
+    numbers = [metrics.get(key) for key in (*SCORES, "train/seconds")]
+    numbers += [metrics[key] for key in FURTHER if metrics.get(key) is not None]
     if metrics.get("monitor") not in SCORES or not all(isinstance(each, int | float) for each in numbers):
         raise UserError(f"{run / 'metrics.json'}: damaged, without the scores of the validation images")
     return metrics

@@ -23,8 +23,10 @@ from fer_lightning.config import command_line
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation import probabilities as inference
+from fer_lightning.evaluation.reference import stored_calibration
 from fer_lightning.inference import pictures, prediction, stream
 from fer_lightning.inference.answers import OK, Answerer
+from fer_lightning.metrics import conformal, prior
 from fer_lightning.metrics.calibration import apply_temperature
 from fer_lightning.model.classifier import EmotionClassifier
 
@@ -245,6 +247,63 @@ class TestForPeople:
         save(tmp_path / "c.png", FACES[0])
         assert tool("a.png", "b.png").err.count("use --faces to detect the faces") == 1
         assert tool("c.png").err == ""
+
+
+class TestThePlaceOfUse:
+    def test_sets_and_priors_of_rows(self, tool, checkpoint, tmp_path):
+        for number, face in enumerate(FACES[:4]):
+            save(tmp_path / "faces" / f"{number}.png", face)
+        model = EmotionClassifier.load(checkpoint)
+        calibrated = inference.classify(model, FACES[:4], torch.device("cpu"))
+        _, reference = stored_calibration(model)
+        (tmp_path / "shares.csv").write_text("".join(f"{name},{k}\n" for k, name in enumerate(EMOTIONS)))
+        shares = np.arange(7) / 21
+        outcome = tool("faces", "--format", "jsonl", "--set", "0.7", "--prior", "shares.csv")
+        rows = objects_of(outcome.out)
+        given = np.array([[row[f"p_{name}"] for name in EMOTIONS] for row in rows])
+        np.testing.assert_allclose(given, prior.shift(calibrated, reference.prior, shares), atol=1e-6)
+        inside = conformal.prediction_sets(calibrated, reference.scores.thresholds(0.7))
+        assert [set(row["set_0.7"]) for row in rows] == [set(np.array(EMOTIONS)[held]) for held in inside]
+        assert "prior shares.csv: neutral 29 %" in outcome.err
+        assert "sets: hold the true emotion of 70 % of the images of each emotion" in outcome.err
+        (row,) = rows_of(tool("faces/0.png", "--format", "csv", "--set", "0.7").out)
+        assert row["set_0.7"].split(" | ") == rows[0]["set_0.7"]
+
+    def test_an_estimated_prior_comes_from_all_images(self, tool, checkpoint, tmp_path):
+        for number, face in enumerate(FACES[:4]):
+            save(tmp_path / "faces" / f"{number}.png", face)
+        outcome = tool("faces", "--format", "jsonl", "--prior", "estimated")
+        assert "(from 4 images; too few for a steady estimate, which takes 140)" in outcome.err
+        assert "set_0.9" not in objects_of(outcome.out)[0]
+
+    def test_one_face(self, tool, tmp_path):
+        save(tmp_path / "face.png", FACES[0])
+        _, line, *_ = tool("face.png", "--set", "0.99").out.splitlines()
+        assert line.startswith("99 % set: ")
+
+    def test_a_table(self, tool, mixed):
+        assert tool("mixed", "--set", "0.9").out.splitlines()[0].split() == [
+            "path",
+            "emotion",
+            "recall",
+            "90",
+            "%",
+            "set",
+        ]
+
+    def test_an_older_checkpoint_and_a_camera(self, tool, checkpoint, tmp_path):
+        content = torch.load(checkpoint, weights_only=True)
+        card = content["hyper_parameters"]["scorecard"]
+        older = {key: value for key, value in card.items() if not key.startswith(("conformal", "prior/"))}
+        content["hyper_parameters"]["scorecard"] = older
+        torch.save(content, tmp_path / "older.ckpt")
+        save(tmp_path / "face.png", FACES[0])
+        outcome = tool("face.png", "--set", "0.9", model=tmp_path / "older.ckpt")
+        assert outcome.code == 2
+        assert "holds no scores of validation images" in outcome.err
+        assert "--store data.path=DATA" in outcome.err
+        outcome = tool("0", "--prior", "estimated")
+        assert (outcome.code, "a camera has no last one" in outcome.err) == (2, True)
 
 
 class TestFaces:

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from fer_lightning.comparison.analysis import METRICS, PRIMARY, TESTED, Comparison, Ranks
+from fer_lightning.comparison.further_tables import GRID
 from fer_lightning.comparison.runs import FinishedRun
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.metrics.classification import precision_recall_f1
+from fer_lightning.metrics.names import FURTHER
 from fer_lightning.report import notes, sentences
 from fer_lightning.report.sections import sections
 
@@ -196,6 +198,22 @@ def made_up(
         ),
         "ceiling": None,
         "paper": None,
+        "further": pd.DataFrame(
+            [
+                ("test", name, key, 0.5 + 0.01 * k, spread, 0.4, 0.6, seeds)
+                for k, name in enumerate(names)
+                for key in FURTHER
+            ],
+            columns=["test_set", "method", "metric", "mean", "sd", "low", "high", "seeds"],
+        ),
+        "risks": pd.DataFrame(
+            [(name, share, (0.3 + 0.01 * k) * share**2) for k, name in enumerate(names) for share in GRID],
+            columns=["method", "coverage", "risk"],
+        ),
+        "sets": pd.DataFrame(
+            [(name, 0.9, 0.9, 2.0 + 0.1 * k, *(0.88 for _ in EMOTIONS)) for k, name in enumerate(names)],
+            columns=["method", "level", "coverage", "size", *(f"coverage/{emotion}" for emotion in EMOTIONS)],
+        ),
     }
     if extras:
         parts["sizes"] |= {"test_large": 7365, "test_balanced": 1050}
