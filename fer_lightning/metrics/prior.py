@@ -16,7 +16,7 @@ TOLERANCE = 1e-7
 MOST_STEPS = 5_000
 
 IMAGES_PER_CLASS = 20
-"""Images per class of the model below which an estimated prior is reported as unsteady."""
+"""Weight of the old prior in an estimate, in images per class; an estimate from fewer is reported as unsteady."""
 
 
 class Estimate(NamedTuple):
@@ -80,16 +80,21 @@ def model_prior(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def estimate(probabilities: np.ndarray, old: np.ndarray) -> Estimate:
     """Estimate the shares of classes from images without labels, by the EM algorithm of Saerens et al. (2002, eq. 2.9).
 
+    The old prior counts as ``IMAGES_PER_CLASS`` images per class (a Dirichlet prior on the shares): with few images the
+    estimate stays near it. Without this, EM on the probabilities of a weak model gives classes a share near 0.
+
     Args:
         probabilities: of the images, shape (n, C), n > 0, under the prior ``old``.
         old: shares of the classes, shape (C,), none of them 0.
     """
     classes, images = len(old), len(probabilities)
     likelihoods = np.maximum(probabilities, _TINY) / old
+    pseudo = IMAGES_PER_CLASS * classes * old
     prior = old
     for _ in range(MOST_STEPS):
         posteriors = likelihoods * prior
-        improved = (posteriors / posteriors.sum(axis=1, keepdims=True)).mean(axis=0)
+        expected = (posteriors / posteriors.sum(axis=1, keepdims=True)).sum(axis=0)
+        improved = (expected + pseudo) / (images + pseudo.sum())
         change = np.abs(improved - prior).max()
         prior = improved
         if change < TOLERANCE:
