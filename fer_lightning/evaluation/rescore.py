@@ -57,14 +57,11 @@ def rescore(
     """
     if out is not None:
         _refuse_run_folder(out)
-    for name in augmentations:
-        require(name in VIEWS, "--tta", name, f"must be {' or '.join(VIEWS)}, or both: {','.join(VIEWS)}")
-    require(limit is None or corruptions, "--limit", limit, "is the number of images that --corruptions uses; add it")
-    require(limit is None or limit >= 1, "--limit", limit, "must be 1 or more")
+    _check_options(augmentations, corruptions, limit)
     place.check()
-    model = EmotionClassifier.load(checkpoint)
     if store:
         _check_storable(overrides)
+    model = EmotionClassifier.load(checkpoint)
     cfg, faces, split = load_split(model, overrides)
     temperature, reference = stored_calibration(model)
     if place != PlaceOfUse() and not len(split.val):
@@ -73,14 +70,7 @@ def rescore(
     shared = shared_classes(model, faces)
     evaluation = evaluate(model, faces, split, device, temperature, augmentations, shared, reference)
     evaluation, line = score_place(evaluation, place, model)
-    if evaluation.shared:
-        log.info(
-            "test: an answer outside the shared classes is a mistake; test_shared: the most probable of the shared "
-            "classes is the answer"
-        )
-    print_table({**evaluation.metrics, "synthetic": faces.synthetic}, faces.classes)
-    if line:
-        print(line)
+    _print(evaluation, faces, line)
     if store:
         _store(checkpoint, model, faces, evaluation)
     robustness = None
@@ -97,6 +87,25 @@ def rescore(
             _write_robustness(out, robustness, faces, words.caption(metrics))
     drop = {key: summary[key] for key in ("corruptions/images", "corruptions/accuracy_drop") if key in summary}
     return headline(evaluation.metrics) | drop
+
+
+def _check_options(augmentations: Sequence[str], corruptions: bool, limit: int | None) -> None:
+    for name in augmentations:
+        require(name in VIEWS, "--tta", name, f"must be {' or '.join(VIEWS)}, or both: {','.join(VIEWS)}")
+    require(limit is None or corruptions, "--limit", limit, "is the number of images that --corruptions uses; add it")
+    require(limit is None or limit >= 1, "--limit", limit, "must be 1 or more")
+
+
+def _print(evaluation: Evaluation, faces: Faces, line: str) -> None:
+    """Print the tables, and the line about the prior where there is one."""
+    if evaluation.shared:
+        log.info(
+            "test: an answer outside the shared classes is a mistake; test_shared: the most probable of the shared "
+            "classes is the answer"
+        )
+    print_table({**evaluation.metrics, "synthetic": faces.synthetic}, faces.classes)
+    if line:
+        print(line)
 
 
 def _write_robustness(folder: Path, robustness: Robustness, faces: Faces, subtitle: str) -> None:
