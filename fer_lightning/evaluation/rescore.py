@@ -59,8 +59,7 @@ def rescore(
         _refuse_run_folder(out)
     _check_options(augmentations, corruptions, limit)
     place.check()
-    if store:
-        _check_storable(overrides)
+    _check_storable(overrides if store else ())
     model = EmotionClassifier.load(checkpoint)
     cfg, faces, split = load_split(model, overrides)
     temperature, reference = stored_calibration(model)
