@@ -169,8 +169,9 @@ def _second_stage_rules(cfg: DictConfig) -> None:
         )
     if cfg.trainer.strategy == "ddp":
         raise UserError(f"trainer.strategy=ddp: waits for gradients of the backbone, which {name} freezes; use auto")
-    if "ema" in cfg.callbacks:
-        raise UserError(f"callbacks=ema: would average weights of both stages of {name}; use callbacks=none")
+    for each in ("ema", "swa"):
+        if each in cfg.callbacks:
+            raise UserError(f"callbacks={each}: would average weights of both stages of {name}; use callbacks=none")
     if cfg.trainer.check_val_every_n_epoch != 1:
         raise UserError(
             f"trainer.check_val_every_n_epoch={cfg.trainer.check_val_every_n_epoch}: {name} chooses among the epochs "

@@ -36,7 +36,8 @@ def check_rules(cfg: DictConfig) -> None:
     Raises:
         UserError: with the key, the value given and what is accepted.
     """
-    for rule in (_run_rules, _data_rules, _augment_rules, model_rules, _optim_rules, imbalance_rules, _trainer_rules):
+    rules = (_run_rules, _data_rules, _augment_rules, model_rules, _optim_rules, imbalance_rules, _trainer_rules)
+    for rule in (*rules, _callback_rules):
         rule(cfg)
 
 
@@ -241,3 +242,23 @@ def _trainer_rules(cfg: DictConfig) -> None:
                 f"data.batch_size={cfg.data.batch_size}: is the global batch and must be divisible by the {ranks} "
                 f"devices; use {max(1, round(cfg.data.batch_size / ranks)) * ranks}"
             )
+
+
+def _callback_rules(cfg: DictConfig) -> None:
+    if "swa" not in cfg.callbacks:
+        return
+    if "ema" in cfg.callbacks:
+        raise UserError("callbacks=[ema,swa]: both average the weights; use one of them")
+    start, batches, epochs = cfg.callbacks.swa.start, cfg.callbacks.swa.statistics_batches, cfg.trainer.max_epochs
+    require(0 <= start < 1, "callbacks.swa.start", start, "must be in [0, 1)")
+    require(batches >= 1, "callbacks.swa.statistics_batches", batches, "must be at least 1")
+    if epochs - first_averaged_epoch(start, epochs) < 2:
+        raise UserError(
+            f"callbacks.swa.start={start}: leaves one of trainer.max_epochs={epochs} to average; use a smaller share, "
+            "or more epochs"
+        )
+
+
+def first_averaged_epoch(start: float, epochs: int) -> int:
+    """The first epoch, from 0, whose weights ``callbacks=swa`` averages; ``start`` as a share of all ``epochs``."""
+    return int(start * epochs)

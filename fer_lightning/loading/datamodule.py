@@ -1,13 +1,16 @@
 """The LightningDataModule: arrays, split, sampler and augmentation become loaders."""
 
+import copy
 import gc
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from fer_lightning.data.faces import Faces
@@ -195,17 +198,36 @@ class FERDataModule(L.LightningDataModule):
         self.sampler.set_epoch(epoch)  # workers fetch images before Lightning sets the epoch
         self.sampler.leave_out(epoch, batches * self.loading.batch_size)
 
+    def first_batches(self, epoch: int, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The first training batches of an epoch once more, those of this process; the same where the run was resumed.
+
+        Args:
+            epoch: from 0.
+            number: of batches, where the epoch has as many.
+
+        Yields:
+            Images and targets, as the model gets them.
+        """
+        sampler = copy.copy(self.sampler)
+        sampler.set_epoch(epoch)
+        sampler.leave_out(-1, 0)
+        for batch in itertools.islice(self._training_loader(sampler, workers=0), number):
+            yield self.on_after_batch_transfer(move_data_to_device(batch, self.root_device), 0)
+
     def train_dataloader(self) -> DataLoader[Any]:
+        return self._training_loader(self.sampler, self.loading.num_workers)
+
+    def _training_loader(self, sampler: EpochSampler, workers: int) -> DataLoader[Any]:
         if isinstance(self.augmentation, BatchedAugmentation):
-            return _loader(BatchDataset(), EpochBatches(self.sampler, self.per_device_batch_size))
+            return _loader(BatchDataset(), EpochBatches(sampler, self.per_device_batch_size))
         one_by_one = TrainingFaces(
             self.faces.images, self.split.train, self.targets, self.augmentation, self.seed, self.mix
         )
         return _loader(
             one_by_one,
-            self.sampler,
+            sampler,
             batch_size=self.per_device_batch_size,
-            num_workers=self.loading.num_workers,
+            num_workers=workers,
             drop_last=True,  # as EpochBatches does
             pin_memory=self.root_device.type == "cuda",
         )

@@ -97,7 +97,7 @@ def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     for process in processes:
         for name in ("numpy", "python", "torch"):
             check(isinstance(process["random"][name], tuple | Tensor), f"its random state of {name} is none")
-    if "ema" in (checkpoint["hyper_parameters"]["config"].get("callbacks") or {}):
+    if {"ema", "swa"} & set(checkpoint["hyper_parameters"]["config"].get("callbacks") or {}):
         missing = [key for key in ("current_model_state", "averaging_state") if not checkpoint.get(key)]
         check(not missing, f"it has no {' and no '.join(missing)}")
 

@@ -280,6 +280,7 @@ REFUSED = [
     (["imbalance=crt", "trainer.check_val_every_n_epoch=2"], "validates each; use 1"),
     (["imbalance=lws", "trainer.strategy=ddp"], "trainer.strategy=ddp: waits for gradients of the backbone"),
     (["imbalance=crt", "callbacks=ema"], "callbacks=ema: would average weights of both stages"),
+    (["imbalance=crt", "callbacks=swa"], "callbacks=swa: would average weights of both stages"),
     (["imbalance=crt", "model.freeze_epochs=1"], "model.freeze_epochs=1: imbalance=crt freezes the backbone itself"),
     (["imbalance=crt", "trainer.max_steps=9"], "trainer.max_steps=9: imbalance.sampler depends on trainer.max_epochs"),
     (

@@ -84,6 +84,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no random states": (put("processes", []), "it has no random states"),
     "a random state of text": (put("processes", 0, "random", "torch", "x"), "random state of torch is none"),
     "no average": (put("hyper_parameters", "config", "callbacks", {"ema": {}}), "no current_model_state"),
+    "no equal mean": (put("hyper_parameters", "config", "callbacks", {"swa": {}}), "no current_model_state"),
 }
 
 
