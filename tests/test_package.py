@@ -73,7 +73,19 @@ def test_every_dependency_has_its_reason():
     assert all(" # " in line for line in block.group(1).splitlines())
 
 
-COMMANDS = ("audit", "card", "compare", "demo", "evaluate", "explain", "export", "methods", "predict", "sweep")
+COMMANDS = (
+    "audit",
+    "card",
+    "compare",
+    "demo",
+    "ensemble",
+    "evaluate",
+    "explain",
+    "export",
+    "methods",
+    "predict",
+    "sweep",
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,7 +11,19 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "fer_lightning").rglob("*.py"))
-COMMANDS = {"audit", "card", "compare", "demo", "evaluate", "explain", "export", "methods", "predict", "sweep"}
+COMMANDS = {
+    "audit",
+    "card",
+    "compare",
+    "demo",
+    "ensemble",
+    "evaluate",
+    "explain",
+    "export",
+    "methods",
+    "predict",
+    "sweep",
+}
 LONGEST = 60
 
 

@@ -10,7 +10,7 @@ from fer_lightning.metrics.predictions import read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
-from fer_lightning.runtime.run_folder import read_status
+from fer_lightning.runtime.run_folder import read_status, tested_checkpoint
 
 
 class Run:
@@ -68,10 +68,7 @@ class Run:
         Raises:
             UserError: the run has none.
         """
-        best, last = (self.folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-        if not best.exists() and not last.exists():
-            raise UserError(f"{self.folder}: has no checkpoint (the run is {self.status}); {self._remedy}")
-        return best if best.exists() else last
+        return tested_checkpoint(self.folder)
 
     @property
     def _remedy(self) -> str:

@@ -39,7 +39,13 @@ def export_checkpoint(request: ExportRequest) -> None:
         UserError: the checkpoint, the data or the output cannot be used, or the file differs from PyTorch.
     """
     model = EmotionClassifier.load(request.checkpoint)
-    out = request.out or default_folder(request.checkpoint) / f"{model.hparams['model']['name']}{request.suffix}"
+    if model.members and request.format == "safetensors":
+        raise UserError(
+            "--format safetensors: holds the weights of one network, and this is an ensemble; use --format onnx or "
+            "exported_program, or export its members"
+        )
+    name = "ensemble" if model.members else model.hparams["model"]["name"]
+    out = request.out or default_folder(request.checkpoint) / f"{name}{request.suffix}"
     faces, split = _drawn_faces() if request.drawn_faces else _own_faces(model, request.overrides)
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"model{request.suffix}"
@@ -130,7 +136,7 @@ def _quantize(
         on ``test`` and ``test_dedup``, of ``float32`` and of ``int8``. It is also stored in the file's metadata.
     """
     calibration = calibration_images(faces, split)
-    quantize(source, target, calibration)
+    quantize(source, target, calibration, len(metadata["model"].get("members", ())) or 1)
     test = split.tests["test"]
     answers = {"float32": float_answers, "int8": check.predict_all(open_onnx(target), as_colour(faces.images[test]))}
     scores: dict[str, dict[str, dict[str, float | None]]] = {}

@@ -92,29 +92,44 @@ def export_metadata(model: EmotionClassifier) -> dict[str, Any]:
 
     Returns:
         ``class_names``, ``input``, ``output``, ``temperature`` (None: not calibrated), ``model``, ``run`` (imbalance,
-        seed, split and the like), ``provenance`` of the training, ``scorecard``, and ``exported_with``.
+        seed, split and the like), ``provenance`` of the training, ``scorecard``, and ``exported_with``. Of an
+        ensemble, ``model`` has ``members``, each with its ``model``, ``run`` and ``temperature``; ``run`` is the
+        first one's.
     """
     card = model.hparams["scorecard"] or {}
-    config = model.hparams["config"]
-    architecture = model.hparams["model"]
-    mean, std = (list(values) if model.form.color else values[0] for values in (model.mean, model.std))
-    network = {key: architecture[key] for key in ("name", "in_channels", "image_size", "stem_stride", "head")}
+    members = [{"model": _network(each), "run": _training(each), **_temperature(each)} for each in model.members]
     return {
         "class_names": list(model.classes),
         "input": INPUT,
         "output": OUTPUT,
         "temperature": card.get("temperature"),
-        "model": {**network, "mean": mean, "std": std},
+        "model": {"name": "ensemble", "members": members} if members else _network(model),
         "images": {"size": model.form.size, "color": model.form.color},
-        "run": {
-            "seed": config.get("seed"),
-            **{key: config.get(key, {}).get("name") for key in ("imbalance", "data", "split", "labels")},
-            "adjusted": model.hparams["adjusted"],
-        },
+        "run": _training(model),
         "provenance": model.hparams["provenance"],
         "scorecard": {key: value for key, value in card.items() if not isinstance(value, list)} or None,
         "exported_with": {"git_commit": provenance.git_commit(), "versions": provenance.environment()},
     }
+
+
+def _network(model: EmotionClassifier) -> dict[str, Any]:
+    architecture = model.hparams["model"]
+    mean, std = (list(values) if model.form.color else values[0] for values in (model.mean, model.std))
+    keys = ("name", "in_channels", "image_size", "stem_stride", "head")
+    return {**{key: architecture[key] for key in keys}, "mean": mean, "std": std}
+
+
+def _training(model: EmotionClassifier) -> dict[str, Any]:
+    config = model.hparams["config"]
+    return {
+        "seed": config.get("seed"),
+        **{key: config.get(key, {}).get("name") for key in ("imbalance", "data", "split", "labels")},
+        "adjusted": model.hparams["adjusted"],
+    }
+
+
+def _temperature(model: EmotionClassifier) -> dict[str, Any]:
+    return {"temperature": (model.hparams["scorecard"] or {}).get("temperature")}
 
 
 def as_strings(metadata: dict[str, Any]) -> dict[str, str]:

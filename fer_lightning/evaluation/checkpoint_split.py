@@ -1,6 +1,8 @@
 """The data that a checkpoint was trained with, or other data, and whether the model has seen them."""
 
 import logging
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from fer_lightning.runtime.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
+LONGEST_NAME = 150
+"""Maximum characters of what names the members of an ensemble."""
+
 FOLDER = "folder"
 """The choice of ``data`` whose images have no split: all are test images."""
 
@@ -31,12 +36,16 @@ FOLDER = "folder"
 def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConfig, Faces, Split]:
     """A checkpoint's configuration, with overrides, and the faces and split that it describes.
 
+    Of an ensemble it is the first member's, with the names of all methods, networks and seeds, and the images that
+    its members' splits have in common (``common_split``).
+
     Raises:
         UserError: see ``_trained_config``; when the configuration is damaged; and when test images trained or selected
             the model.
     """
     try:
-        cfg = _trained_config(model, overrides)
+        configs = [_trained_config(each, overrides) for each in model.members or [model]]
+        cfg = configs[0]
         found = load_faces(cfg)
         if found.form != model.form:
             raise UserError(
@@ -44,12 +53,46 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
             )
         faces = match_classes(found, model.classes)
         is_other = _is_other_set(model, overrides)
-        split = whole(faces) if is_other else split_faces(cfg, faces)
+        split = whole(faces) if is_other else common_split([split_faces(each, faces) for each in configs])
         _check_unseen(model, cfg, faces, split, is_other)
+        if model.members:
+            _name_members(cfg, configs)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Keys of data and split, which are free form, reach the functions that they name as arguments.
         raise UserError(f"the checkpoint's configuration is damaged ({shortened(one_line(error), 200)})") from error
     return cfg, faces, split
+
+
+def common_split(splits: Sequence[Split]) -> Split:
+    """The images that trained any of several models, and those that all validated and tested on.
+
+    Validation images may be few or none where each model has its own; of ``test_dedup``, those remain that have no twin
+    in any model's training images.
+
+    Raises:
+        UserError: the models were tested on different images, so that one may have trained on those of another.
+    """
+    first = splits[0]
+    if len(splits) == 1:
+        return first
+    if not all(np.array_equal(split.tests["test"], first.tests["test"]) for split in splits):
+        raise UserError("the members were tested on different images: give runs of one split and fold, or of one seed")
+    train = reduce(np.union1d, [split.train for split in splits])
+    val = np.setdiff1d(reduce(np.intersect1d, [split.val for split in splits]), train)
+    tests = {name: reduce(np.intersect1d, [split.tests[name] for split in splits]) for name in first.tests}
+    return Split(train, val, tests)
+
+
+def _name_members(cfg: DictConfig, configs: Sequence[DictConfig]) -> None:
+    """Let ``cfg`` name the methods, networks and seeds of all members."""
+    methods, networks, seeds = (
+        list(dict.fromkeys(str(OmegaConf.select(each, key)) for each in configs))
+        for key in ("imbalance.name", "model.name", "seed")
+    )
+    number = len(configs)
+    cfg.imbalance.name = shortened(", ".join(methods), LONGEST_NAME)
+    cfg.model.name = shortened(f"ensemble of {number}: {', '.join(networks)}", LONGEST_NAME)
+    cfg.seed = shortened(", ".join(seeds), LONGEST_NAME)
 
 
 def what_was_scored(checkpoint: Path, cfg: DictConfig, faces: Faces, split: Split) -> dict[str, Any]:
@@ -153,7 +196,7 @@ def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:
         log.info("these are not the images the model was trained with")
         return
-    trained = split_faces(_trained_config(model, []), faces)
+    trained = common_split([split_faces(_trained_config(each, []), faces) for each in model.members or [model]])
     seen = np.intersect1d(split.tests["test"], np.union1d(trained.train, trained.val))
     if len(seen):
         raise UserError(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +49,13 @@ class TrainedModel:
         metrics: a run's ``metrics.json``, or the part of it in a checkpoint's scorecard.
         config: the composed configuration of its training.
         folder: of the run; None for a single checkpoint.
+        members: the ``model`` group of each member of an ensemble.
     """
 
     metrics: Mapping[str, Any]
     config: Mapping[str, Any]
     folder: Path | None
+    members: Sequence[Mapping[str, Any]] = ()
 
     @property
     def noun(self) -> str:
@@ -84,7 +86,8 @@ def read_trained_model(path: Path) -> TrainedModel:
         raise UserError(f"{path}: was never tested, so it has no scorecard; give the folder of its run")
     counts = dict(zip(hyper["classes"], hyper["class_counts"], strict=True))
     images = str(ImageForm(**(hyper["form"] or {})))
-    return TrainedModel({**card, "train/class_counts": counts, "images": images}, hyper["config"], None)
+    members = [member["config"]["model"] for member in hyper["members"] or ()]
+    return TrainedModel({**card, "train/class_counts": counts, "images": images}, hyper["config"], None, members)
 
 
 def _read_run(folder: Path) -> TrainedModel:
@@ -126,7 +129,7 @@ def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = 
         classes=[to_markdown(name) for name in metrics["train/class_counts"]],
         noun=trained.noun,
         images=_form(metrics),
-        architecture=_architecture(config["model"]),
+        architecture=_architectures(trained.members) if trained.members else _architecture(config["model"]),
         summary=to_markdown(scorecard_line(metrics)),
         results=_results(metrics),
         twins=_twins(metrics),
@@ -135,7 +138,7 @@ def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = 
         per_class=_per_class(metrics),
         picture=None if picture is None else quote(picture),
         protocol=_protocol(metrics, config),
-        recipe=_recipe(metrics, config),
+        recipe=_recipe(metrics, config, len(trained.members)),
         repo_id=repo_id,
         licences=_licences(trained),
     )
@@ -204,6 +207,11 @@ def _architecture(model: Mapping[str, Any]) -> str:
     hidden = to_markdown(", ".join(map(str, model["head"]["hidden"])) or "none")
     size = to_markdown(model["image_size"])
     return f"{to_code(model['name'])} of timm at {size} pixels, with a head of hidden width {hidden}"
+
+
+def _architectures(members: Sequence[Mapping[str, Any]]) -> str:
+    kinds = dict.fromkeys(map(_architecture, members))
+    return f"Mean of the calibrated probabilities of {len(members)} networks: {'; '.join(kinds)}"
 
 
 def _results(metrics: Mapping[str, Any]) -> str:
@@ -275,12 +283,13 @@ def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return f"{text} {images:,} training images, {metrics['test/n']:,} test images; {labels}."
 
 
-def _recipe(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _recipe(metrics: Mapping[str, Any], config: Mapping[str, Any], members: int) -> str:
     optim, trainer, model = config["optim"], config["trainer"], config["model"]
     started = {"none": "random", "imagenet": "ImageNet (timm's hub)"}
     weights = to_code(Path(str(model["weights"])).name)
     versions = metrics.get("versions", {})
     facts = {
+        "members": f"{members}; learning rate and what follows are the first one's" if members else "",
         "method against imbalance": to_code(f"imbalance={metrics['imbalance']}"),
         "tau": _fact(metrics.get("tau")),
         "initial weights": started.get(model["weights"], f"file {weights}"),

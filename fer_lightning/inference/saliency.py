@@ -103,7 +103,7 @@ def _as_maps(values: torch.Tensor, network: nn.Module) -> torch.Tensor:
 def saliency_maps(
     model: EmotionClassifier, images: np.ndarray, emotions: np.ndarray, device: torch.device
 ) -> np.ndarray:
-    """Compute the evidence for an emotion at each pixel of each face.
+    """Compute the evidence for an emotion at each pixel of each face; of an ensemble, the mean of its members' maps.
 
     Args:
         model: moved to ``device``; its parameters may be frozen.
@@ -115,6 +115,9 @@ def saliency_maps(
         float32, (n, H, H), in 0..1: 1 at the most salient pixel; all 0 without evidence for the emotion.
     """
     model = model.to(device).eval()
+    if model.members:
+        mean = np.mean([saliency_maps(member, images, emotions, device) for member in model.members], axis=0)
+        return _unit(torch.from_numpy(mean)[:, None])[:, 0].numpy()
     method = LayerGradientXActivation(model, layers(model))
     side = images.shape[-1]
     maps = np.zeros((len(images), side, side), np.float32)

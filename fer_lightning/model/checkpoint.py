@@ -30,11 +30,15 @@ HYPER_PARAMETERS = {
     "adjusted",
     "scorecard",
     "form",
+    "members",
 }
 """What every checkpoint holds of its model; see ``EmotionClassifier``."""
 
-NEWER = {"classes": list(EMOTIONS), "form": None}
-"""What checkpoints from before there were other classes and images do not hold, and what they mean."""
+NEWER = {"classes": list(EMOTIONS), "form": None, "members": None}
+"""What not every checkpoint holds, and what its absence means: other classes, other images, members of an ensemble."""
+
+MAX_MEMBERS = 100
+"""Maximum members of an ensemble."""
 
 SIDES = range(8, 4097)
 """Sides of the images that a model may have been trained on, in pixels."""
@@ -154,6 +158,28 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
     check(isinstance(state, dict) and state, "its state_dict is empty")
     for key, value in state.items():
         check(isinstance(key, str) and isinstance(value, Tensor), f"{str(key)[:80]} in its state_dict is no tensor")
+    _check_hyper_parameters(hyper)
+    if hyper["members"] is not None:
+        _check_members(hyper)
+    for key in ("epoch", "global_step"):
+        number = checkpoint.get(key, 0)
+        check(type(number) is int and number >= 0, f"its {key} is {str(number)[:40]}, not a whole number")
+
+
+def _check_members(hyper: dict[str, Any]) -> None:
+    """Raise ValueError unless the members of an ensemble are models of the same classes and images."""
+    members = hyper["members"]
+    check(isinstance(members, list) and 2 <= len(members) <= MAX_MEMBERS, f"it has not 2 to {MAX_MEMBERS} members")
+    for member in members:
+        is_one = isinstance(member, dict) and set(member) >= HYPER_PARAMETERS - set(NEWER)
+        check(is_one and set(member) <= HYPER_PARAMETERS, "a member lacks hyper-parameters, or has unknown ones")
+        _check_hyper_parameters(member)
+        check(member["members"] is None, "a member is an ensemble")
+        check(list(member["classes"]) == list(hyper["classes"]), "its members have other classes")
+        check(member["form"] == hyper["form"], "its members have images of other sizes")
+
+
+def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     for key in ("model", "optim", "config", "provenance"):
         is_mapping = isinstance(hyper[key], dict) and all(isinstance(name, str) for name in hyper[key])
         check(is_mapping, f"its hyper-parameter {key} is no mapping")
@@ -176,9 +202,6 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
     check(are_counts and len(counts) == len(classes), f"class_counts are not those of {len(classes)} classes")
     _check_scorecard(hyper["scorecard"] or {})
     _check_reference(hyper["scorecard"] or {}, classes)
-    for key in ("epoch", "global_step"):
-        number = checkpoint.get(key, 0)
-        check(type(number) is int and number >= 0, f"its {key} is {str(number)[:40]}, not a whole number")
 
 
 def _check_scorecard(card: dict[Any, Any]) -> None:

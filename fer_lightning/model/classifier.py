@@ -21,6 +21,7 @@ from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.imbalance.sharpness import ClassSharpness
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint
+from fer_lightning.model.ensemble import Ensemble
 from fer_lightning.model.network import NETWORK_KEYS, ClassScale, build_network, check_size, head_of
 from fer_lightning.model.optimizer import build_optimizer, build_schedule
 from fer_lightning.model.step_metrics import training_metrics
@@ -71,13 +72,15 @@ class EmotionClassifier(L.LightningModule):
         scorecard: the test scores and the temperature of a tested model (``scorecard.py``), kept in the checkpoint.
         classes: names of the C classes, kept in the checkpoint.
         form: ``size`` and ``color`` of the training images, see ``ImageForm``, kept in the checkpoint.
+        members: the hyper-parameters of two or more trained models, for an ensemble of them (see ``Ensemble``), which
+            then is the network; kept in its checkpoint, and absent in others.
 
     The hyper-parameters are plain Python, so checkpoints load with ``weights_only=True``.
     """
 
     loss: nn.Module | None
 
-    # The nine hyper-parameters of every checkpoint under their own keys, and two that are not stored.
+    # The hyper-parameters of every checkpoint under their own keys, and two that are not stored.
     def __init__(  # noqa: PLR0913
         self,
         model: dict[str, Any],
@@ -91,18 +94,25 @@ class EmotionClassifier(L.LightningModule):
         scorecard: dict[str, Any] | None = None,
         classes: Sequence[str] = EMOTIONS,
         form: dict[str, Any] | None = None,
+        members: list[dict[str, Any]] | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["loss", "second_stage"], logger=False)
-        arguments = {key: model[key] for key in NETWORK_KEYS}
-        network: Any = build_network(**arguments, num_classes=len(class_counts))
+        self.save_hyperparameters(
+            ignore=["loss", "second_stage", *(["members"] if members is None else [])], logger=False
+        )
+        network: Any
+        if members is None:
+            network = build_network(**{key: model[key] for key in NETWORK_KEYS}, num_classes=len(class_counts))
+        else:
+            network = _ensemble(members)
         self.network = network.to(memory_format=torch.channels_last)
         self.classes = tuple(classes)
         self.form = ImageForm(**(form or {}))
         self.in_channels = model["in_channels"]
-        self.image_size = model["image_size"]
+        self.image_size = max(each["model"]["image_size"] for each in members) if members else model["image_size"]
         self.first_image_size = model.get("first_image_size")
-        if self.first_image_size and network.pretrained_cfg.get("fixed_input_size"):
+        pretrained_cfg: Any = (self.members[0] if self.members else self).network.pretrained_cfg
+        if self.first_image_size and pretrained_cfg.get("fixed_input_size"):
             raise UserError(
                 f"model.first_image_size={self.first_image_size}: {model['name']} has one input size; use null"
             )
@@ -115,7 +125,6 @@ class EmotionClassifier(L.LightningModule):
         # constants too, and round them in every step.
         self.__dict__["loss"] = loss
         self.second_stage = second_stage
-        pretrained_cfg: Any = self.network.pretrained_cfg
         self.mean, self.std = (_of_channels(pretrained_cfg[key], self.form.color) for key in ("mean", "std"))
         metrics = training_metrics(len(class_counts))
         self.train_metrics = metrics.clone(prefix="train/")
@@ -132,12 +141,22 @@ class EmotionClassifier(L.LightningModule):
         return self.head[:-1](pooled)
 
     @property
+    def members(self) -> list["EmotionClassifier"]:
+        """The members of an ensemble, in the order of their checkpoints; empty for a single network."""
+        return list(self.network.members) if isinstance(self.network, Ensemble) else []  # type: ignore[arg-type]
+
+    @property
     def head(self) -> nn.Sequential:
         """The custom head; its last layer gives the logits."""
         return head_of(self.network)
 
     def prepare(self, images: Tensor, size: int) -> Tensor:
-        """Images (B, H, W) or (B, 3, H, W) as the network's input (B, ``in_channels``, ``size``, ``size``)."""
+        """Images (B, H, W) or (B, 3, H, W) as the network's input (B, ``in_channels``, ``size``, ``size``).
+
+        Those of an ensemble stay as they are: each member prepares its own input.
+        """
+        if isinstance(self.network, Ensemble):
+            return images
         pixels = (images if self.form.color else images.unsqueeze(1)).float() / 255
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
@@ -244,7 +263,7 @@ class EmotionClassifier(L.LightningModule):
         set_epoch = getattr(self.loss, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self.current_epoch)
-        trained = self._trainable_part()
+        trained = self.trained_part()
         if self.freeze_epochs or self.second_stage is not None:
             # Toggled after DDP has wrapped the model: DDP hooks only the parameters that require gradients then.
             trainable = {id(parameter) for parameter in trained.parameters()}
@@ -255,7 +274,7 @@ class EmotionClassifier(L.LightningModule):
         self.network.eval()
         trained.train()
 
-    def _trainable_part(self) -> nn.Module:
+    def trained_part(self) -> nn.Module:
         """The part of the network that is trained in this epoch; the rest keeps its batch statistics too."""
         if self.second_stage is not None and self.current_epoch >= self.second_stage.first_epoch:
             return self.second_stage.learning(self.head)
@@ -289,13 +308,15 @@ class EmotionClassifier(L.LightningModule):
         """
         checkpoint = read_checkpoint(path)
         kept = {key: checkpoint["hyper_parameters"][key] for key in HYPER_PARAMETERS}
-        kept["model"] = {**kept["model"], "weights": "none"}
+        kept["members"] = kept["members"] and [_without_weights(member) for member in kept["members"]]
+        kept = _without_weights(kept)
         state = checkpoint["state_dict"]
         try:
-            check_model(kept["model"])
-            if (kept["form"] or {}).get("color") and kept["model"]["in_channels"] != 3:
-                raise UserError(f"model.in_channels={kept['model']['in_channels']}: must be 3 for colour images")
-            check_size(kept["model"], len(kept["class_counts"]), state)
+            for place, member in enumerate(kept["members"] or ()):
+                prefix = f"network.members.{place}."
+                _check_network(member, {key: tensor for key, tensor in state.items() if key.startswith(prefix)})
+            if not kept["members"]:
+                _check_network(kept, state)
             model = cls(**kept)
             own = model.state_dict()
             for name in own.keys() & state.keys():  # torch would convert them without a word
@@ -308,3 +329,26 @@ class EmotionClassifier(L.LightningModule):
             reason = shortened(one_line(error), 200)
             raise UserError(f"{path}: its weights and hyper-parameters do not fit together ({reason})") from error
         return model.eval()
+
+
+def _ensemble(members: Sequence[dict[str, Any]]) -> Ensemble:
+    temperatures = [(member.get("scorecard") or {}).get("temperature") or 1.0 for member in members]
+    return Ensemble([EmotionClassifier(**member) for member in members], temperatures)
+
+
+def _without_weights(hyper: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters whose network starts from no file: the weights are in the checkpoint."""
+    return {**hyper, "model": {**hyper["model"], "weights": "none"}}
+
+
+def _check_network(hyper: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Refuse hyper-parameters that describe no model, or one that is larger than its weights ``state``.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    model = hyper["model"]
+    check_model(model)
+    if (hyper["form"] or {}).get("color") and model["in_channels"] != 3:
+        raise UserError(f"model.in_channels={model['in_channels']}: must be 3 for colour images")
+    check_size(model, len(hyper["class_counts"]), state)

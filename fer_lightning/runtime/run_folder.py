@@ -49,6 +49,21 @@ def read_status(folder: Path) -> dict[str, Any]:
     return read
 
 
+def tested_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a run was tested with: ``best.ckpt``, or ``last.ckpt`` where no validation chose one.
+
+    Raises:
+        UserError: the run has none.
+    """
+    best, last = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    if not best.exists() and not last.exists():
+        status = read_status(folder)["status"]
+        raise UserError(
+            f"{folder}: has no checkpoint (the run is {status}); resume it with resume=auto, or give a finished run"
+        )
+    return best if best.exists() else last
+
+
 def lock_folder(folder: Path) -> filelock.FileLock:
     """Lock an existing folder for this process, until it releases the lock or ends.
 

@@ -31,6 +31,8 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
     checkpoint = read_checkpoint(path)
     hyper = checkpoint["hyper_parameters"]
     given = f"imbalance.first_stage={path}"
+    if hyper["members"]:
+        raise UserError(f"{given}: is an ensemble, which has no last layer of its own; give one of its members")
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"{given}: it was trained on other images; give the same data and labels")
     if hyper["adjusted"]:
