@@ -199,6 +199,14 @@ def test_one_seed_has_intervals_from_images_only(tmp_path: Path) -> None:
     assert any("the variance of training is left out" in note for note in all_notes(c))
 
 
+def test_likelihood_is_the_recorded_one_in_both_tables(tmp_path: Path) -> None:
+    """Packed predictions are rounded, and a probability rounded to 0 costs 87 nats."""
+    write_run(tmp_path / "0", "focal", **{"test/nll": 1.234})
+    c = compared(tmp_path)
+    assert c.calibration["nll"].tolist() == [1.234]
+    assert c.summary.query("test_set == 'test' and metric == 'nll'")["mean"].tolist() == [1.234]
+
+
 def test_one_run_is_described(tmp_path: Path) -> None:
     write_run(tmp_path / "0", "focal")
     c = compared(tmp_path)
@@ -376,6 +384,8 @@ def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> N
     notes = " ".join(all_notes(c))
     assert "differences are taken from undersample" in notes
     assert "Each seed or fold has test images of its own" in notes
+    assert re.search(r"Two seeds share \d+ % of their test images and, by the protocol, about 51 %", notes)
+    assert "a choice by these results is a choice on PrivateTest too" in notes
     assert "unequal numbers of optimizer steps (206; 1,432)" in notes
     assert "test_large_dedup differs between them" in notes
     assert protocol.protocol(c)["budget"] == "equal epochs"
