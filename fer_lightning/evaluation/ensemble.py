@@ -9,6 +9,7 @@ from typing import Any
 from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.checkpoint_split import FOLDER, load_split
 from fer_lightning.evaluation.probabilities import pick_device
+from fer_lightning.evaluation.reference import to_card
 from fer_lightning.evaluation.score import evaluate, headline, print_table
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, MAX_MEMBERS, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
@@ -56,7 +57,8 @@ def write_ensemble(runs: Sequence[Path], overrides: list[str], out: Path) -> Non
         "git_commit": git_commit(),
     }
     print_table(metrics, model.classes)
-    hyper = {**model.hparams, "scorecard": scorecard.make_scorecard(metrics)}
+    reference = to_card(evaluation.reference, model.classes)
+    hyper = {**model.hparams, "scorecard": {**scorecard.make_scorecard(metrics), **reference}}
     _write(out, {"state_dict": model.state_dict(), "hyper_parameters": hyper})
     print(json.dumps({"checkpoint": str(out), "members": len(members), **headline(evaluation.metrics)}))
 
