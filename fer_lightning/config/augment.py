@@ -61,3 +61,8 @@ class Strengths:
     def relights(self) -> bool:
         """Whether brightness or contrast change."""
         return bool(self.brightness or self.contrast)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done to an image."""
+        return bool(self.hflip or self.moves or self.relights or self.erase)

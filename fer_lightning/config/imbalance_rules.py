@@ -154,6 +154,11 @@ def _second_stage_rules(cfg: DictConfig) -> None:
     _check_first_stage(method)
     if second.trains == "scale" and not cfg.model.head.class_scale:
         raise UserError("imbalance.second_stage.trains=scale: there are no factors; set imbalance.class_scale=true")
+    if second.trains == "margin" and not cfg.model.head.class_margin:
+        raise UserError("imbalance.second_stage.trains=margin: there are no margins; set imbalance.class_margin=true")
+    cosine = cfg.model.head.cosine_scale
+    if cfg.model.head.class_margin and cosine is not None:
+        raise UserError(f"model.head.cosine_scale={cosine}: {name} has margins of a linear layer; use null")
     bound = second.get("max_norm")
     if bound is not None and second.trains != "classifier":
         raise UserError(
@@ -199,4 +204,6 @@ def _adjust_rules(cfg: DictConfig) -> None:
 def _check_first_stage(method: DictConfig) -> None:
     first = method.first_stage
     exists = first is None or (isinstance(first, str) and Path(first).exists())
-    require(exists, "imbalance.first_stage", first, "no such checkpoint; give a run's checkpoints/best.ckpt, or null")
+    require(exists, "imbalance.first_stage", first, "no such run or checkpoint; give a run folder, or null")
+    views = method.get("feature_views", 0)
+    require(views >= 0, "imbalance.feature_views", views, "must be a number of views, or 0 to train on images")

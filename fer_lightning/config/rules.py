@@ -117,13 +117,16 @@ def split_rules(split: DictConfig) -> None:
     """Check the optional keys of a split, whose type the files do not show (``null``).
 
     Raises:
-        UserError: ``val_fraction`` is not a fraction, or ``train_size`` not a positive whole number.
+        UserError: ``val_fraction`` is not a fraction, ``train_size`` not a positive whole number, or ``seed`` no seed.
     """
     fraction, size = split.get("val_fraction"), split.get("train_size")
     is_fraction = isinstance(fraction, int | float) and 0 < fraction < 1
     require(fraction is None or is_fraction, "split.val_fraction", fraction, "must lie between 0 and 1, or be null")
     is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
+    seed = split.get("seed")
+    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
+    require(seed is None or is_seed, "split.seed", seed, "must be between 0 and 4294967295, or null")
     _profile_rules(split)
 
 

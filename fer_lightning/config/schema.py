@@ -64,6 +64,7 @@ class Head:
     dropout: float
     cosine_scale: float | None
     class_scale: bool
+    class_margin: bool = False
 
 
 @dataclass

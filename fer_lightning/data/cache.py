@@ -97,7 +97,7 @@ def cached(key: str, build: Callable[[Allocate], Faces], cache_dir: Path) -> Fac
         faces = _read(entry, report=True)
         if faces is not None:
             return faces
-        building = _start(entry)
+        building = start_entry(entry)
         try:
             faces = build(lambda shape: _in_file(building, shape))
             try:
@@ -148,7 +148,7 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
         meta = json.loads((entry / "meta.json").read_text())
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, not {FORMAT}")
-        if _crc32(entry / INDEX) != meta[INDEX]:
+        if crc32(entry / INDEX) != meta[INDEX]:
             raise ValueError(f"{INDEX} has the wrong checksum")
         with zipfile.ZipFile(entry / INDEX) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
@@ -176,7 +176,7 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
         return None
 
 
-def _start(entry: Path) -> Path:
+def start_entry(entry: Path) -> Path:
     """The folder in which an entry is built; the caller holds the lock."""
     for leftover in entry.parent.glob(f".{entry.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -200,7 +200,7 @@ def _write(entry: Path, building: Path, faces: Faces) -> None:
         "data_hash": faces.data_hash,
         "synthetic": faces.synthetic,
         "classes": faces.classes,
-        INDEX: _crc32(building / INDEX),
+        INDEX: crc32(building / INDEX),
     }
     (building / "meta.json").write_text(json.dumps(meta, indent=1))
     if entry.exists():
@@ -208,7 +208,8 @@ def _write(entry: Path, building: Path, faces: Faces) -> None:
     building.rename(entry)
 
 
-def _crc32(path: Path) -> int:
+def crc32(path: Path) -> int:
+    """Checksum of a file."""
     checksum = 0
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -42,11 +42,17 @@ def split_faces(cfg: DictConfig, faces: Faces) -> Split:
             f"data.path={cfg.data.path}: has {counts[single[0]]} image of {', '.join(single[:5])}; each {noun} needs "
             "two or more, or leave it out with data.classes"
         )
-    arguments = {key: value for key, value in cfg.split.items() if key not in ("name", *PROFILE_KEYS)}
+    arguments = {key: value for key, value in cfg.split.items() if key not in ("name", "seed", *PROFILE_KEYS)}
     if cfg.data.drop_duplicates is not None:
         arguments["drop_duplicates"] = cfg.data.drop_duplicates
     build = instantiate(arguments, _partial_=True, _recursive_=False)
-    return build(faces=faces, seed=cfg.seed, profile=_profile(cfg.split))
+    return build(faces=faces, seed=split_seed(cfg), profile=_profile(cfg.split))
+
+
+def split_seed(cfg: DictConfig) -> int:
+    """The seed by which images are drawn: ``split.seed``, or that of the run."""
+    own = cfg.split.get("seed")
+    return cfg.seed if own is None else own
 
 
 def _profile(split: DictConfig) -> Profile:

@@ -1,5 +1,7 @@
 """Class probabilities of images, by one process in float32."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -10,6 +12,23 @@ from fer_lightning.runtime.errors import UserError
 
 BATCH_SIZE = 256
 """Batch size at 48 pixels or on a GPU."""
+
+
+@dataclass(frozen=True)
+class PooledFeatures:
+    """Inputs of a model's head, computed before.
+
+    Attributes:
+        rows: int64, (m,), the images, in increasing order.
+        values: float32, (m, D).
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+
+    def at(self, rows: np.ndarray) -> torch.Tensor:
+        """Values (n, D) of n of the images."""
+        return torch.from_numpy(self.values[np.searchsorted(self.rows, rows)])
 
 
 def batch_size(image_size: int, device: torch.device) -> int:
@@ -41,7 +60,24 @@ def predict(
         torch.from_numpy(np.array(images[start : start + step])).to(device) for start in range(0, len(images), step)
     )
     logits = [torch.stack([model(view).float().cpu() for view in views(batch)]) for batch in batches]
-    probabilities = torch.cat(logits, dim=1).double().softmax(dim=2).mean(dim=0).numpy()
+    return _probabilities(torch.cat(logits, dim=1))
+
+
+@torch.inference_mode()
+def predict_pooled(model: EmotionClassifier, pooled: torch.Tensor, device: torch.device) -> np.ndarray:
+    """``predict`` from the inputs of the head, float32 (n, D), of all images: in the same batches, so the same bits.
+
+    Raises:
+        UserError: as ``predict``.
+    """
+    head = model.to(device).eval().head
+    batches = pooled.split(batch_size(model.image_size, device))
+    return _probabilities(torch.cat([head(batch.to(device)).float().cpu() for batch in batches])[None])
+
+
+def _probabilities(logits: torch.Tensor) -> np.ndarray:
+    """Float64 (n, C) of float32 logits (views, n, C)."""
+    probabilities = logits.double().softmax(dim=2).mean(dim=0).numpy()
     if not np.isfinite(probabilities).all():
         raise UserError("the model's probabilities are NaN: its training diverged; try a smaller optim.lr")
     return probabilities

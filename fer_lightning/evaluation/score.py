@@ -18,7 +18,7 @@ from rich.text import Text
 from fer_lightning.data.faces import Faces, class_noun
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import tta
-from fer_lightning.evaluation.probabilities import predict
+from fer_lightning.evaluation.probabilities import PooledFeatures, predict, predict_pooled
 from fer_lightning.evaluation.reference import Reference, fit_reference, score_sets
 from fer_lightning.metrics.calibration import apply_temperature, calibration_error, fit_temperature, nll
 from fer_lightning.metrics.classification import classification_metrics, grouped_recall
@@ -50,7 +50,7 @@ class Evaluation:
     reference: Reference | None = None
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - what is scored, and three things that may be known before
     model: EmotionClassifier,
     faces: Faces,
     split: Split,
@@ -59,6 +59,7 @@ def evaluate(
     augmentations: Sequence[str] = (),
     shared: tuple[str, ...] = (),
     reference: Reference | None = None,
+    pooled: PooledFeatures | None = None,
 ) -> Evaluation:
     """Score every test set of a split, and its validation set when it has one.
 
@@ -72,10 +73,14 @@ def evaluate(
             probable of these as the answer. Empty for all classes.
         augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
         reference: for sets of classes; None fits it on the validation images.
+        pooled: inputs of the model's head for the images of all sets, where they are known.
     """
     sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
     union = np.unique(np.concatenate(list(sets.values())))
-    probabilities = predict(model, faces.images[union], device)
+    if pooled is None:
+        probabilities = predict(model, faces.images[union], device)
+    else:
+        probabilities = predict_pooled(model, pooled.at(union), device)
     metrics: dict[str, Any] = {}
     for name, indices in sets.items():
         rows = np.searchsorted(union, indices)

@@ -18,7 +18,7 @@ from fer_lightning.runtime.errors import UserError, require
 
 log = logging.getLogger(__name__)
 
-TRAINED = ("head", "scale", "classifier")
+TRAINED = ("head", "scale", "margin", "classifier")
 """Parts of the network that a second stage can train."""
 
 
@@ -30,8 +30,9 @@ class SecondStage(L.Callback):
 
     Args:
         trains: ``head`` re-initialises and trains the head (classifier re-training, cRT); ``scale`` freezes all else
-            and trains one factor per class (learnable weight scaling, LWS); ``classifier`` trains the last layer from
-            where the first stage left it.
+            and trains one factor per class (learnable weight scaling, LWS); ``margin`` freezes all else and trains a
+            factor and a margin per class (MARC); ``classifier`` trains the last layer from where the first stage left
+            it.
         share: share of the epochs that belong to the second stage.
         lr_scale: learning rate of the second stage relative to ``optim.lr``.
         epochs: length of the whole run.
@@ -73,6 +74,8 @@ class SecondStage(L.Callback):
 
     def learning(self, head: nn.Sequential) -> nn.Module:
         """The part of a network's head that the second stage trains."""
+        if self.trains == "margin":
+            return head[-1].get_submodule("margin")
         return head if self.trains == "head" else head[-1]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -80,7 +80,7 @@ class BatchedAugmentation:
             there is nothing to do.
         """
         s = self.strengths
-        if not (s.hflip or s.moves or s.relights or s.erase):
+        if not s.changes:
             return images
         pixels = images.float()
         if s.moves:

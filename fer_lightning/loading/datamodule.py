@@ -24,6 +24,7 @@ from fer_lightning.loading.device_batches import (
     BatchDataset,
     EpochBatches,
     EvalBatches,
+    FeatureBatches,
     KeptImages,
     TrainingBatches,
 )
@@ -117,7 +118,8 @@ class FERDataModule(L.LightningDataModule):
     """Training and validation loaders over one split.
 
     Batches, as the model gets them, are images (B, H, W) or (B, 3, H, W), uint8 or float32 from 0 to 255, and int64
-    labels; training targets are float32 (B, C) instead where images are mixed or the faces have soft labels.
+    labels; training targets are float32 (B, C) instead where images are mixed or the faces have soft labels. After
+    ``use_features`` they hold features of a frozen backbone, float32 (B, D), in place of images.
 
     Args:
         faces: the whole set.
@@ -156,6 +158,7 @@ class FERDataModule(L.LightningDataModule):
         # Archives are sorted by emotion: in their order, trainer.limit_val_batches would validate on one class.
         self.val_rows = np.random.default_rng(0).permutation(split.val)
         self.kept: dict[str, Any] = {}
+        self.features: tuple[np.ndarray, np.ndarray] | None = None
         drawn = len(self.sampler)
         if drawn < loading.batch_size:
             raise UserError(
@@ -193,6 +196,15 @@ class FERDataModule(L.LightningDataModule):
         """Where this process computes."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
+    def use_features(self, train: np.ndarray, val: np.ndarray) -> None:
+        """Give features of a frozen backbone in place of images.
+
+        Args:
+            train: float32, (V, n, D), V views of the training images.
+            val: float32, (m, D), of the validation images in the order of the split.
+        """
+        self.features = train, val
+
     def resume_at(self, epoch: int, batches: int) -> None:
         """Start the training in ``epoch`` (from 0), after the ``batches`` of it that are done already."""
         self.sampler.set_epoch(epoch)  # workers fetch images before Lightning sets the epoch
@@ -218,7 +230,7 @@ class FERDataModule(L.LightningDataModule):
         return self._training_loader(self.sampler, self.loading.num_workers)
 
     def _training_loader(self, sampler: EpochSampler, workers: int) -> DataLoader[Any]:
-        if isinstance(self.augmentation, BatchedAugmentation):
+        if self.features is not None or isinstance(self.augmentation, BatchedAugmentation):
             return _loader(BatchDataset(), EpochBatches(sampler, self.per_device_batch_size))
         one_by_one = TrainingFaces(
             self.faces.images, self.split.train, self.targets, self.augmentation, self.seed, self.mix
@@ -252,7 +264,10 @@ class FERDataModule(L.LightningDataModule):
             self.kept[name] = make()
         return self.kept[name]
 
-    def _training_batches(self) -> TrainingBatches:
+    def _training_batches(self) -> TrainingBatches | FeatureBatches:
+        if self.features is not None:
+            train = self.features[0]
+            return FeatureBatches(train, self.targets, self.seed, self._storage_device, self.root_device)
         assert isinstance(self.augmentation, BatchedAugmentation)
         images = KeptImages(self.faces.images, self.split.train, self._storage_device)
         size = self.loading.size or (lambda epoch: self.faces.form.size)
@@ -260,6 +275,9 @@ class FERDataModule(L.LightningDataModule):
 
     def _validation(self) -> tuple[KeptImages, torch.Tensor]:
         labels = torch.from_numpy(self.faces.labels[self.val_rows]).to(self.root_device)
+        if self.features is not None:
+            rows = np.searchsorted(self.split.val, self.val_rows)
+            return KeptImages(self.features[1], rows, self._storage_device), labels
         return KeptImages(self.faces.images, self.val_rows, self._storage_device), labels
 
     @property

@@ -103,7 +103,8 @@ class KeptImages:
     """Some images of a set, kept once where they are indexed.
 
     Args:
-        images: uint8, (N, H, H) or (N, 3, H, H), the whole set; possibly a memory map, which all processes share.
+        images: uint8, (N, H, H) or (N, 3, H, H), the whole set, or float32, (N, D), features of images; possibly a
+            memory map, which all processes share.
         rows: (n,), the rows to keep.
         storage_device: where they are kept: the device that computes, or the CPU.
     """
@@ -118,7 +119,12 @@ class KeptImages:
         self.rows = rows_tensor if on_cpu else torch.arange(len(rows), device=storage_device)
 
     def at(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Images, uint8, on ``device``, by their ``indices`` (B,) among ``rows``, which are on the storage device."""
+        """Images, uint8, or features on ``device``.
+
+        Args:
+            indices: (B,), among ``rows``, on the storage device.
+            device: where the batch is computed.
+        """
         return self.images[self.rows[indices]].to(device, non_blocking=True)
 
 
@@ -181,6 +187,50 @@ class TrainingBatches:
     def _plan_images(self, indices: Tensor, seeds: np.ndarray) -> "_Plan":
         changes = self.augmentation.sample(seeds)
         return _Plan(indices.to(self.device), indices.to(self.images.rows.device), changes.to(self.device))
+
+
+class FeatureBatches:
+    """Training batches of features of a frozen backbone, a pure function of (seed, epoch, position in the epoch).
+
+    Each entry of an epoch shows one of the views of its image, chosen at random.
+
+    Args:
+        features: float32, (V, n, D): V views of the n images of the training subset.
+        targets: as ``TrainingBatches``.
+        seed: of the choice of views.
+        storage_device: where the features are kept.
+        device: where batches are computed.
+    """
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        targets: np.ndarray,
+        seed: int,
+        storage_device: torch.device,
+        device: torch.device,
+    ) -> None:
+        self.views, self.count, width = features.shape
+        rows = np.arange(self.views * self.count)
+        self.features = KeptImages(features.reshape(-1, width), rows, storage_device)
+        self.targets = torch.from_numpy(targets).to(device)
+        self.seed = seed
+        self.device = device
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features, float32 (B, D), and targets, int64 (B,) or float32 (B, C)."""
+        entries, start, stop = batch
+        if entries.plan is None:
+            entries.plan = self._plan_epoch(entries)
+        indices, stored = (part[start:stop] for part in entries.plan)
+        return self.features.at(stored, self.device), self.targets[indices]
+
+    def _plan_epoch(self, entries: EpochEntries) -> tuple[Tensor, Tensor]:
+        """Indices of the targets and of the features, each (n,)."""
+        seeds = entry_seed(self.seed, entries.epoch, entries.positions.numpy().astype(np.uint64))
+        views = torch.from_numpy((seeds % np.uint64(self.views)).astype(np.int64))
+        stored = views * self.count + entries.indices
+        return entries.indices.to(self.device), stored.to(self.features.rows.device)
 
 
 class _Plan(NamedTuple):

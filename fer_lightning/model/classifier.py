@@ -22,7 +22,7 @@ from fer_lightning.imbalance.sharpness import ClassSharpness
 from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint
 from fer_lightning.model.ensemble import Ensemble
-from fer_lightning.model.network import NETWORK_KEYS, ClassScale, build_network, check_size, head_of
+from fer_lightning.model.network import NETWORK_KEYS, ClassMargin, ClassScale, build_network, check_size, head_of
 from fer_lightning.model.optimizer import build_optimizer, build_schedule
 from fer_lightning.model.step_metrics import training_metrics
 from fer_lightning.presentation.printable import shortened
@@ -134,11 +134,14 @@ class EmotionClassifier(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(self.prepare(images, self.image_size))
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """Input of the head, (B, D)."""
+        prepared = self.prepare(images, self.image_size)
+        return self.network.forward_head(self.network.forward_features(prepared), pre_logits=True)
+
     def features(self, images: Tensor) -> Tensor:
         """Input of the head's last layer, (B, D)."""
-        prepared = self.prepare(images, self.image_size)
-        pooled = self.network.forward_head(self.network.forward_features(prepared), pre_logits=True)
-        return self.head[:-1](pooled)
+        return self.head[:-1](self.pooled(images))
 
     @property
     def members(self) -> list["EmotionClassifier"]:
@@ -166,11 +169,15 @@ class EmotionClassifier(L.LightningModule):
         pixels = torch.stack(scaled, dim=1).expand(-1, self.in_channels, -1, -1)
         return pixels.contiguous(memory_format=torch.channels_last)
 
+    def _logits(self, inputs: Tensor, size: int) -> Tensor:
+        """Logits of images, or of features (B, D) that a data module keeps of them."""
+        return self.head(inputs) if inputs.ndim == 2 else self.network(self.prepare(inputs, size))
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, targets = batch
+        inputs, targets = batch
         epochs: int = self.trainer.max_epochs or 1
         size = input_size(self.current_epoch, epochs, self.first_image_size, self.image_size)
-        logits = self.network(self.prepare(images, size))
+        logits = self._logits(inputs, size)
         assert self.loss is not None, "training needs a loss"
         soft = targets.ndim == 2  # (B, C) where images are mixed, or labels are votes
         losses = expected_loss(self.loss, logits, targets) if soft else self.loss(logits, targets)
@@ -193,8 +200,8 @@ class EmotionClassifier(L.LightningModule):
         return part
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        logits = self(images)
+        inputs, labels = batch
+        logits = self._logits(inputs, self.image_size)
         self.val_metrics.update(logits, labels)
         self.log_dict(self.val_metrics, on_step=False, on_epoch=True)
         assert self.loss is not None, "validation during training needs a loss"
@@ -268,7 +275,7 @@ class EmotionClassifier(L.LightningModule):
             # Toggled after DDP has wrapped the model: DDP hooks only the parameters that require gradients then.
             trainable = {id(parameter) for parameter in trained.parameters()}
             if trained is self.network:
-                trainable -= self._class_scale_parameters()
+                trainable -= self._second_stage_parameters()
             for parameter in self.network.parameters():
                 parameter.requires_grad = id(parameter) in trainable
         self.network.eval()
@@ -280,10 +287,10 @@ class EmotionClassifier(L.LightningModule):
             return self.second_stage.learning(self.head)
         return self.head if self.current_epoch < self.freeze_epochs else self.network
 
-    def _class_scale_parameters(self) -> set[int]:
-        """Ids of the factors per class, which only the second stage trains."""
-        scales = (module for module in self.head.modules() if isinstance(module, ClassScale))
-        return {id(parameter) for scale in scales for parameter in scale.parameters()}
+    def _second_stage_parameters(self) -> set[int]:
+        """Ids of the factors and margins per class, which only the second stage trains."""
+        added = (module for module in self.head.modules() if isinstance(module, ClassScale | ClassMargin))
+        return {id(parameter) for module in added for parameter in module.parameters()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.network, self.optim, frozen=bool(self.freeze_epochs))

@@ -46,7 +46,37 @@ class ClassScale(nn.Module):
         return logits * self.scale
 
 
-def build_head(
+class ClassMargin(nn.Module):
+    """Logits a_c z_c + b_c |w_c|, with a and b learnable, 1 and 0 at first (MARC, Wang et al. 2022)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_classes))
+        self.shift = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, logits: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B, C) of logits (B, C) and the lengths (C,) of the weights of each class."""
+        return logits * self.scale + self.shift * lengths
+
+
+class MarginLinear(nn.Linear):
+    """A last layer (B, D) -> (B, C) whose logits pass a ``ClassMargin``."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.margin = ClassMargin(out_features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.margin(super().forward(features), self.weight.detach().norm(dim=1))
+
+    @torch.no_grad()
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,) of the ``nn.Linear`` that computes the same."""
+        scale, shift = self.margin.scale, self.margin.shift
+        return self.weight * scale[:, None], self.bias * scale + shift * self.weight.norm(dim=1)
+
+
+def build_head(  # noqa: PLR0913 - the settings of ``model.head``
     in_features: int,
     num_classes: int,
     hidden: Sequence[int],
@@ -55,11 +85,12 @@ def build_head(
     dropout: float,
     cosine_scale: float | None = None,
     class_scale: bool = False,
+    class_margin: bool = False,
 ) -> nn.Sequential:
     """The paper's head (section 3.2): Linear, BatchNorm, activation, Dropout per hidden width, then Linear.
 
     The softmax of the paper is in the loss. With ``cosine_scale`` the last layer is a ``CosineLinear``; with
-    ``class_scale`` a ``ClassScale`` follows it.
+    ``class_scale`` a ``ClassScale`` follows it; with ``class_margin`` it is a ``MarginLinear``.
 
     Raises:
         UserError: when ``activation`` is no class of ``torch.nn`` that changes values one by one.
@@ -83,7 +114,10 @@ def build_head(
             layers.append(nn.BatchNorm1d(width))
         layers += [activation_class(), nn.Dropout(dropout)]
         in_features = width
-    last = CosineLinear(in_features, num_classes, cosine_scale) if cosine_scale else nn.Linear(in_features, num_classes)
+    if cosine_scale:
+        last: nn.Module = CosineLinear(in_features, num_classes, cosine_scale)
+    else:
+        last = (MarginLinear if class_margin else nn.Linear)(in_features, num_classes)
     return nn.Sequential(*layers, last, *([ClassScale(num_classes)] if class_scale else []))
 
 

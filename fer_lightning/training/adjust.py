@@ -1,4 +1,4 @@
-"""Methods that change the last layer after training (``imbalance.adjust``).
+"""Methods that change the last layer after training (``imbalance.adjust``), and factors that are folded into it.
 
 The change is folded into the weights of ``best.ckpt``, so that everything that reads a checkpoint gets the adjusted
 model; the model as it was trained stays beside it as ``unadjusted.ckpt``.
@@ -15,11 +15,11 @@ from torch import nn
 
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split
-from fer_lightning.evaluation.probabilities import batch_size
+from fer_lightning.evaluation.probabilities import PooledFeatures, batch_size
 from fer_lightning.imbalance.adjust import choose_tau
 from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
-from fer_lightning.model.network import head_name
+from fer_lightning.model.network import MarginLinear, head_name
 from fer_lightning.runtime.files import replace_file
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,15 @@ def features(model: EmotionClassifier, images: np.ndarray, device: torch.device)
     return torch.cat([model.features(batch.to(device)).float().cpu() for batch in batches])
 
 
-def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Split, device: torch.device) -> Path:
+def adjust(
+    cfg: DictConfig,
+    trained: Path,
+    folder: Path,
+    faces: Faces,
+    split: Split,
+    device: torch.device,
+    pooled: PooledFeatures | None = None,
+) -> Path:
     """Adjust the last layer of a trained model and write it to the run folder's ``best.ckpt``.
 
     Args:
@@ -44,6 +52,7 @@ def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Sp
         faces: the data.
         split: its validation images choose ``tau`` where the configuration does not give it.
         device: where to compute.
+        pooled: inputs of the head for the validation images, where they are known.
 
     Returns:
         The written checkpoint.
@@ -59,7 +68,11 @@ def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Sp
     layer = last.weight.detach(), last.bias.detach()
     tau = method.tau
     if tau is None:
-        inputs = features(model, faces.images[split.val], device)
+        if pooled is None:
+            inputs = features(model, faces.images[split.val], device)
+        else:
+            with torch.inference_mode():
+                inputs = model.head[:-1](pooled.at(split.val))
         labels = torch.from_numpy(faces.labels[split.val])
         tau, scores = choose_tau(method, inputs, labels, *layer, cfg.monitor.removeprefix("val/"))
         first = method.candidates[0]
@@ -73,3 +86,21 @@ def adjust(cfg: DictConfig, trained: Path, folder: Path, faces: Faces, split: Sp
         replace_file(unadjusted, trained.read_bytes())
     write_checkpoint(best, checkpoint)
     return best
+
+
+def fold_margins(path: Path) -> None:
+    """Fold the factors and margins of a ``MarginLinear`` into its weights, so that the checkpoint is an ordinary one.
+
+    Args:
+        path: of the checkpoint. This run may have folded it already, before it was interrupted.
+    """
+    model = EmotionClassifier.load(path)
+    last = model.head[-1]
+    if not isinstance(last, MarginLinear):
+        return
+    checkpoint, weights = read_checkpoint(path), last.folded()
+    prefix = f"network.{head_name(model.network)}.{len(model.head) - 1}"
+    kept = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(f"{prefix}.margin.")}
+    checkpoint["state_dict"] = kept | dict(zip((f"{prefix}.weight", f"{prefix}.bias"), weights, strict=True))
+    checkpoint["hyper_parameters"]["model"]["head"]["class_margin"] = False
+    write_checkpoint(path, checkpoint)

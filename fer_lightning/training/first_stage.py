@@ -10,14 +10,40 @@ from fer_lightning.config.imbalance_rules import refuse_double_corrections
 from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten, to_plain
+from fer_lightning.data.from_config import split_seed
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SAME_IMAGES = ("seed", "split", "labels.targets", "data.drop_duplicates")
+SAME_IMAGES = ("split", "labels.targets", "data.drop_duplicates")
 """Parts of the configuration that both stages must share: otherwise the first may have trained on test images."""
+
+
+def first_stage_checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint that ``cfg.imbalance.first_stage`` names: a file, or that of a run folder before adjustments."""
+    given = cfg.imbalance.get("first_stage")
+    if given is None:
+        return None
+    folder = Path(given) / "checkpoints"
+    names = ("unadjusted.ckpt", "best.ckpt")
+    return next((folder / name for name in names if (folder / name).exists()), Path(given))
+
+
+def with_split_of_first_stage(cfg: DictConfig) -> DictConfig:
+    """The run with the images of its first stage: a seed of its own then draws no others.
+
+    Raises:
+        UserError: no safe checkpoint.
+    """
+    path = first_stage_checkpoint(cfg)
+    if path is None or cfg.split.get("seed") is not None:
+        return cfg
+    given = f"imbalance.first_stage={path}"
+    with bounded():
+        seed = _plain_split(recorded(read_checkpoint(path)["hyper_parameters"]["config"], given), given)["seed"]
+    return cfg if seed == cfg.seed else OmegaConf.merge(cfg, {"split": {"seed": seed}})  # type: ignore[return-value]
 
 
 def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) -> None:
@@ -27,7 +53,8 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
         UserError: no safe checkpoint, another architecture, or one trained on other images or another split, whose
             training images may be this run's test images.
     """
-    path = Path(cfg.imbalance.first_stage)
+    path = first_stage_checkpoint(cfg)
+    assert path is not None
     checkpoint = read_checkpoint(path)
     hyper = checkpoint["hyper_parameters"]
     given = f"imbalance.first_stage={path}"
@@ -40,7 +67,7 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
     trained = recorded(hyper["config"], given)
     for key in SAME_IMAGES:
         with bounded():
-            before, now = OmegaConf.select(trained, key), OmegaConf.select(cfg, key)
+            before, now = (_images(each, key, given) for each in (trained, cfg))
         if before != now:
             raise UserError(f"{given}: its {key} was {before}, here it is {now}; both stages need the same images")
     ours, theirs = (architecture(settings) for settings in (to_plain(cfg.model), hyper["model"]))
@@ -51,20 +78,44 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) 
     if cfg.imbalance.get("adjust"):
         parts = {key: trained.imbalance[key] for key in ("loss", "sampler", "mix") if key in trained.imbalance}
         refuse_double_corrections(OmegaConf.create({**to_plain(cfg.imbalance), **parts}))
-    model.load_state_dict({**model.state_dict(), **checkpoint["state_dict"]})  # a factor per class may be new
+    model.load_state_dict({**model.state_dict(), **checkpoint["state_dict"]})  # factors per class may be new
     log.info("first stage: %s (%s)", path, hyper["config"]["imbalance"]["name"])
+
+
+def _images(cfg: DictConfig, key: str, given: str) -> Any:
+    """A setting that chooses images; of ``split``, without what is not set, and with the seed in any case."""
+    return _plain_split(cfg, given) if key == "split" else OmegaConf.select(cfg, key)
+
+
+def _plain_split(cfg: DictConfig, given: str) -> dict[str, Any]:
+    """Raise UserError where the configuration, which anybody may have written, has no split."""
+    split, seed = OmegaConf.select(cfg, "split"), OmegaConf.select(cfg, "seed")
+    if not OmegaConf.is_dict(split) or not isinstance(seed, int):
+        raise UserError(f"{given}: damaged, its configuration has no split or no seed")
+    plain = {key: value for key, value in to_plain(split).items() if value is not None}
+    return {**plain, "seed": split_seed(cfg)}
 
 
 def architecture(model: dict[str, Any]) -> dict[str, Any]:
     """The settings of the ``model`` group, flat, that determine what a network's weights mean."""
-    free = ("weights", "freeze_epochs", "compile", "drop_path", "first_image_size", "head.dropout", "head.class_scale")
+    of_head = ("head.dropout", "head.class_scale", "head.class_margin")
+    free = ("weights", "freeze_epochs", "compile", "drop_path", "first_image_size", *of_head)
     return {key: value for key, value in flatten(model).items() if key not in free and value is not None}
 
 
-def first_stage_metrics(checkpoint: str | None) -> dict[str, Any]:
-    """Method and optimizer steps of a first stage that another run trained, for ``metrics.json``."""
+def first_stage_metrics(checkpoint: Path | None, views: int | None) -> dict[str, Any]:
+    """For ``metrics.json``: method and optimizer steps of a first stage that another run trained.
+
+    Args:
+        checkpoint: of the first stage; None without one.
+        views: kept of each training image, see ``feature_cache``; None where features were computed in every step.
+    """
     if checkpoint is None:
         return {}
-    content = read_checkpoint(Path(checkpoint))
+    content = read_checkpoint(checkpoint)
     name = content["hyper_parameters"]["config"]["imbalance"]["name"]
-    return {"first_stage/imbalance": name, "first_stage/steps": int(content["global_step"])}
+    return {
+        "first_stage/imbalance": name,
+        "first_stage/steps": int(content["global_step"]),
+        "first_stage/feature_views": views,
+    }

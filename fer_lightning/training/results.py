@@ -20,7 +20,7 @@ from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.metrics.predictions import reported
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.training import tracking
-from fer_lightning.training.first_stage import first_stage_metrics
+from fer_lightning.training.first_stage import first_stage_checkpoint, first_stage_metrics
 
 
 def reported_set(cfg: DictConfig) -> str:
@@ -41,6 +41,7 @@ def collect_metrics(
     datamodule: FERDataModule,
     seconds: float,
     provenance: dict[str, Any],
+    feature_views: int | None = None,
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: scores, how the training went, and what identifies the run.
 
@@ -52,6 +53,7 @@ def collect_metrics(
         datamodule: its images.
         seconds: spent in training steps.
         provenance: ``data_hash``, ``git_commit`` and ``versions``.
+        feature_views: kept of each training image; None for none.
     """
     content = read_checkpoint(checkpoint)
     images = trainer.global_step * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
@@ -60,7 +62,7 @@ def collect_metrics(
         "train/seconds": seconds,
         "train/images_per_second": images / seconds if seconds else None,
         "train/steps": trainer.global_step,
-        **first_stage_metrics(cfg.imbalance.get("first_stage")),
+        **first_stage_metrics(first_stage_checkpoint(cfg), feature_views),
         "train/class_counts": dict(zip(datamodule.faces.classes, datamodule.class_counts, strict=True)),
         "epoch": int(content["epoch"]),
         "seed": cfg.seed,

@@ -28,10 +28,12 @@ from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.provenance import environment, git_commit
 from fer_lightning.runtime.run_folder import lock_for_run, write_status
 from fer_lightning.training import build, results, tracking
-from fer_lightning.training.adjust import adjust
+from fer_lightning.training.adjust import adjust, fold_margins
 from fer_lightning.training.callbacks import TrainClock
 from fer_lightning.training.checkpoints import ExactResume
 from fer_lightning.training.failures import as_user_error, record_failure
+from fer_lightning.training.feature_cache import keep_features
+from fer_lightning.training.first_stage import first_stage_checkpoint, with_split_of_first_stage
 from fer_lightning.training.resume import ResumePoint, find_resume_point
 
 log = logging.getLogger(__name__)
@@ -122,7 +124,7 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
 def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> TrainedRun | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     faces = load_faces(cfg)
-    cfg = build.for_images(cfg, faces.form)
+    cfg = with_split_of_first_stage(build.for_images(cfg, faces.form))
     split = split_faces(cfg, faces)
     _log_images(faces, split, folder)
     provenance = {"data_hash": faces.data_hash, "git_commit": git_commit(), "versions": environment()}
@@ -141,6 +143,11 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     counts, resumed = dict(zip(faces.classes, datamodule.class_counts, strict=True)), start is not None
     model = build.build_model(cfg, counts, faces.form, provenance, loss, second_stage, resumed)
 
+    device = trainer.strategy.root_device
+    source = model if start is None else EmotionClassifier.load(start.path)
+    features = keep_features(cfg, source, datamodule, results.reported_split(cfg, split), device)
+    if features is not None and features.train is not None:
+        datamodule.use_features(features.train, features.scored.at(split.val).numpy())
     if not _only_adjusts(cfg):
         with _named_checkpoint(trainer, start, cfg, folder):
             _fit(trainer, model, datamodule, start)
@@ -149,13 +156,18 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
         return None
 
-    device = trainer.strategy.root_device
-    best = Path(cfg.imbalance.first_stage) if _only_adjusts(cfg) else _best_checkpoint(trainer, folder)
+    first_stage = first_stage_checkpoint(cfg)
+    best = first_stage if first_stage and _only_adjusts(cfg) else _best_checkpoint(trainer, folder)
+    pooled = None if features is None else features.scored
     if cfg.imbalance.get("adjust") is not None:
-        best = adjust(cfg, best, folder, faces, split, device)
+        best = adjust(cfg, best, folder, faces, split, device, pooled)
+    if cfg.model.head.class_margin:
+        fold_margins(best)
     tested = EmotionClassifier.load(best)
-    evaluation = evaluate(tested, faces, results.reported_split(cfg, split), device)
-    metrics = results.collect_metrics(cfg, evaluation, best, trainer, datamodule, clock.seconds, provenance)
+    pooled = None if features is None else features.of(tested)
+    evaluation = evaluate(tested, faces, results.reported_split(cfg, split), device, pooled=pooled)
+    views = None if features is None or features.train is None else len(features.train)
+    metrics = results.collect_metrics(cfg, evaluation, best, trainer, datamodule, clock.seconds, provenance, views)
     results.write_results(cfg, folder, best, metrics, evaluation, datamodule, drawn, loggers)
     return TrainedRun(metrics, trainer, tested, datamodule)
 

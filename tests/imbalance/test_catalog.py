@@ -30,7 +30,7 @@ NAMES = {
     "weighted_bce", "sqrt_weighted", "class_balanced", "focal", "class_balanced_focal", "balanced_softmax",
     "logit_adjusted", "posthoc_logit_adjusted", "ldam_drw", "crt", "tau_norm", "lws", "mixup", "remix", "cmo",
     "vs", "dbm", "label_aware_smoothing", "los", "gcl",
-    "weight_balancing", "imbsam", "focal_sam",
+    "weight_balancing", "imbsam", "focal_sam", "marc",
 }  # fmt: skip
 
 
@@ -287,7 +287,10 @@ REFUSED = [
         ["imbalance=ldam_drw", "trainer.max_steps=9"],
         "trainer.max_steps=9: imbalance.loss depends on trainer.max_ep",
     ),
-    (["imbalance=crt", "imbalance.first_stage=nowhere.ckpt"], "imbalance.first_stage=nowhere.ckpt: no such checkpoint"),
+    (["imbalance=crt", "imbalance.first_stage=nowhere.ckpt"], "imbalance.first_stage=nowhere.ckpt: no such run"),
+    (["imbalance=marc", "imbalance.class_margin=false"], "there are no margins; set imbalance.class_margin=true"),
+    (["imbalance=marc", "model.head.cosine_scale=16"], "imbalance=marc has margins of a linear layer; use null"),
+    (["imbalance=los", "imbalance.feature_views=-1"], "imbalance.feature_views=-1: must be a number of views"),
     (["imbalance=crt", "imbalance.second_stage.share=1"], "imbalance.second_stage.share=1: must lie between 0 and 1"),
     (
         ["imbalance=crt", "imbalance.second_stage.max_norm=0.1"],

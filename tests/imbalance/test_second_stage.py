@@ -9,12 +9,18 @@ import pandas as pd
 import pytest
 import torch
 from command_line import TINY
+from hydra import compose, initialize_config_dir
 from torch import nn
 
+from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.settings import to_plain
 from fer_lightning.imbalance.second_stage import SecondStage, longest_weights, reinitialize, shorten_weights
-from fer_lightning.model.network import build_head
-from fer_lightning.model.optimizer import build_schedule
+from fer_lightning.model.checkpoint import write_checkpoint
+from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.model.network import ClassMargin, MarginLinear, build_head, build_network, head_of
+from fer_lightning.model.optimizer import build_schedule, parameter_groups
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.training.adjust import fold_margins
 from fer_lightning.training.checkpoints import LastCheckpoint
 
 STAGED = (*TINY, "augment=light", "data.source.images=300", "model.head.dropout=0.5", "trainer.max_epochs=4")
@@ -38,6 +44,109 @@ def test_weights_are_shortened_to_the_published_values() -> None:
     shorten_weights(layer, longest)
     assert longest == pytest.approx(1.4)
     torch.testing.assert_close(layer.weight.data, torch.tensor([[0.84, 1.12], [0.0, 1.4], [1.0, 0.0]]))
+
+
+class TestMargins:
+    """MARC."""
+
+    A = torch.tensor([1, 1.5, 1, 0.8, 1, 1.1, 0.9], dtype=torch.float64)
+    B = torch.tensor([0, 0.5, 0, -0.3, 0, 0.1, -0.1], dtype=torch.float64)
+    LENGTHS = torch.tensor([1.2, 0.6, 1.1, 1.5, 1.2, 1, 1.3], dtype=torch.float64)
+    LOGITS = torch.tensor(
+        [
+            [1.0, -0.5, 0.25, 2.0, 0.0, -1.0, 0.5],
+            [0.2, 1.5, -0.3, 0.1, -1.2, 0.4, 0.0],
+            [-0.7, 0.3, 0.9, 0.0, 1.1, -0.2, 2.2],
+            [3.0, -2.0, 0.5, -1.0, 0.7, 0.1, -0.4],
+        ],
+        dtype=torch.float64,
+    )
+    TARGET = torch.tensor([3, 1, 4, 2])
+
+    @pytest.fixture
+    def margin(self) -> ClassMargin:
+        margin = ClassMargin(7).double()
+        margin.scale.data, margin.shift.data = self.A.clone(), self.B.clone()
+        return margin
+
+    @pytest.fixture
+    def layer(self, margin: ClassMargin) -> MarginLinear:
+        torch.manual_seed(0)
+        layer = MarginLinear(5, 7).double()
+        layer.margin = margin
+        return layer
+
+    def test_the_loss_has_the_reference_value(self, margin):
+        loss = nn.functional.cross_entropy(margin(self.LOGITS, self.LENGTHS), self.TARGET)
+        assert loss.item() == pytest.approx(1.4979213542, abs=1e-9)
+
+    def test_gradients(self, margin):
+        def logits(scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            given = {"scale": scale, "shift": shift}
+            return torch.func.functional_call(margin, given, (self.LOGITS, self.LENGTHS))
+
+        assert torch.autograd.gradcheck(logits, (self.A.clone().requires_grad_(), self.B.clone().requires_grad_()))
+
+    def test_classes_in_another_order_give_the_same(self, margin):
+        order = torch.tensor([4, 2, 6, 0, 1, 5, 3])
+        other = ClassMargin(7).double()
+        other.scale.data, other.shift.data = self.A[order], self.B[order]
+        permuted = other(self.LOGITS[:, order], self.LENGTHS[order])
+        torch.testing.assert_close(permuted, margin(self.LOGITS, self.LENGTHS)[:, order])
+
+    def test_the_folded_layer_computes_the_same(self, layer):
+        features = torch.randn(4, 5, dtype=torch.float64)
+        torch.testing.assert_close(nn.functional.linear(features, *layer.folded()), layer(features))
+
+    def test_nothing_changes_at_first(self):
+        torch.manual_seed(0)
+        plain = build_head(8, 7, [4], "ReLU", False, 0.0)
+        torch.manual_seed(0)
+        head = build_head(8, 7, [4], "ReLU", False, 0.0, class_margin=True)
+        features = torch.randn(5, 8)
+        assert torch.equal(plain(features), head(features))
+
+    def test_factors_have_no_weight_decay(self):
+        """It would pull them to 0, where all logits are equal, instead of to 1."""
+        network = build_network(
+            "test_efficientnet", "none", 1, 48, 1, 0.0,
+            {"hidden": [8], "activation": "ReLU", "batch_norm": True, "dropout": 0.0, "class_margin": True}, 7,
+        )  # fmt: skip
+        added = {id(parameter) for parameter in head_of(network)[-1].margin.parameters()}
+        groups = parameter_groups(network, 1e-3, 0.5, None, 1.0)
+        decays = [group["weight_decay"] for group in groups for each in group["params"] if id(each) in added]
+        assert decays == [0.0, 0.0]
+
+    @pytest.mark.parametrize("trained", [False, True])
+    def test_a_checkpoint_is_folded_into_an_ordinary_one(self, tmp_path, model_with_margins, trained):
+        model, write = model_with_margins
+        if trained:
+            with torch.no_grad():
+                model.head[-1].margin.scale.mul_(1.5)
+                model.head[-1].margin.shift.add_(0.3)
+        path = write(tmp_path / "best.ckpt")
+        images = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
+        expected = model.eval()(images)
+        for _ in range(2):  # the second time there is nothing to fold
+            fold_margins(path)
+            folded = EmotionClassifier.load(path)
+            assert type(folded.head[-1]) is nn.Linear
+            torch.testing.assert_close(folded(images), expected)
+
+
+@pytest.fixture
+def model_with_margins():
+    """A model with ``model.head.class_margin``, and what writes its checkpoint."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = compose("config", overrides=["model=test_efficientnet", "imbalance=marc", "model.weights=none"])
+    provenance = {"data_hash": "0"}
+    model = EmotionClassifier(to_plain(cfg.model), to_plain(cfg.optim), [9, 1, 9, 9, 9, 9, 9], {}, provenance)
+
+    def write(path: Path) -> Path:
+        write_checkpoint(path, {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)})
+        return path
+
+    return model, write
 
 
 @pytest.fixture
@@ -130,13 +239,13 @@ def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, plain
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["seed=1"], "its seed was 0, here it is 1"),
+        (["split.seed=1"], "its split was {'name': 'official'"),
         (["data.source.seed=1"], "it was trained on other images"),
         (["model.head.hidden=[32]"], "its model.head.hidden was [64], here it is [32]"),
         (["model.image_size=64"], "its model.image_size was 48, here it is 64"),
         (["split.val_fraction=0.2"], "its split was"),
     ],
-    ids=["seed", "images", "head", "input", "split"],
+    ids=["split seed", "images", "head", "input", "split"],
 )
 def test_a_first_stage_that_does_not_fit_is_refused(cli, plain, change, message):
     best = plain / "checkpoints" / "best.ckpt"
