@@ -12,7 +12,7 @@ from fer_lightning.comparison.statistics import RESAMPLES
 from fer_lightning.presentation.words import listed, percent
 from fer_lightning.report.protocol import span
 
-NAMED_BY_ROW = ("model.name", "model.head.cosine_scale", "model.head.class_scale")
+NAMED_BY_ROW = ("model.name", "model.head.cosine_scale", "model.head.class_scale", "model.head.class_margin")
 """Settings that may differ between methods without a note: the row names the model, the method sets the others."""
 
 

@@ -88,19 +88,24 @@ def adjust(
     return best
 
 
-def fold_margins(path: Path) -> None:
-    """Fold the factors and margins of a ``MarginLinear`` into its weights, so that the checkpoint is an ordinary one.
+def fold_margins(path: Path) -> Path:
+    """Fold the factors and margins of a ``MarginLinear`` into its weights, and write the ordinary ``best.ckpt``.
 
     Args:
         path: of the checkpoint. This run may have folded it already, before it was interrupted.
+
+    Returns:
+        The ordinary checkpoint, beside it.
     """
     model = EmotionClassifier.load(path)
     last = model.head[-1]
     if not isinstance(last, MarginLinear):
-        return
+        return path
     checkpoint, weights = read_checkpoint(path), last.folded()
     prefix = f"network.{head_name(model.network)}.{len(model.head) - 1}"
     kept = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(f"{prefix}.margin.")}
     checkpoint["state_dict"] = kept | dict(zip((f"{prefix}.weight", f"{prefix}.bias"), weights, strict=True))
     checkpoint["hyper_parameters"]["model"]["head"]["class_margin"] = False
-    write_checkpoint(path, checkpoint)
+    best = path.with_name("best.ckpt")
+    write_checkpoint(best, checkpoint)
+    return best

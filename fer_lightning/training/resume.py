@@ -48,6 +48,10 @@ MAY_CHANGE = (
 """Settings within these parts that may change; they apply to the rest of a resumed run."""
 
 
+ADDED = {"model.head.class_margin": False, "imbalance.feature_views": 0}
+"""Settings that older checkpoints lack, and the values that stand for what they did."""
+
+
 @dataclass(frozen=True)
 class ResumePoint:
     """Where a run resumes.
@@ -153,8 +157,9 @@ def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_has
         except OmegaConfBaseException as error:
             raise UserError(f"resume={cfg.resume}: its configuration is damaged ({first_line(error)})") from None
         for key, value in _resolved(cfg, part).items():
-            if key not in MAY_CHANGE and before.get(key) != value:
-                raise UserError(f"resume={cfg.resume}: {key} was {before.get(key)} there and cannot become {value}")
+            was = before.get(key, ADDED.get(key))
+            if key not in MAY_CHANGE and was != value:
+                raise UserError(f"resume={cfg.resume}: {key} was {was} there and cannot become {value}")
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
 

@@ -162,7 +162,7 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     if cfg.imbalance.get("adjust") is not None:
         best = adjust(cfg, best, folder, faces, split, device, pooled)
     if cfg.model.head.class_margin:
-        fold_margins(best)
+        best = fold_margins(best)
     tested = EmotionClassifier.load(best)
     pooled = None if features is None else features.of(tested)
     evaluation = evaluate(tested, faces, results.reported_split(cfg, split), device, pooled=pooled)
