@@ -40,6 +40,10 @@ def differing(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, dict):
         assert one.keys() == other.keys(), path
         return [place for key in one for place in differing(one[key], other[key], f"{path}/{key}")]
+    if isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        parts = enumerate(zip(one, other, strict=True))
+        return [place for index, pair in parts for place in differing(*pair, f"{path}/{index}")]
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, other) else [path]
     return [] if one == other else [path]
