@@ -77,10 +77,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, and three things that may be kn
     """
     sets = {**split.tests, **({"val": split.val} if len(split.val) else {})}
     union = np.unique(np.concatenate(list(sets.values())))
-    if pooled is None:
-        probabilities = predict(model, faces.images[union], device)
-    else:
-        probabilities = predict_pooled(model, pooled.at(union), device)
+    probabilities = _predicted(model, faces, union, device, pooled)
     metrics: dict[str, Any] = {}
     for name, indices in sets.items():
         rows = np.searchsorted(union, indices)
@@ -101,20 +98,27 @@ def evaluate(  # noqa: PLR0913 - what is scored, and three things that may be kn
         for name, indices in split.tests.items():
             rows = np.searchsorted(union, indices)
             metrics |= _restricted(probabilities[rows], faces.labels[indices], faces.classes, shared, f"{name}_shared/")
-    test = np.unique(np.concatenate(list(split.tests.values())))
-    augmented = {}
+    test, augmented = np.unique(np.concatenate(list(split.tests.values()))), {}
     for augmentation in augmentations:
         averaged = predict(model, faces.images[test], device, tta.VIEWS[augmentation])
         augmented[augmentation] = _table(faces, split, test, averaged)
         for name, indices in split.tests.items():
-            rows = np.searchsorted(test, indices)
-            prefix = f"{name}_{augmentation}/"
-            metrics |= classification_metrics(averaged[rows], faces.labels[indices], faces.classes, prefix)
+            own = averaged[np.searchsorted(test, indices)], faces.labels[indices]
+            metrics |= classification_metrics(*own, faces.classes, f"{name}_{augmentation}/")
     predictions = _table(faces, split, test, probabilities[np.searchsorted(union, test)])
     if reference is not None and temperature is not None:
         unseen = [name for name in split.tests if name != "val"]  # where the test images are left alone, val is scored
         metrics |= score_sets(predictions, unseen, faces.classes, temperature, reference)
     return Evaluation(metrics, predictions, augmented, shared, reference)
+
+
+def _predicted(
+    model: EmotionClassifier, faces: Faces, rows: np.ndarray, device: torch.device, pooled: PooledFeatures | None
+) -> np.ndarray:
+    """Probabilities (n, C) of some images, from the inputs of the head where they are known."""
+    if pooled is not None:
+        return predict_pooled(model, pooled.at(rows), device)
+    return predict(model, faces.images[rows], device)
 
 
 def _calibrated(
