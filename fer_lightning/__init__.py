@@ -10,9 +10,16 @@ Examples:
     >>> fl.compare(["outputs/sweeps/demo"]).summary
 """
 
-import importlib
+# nothing is imported before the working directory is out of the way
 import os
 import sys
+
+if sys.argv[:1] == ["-m"] or "FER_LIGHTNING_TRUSTED_FOLDER" in os.environ:  # a command, or a process that one started
+    from fer_lightning.runtime import imports
+
+    imports.drop_working_directory()
+
+import importlib
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +34,6 @@ if TYPE_CHECKING:
     from fer_lightning.runtime.errors import UserError as UserError
 
 __version__ = "0.1.0"
-
-if sys.argv[:1] == ["-m"] or "FER_LIGHTNING_TRUSTED_FOLDER" in os.environ:  # a command, or a process that one started
-    from fer_lightning.runtime import imports
-
-    imports.drop_working_directory()
 
 # Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

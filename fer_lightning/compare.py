@@ -6,7 +6,6 @@ split and test images; rows are methods, repeats are seeds (or folds), and metho
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from fer_lightning.comparison.rows import BASELINE
 from fer_lightning.config.command_line import Parser, run_tool
@@ -30,10 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mlflow", metavar="EXPERIMENT", help="log the report to this MLflow experiment as well")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out = Path(options.out or Path(options.folders[0]) / "report")
     compare_and_report(
         options.folders,
-        out,
+        options.out,
         baseline=options.baseline,
         votes=options.ferplus_votes,
         wandb_project=options.wandb,

@@ -36,6 +36,12 @@ def check_rules(cfg: DictConfig) -> None:
     Raises:
         UserError: with the key, the value given and what is accepted.
     """
+    for key in ("imbalance.loss", "imbalance.sampler", "data.source", "split"):
+        node = OmegaConf.select(cfg, key)
+        named = isinstance(node, DictConfig) and isinstance(node.get("_target_"), str)
+        require(
+            named, key, node, f"must say what makes it, with {key}._target_; see the files of conf/{key.split('.')[0]}"
+        )
     rules = (_run_rules, _data_rules, _augment_rules, model_rules, _optim_rules, imbalance_rules, _trainer_rules)
     for rule in (*rules, _callback_rules):
         rule(cfg)

@@ -122,7 +122,23 @@ class GuardedLoader(ConfigLoaderImpl):
                 hydra_keys.check_defaults(loaded.defaults_list or [], path)
         else:
             hydra_keys.check_placement(loaded.config, path, default.package)
+            _check_shadowed(path, repo)
         return loaded
+
+
+def _check_shadowed(path: str, repo: Any) -> None:
+    """Check that no folder of the user's has a file of this name too, which Hydra would ignore in silence.
+
+    Raises:
+        UserError: naming it.
+    """
+    for source in repo.get_sources():
+        folder = Path(str(source.path))
+        if source.scheme() == "file" and folder.resolve() != CONF_DIR.resolve() and source.is_config(path):
+            raise UserError(
+                f"{folder / path}.yaml: has the name of a file of this project, which is used in its place; "
+                f"give it another name, such as my_{Path(path).name}"
+            )
 
 
 def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) -> None:

@@ -26,7 +26,7 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.data.from_config import load_faces
 from fer_lightning.data.images import as_picture
 from fer_lightning.presentation.escapes import table_to_csv
-from fer_lightning.presentation.plotting import head, styled
+from fer_lightning.presentation.plotting import head, styled, write_figure
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file, replace_file_by
@@ -202,6 +202,6 @@ def write_files(faces: Faces, duplicates: Duplicates, source: str, out: Path) ->
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "audit.csv", table_to_csv(duplicates.findings).encode())
-        replace_file_by(out / "audit.png", lambda file: sheet.savefig(file, format="png"))
+        replace_file_by(out / "audit.png", lambda file: write_figure(sheet, file))
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror}); choose another folder") from None

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from fer_lightning.config.targets import target
 from fer_lightning.data import ferplus
 from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import Faces, class_noun
@@ -18,8 +18,7 @@ PROFILE_KEYS = ("profile", "ratio", "total", "order")
 
 def load_faces(cfg: DictConfig) -> Faces:
     """Read the data set of a configuration, with FER+ labels if it has votes, and the classes that it asks for."""
-    # Partial, and called here: a call by Hydra hides the text of errors and wraps arguments in config nodes.
-    faces: Faces = instantiate(cfg.data.source, _partial_=True, _recursive_=False)()
+    faces: Faces = target(cfg.data.source, "data.source", recursive=False)()
     if cfg.labels.votes is not None:
         faces = ferplus.relabel(faces, cfg.labels.votes, cfg.labels.targets)
     if "classes" in cfg.data.source:  # which has selected them before it read the images
@@ -45,7 +44,7 @@ def split_faces(cfg: DictConfig, faces: Faces) -> Split:
     arguments = {key: value for key, value in cfg.split.items() if key not in ("name", "seed", *PROFILE_KEYS)}
     if cfg.data.drop_duplicates is not None:
         arguments["drop_duplicates"] = cfg.data.drop_duplicates
-    build = instantiate(arguments, _partial_=True, _recursive_=False)
+    build = target(arguments, "split", recursive=False)
     return build(faces=faces, seed=split_seed(cfg), profile=_profile(cfg.split))
 
 

@@ -62,11 +62,31 @@ def decode(data: bytes, where: str) -> np.ndarray:
     if len(data) > archives.MAX_PIECE or pixels > MAX_PIXELS:
         raise UserError(f"{where} is too large for an image of a face: replace or remove it")
     flags = cv2.IMREAD_GRAYSCALE if mode in ("L", "1", "LA", "I", "I;16", "F") else cv2.IMREAD_COLOR
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if pixels and not truncated else None
+    image = None
+    if pixels and not truncated:
+        deep = _is_deep_pnm(data)
+        image = _decode_deep_pnm(data) if deep else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
         raise UserError(f"{where} {reason}: replace or remove it")
     return image
+
+
+def _is_deep_pnm(data: bytes) -> bool:
+    """Whether a PGM or PPM file has more than 8 bits per value: OpenCV takes their largest for 65535."""
+    words = re.sub(rb"#[^\n]*", b"", data[:MAX_PADDING]).split(maxsplit=4)
+    is_pnm = len(words) > 3 and words[0] in (b"P2", b"P3", b"P5", b"P6")
+    return is_pnm and words[3].isdigit() and len(words[3]) < 6 and int(words[3]) > 255
+
+
+def _decode_deep_pnm(data: bytes) -> np.ndarray | None:
+    try:
+        with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
+            if image.mode == "RGB":
+                return np.asarray(image)[:, :, ::-1].copy()
+            return (np.asarray(image, np.float32) / 257).round().astype(np.uint8)  # Pillow scales to 65535
+    except Exception:  # as in _header
+        return None
 
 
 def read_images(

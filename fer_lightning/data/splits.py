@@ -176,12 +176,7 @@ def paper(
     large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
     test = large if subset == "large" else balanced
     named = {"test": test, "test_large": large, "test_balanced": balanced}
-    if faces.groups is not None:
-        shared = len(np.intersect1d(faces.groups[train], faces.groups[test]))
-        log.warning(
-            "split=paper draws images, not persons: %d persons are in train and in test; split=kfold keeps them apart",
-            shared,
-        )
+    _warn_of_persons(faces, train, test)
     split = _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile)
     _log_counts(faces, split)
     return split
@@ -245,6 +240,14 @@ def kfold(
     split = _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
     _log_counts(faces, split)
     return split
+
+
+def _warn_of_persons(faces: Faces, train: np.ndarray, test: np.ndarray) -> None:
+    if faces.groups is not None:
+        log.warning(
+            "split=paper draws images, not persons: %d persons are in train and in test; split=kfold keeps them apart",
+            len(np.intersect1d(faces.groups[train], faces.groups[test])),
+        )
 
 
 def _log_counts(faces: Faces, split: Split) -> None:

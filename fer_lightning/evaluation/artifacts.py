@@ -14,6 +14,7 @@ from fer_lightning.evaluation.score import Evaluation
 from fer_lightning.metrics.predictions import reported
 from fer_lightning.presentation import words
 from fer_lightning.presentation.escapes import table_to_csv
+from fer_lightning.presentation.plotting import write_figure
 from fer_lightning.runtime.files import write_json
 
 log = logging.getLogger(__name__)
@@ -67,5 +68,5 @@ def write_figures(
     if (folder / "metrics.csv").exists():  # not where a model trained elsewhere was only adjusted
         pictures["curves"] = figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle)
     for key, figure in pictures.items():
-        figure.savefig(folder / f"{key}.png")
+        write_figure(figure, folder / f"{key}.png")
     log.info("wrote %d pictures to %s", len(pictures), folder)

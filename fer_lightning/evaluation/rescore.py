@@ -20,6 +20,7 @@ from fer_lightning.evaluation.tta import VIEWS
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation import words
 from fer_lightning.presentation.escapes import table_to_csv
+from fer_lightning.presentation.plotting import write_figure
 from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.files import check_no_links
 
@@ -111,7 +112,7 @@ def _write_robustness(folder: Path, robustness: Robustness, faces: Faces, subtit
     (folder / "corruptions.csv").write_text(table_to_csv(robustness.table), encoding="utf-8")
     drop = words.points(robustness.summary["corruptions/accuracy_drop"])
     title = f"Corrupted test images: accuracy drops by {drop} on average"
-    robustness_figure(robustness, faces.images, title, subtitle).savefig(folder / "corruptions.png")
+    write_figure(robustness_figure(robustness, faces.images, title, subtitle), folder / "corruptions.png")
     log.info("wrote corruptions.csv and corruptions.png to %s", folder)
 
 

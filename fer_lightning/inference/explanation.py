@@ -25,6 +25,7 @@ from fer_lightning.inference import detect, pictures, saliency, saliency_figures
 from fer_lightning.inference.answers import NO_FACE
 from fer_lightning.inference.stream import PictureFaces
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.plotting import write_figure
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import caption, cut
 from fer_lightning.runtime.errors import UserError
@@ -198,7 +199,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    replace_file_by(path, lambda file: figure.savefig(file, format="png"))
+    replace_file_by(path, lambda file: write_figure(figure, file))
 
 
 def _save_arrays(file: BinaryIO, classes: Sequence[str], result: saliency.MeanMaps) -> None:

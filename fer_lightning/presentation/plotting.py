@@ -1,8 +1,10 @@
 """The style of every figure: colours, titles, heat maps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec
+from pathlib import Path
+from typing import Any, BinaryIO, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -43,12 +45,27 @@ STYLE: Any = {
 }
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib's own defaults and ``STYLE``: not those of a ``matplotlibrc``, which may be somebody else's."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def write_figure(figure: Figure, file: Path | BinaryIO) -> None:
+    """Write a figure as PNG."""
+    with style():
+        figure.savefig(file, format="png")
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in ``STYLE``, without changing the user's settings."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with style():
             return draw(*args, **kwargs)
 
     return drawn

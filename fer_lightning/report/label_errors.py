@@ -26,6 +26,7 @@ from fer_lightning.data.from_config import load_faces
 from fer_lightning.evaluation.figures import mistakes
 from fer_lightning.metrics.label_errors import LabelErrors, find_label_errors, precision_recall
 from fer_lightning.presentation.escapes import table_to_csv
+from fer_lightning.presentation.plotting import write_figure
 from fer_lightning.presentation.printable import printable, shortened
 from fer_lightning.presentation.words import data_name, percent
 from fer_lightning.runtime.errors import UserError, first_line, one_line
@@ -197,7 +198,7 @@ def _write_files(folds: OutOfFold, errors: LabelErrors, faces: Faces, table: pd.
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "label_errors.csv", table_to_csv(table).encode())
-        replace_file_by(out / "label_errors.png", lambda file: sheet.savefig(file, format="png"))
+        replace_file_by(out / "label_errors.png", lambda file: write_figure(sheet, file))
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror}); choose another folder") from None
 

@@ -10,7 +10,7 @@ from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.evaluation import figures as run_figures
 from fer_lightning.metrics.names import HEADLINES, SCORES
-from fer_lightning.presentation.plotting import row_shares
+from fer_lightning.presentation.plotting import row_shares, write_figure
 from fer_lightning.report import figures, ratio_figure, tables
 from fer_lightning.report.protocol import key
 from fer_lightning.report.rank_figure import critical_difference
@@ -22,7 +22,7 @@ def draw(c: Comparison, folder: Path) -> list[str]:
     """Write the pictures of a comparison into ``folder``; returns their names."""
     drawn = {**_overview(c), **_over_ratio(c), **_classes(c), **_differences(c), **_ranks_and_reliability(c)}
     for name, figure in drawn.items():
-        figure.savefig(folder / name)
+        write_figure(figure, folder / name)
     return list(drawn)
 
 

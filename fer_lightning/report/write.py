@@ -17,7 +17,7 @@ from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.report import page, pictures, terminal, to_mlflow, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import check_no_links
+from fer_lightning.runtime.files import check_inside, check_no_links
 from fer_lightning.runtime.mlflow_run import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ MAX_SKIPPED = 8
 
 def compare_and_report(
     run_dirs: Sequence[str | Path],
-    out: str | Path,
+    out: str | Path | None,
     console: Console | None = None,
     baseline: str | None = None,
     votes: str | Path | None = None,
@@ -43,7 +43,7 @@ def compare_and_report(
 
     Args:
         run_dirs: folders of runs or of sweeps.
-        out: the report folder; made when missing.
+        out: the report folder, made when missing; None is ``report`` in the first folder.
         console: where the scores are printed; None prints to standard output.
         baseline: as for ``analyse``.
         votes: as for ``analyse``.
@@ -55,6 +55,9 @@ def compare_and_report(
         UserError: as ``analyse_folders``.
     """
     console = console or terminal.default_console()
+    if out is None:
+        out = Path(run_dirs[0]) / "report"
+        check_inside(out, Path(run_dirs[0]))  # a run of somebody else's
     comparison = analyse_folders(run_dirs, baseline, votes, ensemble)
     terminal.print_comparison(comparison, console)
     _log_skipped(comparison)

@@ -1,12 +1,12 @@
 """Where this process and the processes that it starts import from: never the working directory.
 
 ``python -m`` puts the working directory in front of everything that is installed, so that a file of a downloaded folder
-(``yaml.py``, ``hydra_plugins/``) would run in place of a library. The package imports this module before any other.
+(``yaml.py``, ``hydra_plugins/``) would run in place of a library. The package imports this module before any
+other, and it imports what Python itself has loaded by then.
 """
 
 import os
 import sys
-from pathlib import Path
 
 TRUST = "FER_LIGHTNING_TRUST"
 """Environment variable: comma-separated modules, targets or keys that the user trusts, each with all below it."""
@@ -14,7 +14,7 @@ TRUST = "FER_LIGHTNING_TRUST"
 _TRUSTED_FOLDER = "FER_LIGHTNING_TRUSTED_FOLDER"
 """Environment variable for child processes: the folder of the user's own modules, searched last."""
 
-_ROOT = str(Path(__file__).parents[2])
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 """The folder of the package: a checkout, or ``site-packages``."""
 
 

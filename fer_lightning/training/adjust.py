@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from fer_lightning.config.targets import target
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation.probabilities import PooledFeatures, batch_size
@@ -64,7 +64,7 @@ def adjust(
     model = EmotionClassifier.load(trained)
     last = model.head[-1]
     assert isinstance(last, nn.Linear)
-    method = instantiate(cfg.imbalance.adjust, _partial_=True)(class_counts=model.hparams["class_counts"])
+    method = target(cfg.imbalance.adjust, "imbalance.adjust")(class_counts=model.hparams["class_counts"])
     layer = last.weight.detach(), last.bias.detach()
     tau = method.tau
     if tau is None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -19,6 +18,7 @@ from torch import nn
 
 from fer_lightning.config.augment import Strengths
 from fer_lightning.config.settings import to_plain
+from fer_lightning.config.targets import target
 from fer_lightning.data.faces import Faces, ImageForm
 from fer_lightning.data.splits import Split
 from fer_lightning.imbalance.second_stage import SecondStage
@@ -46,7 +46,7 @@ def build_datamodule(cfg: DictConfig, faces: Faces, split: Split) -> FERDataModu
     return FERDataModule(
         faces,
         split,
-        instantiate(cfg.imbalance.sampler, _partial_=True),
+        target(cfg.imbalance.sampler, "imbalance.sampler"),
         build_augmentation(cfg.augment, faces.form.size),
         Loading(
             cfg.data.batch_size,
@@ -55,7 +55,7 @@ def build_datamodule(cfg: DictConfig, faces: Faces, split: Split) -> FERDataModu
             partial(input_size, epochs=cfg.trainer.max_epochs, first=model.first_image_size, last=model.image_size),
         ),
         cfg.seed,
-        instantiate(mix, _partial_=True) if mix else None,
+        target(mix, "imbalance.mix") if mix else None,
     )
 
 
@@ -74,13 +74,13 @@ def build_loss(cfg: DictConfig, class_counts: list[int], classes: Sequence[str])
     loss = cfg.imbalance.loss
     by_name = loss.get("weights")
     weights = {} if by_name is None else {"weights": weights_by_class(by_name, classes)}
-    return instantiate(loss, _partial_=True)(class_counts=class_counts, **weights)
+    return target(loss, "imbalance.loss")(class_counts=class_counts, **weights)
 
 
 def build_second_stage(cfg: DictConfig) -> SecondStage | None:
     """The second stage of a decoupled method; None for methods of one stage."""
     node = cfg.imbalance.get("second_stage")
-    return instantiate(node, _partial_=True)(seed=cfg.seed) if node else None
+    return target(node, "imbalance.second_stage")(seed=cfg.seed) if node else None
 
 
 def build_model(
@@ -202,7 +202,7 @@ def _checkpoint_callbacks(cfg: DictConfig, folder: Path, max_steps: int, has_val
 
 def _configured_callback(name: str, node: DictConfig) -> Callback:
     try:
-        return instantiate(node, _partial_=True)()
+        return target(node, f"callbacks.{name}")()
     except (TypeError, ValueError) as error:
         raise UserError(f"callbacks.{name}: {first_line(error)}") from error
 

@@ -627,6 +627,15 @@ def test_the_report_names_places_from_the_working_directory(tmp_path: Path, monk
     assert str(tmp_path) not in text
 
 
+def test_a_link_in_place_of_the_report_is_not_followed(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "report").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"report: is a link that leads out"):
+        compare_and_report([tmp_path / "run"], None, quiet())
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_nothing_to_compare(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run folder in"):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from fer_lightning.config import hydra_keys, interpolations, safety, schema, yaml_files
 from fer_lightning.config.compose import composed
+from fer_lightning.config.targets import target
 from fer_lightning.runtime.errors import UserError
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,6 +79,36 @@ def test_a_file_may_set_help_texts_and_plain_options(text):
 )
 def test_hydra_asks_before_it_uses_a_file(tmp_path, text, named):
     assert refuse(tmp_path, text).startswith(named)
+
+
+def test_a_file_with_the_name_of_the_projects_own_is_not_ignored_in_silence(tmp_path):
+    (tmp_path / "imbalance").mkdir()
+    (tmp_path / "imbalance" / "focal.yaml").write_text("defaults: [none]\nname: focal\n")
+    refusal = refuse(tmp_path, "imbalance: {loss: {gamma: 3}}", "imbalance=focal")
+    assert "imbalance/focal.yaml: has the name of a file of this project" in refusal
+
+
+@pytest.mark.parametrize("key", ["loss", "sampler"])
+def test_a_method_without_a_part_is_one_line(tmp_path, key):
+    (tmp_path / "imbalance").mkdir()
+    (tmp_path / "imbalance" / "mine.yaml").write_text(f"defaults: [none@_here_]\nname: mine\n{key}: null\n")
+    line = [*TINY, f"hydra.searchpath=[{tmp_path}]", "imbalance=mine"]
+    with pytest.raises(UserError, match=rf"^imbalance\.{key}=None: must say what makes it"), composed(line):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fer_lightning.imbalance.losses.CrossEntropy", "missing a required argument: 'class_counts'"),
+        ("fer_lightning.config.hook.Validate", "got an unexpected keyword argument"),
+        ("fer_lightning.data.folder.load", "missing a required argument: 'path'"),
+    ],
+)
+def test_a_class_of_another_place_is_one_line(name, reason):
+    with pytest.raises(UserError, match=r"^imbalance\.sampler\._target_=") as refusal:
+        target(OmegaConf.create({"_target_": name}), "imbalance.sampler")(labels=[0, 1], seed=0)
+    assert reason in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "..", ".x", "a=b", "a" * 101, "", None, "a\nb"])

@@ -33,6 +33,7 @@ from archives import (
 
 from fer_lightning.data import archives, fer2013
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.images import decode
 from fer_lightning.data.splits import official
 from fer_lightning.runtime.errors import UserError
 
@@ -265,6 +266,16 @@ def test_other_sizes_and_colours_are_converted_and_counted(tmp_path: Path, caplo
     for index in (0, 2, 3):
         assert np.unique(faces.images[index]).tolist() == [77]
     np.testing.assert_array_equal(faces.images[4:], FACES.images[4:])
+
+
+def test_a_deep_pgm_has_the_gray_of_its_8_bits() -> None:
+    gray = FACES.images[0]
+    deep = b"P5\n# 12 bits\n48 48\n4095\n" + np.round(gray / 255 * 4095).astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode(deep, "a.pgm"), gray)
+    colour = b"P6 48 48 1023\n" + np.round(np.dstack([gray, gray * 0, gray]) / 255 * 1023).astype(">u2").tobytes()
+    assert np.abs(decode(colour, "a.ppm").astype(int) - np.dstack([gray, gray * 0, gray])).max() <= 1
+    with pytest.raises(UserError, match="is not an image that can be read"):
+        decode(deep[:-9], "a.pgm")
 
 
 def test_jpeg_archive_is_read(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def test_a_full_disk_under_standard_output_ends_no_run(prints_results, code):
 
 
 def test_nothing_is_imported_from_the_working_directory(tmp_path):
-    (tmp_path / "yaml.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'SPRUNG')!r}).touch()\n")
+    for name in ("yaml", "typing", "re", "enum", "pathlib", "fnmatch", "urllib"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'SPRUNG')!r}, 'w').close()\n")
     import fer_lightning
 
     environment = {"PYTHONPATH": str(Path(fer_lightning.__file__).parents[1]), "PATH": ""}
