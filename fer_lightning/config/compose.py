@@ -43,7 +43,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
         cfg = compose("config", overrides=overrides, return_hydra_config=True)
         run = without_hydra(cfg)
-        schema.validate(run, cfg.hydra.runtime.choices)
+        schema.validate(run, cfg.hydra.runtime.choices, cfg.hydra.searchpath)
     return run
 
 

@@ -30,7 +30,7 @@ def check_run(config: DictConfig) -> None:
     run = without_hydra(config)
     if config.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
-    validate(run, config.hydra.runtime.choices)
+    validate(run, config.hydra.runtime.choices, config.hydra.searchpath)
     with bounded():
         folder = Path(config.hydra.run.dir)
         check_file_names(config.hydra.job.name, config.hydra.output_subdir)

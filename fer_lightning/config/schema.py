@@ -6,9 +6,10 @@ file itself is their schema, so that a new method is one new file and nothing el
 """
 
 import functools
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,12 +171,13 @@ MAX_LAYERS = 20
 FREE_FORM = ("data.source", "split", "imbalance", "callbacks")
 
 
-def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+def validate(cfg: DictConfig, choices: Mapping[str, Any], searchpath: Sequence[str] = ()) -> None:
     """Refuse unknown keys, wrong types and contradictions.
 
     Args:
         cfg: the composed run (without the ``hydra`` node).
         choices: Hydra's ``hydra.runtime.choices``, group to chosen file.
+        searchpath: ``hydra.searchpath``: folders of the user's files.
 
     Raises:
         UserError: with the key, the value given and what is accepted.
@@ -188,7 +190,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: keys that stand for each other
         raise UserError(explain(error)) from None
     _check_resolved(resolved)
-    reference = _reference(choices)
+    reference = _reference(choices, searchpath)
     for path in FREE_FORM:
         given: Any = functools.reduce(lambda node, key: node[key], path.split("."), resolved)
         check_keys(given, to_plain(OmegaConf.select(reference, path), resolve=False), path)
@@ -225,7 +227,7 @@ def check_names(run: Any, method: Any) -> None:
         require(is_plain, key, short(name), "is part of folder names: 1 to 100 characters, no / and no =, no dot first")
 
 
-def _reference(choices: Mapping[str, Any]) -> DictConfig:
+def _reference(choices: Mapping[str, Any], searchpath: Sequence[str]) -> DictConfig:
     """The chosen files composed without other overrides: the keys and types that free-form nodes may have.
 
     Raises:
@@ -234,6 +236,8 @@ def _reference(choices: Mapping[str, Any]) -> DictConfig:
     loader = GlobalHydra.instance().config_loader()
     groups = ("data", "split", "imbalance", "imbalance/sampler", "imbalance/mix")
     overrides = [f"{group}={choices[group]}" for group in groups if choices.get(group)]
+    if searchpath:
+        overrides.append(f"hydra.searchpath={json.dumps(list(searchpath))}")
 
     def compose(*callbacks: str) -> DictConfig:
         chosen = [*overrides, f"callbacks=[{','.join(callbacks)}]"]

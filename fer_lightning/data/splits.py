@@ -99,9 +99,7 @@ def official(
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
     split = _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
-    if was_cut:
-        _log_counts(faces, split)
-    return split
+    return _with_log(faces, split) if was_cut else split
 
 
 def count_parts(faces: Faces, split: Split) -> str:
@@ -174,12 +172,9 @@ def paper(
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
     large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
-    test = large if subset == "large" else balanced
-    named = {"test": test, "test_large": large, "test_balanced": balanced}
-    _warn_of_persons(faces, train, test)
-    split = _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile)
-    _log_counts(faces, split)
-    return split
+    named = {"test": large if subset == "large" else balanced, "test_large": large, "test_balanced": balanced}
+    _warn_of_persons(faces, train, named["test"])
+    return _with_log(faces, _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile))
 
 
 def kfold(
@@ -237,9 +232,7 @@ def kfold(
         train = np.flatnonzero((fold_of != fold) & (fold_of != val_fold))
     else:
         train, val = _cut(faces, np.flatnonzero(fold_of != fold), val_fraction, _stream(seed, "val"))
-    split = _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
-    _log_counts(faces, split)
-    return split
+    return _with_log(faces, _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile))
 
 
 def _warn_of_persons(faces: Faces, train: np.ndarray, test: np.ndarray) -> None:
@@ -250,8 +243,10 @@ def _warn_of_persons(faces: Faces, train: np.ndarray, test: np.ndarray) -> None:
         )
 
 
-def _log_counts(faces: Faces, split: Split) -> None:
+def _with_log(faces: Faces, split: Split) -> Split:
+    """Log the images of each class in each part; returns ``split``."""
     log.info("Images of each %s, train + val + test: %s", class_noun(faces.classes), count_parts(faces, split))
+    return split
 
 
 def _finish(

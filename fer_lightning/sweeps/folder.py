@@ -154,7 +154,7 @@ def refuse_shared_mistake(jobs: Mapping[Job, DictConfig]) -> None:
     for composed in jobs.values():
         try:
             run = without_hydra(composed)
-            validate(run, composed.hydra.runtime.choices)
+            validate(run, composed.hydra.runtime.choices, composed.hydra.searchpath)
             return
         except UserError as mistake:
             if shared not in ("", str(mistake)):

@@ -58,7 +58,7 @@ def run_job(cfg: DictConfig) -> float:
 
 
 def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool, pause: int | None) -> None:
-    validate(cfg, hydra.runtime.choices)
+    validate(cfg, hydra.runtime.choices, hydra.searchpath)
     parallel = is_parallel(hydra.launcher)
     need = devices.need(cfg.trainer)
     slots = devices.acquire(need, cfg.jobs_per_device, lambda: _must_stop(sweep)) if parallel else {}
