@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.utils import instantiate
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fer_lightning.runtime.errors import UserError
 
 
-def target(node: DictConfig, key: str, recursive: bool = True) -> Callable[..., Any]:
+def target(node: Mapping[Any, Any] | DictConfig, key: str, recursive: bool = True) -> Callable[..., Any]:
     """What a node names, with the node's settings as arguments; to be called with keywords.
 
     Called here rather than by Hydra, which would hide the text of errors and wrap arguments in nodes.

@@ -160,7 +160,6 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
     "unknown activation": (["model.head.activation=Swoosh"], ["model.head.activation=Swoosh", "such as ReLU"]),
     "activation that is none": (["model.head.activation=functional"], ["model.head.activation=functional"]),
     "unknown optimizer": (["optim.name=adamz"], ["optim.name=adamz: timm has no such optimizer"]),
-    "two averages": (["callbacks=[ema,swa]"], ["callbacks=[ema,swa]: both average the weights"]),
     "averaging out of range": (["callbacks=ema", "callbacks.ema.decay=2"], ["callbacks.ema: Invalid decay value 2"]),
 }
 

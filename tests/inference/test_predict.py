@@ -245,7 +245,7 @@ class TestForPeople:
         save(tmp_path / "a.png", portrait())
         save(tmp_path / "b.png", portrait())
         save(tmp_path / "c.png", FACES[0])
-        assert tool("a.png", "b.png").err.count("use --faces to detect the faces") == 1
+        assert tool("a.png", "b.png").err.count("--faces detects the faces") == 1
         assert tool("c.png").err == ""
 
 
