@@ -73,6 +73,8 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
     kinds = {frozenset(state) for state in states.values()}
     check(len(kinds) <= 1, "its optimizer's states are of several kinds")
     for state in states.values():
+        finite = all(bool(value.isfinite().all()) for value in state.values() if isinstance(value, Tensor))
+        check(finite, "its optimizer's moments are not finite numbers")
         made = float(state.get("step", step)) if step else 0.0
         check(0 <= made <= step, f"its optimizer made {made:g} steps of {step}")
 

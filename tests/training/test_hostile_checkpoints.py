@@ -72,6 +72,10 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "half of the states": (lambda content: content["optimizer_states"][0]["state"].pop(0), "has 1 of 2 states"),
     "an empty state": (put("optimizer_states", 0, "state", 1, {}), "of several kinds"),
     "states of nothing": (put("optimizer_states", 0, "state", 7, {}), "states of no parameter"),
+    "moments that are no numbers": (
+        put("optimizer_states", 0, "state", 1, "exp_avg", torch.full((2,), torch.nan)),
+        "moments are not finite",
+    ),
     "steps of the future": (put("optimizer_states", 0, "state", 1, "step", 1e9), "made 1e.09 steps of 4"),
     "no schedule": (put("lr_schedulers", []), "not enough values"),
     "a schedule of another step": (put("lr_schedulers", 0, "last_epoch", 77), "its learning rate is of step 77"),
