@@ -48,7 +48,7 @@ SECONDS_TO_SAVE = 45
 ALL = (
     "none,undersample,undersample_redraw,oversample,sqrt_sampler,progressive_sampler,weighted,sqrt_weighted,"
     "class_balanced,weighted_bce,focal,class_balanced_focal,balanced_softmax,logit_adjusted,posthoc_logit_adjusted,"
-    "vs,ldam_drw,dbm,gcl,crt,lws,label_aware_smoothing,los,weight_balancing,tau_norm,imbsam,focal_sam,mixup,remix,cmo"
+    "vs,ldam_drw,dbm,gcl,crt,lws,label_aware_smoothing,los,marc,weight_balancing,tau_norm,imbsam,focal_sam,mixup,remix,cmo"
 )
 ARMS = "experiment=paper,paper_undersample,paper_weighted,paper_focal"
 

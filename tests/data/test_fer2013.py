@@ -792,6 +792,7 @@ def test_real_archive_has_the_official_counts(real: tuple[Faces, str]) -> None:
     assert len(np.unique(faces.ids)) == len(faces)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @has_archive
 def test_real_archive_has_the_known_duplicates(real: tuple[Faces, str]) -> None:

@@ -89,6 +89,7 @@ def test_validation_and_test_stay_whole():
     np.testing.assert_array_equal(folds.val, kfold(FACES, 0).val)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_counts(cli, tmp_path):
     outcome = cli(*TINY, "data.source.images=1500", "split.ratio=4", "data.batch_size=16", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err

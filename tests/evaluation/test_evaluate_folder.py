@@ -181,6 +181,7 @@ class TestFolder:
         assert metrics["test/balanced_accuracy"] == pytest.approx(np.mean(present))
         assert [line.split()[3] for line in capfd.readouterr().out.splitlines() if "disgust" in line] == ["-"]
 
+    @pytest.mark.slow
     def test_mapping_file(self, score, tmp_path):
         tree = write_folder(files_of({"angry": "rage"}), tmp_path / "tree")
         (tmp_path / "classes.yaml").write_text("rage: angry\n")

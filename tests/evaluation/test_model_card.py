@@ -91,6 +91,7 @@ class TestText:
         assert (made.data.license, made.data.datasets) == ("mit", None)
         assert "FER+" not in made.text
 
+    @pytest.mark.slow
     def test_real_faces_bring_their_caveats_and_terms(self, real_run):
         card.main([str(real_run)])
         made = written(real_run / "README.md")

@@ -74,6 +74,7 @@ class TestWhatTheyPointAt:
         )
         assert own < others - 0.03
 
+    @pytest.mark.slow
     def test_other_emotion_other_map(self, trained, faces, answers, maps):
         others = saliency.saliency_maps(trained, faces.images, np.full(len(faces), SURPRISE), CPU)
         same = answers == SURPRISE

@@ -25,6 +25,7 @@ def test_trains_and_answers_the_same_again(cli, tmp_path, name):
     torch.testing.assert_close(head_of(model.network)[-1](model.features(images)), model(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every_third(("test_resnet", "test_vit", "test_convnext")))
 def test_second_stage_and_resume(cli, tmp_path, name):
     words = (*RUN, f"model.name={name}", "imbalance=crt", "trainer.max_epochs=2", "hydra.run.dir=run")

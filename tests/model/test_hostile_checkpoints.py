@@ -140,7 +140,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an activation of pictures": (head(activation="Softmax2d"), "is no activation"),
     "an activation without a function": (head(activation="Module"), "is no activation"),
     "an activation that halves": (head(activation="GLU"), "is no activation"),
-    "a head of many layers": (head(hidden=[1] * 100_000), r"head\.hidden=\[100,000 widths\]: at most 20 layers"),
+    "a head of many layers": (head(hidden=[1] * 5_000), r"head\.hidden=\[5,000 widths\]: at most 20 layers"),
     "colour in one channel": (hyper("form", {"size": 48, "color": True}), "must be 3 for colour images"),
     "negative image size": (model(image_size=-5), "must be at least 32"),
     "huge image size": (model(image_size=10**7), "at most 2048"),

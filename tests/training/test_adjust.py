@@ -113,7 +113,7 @@ def test_in_one_go_and_interrupted_after_the_adjustment(cli, tmp_path, forked):
 def test_a_missing_first_stage_is_reported(cli, tmp_path):
     outcome = cli(*RUN, "imbalance=tau_norm", f"imbalance.first_stage={tmp_path / 'none.ckpt'}")
     assert outcome.code == 2
-    assert "no such checkpoint" in outcome.error
+    assert "no such run or checkpoint" in outcome.error
 
 
 @pytest.mark.nightly

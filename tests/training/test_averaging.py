@@ -69,6 +69,7 @@ def last(folder: Path) -> dict[str, Any]:
     return read_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_last_epochs_is_validated_and_saved(fit, faces, tmp_path):
     ends, trainer = fit("trainer.max_epochs=4", "callbacks.swa.start=0.5")
     saved = last(tmp_path)
