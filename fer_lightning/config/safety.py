@@ -21,9 +21,9 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -81,7 +81,7 @@ class GuardedLoader(ConfigLoaderImpl):
         check_secrets([("the command line", line) for line in overrides])
         try:
             with bounded():
-                cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+                cfg = self._load(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         except (UserError, HydraException, OmegaConfBaseException, YAMLError):
             raise
         except Exception as error:  # Hydra asserts what a file may get wrong
@@ -98,6 +98,32 @@ class GuardedLoader(ConfigLoaderImpl):
             hydra_keys.check_choices(cfg.hydra.runtime.choices, parsed, CHOICES)
             hydra_keys.check_callbacks(cfg.hydra)
             hydra_keys.check_types(cfg.hydra)
+        return cfg
+
+    def _load(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool,
+        validate_sweep_overrides: bool,
+    ) -> DictConfig:
+        """As Hydra, but a sweep over a group also takes settings that the group's default choice lacks.
+
+        Hydra composes the sweep itself with the default choice, and refuses ``imbalance=crt,lws
+        imbalance.first_stage=RUN`` for want of the key in ``imbalance=none``. The jobs are composed and checked with
+        all overrides.
+        """
+        try:
+            return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        except ConfigCompositionException:
+            fewer = _without_settings_of_swept_groups(overrides) if run_mode == RunMode.MULTIRUN else overrides
+            if len(fewer) == len(overrides):
+                raise
+        cfg = super().load_configuration(config_name, fewer, run_mode, from_shell, validate_sweep_overrides)
+        hydra = set(cfg.hydra.overrides.hydra)
+        with read_write(cfg.hydra):
+            cfg.hydra.overrides.task = [line for line in overrides if line not in hydra]
         return cfg
 
     def _process_config_searchpath(self, config_name: str | None, parsed_overrides: list[Any], repo: Any) -> None:
@@ -124,6 +150,17 @@ class GuardedLoader(ConfigLoaderImpl):
             hydra_keys.check_placement(loaded.config, path, default.package)
             _check_shadowed(path, repo)
         return loaded
+
+
+def _without_settings_of_swept_groups(overrides: Sequence[str]) -> list[str]:
+    """Overrides without those of single keys in a group whose choice is swept over."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = tuple(f"{item.key_or_group.replace('/', '.')}." for item in parsed if item.is_sweep_override())
+    return [
+        line
+        for line, item in zip(overrides, parsed, strict=True)
+        if item.is_sweep_override() or not item.key_or_group.startswith(swept)
+    ]
 
 
 def _check_shadowed(path: str, repo: Any) -> None:

@@ -81,6 +81,11 @@ def test_a_mistake_in_every_job_ends_non_zero(forked, tmp_path):
             ("imbalance=none,focal", "optim.lr=-1"),
             "error: optim.lr=-1.0: must be positive",
         ),
+        (
+            ("imbalance=crt,lws", "imbalance.first_stage=nowhere"),
+            "error: imbalance.first_stage=nowhere: no such run or checkpoint",
+        ),
+        (("imbalance=crt,lws", "imbalance.first_stag=x"), "error: imbalance.first_stag: no such key"),
         (("hydra/launcher=parallel", "hydra.launcher.n_jobs=0"), "error: hydra.launcher.n_jobs=0: must be at least 1"),
         (("hydra/launcher=parallel", "hydra.launcher.n_jobs=abc"), "error: hydra.launcher.n_jobs=abc: Value 'abc'"),
     ],
