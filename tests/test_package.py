@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from command_line import TINY
+from command_line import COMMANDS, TINY
 from packaging.requirements import Requirement
 
 from fer_lightning.config import command_line
@@ -71,21 +71,6 @@ def test_every_dependency_has_its_reason():
     block = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
     assert block is not None
     assert all(" # " in line for line in block.group(1).splitlines())
-
-
-COMMANDS = (
-    "audit",
-    "card",
-    "compare",
-    "demo",
-    "ensemble",
-    "evaluate",
-    "explain",
-    "export",
-    "methods",
-    "predict",
-    "sweep",
-)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

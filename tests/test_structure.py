@@ -7,21 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from command_line import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "fer_lightning").rglob("*.py"))
-COMMANDS = {
-    "audit",
-    "card",
-    "compare",
-    "demo",
-    "ensemble",
-    "evaluate",
-    "explain",
-    "export",
-    "methods",
-    "predict",
-    "sweep",
-}
 LONGEST = 60
 
 

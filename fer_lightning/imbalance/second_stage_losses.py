@@ -1,6 +1,6 @@
 """Losses that change with the second stage of ``second_stage.SecondStage``.
 
-Each takes the length of the stages as ``samplers.first_stage_epochs`` does, and is told the epoch by ``set_epoch``.
+Each takes the length of the stages as ``samplers.first_stage_epochs`` does, and knows the epoch by ``set_epoch``.
 """
 
 import math

@@ -19,6 +19,21 @@ TINY = (
 )
 """A whole run in about two seconds, without pictures."""
 
+COMMANDS = (
+    "audit",
+    "card",
+    "compare",
+    "demo",
+    "ensemble",
+    "evaluate",
+    "explain",
+    "export",
+    "methods",
+    "predict",
+    "sweep",
+)
+"""Modules that can be typed, beside the package itself."""
+
 
 @dataclass(frozen=True)
 class Outcome:
