@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fer_lightning.model.checkpoint import check_archive, check_values
+from fer_lightning.model.depthwise import replace_depthwise
 from fer_lightning.runtime.errors import UserError, first_line
 
 
@@ -178,6 +179,7 @@ def build_network(
     if not isinstance(last, nn.Linear):
         raise UserError(f"model.name={name}: its classifier is not a single linear layer; choose another network")
     network.set_submodule(place, build_head(last.in_features, num_classes, **head))
+    replace_depthwise(network)
     return network
 
 
