@@ -134,6 +134,7 @@ def _section(c: Comparison, section: Section, numbers: Numbers) -> str:
         "Confusion": page_charts.confusion,
         "Calibration": page_charts.reliability,
         "Ratio": page_charts.over_ratio,
+        "Selective": page_charts.selective,
     }
     chart = charts[section.name](c, numbers) if section.name in charts else ""
     bases = list(c.compared_with.values())

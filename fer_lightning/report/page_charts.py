@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fer_lightning.comparison import ratios
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
+from fer_lightning.metrics.selective import COVERAGES
 from fer_lightning.presentation.escapes import to_html
 from fer_lightning.presentation.plotting import row_shares
 from fer_lightning.presentation.words import cut
@@ -111,6 +112,33 @@ def _grid(x_scale: tuple[float, float], x_ticks: Mapping[float, str], y_scale: t
     return drawn
 
 
+def _point(
+    place: tuple[float, float],
+    number: int,
+    words: Sequence[str],
+    lines: str = "",
+    name: str = "",
+    name_below: int = 4,
+) -> str:
+    """A method's mark, which shows ``words`` when it is pointed at; ``place`` in percent from the left and the top."""
+    written = f'<text class="name" x="9" y="{name_below}">{to_html(cut(name, 24))}</text>' if name else ""
+    return (
+        f'<g class="point c{colour(number)}" data-m="{number}" data-pick="{number}" '
+        f'data-tip="{to_html(chr(10).join(words))}" tabindex="0" role="img" aria-label="{to_html(", ".join(words))}">'
+        f'{lines}<svg x="{place[0]}%" y="{place[1]}%" overflow="visible"><circle class="hit" r="13"/>'
+        f'<path d="{SHAPES[mark(number)]}"/>{written}</svg></g>'
+    )
+
+
+def _frame(drawn: Sequence[str], label: str, across: str, up: str) -> str:
+    """A chart with the names of its axes; ``label`` describes it for a screen reader."""
+    return (
+        f'<figure class="scatter"><svg role="group" aria-label="{to_html(label)}">{"".join(drawn)}</svg>'
+        f'<figcaption class="x">{to_html(across)}</figcaption>'
+        f'<span class="y" aria-hidden="true">{to_html(up)}</span></figure>'
+    )
+
+
 def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
     """Accuracy (x) against another metric (y), a mark with its intervals per method."""
     placed = at_ratios(c)
@@ -149,26 +177,15 @@ def trade_off(c: Comparison, metric: str, numbers: Numbers) -> str:
             before[method] = left, top
             shown = f"{ratio:g}"
         else:
-            cross, shown = _cross((left, x_low, x_high), (top, y_low, y_high), x_scale, y_scale), cut(name, 24)
+            cross, shown = _cross((left, x_low, x_high), (top, y_low, y_high), x_scale, y_scale), name
         words = [name]
         for key, value, low, high in (("accuracy", x, x_low, x_high), (metric, y, y_low, y_high)):
             interval = SCORES[key].interval(low, high)
             words.append(f"{SCORES[key].heading} {SCORES[key].words(value)}" + (f" ({interval})" if interval else ""))
-        tip = to_html("\n".join(words))
-        drawn.append(
-            f'<g class="point c{colour(number)}" data-m="{number}" data-pick="{number}" data-tip="{tip}" tabindex="0" '
-            f'role="img" aria-label="{to_html(", ".join(words))}">{cross}'
-            f'<svg x="{left}%" y="{top}%" overflow="visible"><circle class="hit" r="13"/>'
-            f'<path d="{SHAPES[mark(number)]}"/>'
-            f'<text class="name" x="9" y="-7">{to_html(shown)}</text></svg></g>'
-        )
+        drawn.append(_point((left, top), number, words, cross, shown, name_below=-7))
     label = f"Accuracy against {heading} in percent, one point per method; the numbers are in the table of scores."
     note = "; beside each mark: largest training class : smallest" * bool(placed)
-    return (
-        f'<figure class="scatter"><svg role="group" aria-label="{to_html(label)}">{"".join(drawn)}</svg>'
-        f'<figcaption class="x">accuracy, %{note}</figcaption>'
-        f'<span class="y" aria-hidden="true">{heading}, %</span></figure>'
-    )
+    return _frame(drawn, label, f"accuracy, %{note}", f"{heading}, %")
 
 
 def _cross(
@@ -226,23 +243,38 @@ def _lines(over: ratios.OverRatio, metric: str, numbers: Numbers) -> str:
             words = f"{method} at {row['ratio']:g}: {score.heading} {score.words(row['mean'])}"
             interval = score.interval(float(row["low"]), float(row["high"]))
             words += f" ({interval})" if interval else ""
-            number, name = numbers[row["row"]], ""
-            if row is mine[-1]:
-                name = f'<text class="name" x="9" y="4">{to_html(cut(method, 24))}</text>'
-            drawn.append(
-                f'<g class="point c{colour(number)}" data-m="{number}" data-tip="{to_html(words)}" tabindex="0" '
-                f'role="img" aria-label="{to_html(words)}">{marks}<svg x="{left}%" y="{top}%" overflow="visible">'
-                f'<circle class="hit" r="13"/><path d="{SHAPES[mark(number)]}"/>{name}</svg></g>'
-            )
+            name = method if row is mine[-1] else ""
+            drawn.append(_point((left, top), numbers[row["row"]], [words], marks, name))
             before = left, top
     label = (
         f"{score.heading} in percent over the ratio of the largest training class to the smallest, a line per method."
     )
-    return (
-        f'<figure class="scatter"><svg role="group" aria-label="{to_html(label)}">{"".join(drawn)}</svg>'
-        f'<figcaption class="x">largest class : smallest class</figcaption>'
-        f'<span class="y" aria-hidden="true">{score.heading}, %</span></figure>'
-    )
+    return _frame(drawn, label, "largest class : smallest class", f"{score.heading}, %")
+
+
+def selective(c: Comparison, numbers: Numbers) -> str:
+    """Errors over the share of answered images, a curve per method, with marks at the shares of the table."""
+    assert c.risks is not None
+    x_scale, y_scale = (0.0, 1.14), (0.0, 1.06 * float(c.risks["risk"].max()) or 0.01)
+    drawn = _grid(x_scale, {tick: _tick(tick) for tick in ticks_on((0.0, 1.0), 6)}, y_scale)
+    points = []
+    for name in (name for name in tables.ordered(c) if name in set(c.risks["method"])):
+        number, mine = numbers[name], c.risks[c.risks["method"] == name]
+        shares, risks = mine["coverage"].to_numpy(float), mine["risk"].to_numpy(float)
+        places = [
+            (place_on(share, x_scale), round(100 - place_on(risk, y_scale), 2))
+            for share, risk in zip(shares, risks, strict=True)
+        ]
+        drawn.append(
+            f'<svg class="curve c{colour(number)}" data-m="{number}" viewBox="0 0 100 100" preserveAspectRatio="none" '
+            f'overflow="visible"><path d="M{"L".join(f"{x:g} {y:g}" for x, y in places)}"/></svg>'
+        )
+        for share in COVERAGES:
+            at = int(np.abs(shares - share).argmin())
+            words = [name, f"{100 * share:.0f} % answered: {100 * risks[at]:.1f} % errors"]
+            points.append(_point(places[at], number, words, name=name if share == 1 else ""))
+    label = "Errors in percent over the share of answered images, a curve per method; the numbers are in the table."
+    return _frame([*drawn, *points], label, "answered images, the most confident first, %", "errors, %")
 
 
 def _matrix(

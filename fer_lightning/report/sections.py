@@ -186,7 +186,8 @@ def _selective(c: Comparison) -> Section | None:
         "Selective prediction",
         "Errors in percent when only the most confident images are answered and the others are left to somebody else "
         "(risk-coverage curve: El-Yaniv and Wiener 2010, Geifman and El-Yaniv 2017); mean over seeds. Confidence is "
-        "the largest probability, not calibrated. The best of each column is bold.",
+        "the largest probability, not calibrated. The area under each curve is AURC among the further scores. The best "
+        "of each column is bold.",
         [table],
         ("risk_coverage.png",),
     )

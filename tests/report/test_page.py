@@ -222,6 +222,34 @@ def test_points_show_their_numbers(opened: Opener) -> None:
     assert not tip.is_visible()
 
 
+def test_errors_over_the_share_of_answered_images(opened: Opener) -> None:
+    c = made_up(3)
+    page = opened(c)
+    chart = page.locator("#selective figure")
+    assert chart.locator(".curve").count() == len(c.rows)
+    table = page.locator("#selective table")
+    headings = table.locator("thead th").all_inner_texts()
+    tips = chart.locator("[data-tip]").evaluate_all("all => all.map(one => one.dataset.tip)")
+    for name in c.rows:
+        row = dict(zip(headings[1:], table.locator("tr", has_text=name).locator("td").all_inner_texts(), strict=True))
+        assert [tip for tip in tips if tip.startswith(f"{name}\n")] == [
+            f"{name}\n{share}: {errors} % errors" for share, errors in row.items()
+        ]
+    # A mark lies on its method's curve.
+    on_curve = """mark => { const box = mark.querySelector(".hit").getBoundingClientRect();
+        const curve = document.querySelector(`#selective .curve[data-m="${mark.dataset.m}"] path`);
+        const place = new DOMPoint(box.x + box.width / 2, box.y + box.height / 2);
+        const matrix = curve.getScreenCTM(), length = curve.getTotalLength();
+        return Math.min(...Array.from({length: 2001}, (_, k) => {
+            const point = curve.getPointAtLength(length * k / 2000).matrixTransform(matrix);
+            return Math.hypot(point.x - place.x, point.y - place.y); })); }"""
+    for mark in chart.locator(".point").all():
+        assert mark.evaluate(on_curve) < 2
+    chart.locator(".point").first.press("Enter")
+    assert page.locator(".legend [aria-pressed=true]").count() == 1
+    assert chart.locator(".curve.on").count() == 1
+
+
 def test_without_scripts_and_on_paper_everything_is_shown(opened: Opener) -> None:
     page = opened(made_up(3), scripts=False)
     assert page.locator("#confusion .view").nth(1).is_visible()
