@@ -1,5 +1,6 @@
 """The process of a job: ``python -m fer_lightning`` in a process group of its own, watched until it has ended."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 from fer_lightning.config import schema
 from fer_lightning.runtime import imports, slurm_task
+from fer_lightning.runtime.forked import ForkedProcess
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
 
 PARENT = "FER_LIGHTNING_PARENT"
@@ -97,7 +99,10 @@ def environment(sweep: Path, gpus: Sequence[str], threads: int | None) -> dict[s
     return {"WANDB_RUN_GROUP": f"{group.parent.name}-{group.name}", **kept, PARENT: str(os.getpid())}
 
 
-def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Sequence[int]) -> subprocess.Popen[bytes]:
+Process = subprocess.Popen[bytes] | ForkedProcess
+
+
+def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Sequence[int], fork: bool) -> Process:
     """Start a job.
 
     Args:
@@ -105,16 +110,26 @@ def start(line: list[str], env: dict[str, str], log: Path | None, keep_open: Seq
         env: its environment.
         log: the file of its output; the terminal when None.
         keep_open: file descriptors that stay open until it ends.
+        fork: from a process that has imported torch, which all jobs without a GPU share; in place of a fresh one.
     """
     if log is None:
-        return subprocess.Popen(line, env=env, start_new_session=True, pass_fds=keep_open)
+        return _start(line, env, (1, 2), keep_open, fork)
     with log.open("ab") as output:
-        return subprocess.Popen(
-            line, env=env, start_new_session=True, pass_fds=keep_open, stdout=output, stderr=subprocess.STDOUT
-        )
+        return _start(line, env, (output.fileno(), output.fileno()), keep_open, fork)
 
 
-def wait(process: subprocess.Popen[bytes], deadline: Callable[[], float | None]) -> bool:
+def _start(
+    line: list[str], env: dict[str, str], output: tuple[int, int], keep_open: Sequence[int], fork: bool
+) -> Process:
+    if fork:
+        assert not keep_open
+        return ForkedProcess(line[2], line[3:], Path.cwd(), env, output)
+    return subprocess.Popen(
+        line, env=env, start_new_session=True, pass_fds=keep_open, stdout=output[0], stderr=output[1]
+    )
+
+
+def wait(process: Process, deadline: Callable[[], float | None]) -> bool:
     """Wait until a job has ended, and kill all processes that it leaves.
 
     As soon as ``deadline()`` returns a time, SIGTERM asks the job's first process to save and stop (it stops the
@@ -161,7 +176,7 @@ def record_end(folder: Path, code: int, stop_requested: bool) -> None:
     write_status(folder, "failed", f"killed by {signal.Signals(signum).name}{hint}")
 
 
-def forward_signals(process: subprocess.Popen[bytes]) -> list[int]:
+def forward_signals(process: Process) -> list[int]:
     """Forward a scheduler's signals to the job; returns the list to which received signals are appended."""
     received: list[int] = []
 
@@ -180,8 +195,10 @@ def stop_with_parent() -> None:
     if parent is None or os.getsid(0) != os.getpid():  # not a job of a sweep, or one of a job's further processes
         return
 
+    forked_by = multiprocessing.parent_process()  # os.getppid() is then the process that was forked
+
     def watch() -> None:
-        while str(os.getppid()) == parent:
+        while str(os.getppid()) == parent if forked_by is None else forked_by.is_alive():
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_SECONDS)

@@ -75,15 +75,16 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool,
             job.environment(sweep, () if need.named else list(slots), threads),
             None if is_serial(hydra.runtime.choices) else folder / "output.log",
             list(slots.values()),
+            fork=not need.gpus and not slurm_task.inside(),
         )
         signals = job.forward_signals(process) if slurm_task.inside() else []
         stop_requested = job.wait(process, lambda: _deadline(sweep))
     finally:
         devices.release(slots)
     if slurm_task.inside():
-        slurm.settle(folder, process.returncode, signals)
+        slurm.settle(folder, process.wait(), signals)
     if is_first:
-        job.record_end(folder, process.returncode, stop_requested)
+        job.record_end(folder, process.wait(), stop_requested)
 
 
 def _record_failure(folder: Path, reason: str) -> None:

@@ -235,7 +235,9 @@ def test_a_search_from_the_command_line_and_its_resume(cli, tmp_path, monkeypatc
         words = [str(folder), given["optim.lr"], "0", str(pause or 0)]
         return [sys.executable, "-S", "-c", script, *words]
 
+    start = job._start
     monkeypatch.setattr(job, "command", fake)
+    monkeypatch.setattr(job, "_start", lambda *arguments: start(*arguments[:-1], False))  # no module to fork
     monkeypatch.setattr(job, "POLL_SECONDS", 0.05)
     line = ("-m", *TINY, "hydra/sweeper=halving", "hydra.sweeper.eta=2", "hydra.sweep.dir=search")
     line = (*line, "trainer.max_epochs=8", "optim.lr=0.3,0.4,0.7,0.6")
