@@ -685,7 +685,7 @@ def test_a_sweep_that_logs_to_wandb_logs_its_report(tmp_path: Path, monkeypatch:
     assert (out, project, entity) == (tmp_path / "report", "faces", None)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_that_logs_to_mlflow_logs_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     for name, value in mlflow_run.DEFAULTS.items():

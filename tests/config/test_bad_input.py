@@ -275,7 +275,7 @@ class TestDivergence:
         left = {path.stem: read_checkpoint(path)["epoch"] for path in (tmp_path / "run" / "checkpoints").iterdir()}
         assert left == {"last": 0}
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_later_epoch_keeps_the_last_good_checkpoint(self, cli, tmp_path):
         # The backbone is frozen in the first epoch, so its absurd learning rate strikes in the second.
         outcome = cli(

@@ -403,7 +403,7 @@ def test_paper_split_of_the_real_archive(real: Faces) -> None:
     assert len(balanced.tests["test_large_dedup"]) > len(large.tests["test_dedup"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real
 @has_archive
 def test_dropping_duplicates_of_the_real_archive(real: Faces) -> None:

@@ -212,6 +212,7 @@ class TestPush:
         assert outcome.error.startswith("error: --push=somebody/faces: the Hub refuses (401: ")
         assert not hub.files
 
+    @pytest.mark.nightly
     def test_no_network_is_one_line(self, push):
         outcome = push("http://127.0.0.1:9")
         assert outcome.code == 2

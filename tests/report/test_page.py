@@ -260,6 +260,7 @@ def test_without_scripts_and_on_paper_everything_is_shown(opened: Opener) -> Non
     assert not page.locator("nav").is_visible()
 
 
+@pytest.mark.nightly
 def test_names_of_points_cover_nothing(opened: Opener) -> None:
     page = opened(made_up(22))
     boxes = page.evaluate(

@@ -83,7 +83,7 @@ def test_tau_norm_scales_the_rows_and_drops_the_bias(cli, plain, tmp_path):
     assert not after.bias.detach().any()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_in_one_go_and_interrupted_after_the_adjustment(cli, tmp_path, forked):
     """Training and adjusting in one run; resumed when only the last files are missing, it adjusts the same model."""
     run = tmp_path / "run"

@@ -162,7 +162,7 @@ def kill_in_epoch(number: int) -> Callable[[], None]:
     return kill_and_resume.on_call(EmotionClassifier, "training_step", number)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_among_the_averaged_epochs_ends_with_the_same_bits(tmp_path):
     run = [*kill_and_resume.RUN, *SWA, "callbacks.swa.start=0", "callbacks.swa.statistics_batches=5"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

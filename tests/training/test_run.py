@@ -238,7 +238,7 @@ def test_two_processes_give_an_exact_test_and_the_same_draw(forked, tmp_path):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real
 def test_the_paper_line_on_real_faces(cli, tmp_path, real_archive, real_weights):
     outcome = cli(
