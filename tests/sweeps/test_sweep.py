@@ -136,7 +136,7 @@ def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
         assert len(processes_in(tmp_path)) >= 3
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 75
-        assert processes_in(tmp_path) == []
+        wait_for(lambda: processes_in(tmp_path) == [], 20)
     assert statuses(folder) == ["interrupted"], "the second job was never started"
     printed = (tmp_path / "terminal").read_text()
     assert "[sweep] not started: 1 of 2 jobs" in printed

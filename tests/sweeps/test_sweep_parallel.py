@@ -300,7 +300,7 @@ def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, 
         wait_for(lambda: len(training(folder)) == 2)
         (os.killpg if to_group else os.kill)(running.pid, getattr(signal, signum))
         assert running.wait(90) == code
-        assert processes_in(tmp_path) == []
+        wait_for(lambda: processes_in(tmp_path) == [], 20)
     printed = (tmp_path / "terminal").read_text()
     assert "Traceback" not in printed
     assert "not started: 1 of 3 jobs" in printed
@@ -336,7 +336,7 @@ def test_a_killed_rank_ends_its_job_alone(tmp_path):
         os.kill(rank_one(tmp_path), signal.SIGKILL)
         wait_for(lambda: status_of(folder / "0-none-seed0")["status"] == "failed", 60)
         assert running.wait(400) == 1
-        assert processes_in(tmp_path) == []
+        wait_for(lambda: processes_in(tmp_path) == [], 20)
     assert statuses(folder) == ["failed", "done"]
     assert "[sweep] failed: 0-none-seed0: " in (tmp_path / "terminal").read_text()
 
