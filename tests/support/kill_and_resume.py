@@ -9,6 +9,7 @@ takes seconds.
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -62,22 +63,26 @@ SAMPLERS = (
 Bomb = Callable[[], None]
 
 
-def explode() -> None:
-    """End this process without any chance to clean up."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def on_call(
+    owner: Any,
+    name: str,
+    count: int,
+    before: Callable[..., None] | None = None,
+    signum: signal.Signals = signal.SIGKILL,
+) -> Bomb:
+    """A bomb that goes off in the ``count``-th call of a function, after ``before`` has done its part of the call.
 
-
-def on_call(owner: Any, name: str, count: int, before: Callable[..., None] | None = None) -> Bomb:
-    """A bomb that goes off in the ``count``-th call of a function, after ``before`` has done its part of the call."""
+    It sends ``signum`` to this process.
+    """
 
     def arm() -> None:
-        original, calls = getattr(owner, name), iter(range(count))
+        original, calls = getattr(owner, name), itertools.count()
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            if next(calls, None) is None:
+            if next(calls) == count:
                 if before is not None:
                     before(*arguments, **keywords)
-                explode()
+                os.kill(os.getpid(), signum)
             return original(*arguments, **keywords)
 
         setattr(owner, name, call)

@@ -1,6 +1,7 @@
 """``callbacks=swa``: which weights are averaged, their batch-norm statistics, what is saved, resuming."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fer_lightning.data.synthetic import draw
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.run_folder import RESUMABLE
 from fer_lightning.training import build
 
 SWA = ("callbacks=swa", "optim.lr=0.01", "optim.schedule=constant")
@@ -183,3 +185,19 @@ def test_two_processes_agree_on_the_statistics(forked, tmp_path):
     scores = curves["val/f1_macro"].to_numpy()
     assert scores[metrics["epoch"]] == pytest.approx(metrics["val/f1_macro"], abs=1e-6)
     assert np.isfinite(metrics["test/nll"])
+
+
+@pytest.mark.nightly
+def test_two_processes_stopped_among_the_averaged_epochs_end_with_the_same_bits(tmp_path):
+    run = [*kill_and_resume.RUN, *SWA, "callbacks.swa.start=0", "callbacks.swa.statistics_batches=5"]
+    run += ["trainer.devices=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert kill_and_resume.run_forked(whole, run) == 0
+    steps = json.loads((whole / "metrics.json").read_text())["train/steps"]
+    stop = kill_and_resume.on_call(EmotionClassifier, "training_step", steps - 3, signum=signal.SIGTERM)
+    assert kill_and_resume.run_forked(parts, run, stop) == RESUMABLE
+    stopped = last(parts)
+    assert len(stopped["processes"]) == 2
+    assert int(stopped["averaging_state"]["n_averaged"]) == 2
+    assert kill_and_resume.run_forked(parts, [*run, "resume=auto"]) == 0
+    assert kill_and_resume.differences(parts, kill_and_resume.fingerprint(whole)) == []
