@@ -14,8 +14,12 @@ import torch
 from fer_lightning.api.images import Images, read_images
 from fer_lightning.api.run import Run
 from fer_lightning.data.images import as_face, may_be_a_crop
+from fer_lightning.evaluation.place_of_use import GivenPrior, PlaceOfUse, describe_prior
+from fer_lightning.evaluation.place_scores import find_reference, find_shares
 from fer_lightning.evaluation.probabilities import classify, pick_device
 from fer_lightning.evaluation.scorecard import scorecard_line
+from fer_lightning.metrics import conformal
+from fer_lightning.metrics.prior import shift
 from fer_lightning.model.classifier import EmotionClassifier
 
 
@@ -28,12 +32,19 @@ class Prediction:
         labels: N class names, each the most probable.
         probabilities: float64, shape (N, C); columns in the order of ``classes``.
         classes: the C class names.
+        level: the rate at which ``sets`` hold the true class; None without sets.
+        sets: N sets of class names, the most probable first; None without a level.
+        prior: the shares of the classes in the place of use that ``labels`` and ``probabilities`` are for, float64,
+            shape (C,); None for those that the model assumes.
     """
 
     names: list[str]
     labels: list[str]
     probabilities: npt.NDArray[np.float64]
     classes: tuple[str, ...]
+    level: float | None = None
+    sets: list[list[str]] | None = None
+    prior: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,8 +56,13 @@ class Prediction:
         return confidence
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per image: ``image``, ``label``, ``confidence``, and ``p_<class>`` for each class."""
-        columns = {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
+        """One row per image: ``image``, ``label``, ``confidence``, ``p_<class>`` for each class, ``set_<level>``.
+
+        The last column holds lists of class names; it is there only with a level.
+        """
+        columns: dict[str, Any] = {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
+        if self.sets is not None:
+            columns[f"set_{self.level:g}"] = self.sets
         return pd.DataFrame({"image": self.names, "label": self.labels, "confidence": self.confidence, **columns})
 
 
@@ -80,7 +96,7 @@ class Classifier:
         """Whether ``predict`` calibrates: the scorecard has a temperature, which validation images gave."""
         return (self.scorecard or {}).get("temperature") is not None
 
-    def predict(self, images: Images) -> Prediction:
+    def predict(self, images: Images, *, level: float | None = None, prior: GivenPrior | None = None) -> Prediction:
         """Classify images of one cropped face each.
 
         The middle square of an image is resized, and turned to gray for a model of gray images, as for
@@ -90,22 +106,50 @@ class Classifier:
             images: the path of a file or of a folder (searched to any depth), a Pillow image, a uint8 array (H, W) gray
                 or (H, W, 3) red-green-blue, a batch of them (N, H, W) or (N, H, W, 3), or a list of single images.
                 Of an array with three axes, a last one of 3 makes it a colour image.
+            level: also give sets of classes that hold the true class of this share of the images of each class, such
+                as 0.9; they do not depend on the prior.
+            prior: shares of the classes in the place of use, which shift the probabilities and so the labels:
+                ``uniform``, ``training``, ``estimated`` (from all of these images), a JSON or CSV file of class and
+                share, or a mapping such as ``{"happy": 0.5, ...}`` with all classes. None keeps those that the model
+                assumes.
 
         Returns:
             Labels and probabilities in the order of the images; the probabilities are calibrated where ``calibrated``.
 
         Raises:
-            UserError: no image of this kind, or a file that cannot be read; nothing is skipped.
+            UserError: no image of this kind, or a file that cannot be read; nothing is skipped. A level or a prior that
+                is none, or a checkpoint of an earlier version, which holds no scores of validation images for them.
 
         Warns:
-            UserWarning: an image is rather a photograph than a cropped face.
+            UserWarning: an image is rather a photograph than a cropped face, or the images are too few for a steady
+                estimate of the prior.
 
         Examples:
             >>> classifier = fl.load("outputs/demo/run/checkpoints/best.ckpt")
             >>> classifier.predict("faces/").to_frame()
             >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).probabilities.shape
             (2, 7)
+            >>> classifier.predict("faces/", level=0.9, prior="estimated").sets
+            [['happy', 'surprise'], ['sad'], ...]
         """
+        place = PlaceOfUse(level, prior, ("level={!r}", "prior={!r}"))
+        place.check()
+        reference = None if place == PlaceOfUse() else find_reference(self.model, self.checkpoint, place)
+        names, probabilities = self._classify(images)
+        sets = shares = None
+        if level is not None and reference is not None:
+            sets = conformal.named_sets(probabilities, reference.scores.thresholds(level), self.classes)
+        if prior is not None and reference is not None:
+            calibrated = probabilities
+            shares, estimate = find_shares(self.model, reference, place, lambda: calibrated)
+            if estimate is not None and estimate.few:
+                warnings.warn(describe_prior(prior, shares, self.classes, estimate), stacklevel=2)
+            probabilities = shift(calibrated, reference.prior, shares)
+        labels = [self.classes[k] for k in probabilities.argmax(axis=1)]
+        return Prediction(names, labels, probabilities, self.classes, level, sets, shares)
+
+    def _classify(self, images: Images) -> tuple[list[str], npt.NDArray[np.float64]]:
+        """Names and probabilities, shape (N, C), as the model gives them."""
         names: list[str] = []
         faces: list[npt.NDArray[Any]] = []
         photographs: list[str] = []
@@ -118,13 +162,11 @@ class Classifier:
                 f"{len(photographs)} of {len(names)} images have not the size or shape of a cropped face (the first: "
                 f"{photographs[0]}); the middle square is taken as the face; "
                 "python -m fer_lightning.predict --faces finds the faces in a photograph",
-                stacklevel=2,
+                stacklevel=3,
             )
-        probabilities = np.empty((0, len(self.classes)))
-        if faces:
-            probabilities = classify(self.model, np.stack(faces), self.device)
-        labels = [self.classes[k] for k in probabilities.argmax(axis=1)]
-        return Prediction(names, labels, probabilities, self.classes)
+        if not faces:
+            return names, np.empty((0, len(self.classes)))
+        return names, classify(self.model, np.stack(faces), self.device)
 
 
 def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:

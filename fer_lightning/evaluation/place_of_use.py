@@ -1,9 +1,10 @@
-"""The options ``--set`` and ``--prior`` of ``predict`` and ``evaluate``, read without importing torch."""
+"""Level of the sets of classes and prior of the place of use, as users give them; read without importing torch."""
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,91 +22,106 @@ UNIFORM, TRAINING, ESTIMATED = "uniform", "training", "estimated"
 MAX_FILE = 2**20
 """Maximum bytes of a file of shares."""
 
+GivenPrior = str | Path | Mapping[str, float]
+"""``uniform``, ``training``, ``estimated``, a file of class and share, or shares by class."""
+
 
 @dataclass(frozen=True)
 class PlaceOfUse:
-    """The options.
+    """What a user asks for.
 
     Attributes:
         level: the share of images of each class whose set of classes is to hold the true class; None for no sets.
-        prior: ``uniform``, ``training``, ``estimated`` or a file of shares; None leaves the probabilities as they are.
+        prior: see ``GivenPrior``; None leaves the probabilities as they are.
+        written: how errors name ``level`` and ``prior`` with their values.
     """
 
     level: float | None = None
-    prior: str | None = None
+    prior: GivenPrior | None = None
+    written: tuple[str, str] = field(default=("--set {}", "--prior {}"), compare=False)
+
+    @property
+    def level_given(self) -> str:
+        """The level as the user wrote it."""
+        return self.written[0].format(self.level)
+
+    @property
+    def prior_given(self) -> str:
+        """The prior as the user wrote it."""
+        return shortened(self.written[1].format(self.prior), 200)
 
     def check(self) -> None:
         """Check what can be checked without a model.
 
         Raises:
-            UserError: a level that is none, or a file that is missing.
+            UserError: a level that is none, a file that is missing, or what is no prior.
         """
-        if self.level is not None and not 0 < self.level < 1:
-            raise UserError(f"--set {self.level}: must lie between 0 and 1, such as 0.9")
-        named = self.prior in (None, UNIFORM, TRAINING, ESTIMATED)
-        if not named and not Path(str(self.prior)).is_file():
+        if self.level is not None and not (isinstance(self.level, Real) and 0 < self.level < 1):
+            raise UserError(f"{self.level_given}: must lie between 0 and 1, such as 0.9")
+        if self.prior is None or isinstance(self.prior, Mapping):
+            return
+        if not isinstance(self.prior, str | Path):
             raise UserError(
-                f"--prior {self.prior}: no such file; give uniform, training, estimated, or a JSON or CSV file of "
+                f"{self.prior_given}: is no prior; give uniform, training, estimated, a JSON or CSV file of class and "
+                "share, or a mapping of class to share"
+            )
+        if self.prior not in (UNIFORM, TRAINING, ESTIMATED) and not Path(self.prior).is_file():
+            raise UserError(
+                f"{self.prior_given}: no such file; give uniform, training, estimated, or a JSON or CSV file of "
                 "class and share"
             )
 
 
-def given_prior(option: str, classes: Sequence[str], class_counts: Sequence[int]) -> np.ndarray | None:
-    """The shares of classes that ``--prior`` names, float64, shape (C,); None for ``estimated``.
+def given_prior(place: PlaceOfUse, classes: Sequence[str], class_counts: Sequence[int]) -> np.ndarray | None:
+    """The shares of classes that ``place.prior`` names, float64, shape (C,), summing to 1; None for ``estimated``.
 
     Args:
-        option: its value.
-        classes: names of the C classes.
+        place: with a prior; shares may be counts. A file is a JSON object, or CSV lines of class and number with or
+            without a header.
+        classes: names of the C classes; shares are of all of them, and of no other.
         class_counts: training images of each class.
 
     Raises:
-        UserError: a file that cannot be read as shares of the model's classes.
+        UserError: in one line, what cannot be read as shares of the model's classes.
     """
-    if option == ESTIMATED:
+    if place.prior == ESTIMATED:
         return None
-    if option == UNIFORM:
+    if place.prior == UNIFORM:
         return np.full(len(classes), 1 / len(classes))
-    if option == TRAINING:
+    if place.prior == TRAINING:
         counts = np.array(class_counts, dtype=np.float64)
         if not counts.any():
-            raise UserError("--prior training: the checkpoint does not know its training images; give a file")
+            raise UserError(f"{place.prior_given}: the checkpoint does not know its training images; give a file")
         return np.asarray(counts / counts.sum())
-    return read_shares(Path(option), classes)
-
-
-def read_shares(path: Path, classes: Sequence[str]) -> np.ndarray:
-    """Read shares or counts of classes: a JSON object, or CSV lines of class and number with or without a header.
-
-    Args:
-        path: the file.
-        classes: all of them must be in the file, and no other.
-
-    Returns:
-        float64, shape (C,), summing to 1.
-
-    Raises:
-        UserError: in one line, with what is wrong.
-    """
     try:
-        text = read_bytes(path, MAX_FILE).decode("utf-8-sig")
-        entries = _json_entries(text) if path.suffix.lower() == ".json" else _csv_entries(text)
-        names = [name for name, _ in entries]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"{twice!r} stands there twice")
-        unknown = next((name for name in names if name not in classes), None)
-        if unknown is not None:
-            raise ValueError(f"{unknown!r} is no class of the model{did_you_mean(unknown, list(classes))}")
-        if missing := [name for name in classes if name not in names]:
-            raise ValueError(f"lacks {', '.join(missing)}; give 0 for a class that does not occur")
-        numbers = dict(entries)
-        shares = np.array([float(numbers[name]) for name in classes])
-        if not ((shares >= 0) & (shares < 1e300 / len(shares))).all() or not shares.any():
-            raise ValueError("shares or counts must be 0 or more, and not all 0")
+        if isinstance(place.prior, Mapping):
+            return _shares(list(place.prior.items()), classes)
+        return _shares(_entries(Path(str(place.prior))), classes)
     except FileNotFoundError:
-        raise UserError(f"--prior {path}: no such file; give a JSON or CSV file of class and share") from None
+        raise UserError(f"{place.prior_given}: no such file; give a JSON or CSV file of class and share") from None
     except (ValueError, TypeError, OverflowError, RecursionError, csv.Error) as error:
-        raise UserError(f"--prior {path}: {shortened(one_line(error), 200)}") from None
+        raise UserError(f"{place.prior_given}: {shortened(one_line(error), 200)}") from None
+
+
+def _shares(entries: Sequence[tuple[str, Any]], classes: Sequence[str]) -> np.ndarray:
+    names = [name for name, _ in entries]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice!r} stands there twice")
+    unknown = next((name for name in names if name not in classes), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown!r} is no class of the model{did_you_mean(str(unknown), list(classes))}")
+    if missing := [name for name in classes if name not in names]:
+        raise ValueError(f"lacks {', '.join(missing)}; give 0 for a class that does not occur")
+    numbers = dict(entries)
+    shares = np.array([float(numbers[name]) for name in classes])
+    if not ((shares >= 0) & (shares < 1e300 / len(shares))).all() or not shares.any():
+        raise ValueError("shares or counts must be 0 or more, and not all 0")
     return np.asarray(shares / shares.sum())
+
+
+def _entries(path: Path) -> list[tuple[str, Any]]:
+    text = read_bytes(path, MAX_FILE).decode("utf-8-sig")
+    return _json_entries(text) if path.suffix.lower() == ".json" else _csv_entries(text)
 
 
 def _json_entries(text: str) -> list[tuple[str, Any]]:
@@ -128,7 +144,9 @@ def _csv_entries(text: str) -> list[tuple[str, Any]]:
     return entries
 
 
-def describe_prior(option: str, shares: np.ndarray, classes: Sequence[str], estimate: prior.Estimate | None) -> str:
+def describe_prior(
+    option: GivenPrior, shares: np.ndarray, classes: Sequence[str], estimate: prior.Estimate | None
+) -> str:
     """One line: the prior that was used, the largest shares first, and whether an estimate is unsteady."""
     order = np.argsort(-shares, kind="stable")[:10]
     listed = ", ".join(f"{classes[k]} {percent(float(shares[k]), digits=0)}" for k in order)

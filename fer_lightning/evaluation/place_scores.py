@@ -1,5 +1,6 @@
 """Scores for the place of use: sets of classes at another level, and probabilities under another prior."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +31,33 @@ def find_reference(model: EmotionClassifier, checkpoint: Path, place: PlaceOfUse
     """
     reference = from_card(model.hparams["scorecard"], model.classes)
     if reference is None:
-        option = f"--prior {place.prior}" if place.level is None else f"--set {place.level}"
+        option = place.prior_given if place.level is None else place.level_given
         raise UserError(
             f"{option}: {checkpoint} holds no scores of validation images (earlier versions stored none); add them "
             f"with python -m fer_lightning.evaluate {checkpoint} --store data.path=DATA"
         )
     return reference
+
+
+def find_shares(
+    model: EmotionClassifier, reference: Reference, place: PlaceOfUse, calibrated: Callable[[], np.ndarray]
+) -> tuple[np.ndarray, prior.Estimate | None]:
+    """The shares of classes in the place of use, float64, shape (C,), and the estimate that they are from, if any.
+
+    Args:
+        model: the model.
+        reference: of the model.
+        place: with a prior.
+        calibrated: gives the calibrated probabilities of all images, shape (n, C), for an estimate.
+
+    Raises:
+        UserError: what cannot be read as shares of the model's classes.
+    """
+    shares = given_prior(place, model.classes, model.hparams["class_counts"])
+    if shares is not None:
+        return shares, None
+    estimate = prior.estimate(calibrated(), reference.prior)
+    return estimate.prior, estimate
 
 
 def score_place(evaluation: Evaluation, place: PlaceOfUse, model: EmotionClassifier) -> tuple[Evaluation, str]:
@@ -61,10 +83,7 @@ def score_place(evaluation: Evaluation, place: PlaceOfUse, model: EmotionClassif
     if place.prior is not None:
         columns = probability_columns(model.classes)
         calibrated = apply_temperature(evaluation.predictions[columns].to_numpy(), temperature)
-        shares, estimate = given_prior(place.prior, model.classes, model.hparams["class_counts"]), None
-        if shares is None:
-            estimate = prior.estimate(calibrated, reference.prior)
-            shares = estimate.prior
+        shares, estimate = find_shares(model, reference, place, lambda: calibrated)
         shifted = prior.shift(calibrated, reference.prior, shares)
         names = np.array(model.classes)
         table = evaluation.predictions.assign(**dict(zip(columns, shifted.T, strict=True)))

@@ -77,8 +77,7 @@ class Answerer:
         """
         if row.probabilities is None or self.thresholds is None:
             return None
-        inside = conformal.prediction_sets(row.probabilities[None], self.thresholds)[0]
-        return [self.classes[k] for k in np.argsort(-row.probabilities, kind="stable") if inside[k]]
+        return conformal.named_sets(row.probabilities[None], self.thresholds, self.classes)[0]
 
     def answer(self, row: "Row") -> str | None:
         """The most probable class; None without probabilities."""

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from fer_lightning.evaluation.place_of_use import ESTIMATED, PlaceOfUse, describe_prior, given_prior
+from fer_lightning.evaluation.place_of_use import ESTIMATED, PlaceOfUse, describe_prior
 from fer_lightning.inference import answers, detect, pictures, stream, tracks
 from fer_lightning.inference.annotate import Drawings
 from fer_lightning.inference.answers import OK, Answerer, Row
@@ -197,21 +197,19 @@ def _answerer(
     answerer = Answerer(model.classes, card, tracked)
     if place == PlaceOfUse():
         return answerer
-    from fer_lightning.evaluation.place_scores import find_reference
-    from fer_lightning.metrics import prior
+    from fer_lightning.evaluation.place_scores import find_reference, find_shares
 
     reference = find_reference(model, request.checkpoint, place)
     if place.level is not None:
         answerer = replace(answerer, level=place.level, thresholds=reference.scores.thresholds(place.level))
     if place.prior is None:
         return answerer
-    shares, estimate = given_prior(place.prior, model.classes, model.hparams["class_counts"]), None
-    if shares is None:
-        answers_of_all = [row.probabilities for _, rows in classify_all() for row in rows if row.status == OK]
-        if not answers_of_all:
-            return answerer
-        estimate = prior.estimate(np.stack([each for each in answers_of_all if each is not None]), reference.prior)
-        shares = estimate.prior
+
+    def answers_of_all() -> np.ndarray:
+        known = [row.probabilities for _, rows in classify_all() for row in rows if row.probabilities is not None]
+        return np.stack(known) if known else np.empty((0, len(model.classes)))
+
+    shares, estimate = find_shares(model, reference, place, answers_of_all)
     print(printable(describe_prior(place.prior, shares, model.classes, estimate)), file=sys.stderr, flush=True)
     return replace(answerer, priors=(reference.prior, shares))
 

@@ -102,6 +102,13 @@ def prediction_sets(probabilities: np.ndarray, thresholds: np.ndarray) -> np.nda
     return np.asarray(sets)
 
 
+def named_sets(probabilities: np.ndarray, thresholds: np.ndarray, classes: Sequence[str]) -> list[list[str]]:
+    """The names of the classes in the set of each image, the most probable first; arguments as ``prediction_sets``."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    sets = prediction_sets(probabilities, thresholds)
+    return [[classes[k] for k in ranked if held[k]] for ranked, held in zip(order, sets, strict=True)]
+
+
 def coverage(sets: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray, float]:
     """How often sets hold the true class, and how large they are.
 

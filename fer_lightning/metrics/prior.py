@@ -84,7 +84,7 @@ def estimate(probabilities: np.ndarray, old: np.ndarray) -> Estimate:
     estimate stays near it. Without this, EM on the probabilities of a weak model gives classes a share near 0.
 
     Args:
-        probabilities: of the images, shape (n, C), n > 0, under the prior ``old``.
+        probabilities: of the images, shape (n, C), under the prior ``old``; without images the estimate is ``old``.
         old: shares of the classes, shape (C,), none of them 0.
     """
     classes, images = len(old), len(probabilities)

@@ -14,6 +14,8 @@ import fer_lightning as fl
 from fer_lightning.data.faces import ImageForm
 from fer_lightning.data.images import as_face
 from fer_lightning.evaluation.probabilities import classify
+from fer_lightning.evaluation.reference import from_card
+from fer_lightning.metrics import conformal, prior
 from fer_lightning.metrics.calibration import apply_temperature
 
 
@@ -118,6 +120,51 @@ def test_what_a_prediction_holds(color, classifier):
     frame = prediction.to_frame()
     assert list(frame) == ["image", "label", "confidence", *(f"p_{name}" for name in classifier.classes)]
     assert frame["label"].tolist() == prediction.labels
+
+
+def test_sets_and_shifted_probabilities(color, classifier):
+    images = np.stack([color, 255 - color, color[::-1]])
+    plain = classifier.predict(images)
+    assert (plain.level, plain.sets, plain.prior) == (None, None, None)
+    reference = from_card(classifier.scorecard, classifier.classes)
+    assert reference is not None
+    shares = {name: float(k) for k, name in enumerate(classifier.classes)}
+    answer = classifier.predict(images, level=0.7, prior=shares)
+    expected = np.arange(7) / 21
+    np.testing.assert_allclose(answer.prior, expected)
+    np.testing.assert_allclose(answer.probabilities, prior.shift(plain.probabilities, reference.prior, expected))
+    assert answer.labels == [answer.classes[k] for k in answer.probabilities.argmax(axis=1)]
+    held = conformal.prediction_sets(plain.probabilities, reference.scores.thresholds(0.7))
+    assert [set(each) for each in answer.sets] == [set(np.array(classifier.classes)[row]) for row in held]
+    assert answer.to_frame()["set_0.7"].tolist() == answer.sets
+    assert "set_0.7" not in plain.to_frame()
+
+
+def test_an_estimated_prior_and_one_of_a_file(tmp_path, color, classifier):
+    with pytest.warns(UserWarning, match="from 2 images; too few for a steady estimate") as warned:
+        estimated = classifier.predict([color, 255 - color], prior="estimated")
+    assert warned[0].filename == __file__
+    assert estimated.prior.sum() == pytest.approx(1)
+    (tmp_path / "shares.csv").write_text("".join(f"{name},1\n" for name in classifier.classes))
+    from_file, uniform = (classifier.predict(color, prior=each) for each in (tmp_path / "shares.csv", "uniform"))
+    assert np.array_equal(from_file.probabilities, uniform.probabilities)
+    with pytest.warns(UserWarning, match="from 0 images"):
+        assert len(classifier.predict([], level=0.9, prior="estimated")) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": 90}, "level=90: must lie between 0 and 1, such as 0.9"),
+        ({"level": "0.9"}, "level='0.9': must lie between 0 and 1"),
+        ({"prior": "unifrom"}, "prior='unifrom': no such file; give uniform, training, estimated"),
+        ({"prior": 0.5}, "prior=0.5: is no prior; give uniform, training, estimated, a JSON or CSV file"),
+        ({"prior": {"hapy": 1.0}}, "prior={'hapy': 1.0}: 'hapy' is no class of the model (did you mean happy?)"),
+    ],
+)
+def test_levels_and_priors_that_are_none(options, message, color, classifier):
+    with pytest.raises(fl.UserError, match=re.escape(message)):
+        classifier.predict(color, **options)
 
 
 @pytest.mark.parametrize("nothing", [[], np.zeros((0, 48, 48), np.uint8), np.zeros((0, 48, 48, 3), np.uint8)])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_lightning.evaluation.place_of_use import PlaceOfUse, describe_prior, given_prior, read_shares
+from fer_lightning.evaluation.place_of_use import GivenPrior, PlaceOfUse, describe_prior, given_prior
 from fer_lightning.evaluation.place_scores import find_reference, score_place
 from fer_lightning.evaluation.reference import fit_reference, from_card, score_sets, to_card
 from fer_lightning.evaluation.score import Evaluation
@@ -43,6 +43,12 @@ def evaluation_of(n: int, shares: list[float]) -> Evaluation:
 MODEL = SimpleNamespace(classes=CLASSES, hparams={"class_counts": [60, 30, 10], "scorecard": None})
 
 
+def shares_of(given: GivenPrior) -> np.ndarray:
+    shares = given_prior(PlaceOfUse(prior=given), CLASSES, [6, 3, 1])
+    assert shares is not None
+    return shares
+
+
 class TestFilesOfShares:
     @pytest.mark.parametrize(
         ("name", "text"),
@@ -55,7 +61,7 @@ class TestFilesOfShares:
     )
     def test_shares_and_counts(self, tmp_path: Path, name: str, text: str) -> None:
         (tmp_path / name).write_text(text)
-        np.testing.assert_allclose(read_shares(tmp_path / name, CLASSES), [0.25, 0.75, 0])
+        np.testing.assert_allclose(shares_of(tmp_path / name), [0.25, 0.75, 0])
 
     @pytest.mark.parametrize(
         ("name", "text", "message"),
@@ -79,13 +85,13 @@ class TestFilesOfShares:
     def test_mistakes_are_one_line(self, tmp_path: Path, name: str, text: str, message: str) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=message) as caught:
-            read_shares(tmp_path / name, CLASSES)
+            shares_of(tmp_path / name)
         assert "\n" not in str(caught.value)
 
     def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(UserError, match="--prior"):
-            read_shares(tmp_path / "a.csv", CLASSES)
+            shares_of(tmp_path / "a.csv")
 
 
 class TestOptions:
@@ -99,11 +105,12 @@ class TestOptions:
             PlaceOfUse(prior="unifrom").check()
 
     def test_named_priors(self) -> None:
-        np.testing.assert_allclose(given_prior("uniform", CLASSES, [6, 3, 1]), [1 / 3] * 3)
-        np.testing.assert_allclose(given_prior("training", CLASSES, [6, 3, 1]), [0.6, 0.3, 0.1])
-        assert given_prior("estimated", CLASSES, [6, 3, 1]) is None
-        with pytest.raises(UserError, match="does not know its training images"):
-            given_prior("training", CLASSES, [0, 0, 0])
+        np.testing.assert_allclose(shares_of("uniform"), [1 / 3] * 3)
+        np.testing.assert_allclose(shares_of("training"), [0.6, 0.3, 0.1])
+        np.testing.assert_allclose(shares_of({"happy": 3, "angry": 1, "sad": 0}), [0.25, 0.75, 0])
+        assert given_prior(PlaceOfUse(prior="estimated"), CLASSES, [6, 3, 1]) is None
+        with pytest.raises(UserError, match="--prior training: the checkpoint does not know its training images"):
+            given_prior(PlaceOfUse(prior="training"), CLASSES, [0, 0, 0])
 
     def test_a_checkpoint_without_validation_scores_names_the_remedy(self) -> None:
         with pytest.raises(UserError, match=r"--set 0\.9: best\.ckpt holds no scores .*\.evaluate best\.ckpt --store"):
