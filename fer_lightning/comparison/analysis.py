@@ -15,6 +15,7 @@ import pandas as pd
 
 from fer_lightning.comparison import differences, paper, statistics
 from fer_lightning.comparison.calibration_tables import calibration_table, reliability_table
+from fer_lightning.comparison.class_tables import ceiling_table, confusion_matrices, per_class_table
 from fer_lightning.comparison.differences import PairedDifference
 from fer_lightning.comparison.ensembles import ensemble_scores
 from fer_lightning.comparison.further_tables import further_table, risk_table, sets_table
@@ -30,7 +31,7 @@ from fer_lightning.comparison.rows import (
     share_images,
 )
 from fer_lightning.comparison.runs import FinishedRun, find_runs, read_runs
-from fer_lightning.metrics.classification import confusion_matrix, precision_recall_f1
+from fer_lightning.metrics.classification import confusion_matrix
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.runtime.errors import UserError
 
@@ -238,14 +239,12 @@ def analyse(
         twin_changes=_twin_changes(rows, baselines, scored[test_set], scored.get(dedup)),
         mcnemar=_mcnemar(rows, baselines, test_set if shared else None),
         ranks=_ranks(rows, scored[test_set]),
-        per_class=_per_class(rows, test_set),
+        per_class=per_class_table(rows, test_set),
         calibration=calibration_table(rows, test_set),
         reliability=reliability_table(rows, test_set),
-        confusion={
-            name: np.sum([_confusion(run, test_set) for run in members], axis=0) for name, members in rows.items()
-        },
+        confusion=confusion_matrices(rows, test_set),
         cost=_cost(rows),
-        ceiling=None if votes is None else _ceiling(runs, test_set, votes),
+        ceiling=None if votes is None else ceiling_table(runs, test_set, votes),
         paper=paper.beside_ours(rows, summary, sizes) if test_set == "test_large" else None,
         ensembles=ensemble_scores(rows, list(dict.fromkeys(summary["test_set"]))) if ensemble else None,
         further=further_table(rows, test_set),
@@ -359,24 +358,6 @@ def _ranks(rows: Rows, scored: _Scored) -> Ranks:
     return Ranks(frame, len(blocks), distance, p_values)
 
 
-def _confusion(run: FinishedRun, test_set: str) -> np.ndarray:
-    member = run.members[test_set]
-    return confusion_matrix(run.labels[member], run.predictions[member], len(run.classes))
-
-
-def _per_class(rows: Rows, test_set: str) -> pd.DataFrame:
-    records = []
-    for name, members in rows.items():
-        matrices = np.stack([_confusion(run, test_set) for run in members])
-        precision, recall, f1 = precision_recall_f1(matrices)
-        for k, class_name in enumerate(members[0].classes):
-            scores = (statistics.t_interval(each[:, k])[:2] for each in (recall, precision, f1))
-            n = int(np.round(matrices[:, k].sum(axis=1).mean()))
-            records.append((name, class_name, n, *(number for pair in scores for number in pair)))
-    columns = ["method", "class", "n", "recall", "recall_sd", "precision", "precision_sd", "f1", "f1_sd"]
-    return pd.DataFrame(records, columns=columns)
-
-
 def _cost(rows: Rows) -> pd.DataFrame:
     records = []
     for name, members in rows.items():
@@ -388,17 +369,3 @@ def _cost(rows: Rows) -> pd.DataFrame:
             record[key] = ", ".join(values) or None
         records.append(record)
     return pd.DataFrame(records)
-
-
-def _ceiling(runs: Sequence[FinishedRun], test_set: str, votes: str | Path) -> pd.DataFrame:
-    if runs[0].protocol["labels"] != "fer":
-        raise UserError(
-            f"--ferplus-votes: these runs have labels={runs[0].protocol['labels']}, the votes' own; leave it out"
-        )
-    from fer_lightning.data.ferplus import ceiling
-
-    labels: dict[str, str] = {}
-    for run in runs:
-        member = run.members[test_set]
-        labels |= dict(zip(run.ids[member].tolist(), np.array(run.classes)[run.labels[member]].tolist(), strict=True))
-    return ceiling(list(labels), list(labels.values()), str(votes))

@@ -26,7 +26,7 @@ from fer_lightning.presentation.plotting import (
 )
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import cut
-from fer_lightning.report.tables import SHOWN_CLASSES
+from fer_lightning.report.class_tables import SHOWN_CLASSES
 
 COLOURS = ("#5F666E", "#294FC1", "#761F0D", "#32A587", "#6E1461", "#1495DD", "#907002")
 """Of the methods, the baseline's first, on white: found by search so that any two differ by 0.12 in OKLab for normal,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.data.faces import class_noun
-from fer_lightning.report import further_tables, notes, sentences, tables
+from fer_lightning.report import class_tables, further_tables, notes, sentences, tables
 from fer_lightning.report.tables import Table
 
 
@@ -121,13 +121,13 @@ def _ratio(c: Comparison) -> Section | None:
 
 
 def _classes(c: Comparison) -> Section:
-    noun, shown = class_noun(c.classes), tables.SHOWN_CLASSES
+    noun, shown = class_noun(c.classes), class_tables.SHOWN_CLASSES
     return Section(
         "Emotions" if noun == "emotion" else "Classes",
         f"Each {noun}",
         f"Percent, the rarest {noun} in training first; the best of each {noun} is bold."
         + f" The {shown} rarest of {len(c.classes):,} are shown." * (len(c.classes) > shown),
-        [*(tables.per_class(c, score) for score in ("recall", "precision", "f1")), tables.class_counts(c)],
+        [*(class_tables.per_class(c, score) for score in ("recall", "precision", "f1")), class_tables.class_counts(c)],
         ("recall_by_class.png", "class_distribution.png"),
         sentences.on_classes(c),
     )
@@ -225,7 +225,7 @@ def _twins(c: Comparison) -> Section | None:
 
 
 def _labels(c: Comparison) -> Section | None:
-    table = tables.ceiling(c)
+    table = class_tables.ceiling(c)
     if table is None:
         return None
     return Section(

@@ -13,7 +13,7 @@ import pandas as pd
 from fer_lightning.comparison import ensembles as ensembles_of_rows
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import OverRatio
-from fer_lightning.metrics.names import NOTHING, SCORES, SHARE
+from fer_lightning.metrics.names import NOTHING, SCORES
 
 TEST_SETS = {
     "test": "test",
@@ -23,10 +23,6 @@ TEST_SETS = {
     "test_balanced": "balanced test",
     "test_balanced_dedup": "balanced test without twins",
 }
-
-
-SHOWN_CLASSES = 20
-"""Most classes whose scores are shown one by one: the rarest."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,8 @@ class Table:
     plot: Literal["", "cells", "wide", "zero"] = ""
 
 
-def _number(value: Any, digits: int = 0) -> Cell:
+def number_cell(value: Any, digits: int = 0) -> Cell:
+    """A number with that many decimals; ``NOTHING`` for a missing one."""
     return Cell(NOTHING) if pd.isna(value) else Cell(f"{float(value):,.{digits}f}", float(value))
 
 
@@ -82,7 +79,8 @@ def _p(value: float, bold: bool = False) -> Cell:
     return Cell("<0.001" if value < 0.001 else f"{value:.3f}", float(value), best=bold and value < 0.05)
 
 
-def _value(value: Any) -> float | None:
+def value_of(value: Any) -> float | None:
+    """``Cell.value`` of a number; None for a missing one."""
     return None if value is None or pd.isna(value) else float(value)
 
 
@@ -160,14 +158,14 @@ def scores(c: Comparison, test_set: str | None = None) -> Table:
             cells.append(
                 Cell(
                     score.words(entry["mean"]) + spread,
-                    _value(entry["mean"]),
+                    value_of(entry["mean"]),
                     score.interval(entry["low"], entry["high"]),
                     float(entry["low"]),
                     float(entry["high"]),
                     best=alike and len(wide) > 1 and entry["mean"] == best[key],
                 )
             )
-        rows.append([*cells, _number(len(c.rows[name]))])
+        rows.append([*cells, number_cell(len(c.rows[name]))])
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else ""
     label = set_name(test_set) + (f", n = {span}" if span else "")
     return Table(label, ["method", *(score.heading for score in SCORES.values()), "seeds"], rows, plot="cells")
@@ -187,8 +185,8 @@ def ensembles(c: Comparison, test_set: str) -> Table:
             value, low, high = (table[name, key][column] for column in ("mean", "low", "high"))
             interval = score.interval(low, high)
             is_best = len(wide) > 1 and value == best[key]
-            cells.append(Cell(score.words(value), _value(value), interval, float(low), float(high), best=is_best))
-        rows.append([*cells, _number(table[name, PRIMARY]["seeds"])])
+            cells.append(Cell(score.words(value), value_of(value), interval, float(low), float(high), best=is_best))
+        rows.append([*cells, number_cell(table[name, PRIMARY]["seeds"])])
     headings = ["method", *(score.heading for score in SCORES.values()), "models"]
     return Table(set_name(test_set), headings, rows, plot="cells")
 
@@ -210,7 +208,7 @@ def over_ratio(over: OverRatio, metric: str) -> Table:
                 continue
             deviation = table[ratio, name]["sd"]
             spread = "" if pd.isna(deviation) else f" ± {score.words(deviation)}"
-            cells.append(Cell(score.words(means[name]) + spread, _value(means[name]), best=means[name] == best))
+            cells.append(Cell(score.words(means[name]) + spread, value_of(means[name]), best=means[name] == best))
         rows.append(cells)
     return Table(score.heading, ["ratio", *over.methods], rows)
 
@@ -227,7 +225,7 @@ def differences(c: Comparison, metric: str, test_set: str | None = None) -> Tabl
         low, high = float(entry["low"]), float(entry["high"])
         interval = Cell(
             score.words(entry["difference"], "+"),
-            _value(entry["difference"]),
+            value_of(entry["difference"]),
             score.interval(low, high, "+"),
             low,
             high,
@@ -235,8 +233,8 @@ def differences(c: Comparison, metric: str, test_set: str | None = None) -> Tabl
         )
         base = [Cell(c.baselines[name], c.baselines[name])] * several
         together = score.interval(entry["low_all"], entry["high_all"], "+") or NOTHING
-        joint = [Cell(together, _value(entry["low_all"]))] * (len(entries) > 1)
-        tests = [*joint, _p(entry["p"]), _p(entry["p_holm"], bold=True), _number(entry["pairs"])]
+        joint = [Cell(together, value_of(entry["low_all"]))] * (len(entries) > 1)
+        tests = [*joint, _p(entry["p"]), _p(entry["p_holm"], bold=True), number_cell(entry["pairs"])]
         rows.append([Cell(name, name), interval, *tests, *base])
     rows.sort(key=lambda row: -(row[1].value if isinstance(row[1].value, float) else -math.inf))
     dedup = test_set == f"{c.test_set}_dedup"
@@ -255,35 +253,6 @@ def difference_title(c: Comparison, start: str = "Differences") -> str:
     """A heading that names the baseline where all rows have the same."""
     bases = baselines(c)
     return f"{start} to {bases[0]}" if len(bases) == 1 else f"{start} to each row's own baseline"
-
-
-def per_class(c: Comparison, score: str) -> Table:
-    """One score (recall, precision or f1) of every method for the rarest classes, the rarest first."""
-    classes = rarest_first(c)[:SHOWN_CLASSES]
-    table = {(row["method"], row["class"]): row for row in c.per_class.to_dict("records")}
-    best = c.per_class.groupby("class")[score].max().to_dict()
-    several = c.per_class["method"].nunique() > 1
-    rows = []
-    for name in ordered(c):
-        cells = [Cell(name, name)]
-        for each in classes:
-            entry = table.get((name, each), {})
-            value, spread = entry.get(score), entry.get(f"{score}_sd")
-            text = SHARE.words(value) + ("" if pd.isna(spread) else f" ± {SHARE.words(spread)}")
-            is_best = several and value == best.get(each)
-            cells.append(Cell(text, _value(value), shade=_value(value), best=is_best))
-        rows.append(cells)
-    return Table({"f1": "F1"}.get(score, score), ["method", *classes], rows)
-
-
-def class_counts(c: Comparison) -> Table:
-    """Images of the rarest classes in the training set and in the test set."""
-    classes = rarest_first(c)[:SHOWN_CLASSES]
-    tested = test_counts(c)
-    rows = [[Cell("test"), *(_number(tested.get(name)) for name in classes)]]
-    if trained := train_counts(c):
-        rows.insert(0, [Cell("training"), *(_number(trained.get(name)) for name in classes)])
-    return Table("images", ["images", *classes], rows)
 
 
 def ranks(c: Comparison, metric: str) -> Table:
@@ -313,12 +282,12 @@ def calibration(c: Comparison) -> Table:
         headings += [heading, f"{heading}, scaled"]
     rows = []
     for name in (name for name in ordered(c) if name in entries):
-        cells = [Cell(name, name), _number(entries[name]["temperature"], 2)]
+        cells = [Cell(name, name), number_cell(entries[name]["temperature"], 2)]
         for key, (_, score) in columns.items():
             for column in (key, f"{key}_scaled"):
                 value = entries[name][column]
                 is_best = len(entries) > 1 and value == c.calibration[column].min()
-                cells.append(Cell(score.words(value), _value(value), best=is_best))
+                cells.append(Cell(score.words(value), value_of(value), best=is_best))
         rows.append(cells)
     return Table("calibration", headings, rows)
 
@@ -338,8 +307,8 @@ def twins(c: Comparison) -> Table | None:
         cells = [Cell(name, name)]
         for key in keys:
             score, before, after = SCORES[key], whole[name][key], without[name][key]
-            cells += [Cell(score.words(value), _value(value)) for value in (before, after)]
-            cells.append(Cell(score.words(after - before, "+"), _value(after - before)))
+            cells += [Cell(score.words(value), value_of(value)) for value in (before, after)]
+            cells.append(Cell(score.words(after - before, "+"), value_of(after - before)))
         rows.append(cells)
     return Table("with and without twins", headings, rows)
 
@@ -350,8 +319,8 @@ def mcnemar(c: Comparison) -> Table:
     rows = [
         [
             Cell(str(row["method"]), str(row["method"])),
-            _number(row["only_method_right"]),
-            _number(row["only_baseline_right"]),
+            number_cell(row["only_method_right"]),
+            number_cell(row["only_baseline_right"]),
             _p(row["p"]),
             _p(row["p_holm"], bold=True),
             *([Cell(c.baselines[row["method"]], c.baselines[row["method"]])] if several else []),
@@ -369,30 +338,9 @@ def cost(c: Comparison) -> Table:
     for name in (name for name in ordered(c) if name in entries):
         row = entries[name]
         texts = [NOTHING if pd.isna(row[key]) else str(row[key]) for key in ("devices", "precision")]
-        numbers = [_number(row[key]) for key in ("seconds", "images_per_second", "steps")]
+        numbers = [number_cell(row[key]) for key in ("seconds", "images_per_second", "steps")]
         rows.append([Cell(name, name), *numbers, *(Cell(text, text) for text in texts)])
     return Table("cost", ["method", "seconds a run", "images a second", "steps", "devices", "precision"], rows)
-
-
-def ceiling(c: Comparison) -> Table | None:
-    """How often ten raters' plurality is FER-2013's label, beside the best recall that a method reaches."""
-    if c.ceiling is None:
-        return None
-    recall = c.per_class.groupby("class")["recall"].max().to_dict()
-    rows = []
-    for row in c.ceiling.to_dict("records"):
-        reached = recall.get(row["class"], math.nan)
-        rows.append(
-            [
-                Cell(str(row["class"]), str(row["class"])),
-                _number(row["n"]),
-                Cell(SHARE.words(row["agreement"]), _value(row["agreement"]), shade=_value(row["agreement"])),
-                Cell(SHARE.words(reached), _value(reached), shade=_value(reached)),
-                Cell(SHARE.words(row["zero_votes"]), _value(row["zero_votes"])),
-            ]
-        )
-    headings = ["emotion", "images", "raters agree with the label", "best recall of a method", "label nobody gave"]
-    return Table("ceiling", headings, rows)
 
 
 def paper(c: Comparison) -> Table | None:
@@ -406,9 +354,9 @@ def paper(c: Comparison) -> Table | None:
             [
                 Cell(str(row["method"]), str(row["method"])),
                 Cell(set_name(str(row["test_set"]))),
-                _number(row["n"]),
-                Cell(f"{row['paper_accuracy']:.2%}".removesuffix("%"), _value(row["paper_accuracy"])),
-                Cell(score.words(row["mean"]), _value(row["mean"]), score.interval(low, high), low, high),
+                number_cell(row["n"]),
+                Cell(f"{row['paper_accuracy']:.2%}".removesuffix("%"), value_of(row["paper_accuracy"])),
+                Cell(score.words(row["mean"]), value_of(row["mean"]), score.interval(low, high), low, high),
             ]
         )
     return Table("paper", ["method", "test set", "images", "the paper", "ours"], rows)
