@@ -19,6 +19,7 @@ import hydra._internal.hydra as hydra_internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException
@@ -137,6 +138,8 @@ class GuardedLoader(ConfigLoaderImpl):
         for paths in (in_file, *typed):
             _check_search_path([str(path) for path in paths] if paths else [])
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+        for item in parsed_overrides:
+            _check_choice(item, repo)
 
     def _load_single_config(self, default: Any, repo: Any) -> Any:
         loaded = super()._load_single_config(default, repo)
@@ -161,6 +164,22 @@ def _without_settings_of_swept_groups(overrides: Sequence[str]) -> list[str]:
         for line, item in zip(overrides, parsed, strict=True)
         if item.is_sweep_override() or not item.key_or_group.startswith(swept)
     ]
+
+
+def _check_choice(override: Any, repo: Any) -> None:
+    """Check that a group is given a name: Hydra asserts it without naming the group.
+
+    Raises:
+        UserError: for ``model=null`` or ``model=3``, with the choices of the group.
+    """
+    group = override.key_or_group
+    if override.is_sweep_override() or override.is_delete() or isinstance(override.value(), str | list | dict):
+        return
+    if repo.group_exists(group):
+        choices = ", ".join(repo.get_group_options(group, ObjectType.CONFIG))
+        raise UserError(
+            f"{override.input_line}: no such choice; {group} is one of: {choices}; leave {group} out for its default"
+        )
 
 
 def _check_shadowed(path: str, repo: Any) -> None:

@@ -19,6 +19,12 @@ from fer_lightning.runtime import processes
 MISTAKES = [
     (["imbalance=focul"], "imbalance=focul: no such choice (did you mean focal?)"),
     (["data=cifar"], "data is one of: affectnet, ck48, fer2013, ferplus8, folder, jaffe, rafdb, synthetic"),
+    (["optim=null"], "optim=null: no such choice; optim is one of: adam, adamw, sgd; leave optim out for its default"),
+    (
+        ["imbalance=focal", "imbalance/mix=null"],
+        "imbalance/mix=null: no such choice; imbalance/mix is one of: cmo, mixup, remix",
+    ),
+    (["model=18"], "model=18: no such choice; model is one of: efficientnet_b0, "),
     (["trainr.devices=2"], "trainr.devices: no such key (did you mean trainer.devices?)"),
     (["+typo=1"], "typo: no such key"),
     (["+trainer.device=2"], "trainer.device: no such key (did you mean trainer.devices?)"),
