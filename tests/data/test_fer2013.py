@@ -805,6 +805,7 @@ def test_real_archive_has_the_known_duplicates(real: tuple[Faces, str]) -> None:
     assert np.isin(private, public).sum() == 44
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @has_archive
 def test_second_start_takes_less_than_a_second(real: tuple[Faces, str]) -> None:

@@ -83,6 +83,7 @@ class TestWhatTheyPointAt:
         assert np.abs(others[~same] - maps[~same]).mean() > 0.05
 
 
+@pytest.mark.slow
 class TestMaps:
     def test_form(self, maps):
         assert (maps.shape, maps.dtype) == ((200, 48, 48), np.float32)
@@ -176,6 +177,7 @@ def test_mean_maps():
     np.testing.assert_allclose(means[:, 0, 0], [0.9, 0, 0.3, 0])
 
 
+@pytest.mark.slow
 def test_test_set_is_explained_where_it_is_classified_correctly(trained, faces, answers, maps):
     found = saliency.explain_test_set(trained, faces.images, faces.labels, CPU)
     right = answers == faces.labels

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from comparisons import METHODS, made_up
+from legs import every_third
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -151,7 +152,9 @@ LARGE = ("changes_of_22", "matrices_of_22", "ten_matrices", "reliability_of_22",
 """Pictures that take long."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.nightly] * (name in LARGE)) for name in DRAWN])
+@pytest.mark.parametrize(
+    "name", every_third([pytest.param(name, marks=[pytest.mark.nightly] * (name in LARGE)) for name in DRAWN])
+)
 def test_no_words_overlap_or_leave_a_picture_of_sensible_size(name: str) -> None:
     figure = DRAWN[name]()
     content = io.BytesIO()

@@ -38,6 +38,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return analyse_folders([folder])
 
 
+@pytest.mark.slow
 def test_rows_are_compared_at_their_own_ratio(comparison):
     assert comparison.compared_with["weighted ratio=20"] == "none ratio=20"
     over = over_ratio(comparison)

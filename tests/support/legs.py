@@ -4,9 +4,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 
-def every_third(cases: Iterable[Any]) -> list[Any]:
+def every_third(cases: Iterable[Any]) -> list[ParameterSet]:
     """Cases as parameters: the first of each three stays in the leg of the test, the others are ``nightly``."""
-    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [pytest.param(*row, marks=[] if index % 3 == 0 else pytest.mark.nightly) for index, row in enumerate(rows)]
+    rows = [case if isinstance(case, ParameterSet) else _parameters(case) for case in cases]
+    return [row if index % 3 == 0 else _at_night(row) for index, row in enumerate(rows)]
+
+
+def _parameters(case: Any) -> ParameterSet:
+    return pytest.param(*case) if isinstance(case, tuple) else pytest.param(case)
+
+
+def _at_night(row: ParameterSet) -> ParameterSet:
+    return row._replace(marks=[*row.marks, pytest.mark.nightly])

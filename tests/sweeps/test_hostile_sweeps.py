@@ -9,6 +9,7 @@ import pytest
 from command_line import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from legs import every_third
 from omegaconf import OmegaConf
 
 from fer_lightning.runtime.errors import UserError
@@ -73,16 +74,21 @@ def test_a_recorded_command_line_says_no_more_than_a_file_may(tmp_path, argv, na
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [
-        (["imbalance=none,none"], "imbalance=none: job 1 would be the same run as job 0"),
-        (["seed=range(0,5,0)"], "seed=range(0,5,0): is no range"),
-        (["optim.lr=interval(0,1)"], "optim.lr=interval(0,1): is a continuous range, and this sweep runs every value"),
-        (["seed=range(1000000000)"], "seed=range(1000000000): makes more than 10000 jobs"),
-        (["imbalance=glob(zz*)"], "imbalance: no value"),
-        (["hydra.sweep.subdir=../x"], "hydra.sweep.subdir=../x: leads out of the sweep's folder"),
-        (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder you start in"),
-        (["imbalance=glob(*focal*)", "optim.lr=-1"], "optim.lr=-1.0: must be positive"),
-    ],
+    every_third(
+        [
+            (["imbalance=none,none"], "imbalance=none: job 1 would be the same run as job 0"),
+            (["seed=range(0,5,0)"], "seed=range(0,5,0): is no range"),
+            (
+                ["optim.lr=interval(0,1)"],
+                "optim.lr=interval(0,1): is a continuous range, and this sweep runs every value",
+            ),
+            (["seed=range(1000000000)"], "seed=range(1000000000): makes more than 10000 jobs"),
+            (["imbalance=glob(zz*)"], "imbalance: no value"),
+            (["hydra.sweep.subdir=../x"], "hydra.sweep.subdir=../x: leads out of the sweep's folder"),
+            (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder you start in"),
+            (["imbalance=glob(*focal*)", "optim.lr=-1"], "optim.lr=-1.0: must be positive"),
+        ]
+    ),
 )
 def test_a_sweep_that_makes_no_sense_is_refused_in_one_line(cli, tmp_path, overrides, message):
     outcome = cli("-m", *TINY, *overrides)
