@@ -1,17 +1,16 @@
-"""On-disk cache of computed arrays, keyed by all that they depend on; the entries are laid out as ``cache``'s."""
+"""On-disk cache of computed arrays, keyed by all that they depend on."""
 
+import contextlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import numpy as np
 
-from fer_lightning.data.cache import RESERVE, crc32, start_entry
+from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +23,7 @@ VALUES, META = "values.npy", "meta.json"
 def cached_array(key: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None], cache_dir: Path) -> np.ndarray:
     """Return the float32 array stored under ``key``; compute and store it first if there is none.
 
-    Safe for concurrent processes: one computes, the others wait for it. Entries appear whole or not at all; a damaged
-    one is computed again. Without a folder to write to, or room in it, the array is computed in memory.
+    As ``read_or_build``; without a folder to write to, or room in it, the array is computed in memory.
 
     Args:
         key: name of the entry: a digest of all that determines the values.
@@ -37,70 +35,44 @@ def cached_array(key: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], 
         A read-only memory map, which processes share, or a plain array if it could not be stored.
     """
     entry = cache_dir / key
-    stored = _read(entry, shape)  # first without the lock: the folder may be read-only
-    if stored is not None:
-        return stored
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        size, free = 4 * math.prod(shape), shutil.disk_usage(cache_dir).free
-        if size + RESERVE > free:
-            raise OSError(f"{size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-        held = filelock.FileLock(cache_dir / f"{key}.lock").acquire()
-    except (OSError, NotImplementedError) as error:
-        log.warning("Cache folder %s cannot be used (%s): computing without it", cache_dir, error)
-        return _in_memory(shape, fill)
-    with held:
-        stored = _read(entry, shape)
-        if stored is not None:
-            return stored
-        building = start_entry(entry)
-        try:
-            try:
-                values = np.lib.format.open_memmap(building / VALUES, mode="w+", dtype=np.float32, shape=shape)
-            except OSError as error:
-                log.warning("Features could not be cached in %s (%s)", cache_dir, error)
-                return _in_memory(shape, fill)
-            fill(values)
-            values.flush()
-            stored = _store(entry, building, shape)
-            return values if stored is None else stored
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+
+    def build(folder: Path | None) -> np.ndarray:
+        values = _allocate(folder, shape)
+        fill(values)
+        return values
+
+    return read_or_build(entry, lambda report: _read(entry, shape, report), build, _write)
 
 
-def _in_memory(shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    values = np.empty(shape, np.float32)
-    fill(values)
-    return values
+def _allocate(folder: Path | None, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a file of the entry; in memory where the folder cannot be written, or has no room for it."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            if 4 * math.prod(shape) + RESERVE <= shutil.disk_usage(folder).free:
+                return np.lib.format.open_memmap(folder / VALUES, mode="w+", dtype=np.float32, shape=shape)
+    return np.empty(shape, np.float32)
 
 
-def _store(entry: Path, building: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Rename a complete entry into place; the caller holds the lock. None where that fails."""
-    try:
-        with (building / VALUES).open("rb") as stream:
-            os.fsync(stream.fileno())
-        (building / META).write_text(json.dumps({"format": FORMAT, VALUES: crc32(building / VALUES)}))
-        if entry.exists():
-            shutil.rmtree(entry)
-        building.rename(entry)
-    except OSError as error:
-        log.warning("Features could not be cached in %s (%s)", entry.parent, error)
-        return None
-    return _read(entry, shape)
+def _write(building: Path, values: np.ndarray) -> None:
+    if not isinstance(values, np.memmap):
+        raise OSError(f"no room for {values.nbytes / 1e9:.1f} GB, or not writable")
+    values.flush()
+    flush_to_disk(building / VALUES)
+    (building / META).write_text(json.dumps({"format": FORMAT, VALUES: crc32(building / VALUES)}))
 
 
-def _read(entry: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _read(entry: Path, shape: tuple[int, ...], report: bool) -> np.ndarray | None:
     """The stored array, or None if there is no usable entry."""
     if not all((entry / name).is_file() for name in (META, VALUES)):  # a pipe would block
         return None
     try:
         meta = json.loads((entry / META).read_text())
-        values = np.load(entry / VALUES, mmap_mode="r")
+        values: np.ndarray = np.load(entry / VALUES, mmap_mode="r")
         intact = meta == {"format": FORMAT, VALUES: crc32(entry / VALUES)}
-        intact = intact and (values.shape, values.dtype) == (shape, np.float32)
+        if not intact or (values.shape, values.dtype) != (shape, np.float32):
+            raise ValueError("its values are not those of its checksum and shape")
+        return values
     except (OSError, EOFError, ValueError) as error:
-        log.info("Cached features in %s are unusable (%s): computing them again", entry, error)
+        if report:
+            log.info("Cached features in %s are unusable (%s): computing them again", entry, error)
         return None
-    if not intact:
-        log.info("Cached features in %s are damaged: computing them again", entry)
-    return values if intact else None

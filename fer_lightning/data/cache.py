@@ -1,6 +1,5 @@
 """On-disk cache of parsed data sets, stored as NumPy arrays and keyed by the content of their source."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -8,15 +7,15 @@ import math
 import os
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import filelock
 import numpy as np
 import platformdirs
 
 from fer_lightning.data.archives import Container, Folder, open_file
+from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
 from fer_lightning.data.faces import Faces
 from fer_lightning.runtime.errors import UserError
 
@@ -26,9 +25,6 @@ FORMAT = 3
 """Increment whenever parsing or the stored arrays change, so that older entries are rebuilt."""
 
 IMAGES, INDEX = "images.npy", "index.npz"
-
-RESERVE = 2**28
-"""Bytes that a large entry leaves free on the disk."""
 
 
 def default_cache_dir() -> Path:
@@ -64,10 +60,7 @@ def content_key(container: Path | Container, names: Sequence[str] = (), reading:
 
 
 def cached(key: str, build: Callable[[Allocate], Faces], cache_dir: Path) -> Faces:
-    """Return the faces stored under ``key``; build and store them first if there are none.
-
-    Safe for concurrent processes: one builds, the others wait for it. Entries are written atomically; a damaged or
-    outdated one is rebuilt. If the folder cannot be written, the faces are built without being stored.
+    """Return the faces stored under ``key``; build and store them first if there are none, see ``read_or_build``.
 
     Args:
         key: name of the entry, from ``content_key``.
@@ -82,32 +75,12 @@ def cached(key: str, build: Callable[[Allocate], Faces], cache_dir: Path) -> Fac
         UserError: the disk has no room for the images.
     """
     entry = cache_dir / key
-    # First without the lock: entries are renamed into place when complete, and the folder may be read-only.
-    faces = _read(entry)
-    if faces is not None:
-        return faces
-    lock = filelock.FileLock(cache_dir / f"{key}.lock")
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        log.warning("Cache folder %s cannot be used (%s): parsing without it", cache_dir, error)
-        return build(_in_memory)
-    with held:
-        faces = _read(entry, report=True)
-        if faces is not None:
-            return faces
-        building = start_entry(entry)
-        try:
-            faces = build(lambda shape: _in_file(building, shape))
-            try:
-                _write(entry, building, faces)
-            except OSError as error:
-                log.warning("Parsed images could not be cached in %s (%s)", cache_dir, error)
-                return faces
-            return _read(entry) or faces
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    return read_or_build(
+        entry,
+        lambda report: _read(entry, report),
+        lambda folder: build(_in_memory if folder is None else partial(_in_file, folder)),
+        _write,
+    )
 
 
 def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
@@ -138,7 +111,7 @@ def _in_file(building: Path, shape: tuple[int, ...]) -> np.ndarray:
         return _in_memory(shape)
 
 
-def _read(entry: Path, report: bool = False) -> Faces | None:
+def _read(entry: Path, report: bool) -> Faces | None:
     """The stored faces, or None if there is no usable entry."""
     if not entry.is_dir():
         return None
@@ -176,21 +149,9 @@ def _read(entry: Path, report: bool = False) -> Faces | None:
         return None
 
 
-def start_entry(entry: Path) -> Path:
-    """The folder in which an entry is built; the caller holds the lock."""
-    for leftover in entry.parent.glob(f".{entry.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building = entry.parent / f".{entry.name}-{os.getpid()}"
-    with contextlib.suppress(OSError):  # then nothing is stored, and ``_write`` says so
-        building.mkdir()
-    return building
-
-
-def _write(entry: Path, building: Path, faces: Faces) -> None:
-    """Store the faces atomically as ``entry``; the caller holds the lock."""
+def _write(building: Path, faces: Faces) -> None:
     if (building / IMAGES).exists():  # the images were read into it
-        with (building / IMAGES).open("rb") as stream:
-            os.fsync(stream.fileno())
+        flush_to_disk(building / IMAGES)
     else:
         np.save(building / IMAGES, faces.images)
     np.savez(building / INDEX, labels=faces.labels, usage=faces.usage, ids=faces.ids, twins=faces.twins)
@@ -203,15 +164,3 @@ def _write(entry: Path, building: Path, faces: Faces) -> None:
         INDEX: crc32(building / INDEX),
     }
     (building / "meta.json").write_text(json.dumps(meta, indent=1))
-    if entry.exists():
-        shutil.rmtree(entry)
-    building.rename(entry)
-
-
-def crc32(path: Path) -> int:
-    """Checksum of a file."""
-    checksum = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fer_lightning.data import array_cache
 from fer_lightning.data.array_cache import VALUES, cached_array
 
 SHAPE = (3, 4)
@@ -65,3 +66,13 @@ def test_without_a_folder_it_is_computed_in_memory(tmp_path: Path, fill: Filling
     (tmp_path / "file").write_text("")
     values = cached_array("key", SHAPE, fill, tmp_path / "file")
     np.testing.assert_array_equal(values, np.ones(SHAPE, np.float32))
+
+
+def test_without_room_it_is_computed_in_memory(
+    tmp_path: Path, fill: Filling, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(array_cache, "RESERVE", 2**62)
+    values = cached_array("key", SHAPE, fill, tmp_path)
+    np.testing.assert_array_equal(values, np.ones(SHAPE, np.float32))
+    assert "key could not be stored (no room for 0.0 GB, or not writable): continuing without it" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
