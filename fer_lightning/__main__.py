@@ -66,7 +66,13 @@ def _replace_hydra_parser() -> None:
 
     def get_args_parser() -> Any:
         parser: Any = hydra_parser()
-        parser.parse_args = parser.parse_intermixed_args
+
+        def parse_args(*arguments: Any) -> Any:
+            given = parser.parse_intermixed_args(*arguments)
+            _check_options(given)
+            return given
+
+        parser.parse_args = parse_args
         parser.error = refuse
         replacing = parser.add_argument_group(conflict_handler="resolve")
         replacing.add_argument("--version", action="version", version=f"fer_lightning {__version__}")
@@ -74,6 +80,22 @@ def _replace_hydra_parser() -> None:
 
     hydra_main: Any = importlib.import_module("hydra.main")  # hydra.main is its function
     hydra_main.get_args_parser = get_args_parser
+
+
+def _check_options(given: Any) -> None:
+    """Refuse options that Hydra would answer with a traceback.
+
+    Raises:
+        UserError: two options that exclude each other, ``--resolve`` alone, or the shell's own query typed by hand.
+    """
+    modes = ("run", "multirun", "cfg", "info", "shell_completion")
+    chosen = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(given, mode)]
+    if len(chosen) > 1:
+        raise UserError(f"{' '.join(chosen)}: exclude each other; give one of them, such as --cfg job without -m")
+    if given.resolve and not (given.cfg or given.help):
+        raise UserError("--resolve: shows values with --cfg; give --cfg job --resolve")
+    if given.shell_completion and "COMP_LINE" not in os.environ and any("query=" in word for word in given.overrides):
+        raise UserError("--shell-completion query=...: is for the shell; give -sc install=bash, zsh or fish")
 
 
 def main() -> None:

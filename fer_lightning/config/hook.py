@@ -8,7 +8,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fer_lightning.config.command_line import fail
-from fer_lightning.config.hydra_keys import check_file_names
+from fer_lightning.config.hydra_keys import check_file_names, check_named
 from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.schema import validate
 from fer_lightning.config.secrets import check_secrets
@@ -32,6 +32,7 @@ def check_run(config: DictConfig) -> None:
         raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
     validate(run, config.hydra.runtime.choices, config.hydra.searchpath)
     with bounded():
+        check_named(config.hydra.run.dir, "hydra.run.dir")
         folder = Path(config.hydra.run.dir)
         check_file_names(config.hydra.job.name, config.hydra.output_subdir)
     check_secrets([("hydra.run.dir", str(folder)), ("hydra.job.name", config.hydra.job.name)])

@@ -174,6 +174,16 @@ def check_logging(parts: tuple[str, ...], text: str) -> None:
         raise refusal(parts, text, "could run code or write to any file; use hydra/job_logging=plain or default")
 
 
+def check_named(folder: str, key: str) -> None:
+    """Check that a folder has a name: an empty one, as of a variable that is not set, would be the working directory.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not str(folder).strip():
+        raise UserError(f"{key}=: is empty; give a folder, or leave it out")
+
+
 def check_file_names(job_name: str, output_subdir: str | None, subfolder: str | None = None) -> None:
     """Check names that become files and folders below a run's or a sweep's folder.
 

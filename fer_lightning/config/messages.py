@@ -52,6 +52,11 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
         return f"{error.full_key}: is missing and has no default"
     if "Ambiguous value for argument" in str(error):
         return f"{first_line(error)}: to run them all add -m, for one list give [a,b]"
+    twice = re.match(r"Multiple values for ([\w/]+)", str(error))
+    added = re.search(r"Could not append to config\. An item is already at '(.+)'", str(error))
+    for key in (found[1] for found in (twice, added) if found):
+        if any(word.startswith((f"+{key}=", f"+{key}@")) for word in overrides):
+            return f"+{key}: {key} has a value already; leave out the +, as in {key}=..."
     merging = re.search(r"Error merging override (.+)", first_line(error))
     if merging and error.__cause__:
         return f"{merging.group(1)}: {first_line(error.__cause__)}"
@@ -85,6 +90,8 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     for part, reason in METHOD_KEYS.items():
         if (key == part or key.startswith(f"{part}.")) and part not in known:
             return f"{key}: {reason}"
+    if key in known:
+        return f"{key}: was removed, or got keys that it does not have; leave it and set single keys below it"
     parent = key.rpartition(".")[0]
     siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
     listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""

@@ -217,6 +217,10 @@ def _trainer_rules(cfg: DictConfig) -> None:
         trainer.accelerator,
         f"must be one of {', '.join(accelerators)}",
     )
+    for key in ("deterministic", "fast_dev_run", "limit_train_batches", "limit_val_batches"):
+        value = trainer[key]  # Lightning takes any text for true
+        known = not isinstance(value, str) or (key, value) == ("deterministic", "warn")
+        require(known, f"trainer.{key}", value, "is text; give true, false or a number, without quotes")
     precision = str(trainer.precision)
     require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
     gpus = visible_gpus()

@@ -168,6 +168,9 @@ MAX_SIDE = 2048
 MAX_LAYERS = 20
 """Maximum hidden layers of the head that a checkpoint may ask for."""
 
+PATHS = ("data.path", "data.cache_dir", "data.classes", "data.votes", "labels.votes", "model.weights", "resume")
+"""Keys that name a file or a folder."""
+
 FREE_FORM = ("data.source", "split", "imbalance", "callbacks")
 
 
@@ -187,13 +190,17 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any], searchpath: Sequence[s
             typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
             assert isinstance(typed, DictConfig)
             resolved: Any = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
+            given = to_plain(cfg)
     except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: keys that stand for each other
         raise UserError(explain(error)) from None
     _check_resolved(resolved)
+    if missing := [key for key in resolved if key not in given]:
+        raise UserError(f"{missing[0]}: is missing, and every run has it; leave ~{missing[0]} out")
+    check_kinds(given, resolved)
     reference = _reference(choices, searchpath)
     for path in FREE_FORM:
-        given: Any = functools.reduce(lambda node, key: node[key], path.split("."), resolved)
-        check_keys(given, to_plain(OmegaConf.select(reference, path), resolve=False), path)
+        node: Any = functools.reduce(lambda node, key: node[key], path.split("."), resolved)
+        check_keys(node, to_plain(OmegaConf.select(reference, path), resolve=False), path)
     check_rules(typed)
 
 
@@ -214,6 +221,32 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
             raise UserError(f"{key}={short(text)}: holds a line break or another control character; remove it")
     check_names(resolved["name"], resolved["imbalance"].get("name"))
+
+
+def check_kinds(given: Any, typed: Any, path: str = "") -> None:
+    """Refuse text where a number, true or false is expected, and numbers in place of paths.
+
+    The schema would convert them, but the run reads what was given: ``no`` is a text that is not empty, so true.
+
+    Args:
+        given: a configuration as it is, plain and resolved.
+        typed: the same with the types of the schema.
+        path: of the node, empty at the root.
+
+    Raises:
+        UserError: naming the key, and how to write its value.
+    """
+    if isinstance(typed, dict):
+        for key, value in given.items():
+            check_kinds(value, typed[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(typed, list):
+        for value, expected in zip(given, typed, strict=True):
+            check_kinds(value, expected, path)
+    elif isinstance(given, str) and isinstance(typed, bool | int | float):
+        written = str(typed).lower() if isinstance(typed, bool) else typed
+        raise UserError(f"{path}={short(given)!r}: is text where {_kind(typed)} is expected; write it as {written}")
+    elif path in PATHS and isinstance(typed, str) and not isinstance(given, str):
+        raise UserError(f"{path}={given}: is no text, and names a file or a folder; write it as ./{given}")
 
 
 def check_names(run: Any, method: Any) -> None:

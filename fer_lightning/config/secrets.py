@@ -1,8 +1,10 @@
 """Secrets of the environment: in no configuration, and so in no folder's name, file, log or dashboard."""
 
+import functools
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from fer_lightning.runtime.errors import UserError
 
@@ -25,7 +27,18 @@ def is_secret(variable: str) -> bool:
 def environment_secrets() -> list[tuple[str, str]]:
     """Name and value of each secret of the environment; the path of a key file is none."""
     pairs = ((name, value.strip()) for name, value in os.environ.items() if is_secret(name))
-    return [(name, value) for name, value in pairs if len(value) >= _SHORTEST and not os.path.exists(value)]
+    secrets = [(name, value) for name, value in pairs if len(value) >= _SHORTEST and not os.path.exists(value)]
+    return [(name, value) for name, value in secrets if value not in _own_words()]
+
+
+@functools.cache
+def _own_words() -> frozenset[str]:
+    """The words of this project's own configuration, such as ``undersample``: a secret that is one would be found
+    in every run.
+    """
+    package = Path(__file__).parents[1]
+    files = [file for folder in (package, package.parent) for file in (folder / "conf").rglob("*.yaml")]
+    return frozenset(word for file in files for word in (file.stem, *re.findall(r"\w+", file.read_text())))
 
 
 def check_secrets(texts: Iterable[tuple[str, str]]) -> None:

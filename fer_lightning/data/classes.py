@@ -3,6 +3,7 @@
 import logging
 import re
 import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -215,11 +216,19 @@ def log_classes(names: Sequence[str], classes_of: Mapping[str, str | None]) -> N
 def _check_names(names: Sequence[str]) -> None:
     wrong = [name for name in names if not is_class_name(name)]
     if wrong:
-        raise UserError(f"{reprlib.repr(wrong[0])} cannot name a class: give 1 to 60 printable characters, without /")
-    folded = Counter(name.lower() for name in names)
-    twice = [name for name in names if folded[name.lower()] > 1]
-    if twice:
-        raise UserError(f"the classes {' and '.join(twice[:2])} differ in case alone: rename one of them")
+        raise UserError(
+            f"{reprlib.repr(wrong[0])} cannot name a class: give 1 to 60 printable characters, without / and "
+            "without spaces at the ends; rename it"
+        )
+    for seen_as, how in ((str.lower, "case"), (_composed, "how accents are encoded")):
+        folded = Counter(map(seen_as, names))
+        twice = [name for name in names if folded[seen_as(name)] > 1]
+        if twice:
+            raise UserError(f"the classes {' and '.join(twice[:2])} differ in {how} alone: rename one of them")
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()  # macOS takes letters and their accents apart
 
 
 def _own_name(name: str, classes: Sequence[str]) -> str:

@@ -162,7 +162,7 @@ def metadata(trained: TrainedModel) -> "ModelCardData":
         ],
         datasets=["fer2013"] if trained.real else None,
         metrics=["accuracy", "recall", "f1"],
-        model_name=_title(trained),
+        model_name=_plain(_title(trained)),
         eval_results=_eval_results(trained),
     )
 
@@ -177,7 +177,7 @@ def _eval_results(trained: TrainedModel) -> "list[EvalResult]":
             task_type="image-classification",
             task_name="Facial expression recognition" if trained.noun == "emotion" else "Image classification",
             dataset_type="fer2013" if trained.real else "drawn-faces" if metrics.get("synthetic") else "other",
-            dataset_name=f"{_data(trained)}, {names[name]}",
+            dataset_name=f"{_plain(_data(trained))}, {names[name]}",
             dataset_config=name,
             dataset_split="test",
             metric_type=kind,
@@ -189,6 +189,11 @@ def _eval_results(trained: TrainedModel) -> "list[EvalResult]":
         for key, kind, title, arguments in METRICS
         if metrics.get(f"{name}/{key}") is not None
     ]
+
+
+def _plain(text: str) -> str:
+    """Text for the metadata block, which some readers show as they show markdown: without what begins markup."""
+    return " ".join(re.sub(r"[^\w\s.,:+=%()-]", " ", text).split())
 
 
 def _title(trained: TrainedModel) -> str:

@@ -163,7 +163,7 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
         _check_members(hyper)
     for key in ("epoch", "global_step"):
         number = checkpoint.get(key, 0)
-        check(type(number) is int and number >= 0, f"its {key} is {str(number)[:40]}, not a whole number")
+        check(type(number) is int and number >= 0, f"its {key} is {repr(number)[:40]}, not a whole number")
 
 
 def _check_members(hyper: dict[str, Any]) -> None:

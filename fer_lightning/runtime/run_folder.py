@@ -7,6 +7,7 @@ other settings on). ``running`` without a held lock means that the process was k
 
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def lock_folder(folder: Path) -> filelock.FileLock:
     except filelock.Timeout:
         raise UserError(f"{folder}: another process is working in this folder; wait for it or stop it") from None
     except OSError as error:
+        if lock.lock_file and not stat.S_ISREG(os.lstat(lock.lock_file).st_mode):
+            raise UserError(f"{lock.lock_file}: is a link or no file, and is not locked; remove it") from error
         raise UserError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk") from error
     return lock
 

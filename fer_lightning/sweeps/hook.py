@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning.config.command_line import fail
-from fer_lightning.config.hydra_keys import check_file_names
+from fer_lightning.config.hydra_keys import check_file_names, check_named
 from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import explain
 from fer_lightning.config.schema import check_names
@@ -151,6 +151,7 @@ def _sweep_folder(config: DictConfig) -> Path:
     if config.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
     with bounded():
+        check_named(config.hydra.sweep.dir, "hydra.sweep.dir")
         folder, name = Path(config.hydra.sweep.dir), str(config.hydra.job.name)
         check_names(config.name, config.imbalance.get("name"))
         check_file_names(name, config.hydra.output_subdir)

@@ -15,6 +15,7 @@ from torch import distributed
 
 from fer_lightning.model.checkpoint import write_checkpoint
 from fer_lightning.runtime import signals
+from fer_lightning.training.saved_state import check_fits
 
 
 class ExactResume(L.Callback):
@@ -32,6 +33,7 @@ class ExactResume(L.Callback):
     def __init__(self, max_steps: int = -1) -> None:
         self.max_steps = max_steps
         self.state: dict[str, Any] | None = None
+        self.restored: dict[str, Any] | None = None
         self.trained = False  # a step was made, so that all that was restored fits
         self.group: Any = None
 
@@ -70,6 +72,13 @@ class ExactResume(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint["processes"]
         self.state = states[trainer.global_rank] if trainer.global_rank < len(states) else None
+        self.restored = {key: checkpoint[key] for key in ("optimizer_states", "lr_schedulers")}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Optimizer and schedule are built by now and not restored yet.
+        if self.restored is not None:
+            check_fits(self.restored, trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler)
+        self.restored = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning does not save that it had stopped early.

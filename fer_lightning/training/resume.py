@@ -159,7 +159,7 @@ def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_has
         for key, value in _resolved(cfg, part).items():
             was = before.get(key, ADDED.get(key))
             if key not in MAY_CHANGE and was != value:
-                raise UserError(f"resume={cfg.resume}: {key} was {was} there and cannot become {value}")
+                raise UserError(f"resume={cfg.resume}: {key} was {was!r} there and cannot become {value!r}")
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
 

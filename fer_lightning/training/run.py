@@ -20,6 +20,7 @@ from fer_lightning.data.from_config import load_faces, split_faces
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation.score import evaluate
 from fer_lightning.loading.datamodule import FERDataModule
+from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime import signals
@@ -235,4 +236,9 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
         return last
     if not best.exists():
         raise UserError(f"{folder}: no checkpoint was written")
+    try:
+        read_checkpoint(best)
+    except UserError as error:
+        way_out = "remove it, and resume=auto tests the last epoch; or train anew in another hydra.run.dir"
+        raise UserError(f"{best}: is empty or damaged, so that nothing can be tested; {way_out}") from error
     return best

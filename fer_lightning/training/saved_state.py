@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fer_lightning.runtime.errors import UserError, check
@@ -12,9 +13,15 @@ from fer_lightning.runtime.errors import UserError, check
 SAVED_CALLBACKS = ("Curves", "TrainClock")
 """Callbacks of every run that have a state."""
 
+PER_RUN = {"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+"""Options of an optimizer's group that change in a run, or with the machine."""
+
+CYCLED = {"betas", "momentum"}
+"""Further ones that ``optim.schedule=one_cycle`` changes."""
+
 
 def check_training_state(checkpoint: dict[str, Any], path: Path) -> None:
-    """Check that position, counters, optimizer, schedule and random states are there and agree with each other.
+    """Check that weights, position, counters, optimizer, schedule, scores and random states are there and agree.
 
     Args:
         checkpoint: from ``read_checkpoint``.
@@ -24,13 +31,65 @@ def check_training_state(checkpoint: dict[str, Any], path: Path) -> None:
         UserError: something is missing, of another type, or contradicts the rest.
     """
     try:
+        _check_weights(checkpoint)
         _check_position(checkpoint)
         _check_optimizer(checkpoint)
         _check_schedule(checkpoint)
         _check_callbacks(checkpoint)
+        _check_curves(checkpoint)
+        for name, state in checkpoint["callbacks"].items():
+            _check_best(name, state, checkpoint["callbacks"]["Curves"]["rows"])
+        _check_early_stopping(checkpoint)
+        _check_average(checkpoint)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if type(error) is ValueError else f"a part is missing or of another type: {error}"
-        raise UserError(f"{path}: no whole state of training ({reason[:200]}); give a run's last.ckpt") from None
+        raise UserError(
+            f"{path}: no whole state of training ({reason[:200]}); give a run's last.ckpt, or train anew in another "
+            "hydra.run.dir"
+        ) from None
+
+
+def check_fits(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+    """Check that the optimizer and the schedule of a checkpoint are those of a run, whose own are still as built.
+
+    Restoring replaces the options of both by the checkpoint's, so that others would train with other settings than the
+    recorded ones.
+
+    Args:
+        checkpoint: passed ``check_training_state``.
+        optimizer: of the run, before anything was restored.
+        schedule: of the run, before anything was restored.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    saved, made = checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
+    if len(saved["param_groups"]) != len(optimizer.param_groups):
+        return  # torch refuses it
+    cycles = isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR)
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        for key in (group.keys() & own.keys()) - PER_RUN - (CYCLED if cycles else set()):
+            check(group[key] == own[key], f"its optimizer has {key}={str(group[key])[:40]}, and this run {own[key]}")
+    rates = [group["lr"] for group in saved["param_groups"]]
+    check(all(map(_is_number, rates)) and rates == list(made["_last_lr"]), "its learning rates are not its schedule's")
+    own_rates = list(schedule.base_lrs)
+    check(cycles or list(made["base_lrs"]) == own_rates, f"its learning rates start from {str(made['base_lrs'])[:60]}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, state in saved["state"].items():
+        for name, value in state.items():
+            fits = not isinstance(value, Tensor) or value.ndim == 0 or value.shape == parameters[place].shape
+            check(fits, f"its optimizer's {str(name)[:40]} has another shape than the parameter")
+
+
+def _check_weights(checkpoint: dict[str, Any]) -> None:
+    state, current = checkpoint["state_dict"], checkpoint.get("current_model_state") or {}
+    check(state, "it has no weights")
+    for name, value in (*state.items(), *current.items()):
+        check(not value.is_floating_point() or bool(value.isfinite().all()), f"{str(name)[:80]} is not finite")
+        check(not name.endswith("running_var") or bool((value >= 0).all()), f"{str(name)[:80]} is negative")
+    for name in state.keys() & current.keys():
+        same_kind = state[name].is_floating_point() == current[name].is_floating_point()
+        check(same_kind, f"{str(name)[:80]} is of type {current[name].dtype}")
 
 
 def _check_position(checkpoint: dict[str, Any]) -> None:
@@ -41,8 +100,11 @@ def _check_position(checkpoint: dict[str, Any]) -> None:
         check(type(number) is int and number >= 0, f"its {name} is {number!r}")
     _check_counters(checkpoint["loops"])
     check(0 <= epoch - checkpoint["epoch"] <= 1, f"its position is epoch {epoch}, its epoch {checkpoint['epoch']}")
-    processed = loop["epoch_progress"]["current"]["processed"]
+    count = loop["epoch_progress"]["current"]
+    processed = count["processed"]
     check(0 <= epoch - processed <= 1, f"its position is epoch {epoch}, and {processed} are processed")
+    in_order = count["completed"] <= processed <= count["started"] <= count["ready"] <= processed + 1
+    check(in_order and processed - count["completed"] <= 1, "the counters of its epochs contradict each other")
     ready = loop["epoch_loop.batch_progress"]["current"]["ready"]
     check(batches in (0, ready), f"its position is batch {batches}, and {ready} were read")
     steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
@@ -77,6 +139,8 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
         check(finite, "its optimizer's moments are not finite numbers")
         made = float(state.get("step", step)) if step else 0.0
         check(0 <= made <= step, f"its optimizer made {made:g} steps of {step}")
+        squares = [value for name, value in state.items() if name.endswith("_sq") and isinstance(value, Tensor)]
+        check(all(bool((value >= 0).all()) for value in squares), "its optimizer's second moments are negative")
 
 
 def _check_schedule(checkpoint: dict[str, Any]) -> None:
@@ -99,9 +163,57 @@ def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     for process in processes:
         for name in ("numpy", "python", "torch"):
             check(isinstance(process["random"][name], tuple | Tensor), f"its random state of {name} is none")
-    if {"ema", "swa"} & set(checkpoint["hyper_parameters"]["config"].get("callbacks") or {}):
-        missing = [key for key in ("current_model_state", "averaging_state") if not checkpoint.get(key)]
-        check(not missing, f"it has no {' and no '.join(missing)}")
+
+
+def _check_curves(checkpoint: dict[str, Any]) -> None:
+    """Raise ValueError unless the curves have a row of each epoch before the position, and of none after it."""
+    rows, epoch = checkpoint["callbacks"]["Curves"]["rows"], checkpoint["position"]["epoch"]
+    complete = [row["epoch"] for row in rows] == list(range(len(rows))) and epoch <= len(rows) <= epoch + 1
+    check(complete, f"its curves are not those of {epoch} epochs")
+    steps = [row["step"] for row in rows]
+    check(
+        steps == sorted(steps) and all(step <= checkpoint["global_step"] for step in steps), "its curves are of others"
+    )
+
+
+def _check_best(name: str, state: Any, rows: list[dict[str, float]]) -> None:
+    """Raise ValueError unless the best checkpoint so far is called as this project's, and its score is in a row."""
+    if not name.startswith("MovableCheckpoint") or not state["best_model_path"]:
+        return
+    called = Path(state["best_model_path"]).name
+    check(called == "best.ckpt", f"its best checkpoint is called {called[:40]!r}, not best.ckpt")
+    best, monitor = float(state["best_model_score"]), state["monitor"]
+    scores = [row[monitor] for row in rows if monitor in row]
+    check(any(math.isclose(best, score, rel_tol=1e-6) for score in scores), f"its best {monitor} is in no epoch")
+
+
+def _check_early_stopping(checkpoint: dict[str, Any]) -> None:
+    settings = (checkpoint["hyper_parameters"]["config"].get("callbacks") or {}).get("early_stopping") or {}
+    for name, state in checkpoint["callbacks"].items():
+        if not name.startswith("EarlyStopping"):
+            continue
+        waited, patience = state["wait_count"], state["patience"]
+        rows = checkpoint["callbacks"]["Curves"]["rows"]
+        epochs, best = len(rows), float(state["best_score"])
+        check(type(waited) is int and 0 <= waited <= epochs, f"it waited {str(waited)[:40]} of {epochs} epochs")
+        check(type(patience) is int and patience == settings.get("patience", patience), "its patience is another one")
+        was_scored = math.isinf(best) or any(
+            math.isclose(best, value, rel_tol=1e-6) for row in rows for value in row.values()
+        )
+        check(was_scored, "the best score that it waits to exceed is in no epoch")
+
+
+def _check_average(checkpoint: dict[str, Any]) -> None:
+    if not {"ema", "swa"} & set(checkpoint["hyper_parameters"]["config"].get("callbacks") or {}):
+        return
+    missing = [key for key in ("current_model_state", "averaging_state") if not checkpoint.get(key)]
+    check(not missing, f"it has no {' and no '.join(missing)}")
+    step, averaged = checkpoint["global_step"], int(checkpoint["averaging_state"]["n_averaged"])
+    for state in checkpoint["callbacks"].values():
+        if "latest_update_step" in state:
+            latest = state["latest_update_step"]
+            check(type(latest) is int and 0 <= latest <= step, f"its average is of step {str(latest)[:40]}")
+            check(bool(latest) <= averaged <= step + 1, f"its average is of {averaged} states")
 
 
 def _is_number(value: object) -> bool:

@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 
 from fer_lightning import __version__
 from fer_lightning.config import schema
+from fer_lightning.config.compose import compose_config
 from fer_lightning.runtime import processes
+from fer_lightning.runtime.errors import UserError
 
 MISTAKES = [
     (["imbalance=focul"], "imbalance=focul: no such choice (did you mean focal?)"),
@@ -86,6 +88,20 @@ MISTAKES = [
     (["model.weights=nowhere.pth"], "model.weights=nowhere.pth: no such file"),
     (["model.head.dropout=1"], "model.head.dropout"),
     (["resume=nowhere"], "resume=nowhere: no such run folder or checkpoint"),
+    (["model=null"], "model=null: a group takes one of its choices (efficientnet_b0, "),
+    (["imbalance/mix=null"], "imbalance/mix=null: a group takes one of its choices (cmo, "),
+    (["data=3"], "data=3: a group takes one of its choices (affectnet, "),
+    (["=1"], "=1: has no key before the sign ="),
+    (["+imbalance=focal"], "+imbalance: imbalance has a value already; leave out the +"),
+    (["+seed=1"], "+seed: seed has a value already; leave out the +"),
+    (["~callbacks"], "callbacks: is missing, and every run has it; leave ~callbacks out"),
+    (["imbalance.loss={gamma:3}"], "imbalance.loss: was removed, or got keys that it does not have"),
+    (["hydra.run.dir="], "hydra.run.dir=: is empty; give a folder"),
+    (["-m", "seed=0,1", "hydra.sweep.dir="], "hydra.sweep.dir=: is empty; give a folder"),
+    (["-m", "--cfg", "job", "seed=0,1"], "--multirun --cfg: exclude each other"),
+    (["--run", "-m"], "--run --multirun: exclude each other"),
+    (["--resolve"], "--resolve: shows values with --cfg"),
+    (["-sc", "query=bash"], "is for the shell; give -sc install=bash"),
     (["data.path=["], "cannot be read as key=value"),
     (["imbalance"], "cannot be read as key=value"),
 ]
@@ -101,6 +117,31 @@ def test_mistake_is_one_line_and_leaves_nothing(cli, tmp_path, overrides, messag
     assert outcome.code == 2
     assert message in outcome.error
     assert not (tmp_path / "outputs").exists()
+
+
+WRONG_KINDS = {
+    "seed='0'": "seed='0': is text where a whole number is expected; write it as 0",
+    "seed=01": "seed='01': is text where a whole number is expected; write it as 1",
+    "test=no": "test='no': is text where true or false is expected; write it as false",
+    "figures='false'": "figures='false': is text where true or false is expected; write it as false",
+    "optim.lr='0.1'": "optim.lr='0.1': is text where a number is expected; write it as 0.1",
+    "model.head.hidden=['8']": "model.head.hidden='8': is text where a whole number is expected; write it as 8",
+    "trainer.deterministic='false'": "trainer.deterministic=false: is text; give true, false or a number",
+    "data.cache_dir=2024": "data.cache_dir=2024: is no text, and names a file or a folder; write it as ./2024",
+    "resume=2024": "resume=2024: is no text, and names a file or a folder; write it as ./2024",
+}
+
+
+@pytest.mark.parametrize("override", WRONG_KINDS)
+def test_a_value_that_the_run_would_read_as_another_is_refused(override: str) -> None:
+    with pytest.raises(UserError) as refused:
+        compose_config([override])
+    assert WRONG_KINDS[override] in str(refused.value)
+
+
+@pytest.mark.parametrize("override", ["seed=1", "test=false", "name=3", "tags=[1,true]", "optim.lr=1", "resume=null"])
+def test_other_values_are_accepted(override: str) -> None:
+    compose_config([override])
 
 
 def test_mistakes_are_reported_before_heavy_imports():

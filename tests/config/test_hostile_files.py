@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from fer_lightning.config import hydra_keys, interpolations, safety, schema, yaml_files
 from fer_lightning.config.compose import composed
+from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.targets import target
 from fer_lightning.runtime.errors import UserError
 
@@ -178,6 +179,12 @@ def test_what_stands_for_a_secret_is_refused_after_resolving_too(tmp_path, monke
     line = refuse(tmp_path, text)
     assert line.startswith("tags: holds the secret HF_TOKEN")
     assert TOKEN not in line
+
+
+def test_a_word_of_this_project_is_no_secret(monkeypatch):
+    monkeypatch.setenv("API_TOKEN", "undersample")
+    monkeypatch.setenv("DB_SECRET", "focal")
+    check_secrets([("the command line", "imbalance=undersample,focal")])
 
 
 def test_a_checkpoints_configuration_reads_no_secret():

@@ -6,12 +6,14 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from archives import csv_text, tiny_faces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fer_lightning.data import fer2013
+from fer_lightning.data import fer2013, images
 from fer_lightning.runtime.errors import UserError
 
 FUZZ = settings(
@@ -72,3 +74,11 @@ def test_any_members_with_any_damage(files: dict[str, bytes], flips: dict[int, i
             content[place % len(content)] = value
         (tmp_path / name).write_bytes(content)
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+def test_a_broken_image_is_reported_once(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    content = cv2.imencode(kind, np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8))[1].tobytes()
+    with suppress(UserError):
+        images.decode(content[: len(content) * 2 // 3], "a")
+    assert capfd.readouterr().err == ""

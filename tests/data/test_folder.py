@@ -210,6 +210,8 @@ class TestClasses:
         ("names", "message"),
         [
             (["Cat", "cat"], "the classes Cat and cat differ in case alone"),
+            (["caf\u00e9", "cafe\u0301"], "differ in how accents are encoded alone"),
+            ([" lead", "b"], "without spaces at the ends; rename it"),
             (["a" * 61, "b"], "cannot name a class"),
             (["a\x1b[31m", "b"], "cannot name a class"),
         ],

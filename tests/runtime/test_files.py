@@ -84,7 +84,7 @@ def test_a_folder_with_a_link_is_refused(tmp_path, name):
     run = tmp_path / "run"
     (run / name).parent.mkdir(parents=True)
     (run / name).symlink_to(tmp_path / "victim")
-    with pytest.raises(UserError, match=r"is a link|cannot be locked"):
+    with pytest.raises(UserError, match="is a link"):
         run_folder.lock_for_run(run, "auto")
     assert not (tmp_path / "victim").exists()
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.training.saved_state import check_training_state
+from fer_lightning.training.saved_state import check_fits, check_training_state
 
 COUNT = {"ready": 4, "completed": 4, "started": 4, "processed": 4}
+BEST = "MovableCheckpoint{'monitor': 'val/f1_macro'}"
+STOPPER = "EarlyStopping{'monitor': 'val/f1_macro'}"
+ROWS = [{"epoch": 0, "step": 2, "val/f1_macro": 0.5}, {"epoch": 1, "step": 4, "val/f1_macro": 0.25}]
 WHOLE: dict[str, Any] = {
+    "state_dict": {"weight": torch.zeros(2), "norm.running_var": torch.ones(1)},
     "epoch": 1,
     "global_step": 4,
     "position": {"epoch": 2, "batches": 0},
@@ -28,17 +33,28 @@ WHOLE: dict[str, Any] = {
     },
     "optimizer_states": [
         {
-            "state": {k: {"step": torch.tensor(4.0), "exp_avg": torch.zeros(2)} for k in range(2)},
+            "state": {
+                k: {"step": torch.tensor(4.0), "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
+                for k in range(2)
+            },
             "param_groups": [{"lr": 0.1, "params": [0]}, {"lr": 0.1, "params": [1]}],
         }
     ],
     "lr_schedulers": [{"last_epoch": 4}],
-    "callbacks": {"Curves": {"rows": []}, "TrainClock": {"seconds": 1.0}},
+    "callbacks": {
+        "Curves": {"rows": ROWS},
+        "TrainClock": {"seconds": 1.0},
+        BEST: {"monitor": "val/f1_macro", "best_model_path": "/x/best.ckpt", "best_model_score": torch.tensor(0.5)},
+        STOPPER: {"wait_count": 1, "patience": 8, "best_score": torch.tensor(0.5)},
+        "EMAWeightAveraging": {"latest_update_step": 4},
+    },
+    "current_model_state": {"weight": torch.zeros(2)},
+    "averaging_state": {"n_averaged": torch.tensor(4)},
     "processes": [{"random": {"python": (3, (1,), None), "numpy": ("MT19937",), "torch": torch.zeros(3)}}],
     "hyper_parameters": {
         "model": {"freeze_epochs": 0, "head": {"class_scale": False}},
         "optim": {"name": "adamw", "momentum": None},
-        "config": {"imbalance": {}, "callbacks": {}},
+        "config": {"imbalance": {}, "callbacks": {"ema": {}, "early_stopping": {"patience": 8}}},
     },
 }
 
@@ -87,8 +103,56 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no callbacks": (put("callbacks", {}), "a part is missing"),
     "no random states": (put("processes", []), "it has no random states"),
     "a random state of text": (put("processes", 0, "random", "torch", "x"), "random state of torch is none"),
-    "no average": (put("hyper_parameters", "config", "callbacks", {"ema": {}}), "no current_model_state"),
-    "no equal mean": (put("hyper_parameters", "config", "callbacks", {"swa": {}}), "no current_model_state"),
+    "no average": (put("current_model_state", {}), "no current_model_state"),
+    "no equal mean": (
+        lambda content: (
+            content.pop("current_model_state"),
+            put("hyper_parameters", "config", "callbacks", {"swa": {}})(content),
+        ),
+        "no current_model_state",
+    ),
+    "weights that are no numbers": (put("state_dict", "weight", torch.full((2,), torch.inf)), "weight is not finite"),
+    "a negative variance": (put("state_dict", "norm.running_var", torch.tensor([-1.0])), "running_var is negative"),
+    "raw weights that are no numbers": (
+        put("current_model_state", "weight", torch.full((2,), torch.nan)),
+        "weight is not finite",
+    ),
+    "raw weights of another type": (
+        put("current_model_state", "weight", torch.zeros(2, dtype=torch.int8)),
+        r"weight is of type torch\.int8",
+    ),
+    "epochs of the future": (
+        put("loops", "fit_loop", "epoch_progress", "current", "ready", 99),
+        "counters of its epochs contradict",
+    ),
+    "negative second moments": (
+        put("optimizer_states", 0, "state", 1, "exp_avg_sq", torch.tensor([-1.0, 1.0])),
+        "second moments are negative",
+    ),
+    "no curves": (put("callbacks", "Curves", "rows", []), "not those of 2 epochs"),
+    "a row twice": (put("callbacks", "Curves", "rows", [*ROWS, ROWS[1]]), "not those of 2 epochs"),
+    "rows of the future": (
+        put("callbacks", "Curves", "rows", [ROWS[0], {"epoch": 1, "step": 9}]),
+        "curves are of others",
+    ),
+    "another best file": (put("callbacks", BEST, "best_model_path", "/etc/passwd"), "is called 'passwd', not best"),
+    "a best score of no epoch": (put("callbacks", BEST, "best_model_score", torch.tensor(5.0)), "is in no epoch"),
+    "a best score of nan": (put("callbacks", BEST, "best_model_score", torch.tensor(torch.nan)), "is in no epoch"),
+    "a wait of no epochs": (put("callbacks", STOPPER, "wait_count", 100), "it waited 100 of 2 epochs"),
+    "another patience": (put("callbacks", STOPPER, "patience", 0), "its patience is another one"),
+    "a best score to wait for of nan": (
+        put("callbacks", STOPPER, "best_score", torch.tensor(torch.nan)),
+        "waits to exceed",
+    ),
+    "an average of nothing": (put("averaging_state", "n_averaged", torch.tensor(0)), "its average is of 0 states"),
+    "an average of the future": (
+        put("callbacks", "EMAWeightAveraging", "latest_update_step", 10**9),
+        "its average is of step 1000000000",
+    ),
+    "an average of text": (
+        put("callbacks", "EMAWeightAveraging", "latest_update_step", "2"),
+        "its average is of step 2",
+    ),
 }
 
 
@@ -113,3 +177,32 @@ VALUES = st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.list
 def test_any_value_of_any_part(key: str, value: Any) -> None:
     with pytest.raises(UserError, match="no whole state of training"):
         check_training_state({**copy.deepcopy(WHOLE), key: value}, Path("last.ckpt"))
+
+
+def _run() -> tuple[Any, Any]:
+    """What ``check_fits`` reads of a new optimizer and schedule."""
+    groups = [{"params": [torch.zeros(2, 3), torch.zeros(2)], "lr": 0.1, "weight_decay": 0.05, "betas": (0.9, 0.999)}]
+    return SimpleNamespace(param_groups=groups), SimpleNamespace(base_lrs=[0.1])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        (("optimizer_states", 0, "param_groups", 0, "weight_decay"), 5.0, "has weight_decay=5.0, and this run 0.05"),
+        (("optimizer_states", 0, "param_groups", 0, "betas"), (0.1, 0.1), r"has betas=\(0.1, 0.1\)"),
+        (("optimizer_states", 0, "param_groups", 0, "lr"), 5.0, "learning rates are not its schedule's"),
+        (("lr_schedulers", 0, "base_lrs"), [0.5], r"learning rates start from \[0.5\]"),
+        (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(3), "exp_avg has another shape"),
+    ],
+)
+def test_settings_of_a_checkpoint_do_not_replace_those_of_the_run(place: Any, value: Any, reason: str) -> None:
+    group = {"params": [0, 1], "lr": 0.05, "initial_lr": 0.1, "weight_decay": 0.05, "betas": (0.9, 0.999)}
+    state = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2, 3)}}
+    content: dict[str, Any] = {
+        "optimizer_states": [{"state": state, "param_groups": [group]}],
+        "lr_schedulers": [{"base_lrs": [0.1], "_last_lr": [0.05]}],
+    }
+    check_fits(content, *_run())
+    put(*place, value)(content)
+    with pytest.raises(ValueError, match=reason):
+        check_fits(content, *_run())

@@ -5,6 +5,7 @@ import logging
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ from legs import every_third
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.model.classifier import EmotionClassifier
-from fer_lightning.training.run import quiet_libraries
+from fer_lightning.runtime.errors import UserError
+from fer_lightning.training.run import _best_checkpoint, quiet_libraries
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
@@ -271,3 +273,10 @@ def test_compiling_in_place_keeps_the_names_of_the_weights(process, tmp_path):
     weights = torch.load(tmp_path / "compiled" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert not [key for key in weights if "_orig_mod" in key]
     EmotionClassifier.load(tmp_path / "compiled" / "checkpoints" / "best.ckpt")
+
+
+def test_an_empty_best_checkpoint_has_a_way_out(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    with pytest.raises(UserError, match=r"best\.ckpt: is empty or damaged.*remove it, and resume=auto tests the last"):
+        _best_checkpoint(SimpleNamespace(checkpoint_callback=None), tmp_path)
