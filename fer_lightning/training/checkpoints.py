@@ -34,6 +34,7 @@ class ExactResume(L.Callback):
         self.max_steps = max_steps
         self.state: dict[str, Any] | None = None
         self.restored: dict[str, Any] | None = None
+        self.patience: list[int] = []
         self.trained = False  # a step was made, so that all that was restored fits
         self.group: Any = None
 
@@ -73,17 +74,19 @@ class ExactResume(L.Callback):
         states = checkpoint["processes"]
         self.state = states[trainer.global_rank] if trainer.global_rank < len(states) else None
         self.restored = {key: checkpoint[key] for key in ("optimizer_states", "lr_schedulers")}
+        self.patience = [stopper.patience for stopper in _stoppers(trainer)]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Optimizer and schedule are built by now and not restored yet.
         if self.restored is not None:
             check_fits(self.restored, trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler)
+            for stopper, patience in zip(_stoppers(trainer), self.patience, strict=True):
+                stopper.patience = patience  # the setting of this run, not the checkpoint's
         self.restored = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning does not save that it had stopped early.
-        stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
-        trainer.should_stop = any(stopper.wait_count >= stopper.patience for stopper in stoppers)
+        trainer.should_stop = any(stopper.wait_count >= stopper.patience for stopper in _stoppers(trainer))
         self._stop_after_max_steps(trainer)
 
     def on_train_batch_end(
@@ -107,6 +110,10 @@ class ExactResume(L.Callback):
             for key, value in self.state.get("metrics", {}).get(name, {}).items():
                 setattr(metric, key, value.to(pl_module.device))
         self.state = None
+
+
+def _stoppers(trainer: L.Trainer) -> list[EarlyStopping]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
 
 
 def _training_metrics(module: L.LightningModule) -> list[tuple[str, Any]]:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import EarlyStopping
 
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.training.checkpoints import ExactResume
 from fer_lightning.training.saved_state import check_fits, check_training_state
 
 COUNT = {"ready": 4, "completed": 4, "started": 4, "processed": 4}
@@ -45,7 +47,7 @@ WHOLE: dict[str, Any] = {
         "Curves": {"rows": ROWS},
         "TrainClock": {"seconds": 1.0},
         BEST: {"monitor": "val/f1_macro", "best_model_path": "/x/best.ckpt", "best_model_score": torch.tensor(0.5)},
-        STOPPER: {"wait_count": 1, "patience": 8, "best_score": torch.tensor(0.5)},
+        STOPPER: {"wait_count": 1, "best_score": torch.tensor(0.5)},
         "EMAWeightAveraging": {"latest_update_step": 4},
     },
     "current_model_state": {"weight": torch.zeros(2)},
@@ -54,7 +56,7 @@ WHOLE: dict[str, Any] = {
     "hyper_parameters": {
         "model": {"freeze_epochs": 0, "head": {"class_scale": False}},
         "optim": {"name": "adamw", "momentum": None},
-        "config": {"imbalance": {}, "callbacks": {"ema": {}, "early_stopping": {"patience": 8}}},
+        "config": {"imbalance": {}, "callbacks": {"ema": {}, "early_stopping": {}}},
     },
 }
 
@@ -139,7 +141,6 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a best score of no epoch": (put("callbacks", BEST, "best_model_score", torch.tensor(5.0)), "is in no epoch"),
     "a best score of nan": (put("callbacks", BEST, "best_model_score", torch.tensor(torch.nan)), "is in no epoch"),
     "a wait of no epochs": (put("callbacks", STOPPER, "wait_count", 100), "it waited 100 of 2 epochs"),
-    "another patience": (put("callbacks", STOPPER, "patience", 0), "its patience is another one"),
     "a best score to wait for of nan": (
         put("callbacks", STOPPER, "best_score", torch.tensor(torch.nan)),
         "waits to exceed",
@@ -206,3 +207,22 @@ def test_settings_of_a_checkpoint_do_not_replace_those_of_the_run(place: Any, va
     put(*place, value)(content)
     with pytest.raises(ValueError, match=reason):
         check_fits(content, *_run())
+
+
+def test_a_resumed_run_waits_as_long_as_its_own_setting_says() -> None:
+    stopper = EarlyStopping("val/f1_macro", patience=5)
+    trainer: Any = SimpleNamespace(
+        callbacks=[stopper],
+        global_rank=0,
+        optimizers=[SimpleNamespace(param_groups=[])],
+        lr_scheduler_configs=[SimpleNamespace(scheduler=SimpleNamespace(base_lrs=[]))],
+    )
+    exact: Any = ExactResume()
+    empty = {
+        "optimizer_states": [{"state": {}, "param_groups": []}],
+        "lr_schedulers": [{"base_lrs": [], "_last_lr": []}],
+    }
+    exact.on_load_checkpoint(trainer, None, {"processes": [{}], **empty})
+    stopper.load_state_dict({**stopper.state_dict(), "patience": 0})
+    exact.on_fit_start(trainer, None)
+    assert stopper.patience == 5
