@@ -86,7 +86,7 @@ class GuardedLoader(ConfigLoaderImpl):
         except (UserError, HydraException, OmegaConfBaseException, YAMLError):
             raise
         except Exception as error:  # Hydra asserts what a file may get wrong
-            raise _composition_error(error, overrides) from None
+            raise _composition_error(error) from None
         recorded: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
         if sorted([*recorded["hydra"], *recorded["task"]]) != sorted(overrides):
             raise UserError(
@@ -174,6 +174,8 @@ def _check_choice(override: Any, repo: Any) -> None:
         UserError: for ``model=null`` or ``model=3``, with the choices of the group.
     """
     group = override.key_or_group
+    if not group:
+        raise UserError(f"{override.input_line}: has no key before the sign =; give key=value")
     if override.is_sweep_override() or override.is_delete() or isinstance(override.value(), str | list | dict):
         return
     if repo.group_exists(group):
@@ -287,25 +289,12 @@ def _check_search_path(paths: Sequence[str]) -> None:
             raise UserError(f"{path}: would be imported to search it; give its folder, or set {TRUST}={package}")
 
 
-def _composition_error(error: Exception, overrides: Sequence[str]) -> UserError:
-    if "Config group override must be" in str(error) and (line := next(filter(_is_no_choice, overrides), None)):
-        group = re.split("[@=]", line.lstrip("+"))[0]
-        choices = ", ".join(sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")))
-        listed = f"a group takes one of its choices{f' ({choices})' * bool(choices)}; leave it out for the default"
-        return UserError(f"{line}: {listed}" if group else f"{line}: has no key before the sign =; give key=value")
+def _composition_error(error: Exception) -> UserError:
     if isinstance(error, KeyError) and traceback.extract_tb(error.__traceback__)[-1].name == "__getitem__":
         # Raised by os.environ.
         return UserError(f"hydra.job.env_copy: {error} is not set in the environment; set it, or leave it out")
     reason = " ".join(str(error).split())[:200]
     return UserError(f"configuration: cannot be composed ({type(error).__name__}: {reason}); check its files")
-
-
-def _is_no_choice(line: str) -> bool:
-    """Whether an override gives a group, or no key at all, a value that is no word."""
-    key, _, value = line.lstrip("+").partition("=")
-    group = key.split("@")[0]
-    is_group = group.startswith("hydra/") or (CONF_DIR / group).is_dir()
-    return is_group and bool(re.fullmatch(r"null|true|false|[-+.\d]+(e[-+]?\d+)?", value, re.IGNORECASE))
 
 
 def _refuse_rerun(file_path: str, overrides: list[str]) -> DictConfig:
