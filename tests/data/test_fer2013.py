@@ -808,11 +808,11 @@ def test_real_archive_has_the_known_duplicates(real: tuple[Faces, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.real
 @has_archive
-def test_second_start_takes_less_than_a_second(real: tuple[Faces, str]) -> None:
+def test_second_start_takes_less_than_a_second_of_processor_time(real: tuple[Faces, str]) -> None:
     faces, cache = real
     code = (
-        "import sys, time; from fer_lightning.data import fer2013; start = time.perf_counter();"
-        "faces = fer2013.load(sys.argv[1], sys.argv[2]); print(time.perf_counter() - start, faces.data_hash)"
+        "import sys, time; from fer_lightning.data import fer2013; start = time.process_time();"
+        "faces = fer2013.load(sys.argv[1], sys.argv[2]); print(time.process_time() - start, faces.data_hash)"
     )
     arguments = [sys.executable, "-c", code, os.environ["FER2013_PATH"], cache]
     seconds, data_hash = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()
