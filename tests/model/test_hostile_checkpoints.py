@@ -166,7 +166,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an empty set of images": (sets(conformal=[]), "conformal_n/angry in its scorecard is 2, not a number"),
     "a share of 0": (sets(prior=0.0), "prior/angry in its scorecard is no share"),
     "a negative step": (lambda content: content.update(global_step=-1), "its global_step is -1"),
-    "an epoch of text": (lambda content: content.update(epoch="x"), "its epoch is x"),
+    "an epoch of text": (lambda content: content.update(epoch="x"), "its epoch is 'x'"),
 }
 
 
