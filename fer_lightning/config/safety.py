@@ -167,16 +167,22 @@ def _without_settings_of_swept_groups(overrides: Sequence[str]) -> list[str]:
     ]
 
 
+SEVERAL = ("callbacks", "experiment")
+"""Groups of which a run may have several choices, as in ``callbacks=[ema,early_stopping]``."""
+
+
 def _check_choice(override: Any, repo: Any) -> None:
-    """Check that a group is given a name: Hydra asserts it without naming the group.
+    """Check that a group is given a name: Hydra asserts it without naming the group, and would mix two choices.
 
     Raises:
-        UserError: for ``model=null`` or ``model=3``, with the choices of the group.
+        UserError: for ``model=null``, ``model=3`` or ``optim=[adam,sgd]``, with the choices of the group.
     """
     group = override.key_or_group
     if not group:
         raise UserError(f"{override.input_line}: has no key before the sign =; give key=value")
-    if override.is_sweep_override() or override.is_delete() or isinstance(override.value(), str | list | dict):
+    if override.is_sweep_override() or override.is_delete() or isinstance(override.value(), str | dict):
+        return
+    if isinstance(override.value(), list) and (group in SEVERAL or group.startswith("hydra/")):
         return
     if repo.group_exists(group):
         choices = ", ".join(repo.get_group_options(group, ObjectType.CONFIG))

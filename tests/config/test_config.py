@@ -21,6 +21,10 @@ from fer_lightning.runtime.errors import UserError
 MISTAKES = [
     (["imbalance=focul"], "imbalance=focul: no such choice (did you mean focal?)"),
     (["data=cifar"], "data is one of: affectnet, ck48, fer2013, ferplus8, folder, jaffe, rafdb, synthetic"),
+    (
+        ["optim=[adam,sgd]"],
+        "optim=[adam,sgd]: no such choice; optim is one of: adam, adamw, sgd; leave optim out for its default",
+    ),
     (["optim=null"], "optim=null: no such choice; optim is one of: adam, adamw, sgd; leave optim out for its default"),
     (
         ["imbalance=focal", "imbalance/mix=null"],
