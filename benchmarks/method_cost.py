@@ -17,7 +17,6 @@ import json
 import logging
 import tempfile
 import threading
-import time
 import warnings
 from collections import deque
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from omegaconf import OmegaConf
 from step_overhead import now
 
 from measure import machine, median, show, spread
@@ -131,17 +131,40 @@ def step_seconds(methods: list[str], network: str, steps: int, faces: Any) -> di
 
 
 def loss_seconds(method: str, faces: Any, times: int = 300) -> float:
-    """Seconds of a method's loss on a batch, forward and backward, median."""
+    """Seconds of a method's loss on a batch, forward and backward, median; processor time on a CPU."""
     from fer_lightning.training import build
 
     loss = build.build_loss(compose(method, "test_efficientnet", 1), faces.count(), faces.classes)
     logits, target = torch.randn(BATCH, len(faces.classes), requires_grad=True), torch.arange(BATCH) % 7
     taken = []
     for _ in range(times):
-        before = time.perf_counter()
+        before = now()
         torch.autograd.grad(loss(logits, target).mean(), logits)
-        taken.append(time.perf_counter() - before)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(now() - before)
     return median(taken)
+
+
+def only_a_loss(method: str) -> bool:
+    """Whether a method's configuration is that of ``none`` in all but its loss."""
+    from fer_lightning.imbalance.combinations import stage
+
+    plain, other = (OmegaConf.to_container(compose(name, "test_efficientnet", 1)) for name in ("none", method))
+    for cfg in (plain, other):
+        del cfg["imbalance"]["loss"], cfg["imbalance"]["name"]
+    return stage(method) == "loss" and plain == other
+
+
+def step_rows(methods: list[str], network: str, steps: int, faces: Any) -> tuple[list[list[Any]], float]:
+    """A row for each method, measured in whole steps, and the seconds of a step of ``none``."""
+    seconds = step_seconds(methods, network, steps, faces)
+    rows = []
+    for name, epochs in seconds.items():
+        pairs = zip(epochs, seconds["none"], strict=True)
+        ratios = [[value / base for value, base in zip(*pair, strict=True)] for pair in pairs]
+        rows.append([name, sum(map(median, ratios)) / EPOCHS, spread([one for epoch in ratios for one in epoch])])
+    return rows, median([value for epoch in seconds["none"] for value in epoch])
 
 
 def main() -> None:
@@ -163,30 +186,22 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     methods = arguments.methods.split(",")
+    losses = [name for name in methods if only_a_loss(name)]
     faces = synthetic.draw(max(2000, 100 * (arguments.steps + 1)))
-    seconds = step_seconds(methods, arguments.network, arguments.steps, faces)
-    plain = median([value for epoch in seconds["none"] for value in epoch])
+    rows, plain = step_rows([n for n in methods if n not in losses], arguments.network, arguments.steps, faces)
     loss_of_none = loss_seconds("none", faces)
-    rows, cost = [], {}
-    for name, epochs in seconds.items():
-        ratios = [
-            [value / base for value, base in zip(*pair, strict=True)]
-            for pair in zip(epochs, seconds["none"], strict=True)
-        ]
-        cost[name] = sum(map(median, ratios)) / EPOCHS
-        alone = 0.0 if name == CONTROL else 100 * (loss_seconds(name, faces) - loss_of_none) / plain
-        rows.append([name, cost[name], spread([value for epoch in ratios for value in epoch]), alone])
-    columns = ["method", "cost, x none", "range", "loss alone, % of a step"]
+    rows += [[name, 1 + (loss_seconds(name, faces) - loss_of_none) / plain, "loss alone"] for name in losses]
+    columns = ["method", "cost, x none", "range"]
     show(f"step cost; a step of none takes {1000 * plain:,.0f} ms", columns, rows, steps=arguments.steps)
     if arguments.write:
-        del cost[CONTROL]
+        cost = {name: value for name, value, _ in rows if name != CONTROL}
         content = {
             "network": arguments.network,
             "pixels": PIXELS,
             "batch": BATCH,
             "machine": machine(),
             "commit": git_commit(),
-            "command": f"python benchmarks/method_cost.py --steps {arguments.steps}",
+            "command": f"python benchmarks/method_cost.py --steps {arguments.steps} --write",
             "cost": {name: round(value, 3) for name, value in cost.items()},
         }
         page, before = Path(__file__).parent.parent / "docs/methods.md", markdown_table()
