@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-nightly test-slurm test-lowest lint docs install clean
+.PHONY: demo test test-slow test-nightly test-slurm test-lowest lint docs install install-all clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fer_lightning -m experiment=demo imbalance=none,undersample,weighted,focal
@@ -39,14 +39,21 @@ docs: $(VENV)/.docs
 
 install: $(VENV)/.installed
 
+# For the tests and the site together: one resolution by pip instead of two.
+install-all: pyproject.toml constraints.txt
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev,docs]'
+	touch $(VENV)/.installed $(VENV)/.docs
+
+# --no-compile: most installed modules are never imported, and the others are compiled at their first import.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean:
