@@ -95,7 +95,7 @@ def train(cfg: Any, faces: Any, clock: Clock) -> None:
     counts = dict(zip(faces.classes, datamodule.class_counts, strict=True))
     loss = build.build_loss(cfg, datamodule.class_counts, faces.classes)
     second = build.build_second_stage(cfg)
-    model = build.build_model(cfg, counts, faces.form, {"data_hash": "none"}, loss, second, resumed=False)
+    model = build.build_model(cfg, counts, faces.form, {"data_hash": "none"}, loss, second, None, resumed=False)
     with tempfile.TemporaryDirectory() as folder:
         callbacks: list[L.Callback] = [clock] if second is None else [second, clock]
         trainer = build.build_trainer(cfg, Path(folder), [], callbacks, has_validation=True)

@@ -17,6 +17,7 @@ from fer_lightning.evaluation.robustness import Robustness, print_robustness, sc
 from fer_lightning.evaluation.robustness_figure import robustness_figure
 from fer_lightning.evaluation.score import Evaluation, evaluate, headline, print_table
 from fer_lightning.evaluation.tta import VIEWS
+from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation import words
 from fer_lightning.presentation.escapes import table_to_csv
@@ -141,7 +142,7 @@ def _store(checkpoint: Path, model: EmotionClassifier, faces: Faces, evaluation:
         raise UserError("--store: needs the validation images that the model was selected on; give its own data.path")
     temperature = evaluation.metrics["temperature"]
     card = {**(model.hparams["scorecard"] or {}), "temperature": temperature}
-    scorecard.store(checkpoint, {**card, **to_card(evaluation.reference, model.classes)})
+    scorecard.store(StoredModel.read(checkpoint), {**card, **to_card(evaluation.reference, model.classes)})
     log.info("stored temperature and validation scores in %s", checkpoint)
 
 

@@ -1,11 +1,10 @@
 """A model's test scores, stored in its own checkpoint; every tool reports them with the model's predictions."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fer_lightning.metrics import names
-from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
+from fer_lightning.model.checkpoint import StoredModel, write_checkpoint
 
 SCORES = ("n", *names.ALL_SCORES, "nll_calibrated", "ece_calibrated", "set_coverage", "set_size")
 PER_CLASS = ("recall", "precision", "f1", "set_coverage")
@@ -39,11 +38,10 @@ def make_scorecard(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: metrics[key] for key in (*keys, *FACTS) if key in metrics}
 
 
-def store(checkpoint: Path, card: Mapping[str, Any]) -> None:
+def store(model: StoredModel, card: Mapping[str, Any]) -> None:
     """Write a scorecard into a checkpoint, atomically."""
-    content = read_checkpoint(checkpoint)
-    content["hyper_parameters"]["scorecard"] = dict(card)
-    write_checkpoint(checkpoint, content)
+    hyper = {**model.content["hyper_parameters"], "scorecard": dict(card)}
+    write_checkpoint(model.path, {**model.content, "hyper_parameters": hyper})
 
 
 def scorecard_line(card: Mapping[str, Any] | None, class_name: str | None = None) -> str:

@@ -9,7 +9,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,18 @@ LONGEST_TEXT = 200
 
 SCORES, SCORES_OF, PRIOR = "conformal/", "conformal_n/", "prior/"
 """Entries of a scorecard for each class: scores of validation images, their number, and the share assumed."""
+
+
+class StoredModel(NamedTuple):
+    """A checkpoint that was read: its file, and the content as from ``read_checkpoint``."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "StoredModel":
+        """Read it; raises as ``read_checkpoint``."""
+        return cls(path, read_checkpoint(path))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.imbalance.sharpness import ClassSharpness
 from fer_lightning.model import sam
-from fer_lightning.model.checkpoint import HYPER_PARAMETERS, read_checkpoint
+from fer_lightning.model.checkpoint import HYPER_PARAMETERS, StoredModel
 from fer_lightning.model.ensemble import Ensemble
 from fer_lightning.model.network import NETWORK_KEYS, ClassMargin, ClassScale, build_network, check_size, head_of
 from fer_lightning.model.optimizer import build_optimizer, build_schedule
@@ -118,7 +118,7 @@ class EmotionClassifier(L.LightningModule):
             )
         self.perturbed = False
         self.rest_of_loss: Tensor | None = None
-        self.logged = False
+        self.logged = self.val_logged = False
         self.freeze_epochs = math.inf if model["freeze_epochs"] == -1 else model["freeze_epochs"]
         self.optim = optim
         # Keep the loss out of submodules and the normalisation out of buffers: weight averaging would average their
@@ -203,7 +203,9 @@ class EmotionClassifier(L.LightningModule):
         inputs, labels = batch
         logits = self._logits(inputs, self.image_size)
         self.val_metrics.update(logits, labels)
-        self.log_dict(self.val_metrics, on_step=False, on_epoch=True)
+        if not self.val_logged:
+            self.log_dict(self.val_metrics, on_step=False, on_epoch=True)
+            self.val_logged = True
         assert self.loss is not None, "validation during training needs a loss"
         loss = self.loss(logits, labels).mean()
         # on_step with sync_dist hangs when ranks have unequal numbers of validation batches.
@@ -258,6 +260,9 @@ class EmotionClassifier(L.LightningModule):
         finally:
             self.perturbed = False
 
+    def on_validation_epoch_start(self) -> None:
+        self.val_logged = False
+
     def on_fit_start(self) -> None:
         if self.loss is not None:
             self.loss.to(self.device)
@@ -310,10 +315,18 @@ class EmotionClassifier(L.LightningModule):
         Nothing is downloaded (the weights are in the file) and nothing in the file is executed.
 
         Raises:
-            UserError: see ``read_checkpoint``; or its hyper-parameters describe no model, or another one than its
-                weights.
+            UserError: see ``read_checkpoint`` and ``of``.
         """
-        checkpoint = read_checkpoint(path)
+        return cls.of(StoredModel.read(path))
+
+    @classmethod
+    def of(cls, stored: StoredModel) -> "EmotionClassifier":
+        """The model of a checkpoint that was read, which keeps tensors of its own.
+
+        Raises:
+            UserError: its hyper-parameters describe no model, or another one than its weights.
+        """
+        path, checkpoint = stored
         kept = {key: checkpoint["hyper_parameters"][key] for key in HYPER_PARAMETERS}
         kept["members"] = kept["members"] and [_without_weights(member) for member in kept["members"]]
         kept = _without_weights(kept)

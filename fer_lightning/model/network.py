@@ -1,6 +1,7 @@
 """An image classifier of timm, by default an EfficientNet, with the paper's custom head."""
 
 import difflib
+import functools
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -215,10 +216,14 @@ def _set_stem_stride(network: nn.Module, name: str, stride: int) -> None:
     stem.stride = (stride, stride)
 
 
+@functools.cache
+def _known_names() -> dict[str, None]:
+    return dict.fromkeys([*timm.list_models(), *timm.list_pretrained()])
+
+
 def _check_name(name: str) -> None:
-    known = [*timm.list_models(), *timm.list_pretrained()]
-    if name not in known:
-        close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "efficientnet_b0"
+    if name not in _known_names():
+        close = ", ".join(difflib.get_close_matches(name, _known_names(), n=3)) or "efficientnet_b0"
         raise UserError(f"model.name={name}: no image classifier of timm {timm.__version__}; close: {close}")
 
 

@@ -17,7 +17,7 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation.probabilities import PooledFeatures, batch_size
 from fer_lightning.imbalance.adjust import choose_tau
-from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
+from fer_lightning.model.checkpoint import StoredModel, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.model.network import MarginLinear, head_name
 from fer_lightning.runtime.files import replace_file
@@ -36,18 +36,18 @@ def features(model: EmotionClassifier, images: np.ndarray, device: torch.device)
 
 def adjust(
     cfg: DictConfig,
-    trained: Path,
+    trained: StoredModel,
     folder: Path,
     faces: Faces,
     split: Split,
     device: torch.device,
     pooled: PooledFeatures | None = None,
-) -> Path:
+) -> StoredModel:
     """Adjust the last layer of a trained model and write it to the run folder's ``best.ckpt``.
 
     Args:
         cfg: the run; ``cfg.imbalance.adjust`` names the method.
-        trained: the checkpoint to adjust. This run may have adjusted it already, before it was interrupted.
+        trained: the model to adjust. This run may have adjusted it already, before it was interrupted.
         folder: the run folder.
         faces: the data.
         split: its validation images choose ``tau`` where the configuration does not give it.
@@ -55,13 +55,13 @@ def adjust(
         pooled: inputs of the head for the validation images, where they are known.
 
     Returns:
-        The written checkpoint.
+        The written checkpoint and its content.
     """
     best, unadjusted = (folder / "checkpoints" / name for name in ("best.ckpt", "unadjusted.ckpt"))
-    if not trained.exists() or read_checkpoint(trained)["hyper_parameters"]["adjusted"]:
-        trained = unadjusted
-    checkpoint = read_checkpoint(trained)
-    model = EmotionClassifier.load(trained)
+    if trained.content["hyper_parameters"]["adjusted"]:
+        trained = StoredModel.read(unadjusted)
+    path, checkpoint = trained
+    model = EmotionClassifier.of(trained)
     last = model.head[-1]
     assert isinstance(last, nn.Linear)
     method = target(cfg.imbalance.adjust, "imbalance.adjust")(class_counts=model.hparams["class_counts"])
@@ -82,30 +82,30 @@ def adjust(
     checkpoint["state_dict"] |= {f"{prefix}.weight": weight.float(), f"{prefix}.bias": bias.float()}
     checkpoint["hyper_parameters"]["adjusted"] = {"imbalance": cfg.imbalance.name, "tau": float(tau)}
     best.parent.mkdir(parents=True, exist_ok=True)
-    if trained != unadjusted:
-        replace_file(unadjusted, trained.read_bytes())
+    if path != unadjusted:
+        replace_file(unadjusted, path.read_bytes())
     write_checkpoint(best, checkpoint)
-    return best
+    return StoredModel(best, checkpoint)
 
 
-def fold_margins(path: Path) -> Path:
+def fold_margins(trained: StoredModel) -> StoredModel:
     """Fold the factors and margins of a ``MarginLinear`` into its weights, and write the ordinary ``best.ckpt``.
 
     Args:
-        path: of the checkpoint. This run may have folded it already, before it was interrupted.
+        trained: This run may have folded it already, before it was interrupted.
 
     Returns:
         The ordinary checkpoint, beside it.
     """
-    model = EmotionClassifier.load(path)
+    model = EmotionClassifier.of(trained)
     last = model.head[-1]
     if not isinstance(last, MarginLinear):
-        return path
-    checkpoint, weights = read_checkpoint(path), last.folded()
+        return trained
+    (path, checkpoint), weights = trained, last.folded()
     prefix = f"network.{head_name(model.network)}.{len(model.head) - 1}"
     kept = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith(f"{prefix}.margin.")}
     checkpoint["state_dict"] = kept | dict(zip((f"{prefix}.weight", f"{prefix}.bias"), weights, strict=True))
     checkpoint["hyper_parameters"]["model"]["head"]["class_margin"] = False
     best = path.with_name("best.ckpt")
     write_checkpoint(best, checkpoint)
-    return best
+    return StoredModel(best, checkpoint)

@@ -26,6 +26,7 @@ from fer_lightning.imbalance.sharpness import ClassSharpness
 from fer_lightning.imbalance.weights import weights_by_class
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.datamodule import FERDataModule, Loading
+from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.model.classifier import EmotionClassifier, input_size
 from fer_lightning.runtime import slurm_task
 from fer_lightning.runtime.errors import UserError, first_line
@@ -90,6 +91,7 @@ def build_model(
     provenance: dict[str, Any],
     loss: nn.Module,
     second_stage: SecondStage | None,
+    first_stage: StoredModel | None,
     resumed: bool,
 ) -> EmotionClassifier:
     """The model with its initial weights, or those of the first stage that another run trained.
@@ -101,12 +103,12 @@ def build_model(
         provenance: see ``EmotionClassifier``.
         loss: from ``build_loss``.
         second_stage: from ``build_second_stage``.
+        first_stage: the model to begin with, from ``read_first_stage``.
         resumed: a checkpoint will be loaded, so no initial weights are read.
 
     Raises:
         UserError: weights or a first stage that do not fit.
     """
-    first_stage = cfg.imbalance.get("first_stage")
     # The checkpoint has the weights; the file or hub of the initial ones may not exist any more.
     architecture = to_plain(cfg.model) | ({"weights": "none"} if resumed or first_stage else {})
     config = to_plain(cfg, resolve=False)
@@ -124,8 +126,8 @@ def build_model(
     bias, start = getattr(model.head[-1], "bias", None), getattr(loss, "initial_bias", None)
     if bias is not None and start is not None:
         nn.init.constant_(bias, start)
-    if first_stage and not resumed:
-        load_first_stage(model, cfg, provenance["data_hash"])
+    if first_stage is not None and not resumed:
+        load_first_stage(model, cfg, first_stage, provenance["data_hash"])
     if cfg.model.compile:
         mode = None if cfg.model.compile is True else cfg.model.compile
         if isinstance(loss, ClassSharpness):  # two backward passes over one graph must both find its buffers

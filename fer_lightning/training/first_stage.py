@@ -11,7 +11,7 @@ from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten, to_plain
 from fer_lightning.data.from_config import split_seed
-from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 
@@ -31,31 +31,38 @@ def first_stage_checkpoint(cfg: DictConfig) -> Path | None:
     return next((folder / name for name in names if (folder / name).exists()), Path(given))
 
 
-def with_split_of_first_stage(cfg: DictConfig) -> DictConfig:
-    """The run with the images of its first stage: a seed of its own then draws no others.
+def read_first_stage(cfg: DictConfig) -> StoredModel | None:
+    """The model that another run trained and this one begins with; None without one.
 
     Raises:
         UserError: no safe checkpoint.
     """
     path = first_stage_checkpoint(cfg)
-    if path is None or cfg.split.get("seed") is not None:
+    return None if path is None else StoredModel.read(path)
+
+
+def with_split_of_first_stage(cfg: DictConfig, first_stage: StoredModel | None) -> DictConfig:
+    """The run with the images of its first stage: a seed of its own then draws no others.
+
+    Raises:
+        UserError: its configuration is damaged.
+    """
+    if first_stage is None or cfg.split.get("seed") is not None:
         return cfg
-    given = f"imbalance.first_stage={path}"
+    given = f"imbalance.first_stage={first_stage.path}"
     with bounded():
-        seed = _plain_split(recorded(read_checkpoint(path)["hyper_parameters"]["config"], given), given)["seed"]
+        seed = _plain_split(recorded(first_stage.content["hyper_parameters"]["config"], given), given)["seed"]
     return cfg if seed == cfg.seed else OmegaConf.merge(cfg, {"split": {"seed": seed}})  # type: ignore[return-value]
 
 
-def load_first_stage(model: EmotionClassifier, cfg: DictConfig, data_hash: str) -> None:
-    """Load the weights of the run that ``cfg.imbalance.first_stage`` names into a model.
+def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: StoredModel, data_hash: str) -> None:
+    """Load the weights of a first stage into a model.
 
     Raises:
-        UserError: no safe checkpoint, another architecture, or one trained on other images or another split, whose
-            training images may be this run's test images.
+        UserError: another architecture, or one trained on other images or another split, whose training images may be
+            this run's test images.
     """
-    path = first_stage_checkpoint(cfg)
-    assert path is not None
-    checkpoint = read_checkpoint(path)
+    path, checkpoint = first_stage
     hyper = checkpoint["hyper_parameters"]
     given = f"imbalance.first_stage={path}"
     if hyper["members"]:
@@ -103,19 +110,9 @@ def architecture(model: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(model).items() if key not in free and value is not None}
 
 
-def first_stage_metrics(checkpoint: Path | None, views: int | None) -> dict[str, Any]:
-    """For ``metrics.json``: method and optimizer steps of a first stage that another run trained.
-
-    Args:
-        checkpoint: of the first stage; None without one.
-        views: kept of each training image, see ``feature_cache``; None where features were computed in every step.
-    """
-    if checkpoint is None:
+def first_stage_metrics(first_stage: StoredModel | None) -> dict[str, Any]:
+    """For ``metrics.json``: method and optimizer steps of a first stage that another run trained."""
+    if first_stage is None:
         return {}
-    content = read_checkpoint(checkpoint)
-    name = content["hyper_parameters"]["config"]["imbalance"]["name"]
-    return {
-        "first_stage/imbalance": name,
-        "first_stage/steps": int(content["global_step"]),
-        "first_stage/feature_views": views,
-    }
+    name = first_stage.content["hyper_parameters"]["config"]["imbalance"]["name"]
+    return {"first_stage/imbalance": name, "first_stage/steps": int(first_stage.content["global_step"])}

@@ -18,9 +18,8 @@ from fer_lightning.evaluation.reference import to_card
 from fer_lightning.evaluation.score import Evaluation, headline, print_table
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.metrics.predictions import reported
-from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.training import tracking
-from fer_lightning.training.first_stage import first_stage_checkpoint, first_stage_metrics
 
 
 def reported_set(cfg: DictConfig) -> str:
@@ -36,33 +35,33 @@ def reported_split(cfg: DictConfig, split: Split) -> Split:
 def collect_metrics(
     cfg: DictConfig,
     evaluation: Evaluation,
-    checkpoint: Path,
+    tested: StoredModel,
     trainer: L.Trainer,
     datamodule: FERDataModule,
     seconds: float,
     provenance: dict[str, Any],
-    feature_views: int | None = None,
+    first_stage: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: scores, how the training went, and what identifies the run.
 
     Args:
         cfg: the composed run.
         evaluation: scores of the tested checkpoint.
-        checkpoint: the tested one.
+        tested: the model of these scores.
         trainer: of the finished training.
         datamodule: its images.
         seconds: spent in training steps.
         provenance: ``data_hash``, ``git_commit`` and ``versions``.
-        feature_views: kept of each training image; None for none.
+        first_stage: see ``first_stage_metrics``; with the views kept of each training image (``feature_cache``).
     """
-    content = read_checkpoint(checkpoint)
+    content = tested.content
     images = trainer.global_step * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
     return {
         **evaluation.metrics,
         "train/seconds": seconds,
         "train/images_per_second": images / seconds if seconds else None,
         "train/steps": trainer.global_step,
-        **first_stage_metrics(first_stage_checkpoint(cfg), feature_views),
+        **first_stage,
         "train/class_counts": dict(zip(datamodule.faces.classes, datamodule.class_counts, strict=True)),
         "epoch": int(content["epoch"]),
         "seed": cfg.seed,
@@ -87,7 +86,7 @@ def collect_metrics(
 def write_results(
     cfg: DictConfig,
     folder: Path,
-    checkpoint: Path,
+    tested: StoredModel,
     metrics: dict[str, Any],
     evaluation: Evaluation,
     datamodule: FERDataModule,
@@ -99,7 +98,7 @@ def write_results(
     Args:
         cfg: the composed run.
         folder: the run folder.
-        checkpoint: the tested one.
+        tested: the model of these scores.
         metrics: from ``collect_metrics``.
         evaluation: scores of the tested checkpoint.
         datamodule: the run's images.
@@ -107,7 +106,7 @@ def write_results(
         loggers: from ``tracking.build_loggers``.
     """
     reference = to_card(evaluation.reference, datamodule.faces.classes)
-    scorecard.store(checkpoint, {**scorecard.make_scorecard(metrics), **reference})
+    scorecard.store(tested, {**scorecard.make_scorecard(metrics), **reference})
     name, faces, split = reported_set(cfg), datamodule.faces, reported_split(cfg, datamodule.split)
     sets = {"train": split.train, "val": split.val, name: split.tests[name]}
     counts = {key: faces.count(rows) for key, rows in sets.items() if len(rows)}

@@ -20,7 +20,7 @@ from fer_lightning.data.from_config import load_faces, split_faces
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation.score import evaluate
 from fer_lightning.loading.datamodule import FERDataModule
-from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime import signals
@@ -34,7 +34,7 @@ from fer_lightning.training.callbacks import TrainClock
 from fer_lightning.training.checkpoints import ExactResume
 from fer_lightning.training.failures import as_user_error, record_failure
 from fer_lightning.training.feature_cache import keep_features
-from fer_lightning.training.first_stage import first_stage_checkpoint, with_split_of_first_stage
+from fer_lightning.training.first_stage import first_stage_metrics, read_first_stage, with_split_of_first_stage
 from fer_lightning.training.resume import ResumePoint, find_resume_point
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,9 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
 def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> TrainedRun | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     faces = load_faces(cfg)
-    cfg = with_split_of_first_stage(build.for_images(cfg, faces.form))
+    first_stage = read_first_stage(cfg)
+    about_first_stage = first_stage_metrics(first_stage)
+    cfg = with_split_of_first_stage(build.for_images(cfg, faces.form), first_stage)
     split = split_faces(cfg, faces)
     _log_images(faces, split, folder)
     provenance = {"data_hash": faces.data_hash, "git_commit": git_commit(), "versions": environment()}
@@ -142,7 +144,7 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     if start is not None and cfg.pause_after_epochs is not None and start.epoch >= cfg.pause_after_epochs:
         signals.raise_paused(cfg.pause_after_epochs)  # it was stopped between the save and the pause
     counts, resumed = dict(zip(faces.classes, datamodule.class_counts, strict=True)), start is not None
-    model = build.build_model(cfg, counts, faces.form, provenance, loss, second_stage, resumed)
+    model = build.build_model(cfg, counts, faces.form, provenance, loss, second_stage, first_stage, resumed)
 
     device = trainer.strategy.root_device
     source = model if start is None else EmotionClassifier.load(start.path)
@@ -150,6 +152,7 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     if features is not None and features.train is not None:
         datamodule.use_features(features.train, features.scored.at(split.val).numpy())
     if not _only_adjusts(cfg):
+        first_stage = None  # its memory, while the model trains
         with _named_checkpoint(trainer, start, cfg, folder):
             _fit(trainer, model, datamodule, start)
     if cfg.trainer.fast_dev_run:
@@ -157,18 +160,20 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
         return None
 
-    first_stage = first_stage_checkpoint(cfg)
-    best = first_stage if first_stage and _only_adjusts(cfg) else _best_checkpoint(trainer, folder)
+    best = first_stage if first_stage is not None else _best_checkpoint(trainer, folder)
     pooled = None if features is None else features.scored
     if cfg.imbalance.get("adjust") is not None:
         best = adjust(cfg, best, folder, faces, split, device, pooled)
     if cfg.model.head.class_margin:
         best = fold_margins(best)
-    tested = EmotionClassifier.load(best)
+    tested = EmotionClassifier.of(best)
     pooled = None if features is None else features.of(tested)
     evaluation = evaluate(tested, faces, results.reported_split(cfg, split), device, pooled=pooled)
-    views = None if features is None or features.train is None else len(features.train)
-    metrics = results.collect_metrics(cfg, evaluation, best, trainer, datamodule, clock.seconds, provenance, views)
+    if about_first_stage:
+        trained_on = None if features is None else features.train
+        about_first_stage["first_stage/feature_views"] = None if trained_on is None else len(trained_on)
+    about = (provenance, about_first_stage)
+    metrics = results.collect_metrics(cfg, evaluation, best, trainer, datamodule, clock.seconds, *about)
     results.write_results(cfg, folder, best, metrics, evaluation, datamodule, drawn, loggers)
     return TrainedRun(metrics, trainer, tested, datamodule)
 
@@ -227,18 +232,17 @@ def _await_other_processes(trainer: L.Trainer) -> None:
             process.wait(signals.SECONDS_TO_END)
 
 
-def _best_checkpoint(trainer: L.Trainer, folder: Path) -> Path:
+def _best_checkpoint(trainer: L.Trainer, folder: Path) -> StoredModel:
     callback = trainer.checkpoint_callback
     best = Path(getattr(callback, "best_model_path", "") or folder / "checkpoints" / "best.ckpt")
     last = folder / "checkpoints" / "last.ckpt"
     if not best.exists() and last.exists():
         log.info("no validation has chosen a checkpoint: the last epoch is tested")
-        return last
+        return StoredModel.read(last)
     if not best.exists():
         raise UserError(f"{folder}: no checkpoint was written")
     try:
-        read_checkpoint(best)
+        return StoredModel.read(best)
     except UserError as error:
         way_out = "remove it, and resume=auto tests the last epoch; or train anew in another hydra.run.dir"
         raise UserError(f"{best}: is empty or damaged, so that nothing can be tested; {way_out}") from error
-    return best

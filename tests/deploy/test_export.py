@@ -35,6 +35,7 @@ from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.probabilities import predict
 from fer_lightning.metrics.calibration import apply_temperature
 from fer_lightning.metrics.classification import classification_metrics
+from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
@@ -68,7 +69,7 @@ def trained(tmp_path_factory, archive) -> Path:
         main()
     checkpoint = folder / "run" / "checkpoints" / "best.ckpt"
     card = EmotionClassifier.load(checkpoint).hparams["scorecard"]
-    scorecard.store(checkpoint, {**card, "temperature": TEMPERATURE})
+    scorecard.store(StoredModel.read(checkpoint), {**card, "temperature": TEMPERATURE})
     return folder / "run"
 
 

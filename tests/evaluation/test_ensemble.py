@@ -30,7 +30,7 @@ from fer_lightning.evaluation.ensemble import join
 from fer_lightning.evaluation.probabilities import classify, predict
 from fer_lightning.metrics.calibration import apply_temperature
 from fer_lightning.metrics.classification import classification_metrics
-from fer_lightning.model.checkpoint import read_checkpoint, write_checkpoint
+from fer_lightning.model.checkpoint import StoredModel, read_checkpoint, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.training.first_stage import load_first_stage
@@ -275,7 +275,7 @@ class TestRefused:
     def test_as_a_first_stage(self, written, members, faces):
         cfg = OmegaConf.create({"imbalance": {"first_stage": str(written)}})
         with pytest.raises(UserError, match=r"both\.ckpt: is an ensemble, which has no last layer of its own"):
-            load_first_stage(members[0], cfg, faces.data_hash)
+            load_first_stage(members[0], cfg, StoredModel.read(written), faces.data_hash)
 
 
 def test_validation_images_are_those_that_trained_no_member(faces):

@@ -22,7 +22,7 @@ from fer_lightning.evaluation import score as scoring
 from fer_lightning.evaluation import scorecard
 from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.metrics.predictions import probability_columns
-from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.model.checkpoint import StoredModel, read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
@@ -114,7 +114,8 @@ class TestThePlaceOfUse:
         card = content["hyper_parameters"]["scorecard"]
         older = {key: value for key, value in card.items() if not key.startswith(("conformal", "prior/"))}
         (tmp_path / "checkpoints").mkdir()
-        scorecard.store(Path(shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "checkpoints")), older)
+        copied = Path(shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "checkpoints"))
+        scorecard.store(StoredModel.read(copied), older)
         score(tmp_path, "--store")
         stored = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["hyper_parameters"]["scorecard"]
         assert stored == card

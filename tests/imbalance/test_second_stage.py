@@ -16,7 +16,7 @@ from torch import nn
 from fer_lightning.config.schema import CONF_DIR
 from fer_lightning.config.settings import to_plain
 from fer_lightning.imbalance.second_stage import SecondStage, longest_weights, reinitialize, shorten_weights
-from fer_lightning.model.checkpoint import write_checkpoint
+from fer_lightning.model.checkpoint import StoredModel, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.model.network import ClassMargin, MarginLinear, build_head, build_network, head_of
 from fer_lightning.model.optimizer import build_schedule, parameter_groups
@@ -129,7 +129,7 @@ class TestMargins:
         images = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
         expected = model.eval()(images)
         for _ in range(2):  # the second time there is nothing to fold
-            fold_margins(path)
+            fold_margins(StoredModel.read(path))
             folded = EmotionClassifier.load(path)
             assert type(folded.head[-1]) is nn.Linear
             torch.testing.assert_close(folded(images), expected)

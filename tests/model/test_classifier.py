@@ -368,7 +368,7 @@ def is_head(name: str) -> bool:
 def test_sigmoids_of_the_official_loss_start_at_one_in_seven(overrides, bias):
     cfg, counts = composed(*TINY, *overrides), dict.fromkeys(EMOTIONS, 10)
     loss = build.build_loss(cfg, list(counts.values()), EMOTIONS)
-    start = build.build_model(cfg, counts, ImageForm(), {}, loss, None, resumed=False).head[-1].bias.detach()
+    start = build.build_model(cfg, counts, ImageForm(), {}, loss, None, None, resumed=False).head[-1].bias.detach()
     if bias is None:
         assert start.unique().numel() == 7
     else:
