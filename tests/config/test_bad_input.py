@@ -16,7 +16,7 @@ import timm
 import torch
 from archives import csv_text, encode, image_files, tiny_faces, write_folder, write_gzip, write_zip
 from command_line import TINY, Outcome, only_run
-from legs import every_third
+from legs import every_nth, every_third
 
 from fer_lightning import evaluate
 from fer_lightning.data.faces import EMOTIONS
@@ -117,7 +117,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", every_third(BAD_DATA))
+@pytest.mark.parametrize("case", every_nth(6, BAD_DATA))
 def test_bad_data_ends_the_run_in_one_line(cli, tmp_path, case):
     make, words = BAD_DATA[case]
     (tmp_path / "data").mkdir()
@@ -164,7 +164,7 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", every_third(BAD_KNOBS))
+@pytest.mark.parametrize("case", every_nth(6, BAD_KNOBS))
 def test_bad_value_ends_the_run_in_one_line(cli, tmp_path, case):
     overrides, words = BAD_KNOBS[case]
     assert_refused(cli(*TINY, *overrides), tmp_path, *words)
@@ -252,7 +252,7 @@ class TestDivergence:
         outcome = cli(*TINY, "optim.lr=1e30", "trainer.gradient_clip_val=null")
         assert_refused(outcome, tmp_path, "the loss became NaN or infinite in epoch 1", "smaller optim.lr")
 
-    @pytest.mark.parametrize("split", ["official", "paper"])
+    @pytest.mark.parametrize("split", every_third(["official", "paper"]))
     def test_last_step_counts_too(self, cli, tmp_path, split):
         # One step: its own loss is finite, and only the weights that it leaves are broken.
         outcome = cli(
@@ -260,6 +260,7 @@ class TestDivergence:
         )
         assert_refused(outcome, tmp_path, "NaN or infinite")
 
+    @pytest.mark.nightly
     def test_last_step_before_a_rare_validation_counts_too(self, cli, tmp_path):
         outcome = cli(
             *TINY,
@@ -379,11 +380,13 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [
-            (b"", "no checkpoint, or a damaged one"),
-            (b"hello", "no checkpoint, or a damaged one"),
-            (None, "no such checkpoint"),
-        ],
+        every_third(
+            [
+                (b"", "no checkpoint, or a damaged one"),
+                (b"hello", "no checkpoint, or a damaged one"),
+                (None, "no such checkpoint"),
+            ]
+        ),
         ids=["empty", "text", "folder without one"],
     )
     def test_resume_from_what_is_no_checkpoint(self, cli, tmp_path, content, words):
@@ -394,7 +397,9 @@ class TestCheckpoints:
             given.write_bytes(content)
         assert_refused(cli(*TINY, f"resume={given}"), tmp_path, words)
 
-    @pytest.mark.parametrize("content", [[1], {"state_dict": {}}, timm.create_model("test_efficientnet").state_dict()])
+    @pytest.mark.parametrize(
+        "content", every_third([[1], {"state_dict": {}}, timm.create_model("test_efficientnet").state_dict()])
+    )
     def test_resume_from_a_checkpoint_of_something_else(self, cli, tmp_path, content):
         torch.save(content, tmp_path / "other.ckpt")
         assert_refused(cli(*TINY, "resume=other.ckpt"), tmp_path, "other.ckpt: not a checkpoint of fer_lightning")

@@ -21,6 +21,7 @@ from command_line import TINY, Outcome
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
+from legs import every_third
 from submitit.slurm.slurm import _make_sbatch_string
 
 from fer_lightning.config import hydra_keys, safety
@@ -216,7 +217,7 @@ def unguarded(monkeypatch) -> None:
 RERUN = sys.modules["hydra.main"]._get_rerun_conf
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", every_third(ATTACKS))
 def test_trap_does_not_spring(attack, tmp_path, name):
     outcome = attack(ATTACKS[name])
     assert outcome.code == 2
@@ -239,21 +240,29 @@ class TestLauncher:
 
     @pytest.mark.parametrize(
         ("text", "named"),
-        [
-            ("launcher: {setup: [touch SPRUNG]}", "hydra.launcher.setup=touch SPRUNG"),
-            ("launcher: {additional_parameters: {prolog: x}}", "hydra.launcher.additional_parameters.prolog=x"),
-            ("launcher: '${bait}'", "hydra.launcher=${bait}"),
-            (
-                'launcher: {partition: "x\\ntouch SPRUNG #"}',
-                "hydra.launcher.partition=x touch SPRUNG #: changes what",
-            ),
-            ('job: {name: "x\\ntouch SPRUNG #"}', "hydra.job.name=x touch SPRUNG #: changes what programs do"),
-            ("sweeper: {params: {+hydra.job.env_set.PATH: bin}}", "hydra.sweeper.params.+hydra.job.env_set.PATH=bin"),
-            ("sweeper: {params: {' hydra': '{}'}}", "hydra.sweeper.params. hydra={}"),
-            ("sweeper: {_target_: trap.touch}", "hydra.sweeper._target_=trap.touch"),
-            ("overrides: {hydra: [hydra.job.env_set.PATH=bin]}", "hydra.overrides.hydra=hydra.job.env_set.PATH=bin"),
-            ("job: {env_copy: [PATH]}", "hydra.job.env_copy=PATH"),
-        ],
+        every_third(
+            [
+                ("launcher: {setup: [touch SPRUNG]}", "hydra.launcher.setup=touch SPRUNG"),
+                ("launcher: {additional_parameters: {prolog: x}}", "hydra.launcher.additional_parameters.prolog=x"),
+                ("launcher: '${bait}'", "hydra.launcher=${bait}"),
+                (
+                    'launcher: {partition: "x\\ntouch SPRUNG #"}',
+                    "hydra.launcher.partition=x touch SPRUNG #: changes what",
+                ),
+                ('job: {name: "x\\ntouch SPRUNG #"}', "hydra.job.name=x touch SPRUNG #: changes what programs do"),
+                (
+                    "sweeper: {params: {+hydra.job.env_set.PATH: bin}}",
+                    "hydra.sweeper.params.+hydra.job.env_set.PATH=bin",
+                ),
+                ("sweeper: {params: {' hydra': '{}'}}", "hydra.sweeper.params. hydra={}"),
+                ("sweeper: {_target_: trap.touch}", "hydra.sweeper._target_=trap.touch"),
+                (
+                    "overrides: {hydra: [hydra.job.env_set.PATH=bin]}",
+                    "hydra.overrides.hydra=hydra.job.env_set.PATH=bin",
+                ),
+                ("job: {env_copy: [PATH]}", "hydra.job.env_copy=PATH"),
+            ]
+        ),
     )
     def test_files_cannot_set_up_programs(self, attack, tmp_path, text, named):
         defaults = "defaults: [{override /hydra/launcher: submitit_slurm}]\nbait: {partition: x}\n"
@@ -329,7 +338,9 @@ class TestTrust:
         outcome = process("--config-dir=mine", "-m", *TINY, "imbalance=found", FER_LIGHTNING_TRUST="trap")
         assert outcome.code == 0, outcome.out + outcome.err
 
-    @pytest.mark.parametrize("trust", ["", "tra", "trap.Sample", "trap.Sampler.x", "imbalance", "imbalance.sampler"])
+    @pytest.mark.parametrize(
+        "trust", every_third(["", "tra", "trap.Sample", "trap.Sampler.x", "imbalance", "imbalance.sampler"])
+    )
     def test_what_is_not_named_does_not(self, attack, monkeypatch, trust):
         monkeypatch.setenv(safety.TRUST, trust)
         outcome = attack(self.OWN)
@@ -390,7 +401,12 @@ class TestAllowList:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("x: {_target_: trap.touch}", "callbacks.x._target_=trap.touch: is not code of this project"), ("x: [", "YAML")],
+    every_third(
+        [
+            ("x: {_target_: trap.touch}", "callbacks.x._target_=trap.touch: is not code of this project"),
+            ("x: [", "YAML"),
+        ]
+    ),
 )
 def test_a_file_that_is_not_chosen_is_named(attack, tmp_path, text, message):
     outcome = attack(Attack("", ("--config-dir=mine", "seed=1"), {"callbacks/evil.yaml": text}))

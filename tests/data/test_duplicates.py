@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from archives import image_files, tiny_faces, write_zip
 from command_line import Outcome
+from legs import every_third
 
 from fer_lightning import audit
 from fer_lightning.config.command_line import run_tool
@@ -226,16 +227,21 @@ def test_command_is_a_module_of_its_own(forked: Callable[..., Outcome], tmp_path
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["data=synthetic", "--correlation", "0.5"], "--correlation=0.5: accepted is 0.9 to below 1"),
-        (["data=synthetic", "--correlation", "1"], "--correlation=1.0: accepted is"),
-        (["data=synthetic", "--out", "file"], "--out=file: is a file; give a folder"),
-        (["data=synthetic", "data.source.images=200", "--out", "file/below"], "--out=file/below: cannot be written"),
-        (["data.path=nowhere.zip"], "data.path=nowhere.zip does not exist"),
-        (["data=synthetic", "data.sauce=1"], "data.sauce: no such key"),
-        (["data=synthetik"], r"data=synthetik: no such choice"),
-        (["data=synthetic", "data.drop_duplicates=test"], "data.drop_duplicates=test: must be train"),
-    ],
+    every_third(
+        [
+            (["data=synthetic", "--correlation", "0.5"], "--correlation=0.5: accepted is 0.9 to below 1"),
+            (["data=synthetic", "--correlation", "1"], "--correlation=1.0: accepted is"),
+            (["data=synthetic", "--out", "file"], "--out=file: is a file; give a folder"),
+            (
+                ["data=synthetic", "data.source.images=200", "--out", "file/below"],
+                "--out=file/below: cannot be written",
+            ),
+            (["data.path=nowhere.zip"], "data.path=nowhere.zip does not exist"),
+            (["data=synthetic", "data.sauce=1"], "data.sauce: no such key"),
+            (["data=synthetik"], r"data=synthetik: no such choice"),
+            (["data=synthetic", "data.drop_duplicates=test"], "data.drop_duplicates=test: must be train"),
+        ]
+    ),
 )
 def test_mistakes_are_reported_in_one_line(arguments: list[str], message: str, tool: Tool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")

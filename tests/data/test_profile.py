@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from command_line import TINY
-from legs import every_third
+from legs import every_nth
 
 from fer_lightning.data.profile import Profile, class_sizes, thin
 from fer_lightning.data.splits import kfold, official
@@ -101,7 +101,8 @@ def test_a_run_and_its_counts(cli, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    every_third(
+    every_nth(
+        7,
         [
             (["split.ratio=0.5"], "split.ratio=0.5: must be 1 or more"),
             (["split.profile=exponential"], "split.profile=exponential: must be natural, exp"),
@@ -110,7 +111,7 @@ def test_a_run_and_its_counts(cli, tmp_path):
             (["split.total=100"], "split.total=100: needs split.profile"),
             (["split.ratio=3", "split.train_size=100"], "split.train_size=100: split.ratio chooses the images"),
             (["split.ratio=5000"], "split.ratio=5000: leaves no image of disgust"),
-        ]
+        ],
     ),
 )
 def test_mistakes_are_one_line(cli, words, message):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import TINY
+from legs import every_third
 from omegaconf import OmegaConf
 
 import fer_lightning as fl
@@ -226,15 +227,20 @@ class TestExport:
 class TestRefused:
     @pytest.mark.parametrize(
         ("words", "reason"),
-        [
-            (["0.ckpt"], "1 runs given: an ensemble has 2 to 100"),
-            (["0.ckpt", "0.ckpt"], r"0\.ckpt: is given twice"),
-            (["0.ckpt", "1.ckpt", "split.val_fraction=0.3"], r"split\.val_fraction=0\.3: an ensemble is scored on its"),
-            (["0.ckpt", "1.ckpt", "-o", "e.onnx"], r"--out e\.onnx: must be a file whose name ends in \.ckpt"),
-            (["0.ckpt", "1.ckpt", "-o", "0.ckpt"], r"--out 0\.ckpt: exists and is not overwritten"),
-            (["0.ckpt", "none.ckpt"], r"none\.ckpt: no such checkpoint"),
-            (["0.ckpt", "."], r"\.: this run is missing; give the folders of finished runs"),
-        ],
+        every_third(
+            [
+                (["0.ckpt"], "1 runs given: an ensemble has 2 to 100"),
+                (["0.ckpt", "0.ckpt"], r"0\.ckpt: is given twice"),
+                (
+                    ["0.ckpt", "1.ckpt", "split.val_fraction=0.3"],
+                    r"split\.val_fraction=0\.3: an ensemble is scored on its",
+                ),
+                (["0.ckpt", "1.ckpt", "-o", "e.onnx"], r"--out e\.onnx: must be a file whose name ends in \.ckpt"),
+                (["0.ckpt", "1.ckpt", "-o", "0.ckpt"], r"--out 0\.ckpt: exists and is not overwritten"),
+                (["0.ckpt", "none.ckpt"], r"none\.ckpt: no such checkpoint"),
+                (["0.ckpt", "."], r"\.: this run is missing; give the folders of finished runs"),
+            ]
+        ),
     )
     def test_requests(self, files, monkeypatch, words, reason):
         monkeypatch.chdir(files[0].parent)
@@ -243,15 +249,20 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("change", "reason"),
-        [
-            (lambda hyper: hyper.update(classes=[f"c{k}" for k in range(7)]), "its classes differ from those of"),
-            (
-                lambda hyper: hyper.update(form={"size": 64, "color": False}),
-                r"its images differ .*\(64x64 gray; 48x48 gray",
-            ),
-            (lambda hyper: hyper["provenance"].update(data_hash="other"), r"its data differ from those of .*\(other;"),
-            (lambda hyper: hyper["config"]["split"].update(val_fraction=0.2), "its settings of the split differ"),
-        ],
+        every_third(
+            [
+                (lambda hyper: hyper.update(classes=[f"c{k}" for k in range(7)]), "its classes differ from those of"),
+                (
+                    lambda hyper: hyper.update(form={"size": 64, "color": False}),
+                    r"its images differ .*\(64x64 gray; 48x48 gray",
+                ),
+                (
+                    lambda hyper: hyper["provenance"].update(data_hash="other"),
+                    r"its data differ from those of .*\(other;",
+                ),
+                (lambda hyper: hyper["config"]["split"].update(val_fraction=0.2), "its settings of the split differ"),
+            ]
+        ),
         ids=["classes", "images", "data", "split"],
     )
     def test_members_that_do_not_fit(self, files, tmp_path, change, reason):
@@ -320,7 +331,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGED)
+@pytest.mark.parametrize("case", every_third(DAMAGED))
 def test_a_damaged_ensemble_is_refused_in_one_line(written, tmp_path, case):
     change, reason = DAMAGED[case]
     content = torch.load(written, weights_only=True)

@@ -108,7 +108,7 @@ class TestText:
 
     @pytest.mark.parametrize(
         "text",
-        ["<img src=http://evil.example/>", "[a](http://evil.example)", "a|b", "{{ 77 * 77 }}", "a\n---\n# b\x1b[31m"],
+        ["<img src=http://evil.example/>[a](http://evil.example) a|b {{ 77 * 77 }}", "a\n---\n# b\x1b[31m"],
     )
     def test_what_others_wrote_is_shown_as_it_is(self, run, text):
         trained = read_trained_model(run)

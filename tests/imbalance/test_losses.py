@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.imbalance import combinations
 from fer_lightning.imbalance.functional import (
     balancing_margin,
     cross_entropy,
@@ -632,16 +632,17 @@ class TestKnownBugsOfPublicCode:
             assert loss.item() > 0
 
 
-@functools.cache
-def compose_method(name: str) -> DictConfig:
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose("config", overrides=[f"imbalance={name}"])
+RUN = {"seed": 0, "budget": "steps", "trainer": {"max_epochs": 20}}
+
+
+def method_of_a_run(name: str) -> DictConfig:
+    return OmegaConf.create({**RUN, "imbalance": combinations.compose_method(name)}).imbalance
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml")))
 class TestMethodFiles:
     def test_builds_a_loss_and_a_sampler(self, name):
-        method = compose_method(name).imbalance
+        method = method_of_a_run(name)
         assert method.name == name
         loss = instantiate(method.loss, _partial_=True)(class_counts=COUNTS)
         losses = loss(LOGITS, TARGET)
@@ -662,7 +663,7 @@ class TestMethodFiles:
             assert (weight.shape, bias.shape) == ((7, 7), (7,))
 
     def test_spells_every_setting_out(self, name):
-        method = compose_method(name).imbalance
+        method = method_of_a_run(name)
         for part in ("loss", "sampler", "mix", "adjust", "second_stage"):
             if part in method:
                 given = {"class_counts", "labels"} | ({"seed"} if part == "sampler" else set())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from command_line import TINY
 from hydra import compose, initialize_config_dir
-from legs import every_third
+from legs import every_nth, every_third
 from torch import nn
 
 from fer_lightning.config.schema import CONF_DIR
@@ -118,7 +118,7 @@ class TestMargins:
         decays = [group["weight_decay"] for group in groups for each in group["params"] if id(each) in added]
         assert decays == [0.0, 0.0]
 
-    @pytest.mark.parametrize("trained", [False, True])
+    @pytest.mark.parametrize("trained", every_third([False, True]))
     def test_a_checkpoint_is_folded_into_an_ordinary_one(self, tmp_path, model_with_margins, trained):
         model, write = model_with_margins
         if trained:
@@ -242,14 +242,15 @@ def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, plain
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    every_third(
+    every_nth(
+        5,
         [
             (["split.seed=1"], "its split was {'name': 'official'"),
             (["data.source.seed=1"], "it was trained on other images"),
             (["model.head.hidden=[32]"], "its model.head.hidden was [64], here it is [32]"),
             (["model.image_size=64"], "its model.image_size was 48, here it is 64"),
             (["split.val_fraction=0.2"], "its split was"),
-        ]
+        ],
     ),
     ids=["split seed", "images", "head", "input", "split"],
 )

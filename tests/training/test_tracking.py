@@ -143,6 +143,7 @@ def test_everything_is_on_the_dashboard(
             assert run.summary[key] == value, key
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_closed_as_failed_and_the_next_is_its_own(tmp_path: Path) -> None:
     for name, failed in (("a", True), ("b", False)):
         (tmp_path / name).mkdir()
