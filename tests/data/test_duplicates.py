@@ -253,7 +253,7 @@ def test_mistakes_are_reported_in_one_line(arguments: list[str], message: str, t
 
 
 @pytest.mark.real
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_archive_has_the_known_findings(
     real_archive: Path, forked: Callable[..., Outcome], tmp_path: Path
 ) -> None:

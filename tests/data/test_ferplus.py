@@ -265,7 +265,7 @@ def evaluated(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("targets", ["majority", "soft"])
+@pytest.mark.parametrize("targets", every_third(["majority", "soft"]))
 def test_run_and_evaluation_use_the_votes(
     targets: str,
     drawn_votes: Path,
@@ -347,7 +347,7 @@ def real_votes() -> Path:
     return Path(path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.real
 def test_real_votes_relabel_the_real_archive(
     real_archive: Path, real_votes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

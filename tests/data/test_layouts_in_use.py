@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from archives import encode, write_folder, write_tar, write_zip
 from command_line import TINY
-from legs import every_third
+from legs import every_nth
 
 from fer_lightning.compare import main as compare
 from fer_lightning.data.faces import EMOTIONS
@@ -131,7 +131,7 @@ LAYOUTS: dict[str, Callable[[Path], tuple[str, ...]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", every_third(LAYOUTS))
+@pytest.mark.parametrize("layout", every_nth(9, LAYOUTS))
 def test_trains_resumes_compares_and_exports(cli, tmp_path, layout):
     (tmp_path / "data").mkdir()
     words = (*RUN, *LAYOUTS[layout](tmp_path / "data"), "optim.schedule=constant", "optim.warmup_fraction=0")

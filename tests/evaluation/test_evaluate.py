@@ -89,7 +89,7 @@ class TestTheSameNumbers:
         score(trained)
         assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.name != "train.log"} == before
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_training_leaves_no_trace_in_them(self, trained, score, tmp_path):
         torch.manual_seed(99)
         np.random.seed(99)

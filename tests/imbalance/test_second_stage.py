@@ -157,7 +157,7 @@ def plain(trained_once) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", every_third(["crt", "lws", "los", "weight_balancing"]))
+@pytest.mark.parametrize("method", every_nth(4, ["crt", "lws", "los", "weight_balancing"]))
 def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, method):
     """previous.ckpt is the end of the first stage, last.ckpt the end of the second."""
     run = tmp_path / "run"
@@ -218,7 +218,7 @@ def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["crt", "progressive_sampler"])
+@pytest.mark.parametrize("method", every_third(["crt", "progressive_sampler"]))
 def test_another_method_cannot_take_over(cli, plain, tmp_path, method):
     """Behind the border nothing would begin: the head would be the old one under the new method's name."""
     run = shutil.copytree(plain, tmp_path / "run")

@@ -70,7 +70,7 @@ class TestFiles:
         assert "this model: test accuracy" in done.out
         assert "calibrated on validation" in " ".join(done.out.split())
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_pictures_are_of_different_faces_and_of_the_emotion_asked_for(self, tool, images, tmp_path):
         assert tool("images/one.png", "images/two.jpg").code == 0
         one, two = ((tmp_path / "explained" / f"{name}.png").read_bytes() for name in ("one", "two"))
@@ -165,7 +165,7 @@ class TestTestSet:
         assert tool("--test-set", "--out", "other", "data.source.images=800").code == 0
         assert np.load(tmp_path / "other" / "saliency.npz")["total"].sum() == 80
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.real
     def test_real_faces(self, tool, real_archive, tmp_path):
         with zipfile.ZipFile(real_archive) as archive:

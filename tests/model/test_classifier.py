@@ -565,7 +565,9 @@ class TestSharpnessAware:
         torch.testing.assert_close(reduced[1].view_as(network.weight), network.weight.grad)
         assert (reduced[1] - reduced[0]).abs().max() > 0.5
 
-    @pytest.mark.parametrize("method", ["imbsam", pytest.param("focal_sam", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "method", [pytest.param("imbsam", marks=pytest.mark.slow), pytest.param("focal_sam", marks=pytest.mark.nightly)]
+    )
     def test_sharpness_of_classes_takes_other_steps_and_sees_each_batch_once(self, fit, method, monkeypatch):
         """With a radius of almost nothing, the two parts together are a step of plain cross-entropy."""
         perturbed: list[bool] = []

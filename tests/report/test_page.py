@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from comparisons import all_notes, all_sentences, made_up
+from legs import every_third
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from fer_lightning.comparison.analysis import Comparison
@@ -82,7 +83,7 @@ def brightness(page: Page) -> float:
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", every_third(CASES))
 def test_page_opens_from_disk_loads_nothing_and_fits(opened: Opener, case: str, width: int) -> None:
     c = CASES[case]()
     page = opened(c, width)

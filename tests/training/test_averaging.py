@@ -114,7 +114,7 @@ def test_before_the_second_averaged_epoch_the_network_is_as_it_was_trained(fit, 
     assert all(torch.equal(saved[key], ends.networks[-1][key]) for key in saved)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_frozen_backbone_keeps_its_statistics(fit, tmp_path):
     ends, _ = fit("trainer.max_epochs=2", "callbacks.swa.start=0", "model.freeze_epochs=-1")
     saved = last(tmp_path)["state_dict"]

@@ -22,8 +22,8 @@ RUN = (
 STOP = 8
 """Steps after which it is stopped: the third of the five in the second epoch, which is that of a second stage too."""
 
-SLOW = ("vs", "focal_sam", "marc")
-"""A loss, three passes a step, two stages; crt and the samplers are in other tests."""
+SLOW = ("focal_sam",)
+"""A loss and three passes a step; two stages and the samplers are in other tests."""
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml"))
 LEGS = [

@@ -99,7 +99,7 @@ def test_validation_while_training_equals_the_exact_one(finished):
     assert logged == pytest.approx(metrics["val/f1_macro"], abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_drawn_faces_are_called_so(cli):
     outcome = cli(*TINY)
     assert DRAWN in outcome.out
@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path
         ["imbalance=undersample"],
         ["imbalance=focal", "callbacks=ema", "callbacks.ema.decay=0.9"],
         *(
-            pytest.param(words.split(), marks=pytest.mark.nightly if number % 3 else pytest.mark.slow)
+            pytest.param(words.split(), marks=pytest.mark.nightly if number % 6 else pytest.mark.slow)
             for number, words in enumerate(
                 (
                     "imbalance=undersample_redraw",

@@ -14,8 +14,8 @@ from command_line import TINY
 from fer_lightning.config.schema import CONF_DIR
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml"))
-FEW = ["none", "undersample", "focal", "focal_sam", "crt", "cmo"]
-"""A method of each kind: plain, sampler, loss, three passes, two stages, mixing."""
+FEW = ["focal_sam", "crt", "cmo"]
+"""A loss and three passes, two stages and a sampler, mixing."""
 
 DRIVER = """
 import os, sys
