@@ -15,7 +15,7 @@ from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
-from fer_lightning.metrics.names import GROUPS
+from fer_lightning.metrics.names import is_possible
 from fer_lightning.metrics.predictions import class_indices, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
@@ -25,12 +25,6 @@ TEXTS = ("imbalance", "model", "split", "budget", "data", "data_hash", "labels")
 COUNTS = ("seed", "train/steps", "test/n")
 NEEDED = (*TEXTS, *COUNTS, "train/class_counts", "test/accuracy", "test/f1_macro")
 """What ``metrics.json`` must contain for a run to be compared."""
-
-SHARES = (
-    *("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "recall", "precision", "f1"),
-    *("g_mean", "auroc_macro", "average_precision_macro", "aurc", *GROUPS, "set_coverage"),
-)
-"""Scores from 0 to 1."""
 
 RECORDED = {
     "seed": "seed",
@@ -93,11 +87,10 @@ def read_metrics(folder: Path) -> dict[str, Any]:
             key != "train/class_counts" and section.startswith(("test", "train", "val"))
         ):
             _check(value is None or _is_number(value), key, value, "a number")
-            is_share = section != "train" and score.partition("/")[0] in SHARES
-            _check(value is None or not is_share or 0 <= value <= 1, key, value, "a number from 0 to 1")
+            _check(value is None or section == "train" or is_possible(key, value), key, value, "a number from 0 to 1")
     temperature = metrics.get("temperature")
-    is_possible = temperature is None or is_temperature(temperature)
-    _check(is_possible, "temperature", temperature, f"from {COLDEST} to {HOTTEST}")
+    fits = temperature is None or is_temperature(temperature)
+    _check(fits, "temperature", temperature, f"from {COLDEST} to {HOTTEST}")
     return metrics
 
 

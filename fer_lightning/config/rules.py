@@ -12,6 +12,9 @@ from fer_lightning.runtime.processes import device_count, visible_gpus
 
 MONITORS = ("val/f1_macro", "val/balanced_accuracy", "val/accuracy")
 VOTES = "fer2013new.csv of https://github.com/microsoft/FERPlus, or a csv with the columns path and the ten votes"
+NEED_A_PATH = ("fer_lightning.data.folder.", "fer_lightning.data.layouts.")
+"""Modules of data sets that are not downloaded."""
+
 PRECISIONS = (
     "auto",
     "32-true",
@@ -69,6 +72,8 @@ def _data_rules(cfg: DictConfig) -> None:
     require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
+    if data.source.get("_target_", "").startswith(NEED_A_PATH) and not str(data.source.get("path") or "").strip():
+        raise UserError("data.path is missing; give data.path=DIR, or what else docs/data.md lists")
     image_rules(data)
     if (
         cfg.labels.name != "fer"
@@ -249,12 +254,21 @@ def _trainer_rules(cfg: DictConfig) -> None:
             trainer.devices,
             f"must be at least 1, and {existing} {what} here",
         )
-        ranks = wanted * trainer.num_nodes
-        if cfg.data.batch_size % ranks:
-            raise UserError(
-                f"data.batch_size={cfg.data.batch_size}: is the global batch and must be divisible by the {ranks} "
-                f"devices; use {max(1, round(cfg.data.batch_size / ranks)) * ranks}"
-            )
+    _batch_rules(cfg, (wanted or 1) * trainer.num_nodes)
+
+
+def _batch_rules(cfg: DictConfig, ranks: int) -> None:
+    batch, head = cfg.data.batch_size, cfg.model.head
+    if batch % ranks:
+        raise UserError(
+            f"data.batch_size={batch}: is the global batch and must be divisible by the {ranks} "
+            f"devices; use {max(1, round(batch / ranks)) * ranks}"
+        )
+    if head.batch_norm and head.hidden and batch == ranks:
+        raise UserError(
+            f"data.batch_size={batch}: batch normalization needs two images for each device; use {2 * ranks}, or "
+            "model.head.batch_norm=false"
+        )
 
 
 def _callback_rules(cfg: DictConfig) -> None:

@@ -42,6 +42,7 @@ MAX_PIECE = 2**25
 """Maximum bytes of a single read, and of an image file."""
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+_TOOLS = {".git", ".ipynb_checkpoints"}
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
 T = TypeVar("T")
@@ -63,12 +64,18 @@ class Container(Protocol):
 
 
 class Folder:
-    """The files below a folder."""
+    """The files below a folder.
+
+    Attributes:
+        path: of the folder.
+        hidden: folders below it that are left out, besides those of Git and Jupyter.
+    """
 
     form = "folder"
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.hidden: list[str] = []
         self._names = sorted(self._list())
 
     def _list(self) -> Iterator[str]:
@@ -76,6 +83,8 @@ class Folder:
         for folder, folders, files in os.walk(self.path, followlinks=True):
             below = Path(folder).relative_to(self.path)
             deep_enough = len(below.parts) + 1 >= MAX_DEPTH
+            hidden = [name for name in folders if name.startswith(".") and name not in _TOOLS]
+            self.hidden += [(below / name).as_posix() for name in hidden]
             folders[:] = [] if deep_enough else [name for name in folders if not _is_litter(name)]
             folders_seen, files_seen = folders_seen + 1, files_seen + len(files)
             if folders_seen > MAX_FOLDERS or files_seen > MAX_MEMBERS:
@@ -267,7 +276,7 @@ def readable_errors(path: Path) -> Iterator[None]:
     except (struct.error, ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged or packed in an unknown way ({one_line(error)})") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or one_line(error)}") from error
 
 
 def _is_litter(name: str) -> bool:

@@ -232,7 +232,18 @@ def in_folders(container: Container, names: Sequence[str], inside: str) -> list[
         )
     if loose:
         log.info("Ignored %d images that lie in no folder of a class", loose)
+    _log_ignored(names, container)
     return files
+
+
+def _log_ignored(names: Sequence[str], container: Container) -> None:
+    """Log the files in folders that are not read as images, such as ``.gif``, and hidden folders."""
+    others = [name for name in names if "/" in name and not name.lower().endswith(IMAGE_SUFFIXES)]
+    if others:
+        endings = sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in others})
+        log.info("Ignored %d files that are no images (%s)", len(others), ", ".join(endings[:5]))
+    if isinstance(container, Folder) and container.hidden:
+        log.info("Ignored hidden folders: %s", ", ".join(map(printable, sorted(container.hidden)[:5])))
 
 
 def _check_parts(files: Sequence[LabelledFile], classes_of: Mapping[str, str | None], where: Path) -> None:

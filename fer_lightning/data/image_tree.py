@@ -36,12 +36,11 @@ def images_of_tree(names: list[str]) -> list[str]:
 
 
 def images_of_emotions(names: list[str]) -> list[str]:
-    """The images of the form ``<emotion>/<file>``, with any folders above."""
-    return [
-        name
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and emotion_index(f"/{name}".split("/")[-2], numbers=False) is not None
-    ]
+    """The images of the form ``<emotion>/<file>``, with any folders above; numbers count where all seven are there."""
+    folders = {name: f"/{name}".split("/")[-2] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    named = [name for name, folder in folders.items() if emotion_index(folder, numbers=False) is not None]
+    all_numbers = set(folders.values()) == {str(number) for number in range(len(EMOTIONS))}
+    return named or (list(folders) if all_numbers else [])
 
 
 def read_image_tree(container: Container, names: list[str]) -> Faces:

@@ -53,8 +53,20 @@ GROUPS = {
 
 ALL_SCORES = {**SCORES, **FURTHER, **GROUPS}
 
+SHARES = (
+    *("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "recall", "precision", "f1"),
+    *("g_mean", "auroc_macro", "average_precision_macro", "aurc", *GROUPS, "set_coverage"),
+)
+"""Scores from 0 to 1."""
+
 HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
 """The scores that are shown first."""
 
 SHARE = MetricFormat("")
 """A share in percent that has no heading of its own."""
+
+
+def is_possible(key: str, value: float) -> bool:
+    """Whether a score, such as ``test/recall/happy``, can have this value: one of ``SHARES`` only from 0 to 1."""
+    score = key.partition("/")[2].partition("/")[0]
+    return score not in SHARES or 0 <= value <= 1

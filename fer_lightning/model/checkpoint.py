@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
 from fer_lightning.metrics.conformal import MOST_KEPT
+from fer_lightning.metrics.names import is_possible
 from fer_lightning.runtime.errors import UserError, check, one_line
-from fer_lightning.runtime.files import replace_file_by
+from fer_lightning.runtime.files import MAX_BITS, replace_file_by
 
 HYPER_PARAMETERS = {
     "model",
@@ -138,6 +139,8 @@ def check_values(checkpoint: Mapping[str, Any], size: int) -> None:
         if not isinstance(node, dict | list | tuple):
             if not isinstance(node, str | int | float | bytes | None):
                 raise ValueError(f"it holds a {type(node).__name__}")
+            if isinstance(node, int) and node.bit_length() > MAX_BITS:
+                raise ValueError(f"it holds a whole number of {node.bit_length():,} bits")
             return 1
         if counts.get(id(node)) == 0:
             raise ValueError("a value holds itself")
@@ -224,7 +227,8 @@ def _check_scorecard(card: dict[Any, Any]) -> None:
         is_number = isinstance(value, int | float) and math.isfinite(value)
         is_score = isinstance(key, str) and ("/" in key or key == "temperature")
         fits = value is None or (is_number and not isinstance(value, bool) if is_score else is_number or is_text)
-        check(isinstance(key, str) and fits, f"its scorecard has {str(key)[:80]}={str(value)[:40]!r}")
+        in_range = not (is_score and is_number) or is_possible(key, value)
+        check(isinstance(key, str) and fits and in_range, f"its scorecard has {str(key)[:80]}={str(value)[:40]!r}")
     if card.get("test/accuracy") is not None:
         complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int
         check(complete, "its scorecard is incomplete")

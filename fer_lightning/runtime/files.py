@@ -19,6 +19,9 @@ MAX_BYTES = 64 << 20
 """Size of a text file from which on it is none of this project's, such as a device or a damaged file."""
 
 
+MAX_BITS = 128
+"""Maximum bits of a whole number in a file of others, as NumPy's random state has; 1025 do not fit a float."""
+
 WRITTEN = (".json", ".csv", ".png", ".ckpt", ".log", ".yaml")
 """Suffixes of the files of a run folder."""
 
@@ -37,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is damaged, no JSON object, no regular file, or too large.
     """
     try:
-        content = json.loads(read_bytes(path).decode("utf-8"))
+        content = json.loads(read_bytes(path).decode("utf-8"), parse_int=_whole_number)
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, numbers of 5000 digits
         raise UserError(f"{path}: damaged, no JSON ({_reason(error)})") from None
     if not isinstance(content, dict):
@@ -158,6 +161,13 @@ def check_inside(path: Path, folder: Path) -> None:
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{path}: is a link that leads out of {folder}; replace it by what it stands for")
+
+
+def _whole_number(digits: str) -> int:
+    number = int(digits)
+    if number.bit_length() > MAX_BITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return number
 
 
 def _reason(error: BaseException) -> str:

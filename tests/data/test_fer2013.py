@@ -190,6 +190,7 @@ ODD_FORMS: dict[str, tuple[str | dict[str, bytes], dict[str, int]]] = {
     "train and val only": (tree_with(EMOTIONS, ("train/", "val/", "val/")), {"Training": 28, "PublicTest": 28}),
     "train only": (tree_with(EMOTIONS, ("train/", "train/", "train/")), ONLY_TRAINING),
     "emotions only": (tree_with(EMOTIONS, ("", "", "")), ONLY_TRAINING),
+    "numbers only": (tree_with(NUMBERS, ("", "", "")), ONLY_TRAINING),
     "folders down": (tree_with(EMOTIONS, ("train/", "val/", "test/"), "a/archive/"), ALL),
 }
 

@@ -404,6 +404,20 @@ def test_counts_of_parts_that_were_cut(tmp_path, caplog):
     assert splits.count_parts(many, split).startswith("train 0 to ")
 
 
+def test_files_that_are_left_out_are_counted(tmp_path, caplog):
+    extra = {"cat/x.gif": b"GIF89a", "dog/deep/y.HEIC": b"", "dog/notes": b"", "README": b"", ".old/cat/a.png": b""}
+    caplog.set_level("INFO")
+    folder.load(str(write_folder(tree() | extra | {".git/cat/a.png": b"", "cat/.DS_Store": b""}, tmp_path / "faces")))
+    assert "Ignored 3 files that are no images (.gif, .heic, no ending)" in caplog.text
+    assert "Ignored hidden folders: .old" in caplog.messages
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (write_folder(tree(), tmp_path / "faces") / "cat" / "lost.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"cat/lost\.png cannot be read: No such file or directory"):
+        folder.load(str(tmp_path / "faces"))
+
+
 def test_parts_of_other_data_than_fer2013_have_plain_names(tmp_path):
     faces = folder.load(str(write_folder(with_parts(), tmp_path / "faces")))
     assert set(np.array(faces.parts)[faces.usage]) == {"train", "val", "test"}
