@@ -180,6 +180,7 @@ def test_val_fraction_that_leaves_a_class_out_of_training(cli, tmp_path):
     assert_refused(outcome, tmp_path, "training split has no image of disgust")
 
 
+@pytest.mark.nightly
 def test_images_of_another_size_or_colour_are_converted_and_counted(cli, tmp_path):
     files = image_files(FACES)
     colour = cv2.cvtColor(FACES.images[0], cv2.COLOR_GRAY2BGR)
@@ -230,6 +231,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # its train.log is still open
 
 
+@pytest.mark.slow
 def test_read_only_data_folder_is_enough(cli, tmp_path, mounted):
     folder = write_folder(image_files(FACES), mounted("2m"))
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)

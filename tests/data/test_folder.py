@@ -233,7 +233,7 @@ class TestRuns:
         assert set(predictions["usage"]) == {"train"}
         assert "(faces, " in scorecard_line(make_scorecard(metrics))
 
-    @pytest.mark.parametrize("backend", ["batched", "albumentations"])
+    @pytest.mark.parametrize("backend", every_third(["batched", "albumentations"]))
     def test_colour_mixed_and_augmented(self, train, tmp_path, backend):
         write_zip(tree(color=True, side=60), tmp_path / "faces.zip")
         words = ("augment=strong", f"augment.backend={backend}", "imbalance=cmo")
@@ -252,6 +252,7 @@ class TestRuns:
         metrics = train("data.path=faces", "data.only=[dog,cat]", "imbalance=weighted")
         assert list(metrics["train/class_counts"]) == ["dog", "cat"]
 
+    @pytest.mark.nightly
     def test_three_emotions_of_drawn_faces(self, cli, tmp_path):
         outcome = cli(*TINY, "data.only=[happy,sad,neutral]", "hydra.run.dir=run")
         assert outcome.code == 0, outcome.err

@@ -124,10 +124,10 @@ def expected(model: EmotionClassifier, photos: np.ndarray) -> np.ndarray:
     return apply_temperature(predict(model, gray, CPU), TEMPERATURE)
 
 
-LEGS = {"onnx": pytest.mark.slow, "exported_program": pytest.mark.nightly}
-FORMATS = [pytest.param(name, marks=[LEGS[name]] if name in LEGS else []) for name in SUFFIXES]
+FORMATS = [pytest.param(name, marks=[pytest.mark.nightly] * (name == "exported_program")) for name in SUFFIXES]
 
 
+@pytest.mark.slow
 class TestEveryFormat:
     @pytest.mark.parametrize("name", FORMATS)
     def test_file_is_beside_the_run_and_equals_pytorch_on_every_test_image(self, trained, exported, faces, name):
@@ -156,6 +156,7 @@ class TestEveryFormat:
         assert {path.name for path in (trained / "exports").iterdir()} - {"test_efficientnet.int8.onnx"} == names
 
 
+@pytest.mark.slow
 class TestMetadata:
     def check(self, found: dict[str, Any], trained: Path, given: str = "uint8 (batch, height, width, 3)") -> None:
         metrics = read_json(trained / "metrics.json")
@@ -172,7 +173,6 @@ class TestMetadata:
     def decode(text: dict[str, str]) -> dict[str, Any]:
         return {key: value if key in ("input", "output") else json.loads(value) for key, value in text.items()}
 
-    @pytest.mark.slow
     def test_onnx(self, trained, exported):
         import onnx
 
@@ -206,8 +206,8 @@ class TestMetadata:
         assert not any(here in piece for piece in pieces)
 
 
+@pytest.mark.slow
 class TestElsewhere:
-    @pytest.mark.slow
     def test_onnx_needs_no_torch(self, trained, exported, model, tmp_path):
         photos = np.stack([photo(120, 160), photo(120, 160, seed=1)])
         np.save(tmp_path / "photos.npy", photos)
@@ -332,8 +332,8 @@ class TestInt8:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 class TestMistakes:
-    @pytest.mark.slow
     def test_file_with_other_probabilities_is_not_written(self, trained, tmp_path, monkeypatch):
         red, green, blue = graph.LUMA
         monkeypatch.setattr(graph, "LUMA", (blue, green, red))  # which gray images do not show

@@ -1,6 +1,5 @@
 """A checkpoint scored on any labelled folder, and with test-time augmentation, through the command line."""
 
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from command_line import TINY
 from legs import every_third
 
 from fer_lightning import evaluate
-from fer_lightning.__main__ import main
 from fer_lightning.data import classes, folder
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
@@ -40,14 +38,9 @@ def files_of(names: dict[str, str] | None = None, top: str = "", without: tuple[
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(trained_once) -> Path:
     """The run folder of a tiny model; shared, so not to be changed."""
-    where = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(where)
-        patch.setattr(sys, "argv", ["fer_lightning", *TINY, "hydra.run.dir=run"])
-        main()
-    return where / "run"
+    return trained_once(*TINY)
 
 
 @pytest.fixture

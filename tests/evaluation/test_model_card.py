@@ -106,6 +106,7 @@ class TestText:
         assert "file `v2.safetensors`" in made.text
         assert "secret" not in str(made)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "text",
         ["<img src=http://evil.example/>[a](http://evil.example) a|b {{ 77 * 77 }}", "a\n---\n# b\x1b[31m"],

@@ -74,8 +74,8 @@ class TestCommand:
         assert lines[1].split() == ["none", "-", "1.00", "any", "any", "8", "of", "9"]
         assert "…" not in "".join(lines)
 
-    def test_formulas(self, process):
-        outcome = process("--full", module="fer_lightning.methods", COLUMNS="200")
+    def test_formulas(self, forked):
+        outcome = forked("--full", module="fer_lightning.methods", COLUMNS="200")
         assert outcome.code == 0
         rows = re.findall(r"^│ (\w+)", outcome.out, re.M)
         assert set(rows) == NAMES
@@ -86,20 +86,20 @@ class TestCommand:
             assert method.formula in outcome.out
             assert method.paper in outcome.out
 
-    def test_one(self, process):
-        outcome = process("focal", module="fer_lightning.methods")
+    def test_one(self, forked):
+        outcome = forked("focal", module="fer_lightning.methods")
         assert outcome.code == 0
         assert "-alpha_y (1 - p_y)^gamma log p_y" in outcome.out
         assert "\nimbalance.loss.gamma=2.0\n    0 is cross-entropy\n" in outcome.out
         assert "\nimbalance/mix=null\n    cmo | mixup | remix\n" in outcome.out
 
-    def test_settings_of_the_chosen_parts_are_shown(self, process):
-        outcome = process("cmo", module="fer_lightning.methods")
+    def test_settings_of_the_chosen_parts_are_shown(self, forked):
+        outcome = forked("cmo", module="fer_lightning.methods")
         assert "\nimbalance.mix.off_share=0.015\n" in outcome.out
         assert "${trainer.max_epochs}" not in outcome.out
 
-    def test_unknown(self, process):
-        outcome = process("focl", module="fer_lightning.methods")
+    def test_unknown(self, forked):
+        outcome = forked("focl", module="fer_lightning.methods")
         assert outcome.code == 2
         assert "focl: no such method (did you mean focal?)" in outcome.error
 

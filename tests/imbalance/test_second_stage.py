@@ -240,6 +240,7 @@ def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, plain
     assert differing(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     every_nth(

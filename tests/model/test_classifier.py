@@ -630,6 +630,7 @@ class TestInputSize:
         assert [input_size(epoch, 3, 32, 100) for epoch in range(3)] == [32, 48, 100]
         assert {input_size(epoch, 5, None, 96) for epoch in range(5)} == {96}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["batched", pytest.param("albumentations", marks=pytest.mark.nightly)])
     def test_images_grow_and_validation_is_at_the_full_size(self, cli, monkeypatch, backend):
         sizes: list[tuple[bool, int]] = []

@@ -200,8 +200,8 @@ def test_a_refusal_by_slurm_is_one_line(sweep, process):
     assert "hydra.launcher.partition" in outcome.error
 
 
-def test_without_slurm_the_sweep_is_refused(process, tmp_path):
-    outcome = process("-m", "hydra/launcher=slurm", *TINY, PATH=str(tmp_path))
+def test_without_slurm_the_sweep_is_refused(forked, tmp_path):
+    outcome = forked("-m", "hydra/launcher=slurm", *TINY, PATH=str(tmp_path))
     assert outcome.code == 2
     assert "no sbatch" in outcome.error
 

@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["imbalance=undersample"],
+        pytest.param(["imbalance=undersample"], marks=pytest.mark.slow),
         ["imbalance=focal", "callbacks=ema", "callbacks.ema.decay=0.9"],
         *(
             pytest.param(words.split(), marks=pytest.mark.nightly if number % 6 else pytest.mark.slow)
