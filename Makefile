@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The tests start hundreds of processes, and each would compile the project's modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow test-nightly test-slurm test-lowest lint docs install install-all clean
 
@@ -41,20 +43,24 @@ install: $(VENV)/.installed
 
 # For the tests and the site together: one resolution by pip instead of two.
 install-all: pyproject.toml constraints.txt
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev,docs]'
+	$(call install,dev$(,)docs)
 	touch $(VENV)/.installed $(VENV)/.docs
 
-# --no-compile: most installed modules are never imported, and the others are compiled at their first import.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	$(call install,dev)
 	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
+	$(call install,docs)
 	touch $@
+
+# pip compiles on one core, and the packages' own tests too. A file that cannot be compiled is no error, as for pip.
+, := ,
+define install
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[$(1)]'
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+endef
 
 clean:
 	rm -rf $(VENV) .venv-lowest .cache build dist site
