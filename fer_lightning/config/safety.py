@@ -80,6 +80,9 @@ class GuardedLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         check_secrets([("the command line", line) for line in overrides])
+        only_for_the_mode = not validate_sweep_overrides  # Hydra then composes all again, whatever comes of this
+        if only_for_the_mode and not _may_set_the_mode(overrides):
+            return OmegaConf.create({"hydra": {"mode": None}})
         try:
             with bounded():
                 cfg = self._load(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
@@ -154,6 +157,11 @@ class GuardedLoader(ConfigLoaderImpl):
             hydra_keys.check_placement(loaded.config, path, default.package)
             _check_shadowed(path, repo)
         return loaded
+
+
+def _may_set_the_mode(overrides: Sequence[str]) -> bool:
+    """Whether Hydra may be in another mode than its options say; of files, only trusted ones can set it."""
+    return trusted("hydra.mode") or any(re.search(r"\bmode\b", line) for line in overrides)
 
 
 def _without_settings_of_swept_groups(overrides: Sequence[str]) -> list[str]:

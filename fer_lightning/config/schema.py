@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -266,11 +267,17 @@ def _reference(choices: Mapping[str, Any], searchpath: Sequence[str]) -> DictCon
     Raises:
         UserError: a file of callbacks, chosen or not, cannot be composed or is unsafe.
     """
-    loader = GlobalHydra.instance().config_loader()
     groups = ("data", "split", "imbalance", "imbalance/sampler", "imbalance/mix")
-    overrides = [f"{group}={choices[group]}" for group in groups if choices.get(group)]
+    overrides = tuple(f"{group}={choices[group]}" for group in groups if choices.get(group))
     if searchpath:
-        overrides.append(f"hydra.searchpath={json.dumps(list(searchpath))}")
+        overrides += (f"hydra.searchpath={json.dumps(list(searchpath))}",)
+    folders = [source for source in GlobalHydra.instance().config_loader().get_sources() if source.scheme() == "file"]
+    own = not searchpath and all(Path(folder.path) == CONF_DIR for folder in folders)
+    return _compose_own_files(overrides) if own else _compose_files(overrides)
+
+
+def _compose_files(overrides: tuple[str, ...]) -> DictConfig:
+    loader = GlobalHydra.instance().config_loader()
 
     def compose(*callbacks: str) -> DictConfig:
         chosen = [*overrides, f"callbacks=[{','.join(callbacks)}]"]
@@ -288,6 +295,10 @@ def _reference(choices: Mapping[str, Any], searchpath: Sequence[str]) -> DictCon
             except mistakes as error:
                 raise UserError(f"callbacks/{name}.yaml: {explain(error)}") from None
         raise
+
+
+# Jobs of a sweep choose the same ones again; files of the user may change in the meantime.
+_compose_own_files = functools.lru_cache(maxsize=64)(_compose_files)
 
 
 def check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:

@@ -96,7 +96,7 @@ def _read(path: Path) -> tuple[Any, str]:
     return {} if content is None else content, text
 
 
-# A start composes the configuration three times, from the same files.
+# A start composes the configuration twice, from the same files.
 _parse_once = functools.lru_cache(maxsize=256)(parse)
 
 

@@ -393,10 +393,10 @@ class TestAllowList:
 
     def test_the_check_is_fast(self):
         cfg = composed()
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(10):
             safety.check(cfg)
-        assert (time.perf_counter() - started) / 10 < 0.02
+        assert (time.process_time() - started) / 10 < 0.02
 
 
 @pytest.mark.parametrize(
