@@ -41,6 +41,9 @@ MAX_MEMBERS = 1_000_000
 MAX_PIECE = 2**25
 """Maximum bytes of a single read, and of an image file."""
 
+UTF8_FLAG = 0x800
+"""The bit of a zip member's flags that says that its name is UTF-8."""
+
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _TOOLS = {".git", ".ipynb_checkpoints"}
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
@@ -118,7 +121,7 @@ class Zip:
             if info.flag_bits & 1 and not info.is_dir():
                 raise UserError(f"{self.path} is protected by a password: unpack it and give the folder")
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if packed on a system without file modes
-            yield info.filename, info.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR), info
+            yield _zip_name(info), info.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR), info
 
     def names(self) -> list[str]:
         """Paths of the visible members, in the archive's order."""
@@ -127,6 +130,16 @@ class Zip:
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""
         return self._zip.open(self._members[name])
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """A member's name; macOS and some Linux programs write UTF-8 without the flag that says so."""
+    if info.flag_bits & UTF8_FLAG or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")  # zipfile has decoded it as cp437
+    except UnicodeError:
+        return info.filename
 
 
 class Tar:

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from fer_lightning.data import archives
 from fer_lightning.data.faces import ImageForm
 from fer_lightning.presentation.printable import printable
+from fer_lightning.presentation.words import listed
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ MAX_PADDING = 1024
 
 SAMPLED = 200
 """Images whose size is looked at where none is given."""
+
+SHOWN = 5
+"""Files that cannot be read, named in one line."""
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 224
 """Sides in pixels that colour images are stored with where none is given."""
@@ -110,12 +115,20 @@ def read_images(
         one_kind: refuse a set of both gray and colour images.
 
     Raises:
-        UserError: as ``decode``; a gray image where colour is asked for; or both kinds. Names the files.
+        UserError: as ``decode``, after all files were tried; a gray image where colour is asked for; or both kinds.
+            Names the files.
     """
     converted = gray = 0
     first_gray = first_colour = ""
+    broken: list[str] = []
+    problem = ""
     for name, place in zip(names, places, strict=True):
-        image = _read_image(container, name)
+        try:
+            image = _read_image(container, name)
+        except UserError as error:
+            problem = problem or str(error)
+            broken.append(name)
+            continue
         out[place] = as_face(image, form)
         converted += image.shape[:2] != (form.size, form.size) or (image.ndim == 3) != form.color
         if image.ndim == 2:
@@ -127,6 +140,9 @@ def read_images(
                 f"{container.path} has gray images (such as {first_gray}) and colour ones (such as {first_colour}): "
                 "use data.color=false to convert all to gray, or leave the gray ones out and use data.color=true"
             )
+    if broken:
+        named = [*broken[1:SHOWN], *([f"{len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else [])]
+        raise UserError(f"{problem}; and so {listed(named)}" if named else problem)
     if form.color and gray:
         raise UserError(
             f"{container.path}: {gray:,} of {len(names):,} images are gray (the first: {first_gray}): data.color=true "
@@ -140,8 +156,11 @@ def read_images(
 def typical_side(container: archives.Container, names: Sequence[str]) -> int:
     """Median of the shorter sides of some images, in pixels: at most ``LARGEST_SIDE``."""
     some = np.unique(np.linspace(0, len(names) - 1, SAMPLED).astype(int))
-    sides = [min(_read_image(container, names[k]).shape[:2]) for k in some]
-    return int(min(LARGEST_SIDE, max(SMALLEST_SIDE, np.median(sides))))
+    sides = []
+    for k in some:
+        with suppress(UserError):  # read_images names all that are broken
+            sides.append(min(_read_image(container, names[k]).shape[:2]))
+    return int(min(LARGEST_SIDE, max(SMALLEST_SIDE, np.median(sides)))) if sides else LARGEST_SIDE
 
 
 def _read_image(container: archives.Container, name: str) -> np.ndarray:

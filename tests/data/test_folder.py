@@ -14,7 +14,7 @@ from archives import encode, write_folder, write_tar, write_zip
 from command_line import TINY, Outcome
 from legs import every_third
 
-from fer_lightning.data import folder, layouts, splits
+from fer_lightning.data import archives, folder, layouts, splits
 from fer_lightning.data.classes import as_emotions, group_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, ImageForm
 from fer_lightning.data.synthetic import draw
@@ -433,3 +433,30 @@ def test_a_set_that_does_not_fit_the_disk_is_refused_before_it_is_read(tmp_path,
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1e5})())
     with pytest.raises(UserError, match=r"the images need 0\.0 GB in .*: give data\.cache_dir=DIR on another disk"):
         folder.load(str(files), image_size=96)
+
+
+class TestZipNames:
+    @pytest.mark.parametrize(
+        ("written", "expected"),
+        [("étoile rouge".encode(), "étoile rouge"), ("Größe".encode(), "Größe"), (b"caf\x82", "café")],
+        ids=["UTF-8", "umlaut", "cp437"],
+    )
+    def test_a_name_without_the_flag_of_utf8(self, tmp_path, written, expected):
+        stand_in = "x" * len(written)
+        path = write_zip({f"{stand_in}/a.png": b"1", f"{stand_in}/b.png": b"2"}, tmp_path / "a.zip")
+        path.write_bytes(path.read_bytes().replace(stand_in.encode(), written))
+        opened = archives.Zip(path)
+        assert opened.names() == [f"{expected}/a.png", f"{expected}/b.png"]
+        assert opened.open(f"{expected}/b.png").read() == b"2"
+
+    def test_a_name_with_the_flag(self, tmp_path):
+        assert archives.Zip(write_zip({"Größe/é.png": b"1"}, tmp_path / "a.zip")).names() == ["Größe/é.png"]
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_all_broken_images_are_named_in_one_line(tmp_path, color):
+    bad = {f"cat/bad{number}.png": b"no image" for number in range(7)}
+    place = write_folder({**tree(color=True), **bad}, tmp_path / "faces")
+    message = r"cat/bad0.png is not an image .* and so cat/bad1.png, cat/bad2.png, .*, cat/bad4.png and 2 more$"
+    with pytest.raises(UserError, match=message):
+        folder.load(str(place), color=color, cache_dir=str(tmp_path / "cache"))
