@@ -132,6 +132,12 @@ class Comparison:
         return [run for members in self.rows.values() for run in members]
 
     @property
+    def has_twins(self) -> bool:
+        """Whether a test image of any run has a pixel-identical twin in its training set."""
+        whole, dedup = self.test_set, f"{self.test_set}_dedup"
+        return any(dedup in run.members and run.members[dedup].sum() < run.members[whole].sum() for run in self.runs)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the C classes."""
         return self.runs[0].classes

@@ -18,7 +18,7 @@ class MetricFormat(NamedTuple):
 
     def words(self, value: Any, sign: str = "") -> str:
         """Format a value; ``sign="+"`` for a difference. ``NOTHING`` for None and NaN."""
-        return NOTHING if pd.isna(value) else f"{value * self.factor:{sign}.{self.digits}f}"
+        return NOTHING if pd.isna(value) else f"{value * self.factor:{sign}z.{self.digits}f}"
 
     def interval(self, low: float, high: float, sign: str = "") -> str:
         """Format an interval; empty when there is none."""

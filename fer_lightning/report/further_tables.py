@@ -5,7 +5,7 @@ import math
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import ALL_SCORES, NOTHING, SCORES, SHARE
 from fer_lightning.metrics.selective import COVERAGES
-from fer_lightning.report.tables import Cell, Table, ordered, rarest_first, seeds
+from fer_lightning.report.tables import Cell, Table, is_tied, ordered, rarest_first, seeds
 
 SHOWN_CLASSES = 8
 """Most classes whose coverage is shown: the rarest."""
@@ -30,7 +30,7 @@ def further(c: Comparison) -> Table | None:
             mean, deviation = means[cells[0].text], float(entries[cells[0].text, metric]["sd"])
             spread = "" if math.isnan(deviation) else f" ± {score.words(deviation)}"
             value = None if math.isnan(mean) else mean
-            cells.append(Cell(score.words(mean) + spread, value, best=mean == best))
+            cells.append(Cell(score.words(mean) + spread, value, best=is_tied(mean, best)))
     caption = (
         "G-mean: geometric mean of the recalls, 0 where one is 0; MCC: Matthews correlation, from -1 to 1; AUROC and "
         "AP: areas under the ROC and the precision-recall curve, of each class against the rest, averaged over the "
@@ -55,7 +55,7 @@ def selective(c: Comparison) -> Table | None:
         cells = [Cell(name, name)]
         for share in COVERAGES:
             risk = curves[name, share]
-            cells.append(Cell(ERROR.words(risk), risk, best=len(c.rows) > 1 and risk == best[share]))
+            cells.append(Cell(ERROR.words(risk), risk, best=len(c.rows) > 1 and is_tied(risk, best[share])))
         rows.append(cells)
     return Table("errors", ["method", *(f"{100 * share:.0f} % answered" for share in COVERAGES)], rows)
 
@@ -71,7 +71,7 @@ def sets(c: Comparison) -> Table | None:
         entry = entries[name]
         size = float(entry["size"])
         cells = [Cell(name, name), _share(entry["coverage"])]
-        cells.append(Cell(f"{size:.2f}", size, best=len(entries) > 1 and size == c.sets["size"].min()))
+        cells.append(Cell(f"{size:.2f}", size, best=len(entries) > 1 and is_tied(size, c.sets["size"].min())))
         rows.append([*cells, *(_share(entry[f"coverage/{each}"]) for each in classes)])
     return Table("sets", ["method", "hold the label", "classes in a set", *classes], rows)
 

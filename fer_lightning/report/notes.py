@@ -55,7 +55,12 @@ def on_differences(c: Comparison) -> list[str]:
 def _on_moderation(c: Comparison) -> str:
     repeated = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
     if np.count_nonzero(repeated["pairs"] > 1) < FEWEST_MODERATED:
-        return ""
+        if len(c.pairs) < FEWEST_MODERATED or not (repeated["pairs"] > 1).any():
+            return ""
+        return (
+            f" Each difference here has its own variance over seeds; the answer's is moderated by that of all "
+            f"{len(c.pairs)} pairs of methods (Smyth 2004), so its interval for the same difference is another."
+        )
     return " The variance over seeds of a comparison is moderated by that of the others in its metric (Smyth 2004)."
 
 

@@ -277,6 +277,11 @@ def selective(c: Comparison, numbers: Numbers) -> str:
     return _frame([*drawn, *points], label, "answered images, the most confident first, %", "errors, %")
 
 
+def distinct_letters(classes: Sequence[str]) -> int:
+    """How many letters distinguish the names of classes, at least 3 and at most 8."""
+    return next((n for n in range(3, 8) if len({name[:n] for name in classes}) == len(classes)), 8)
+
+
 def _matrix(
     shares: np.ndarray,
     classes: Sequence[str],
@@ -286,7 +291,8 @@ def _matrix(
     limit: float | None,
 ) -> str:
     """A confusion matrix as a small coloured table; with ``limit`` it holds differences of shares."""
-    heads = [f'<abbr title="{to_html(each)}">{to_html(each[:3])}</abbr></th>' for each in classes]
+    letters = distinct_letters(classes)
+    heads = [f'<abbr title="{to_html(each)}">{to_html(each[:letters])}</abbr></th>' for each in classes]
     head = "".join(f'<th scope="col">{each}' for each in heads)
     rows = []
     for i, truth in enumerate(classes):

@@ -219,7 +219,7 @@ def _twins(c: Comparison) -> Section | None:
         "Without twins",
         "Test images with a pixel-identical twin in training are left out of the second number.",
         [table],
-        sentences=sentences.on_twins(c.twin_changes, c.baselines),
+        sentences=sentences.on_twins(c.twin_changes, c.baselines, has_twins=c.has_twins),
         notes=notes.on_twins(c),
     )
 

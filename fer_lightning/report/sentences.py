@@ -246,8 +246,10 @@ def _begins_to_pay(method: str, metric: str, records: Sequence[Mapping[Any, Any]
     return f"{method} is at no ratio clearly better in {name} ({gaps} points; inconclusive, not equal){cost}."
 
 
-def on_twins(changes: pd.DataFrame, baselines: Mapping[str, str]) -> list[str]:
+def on_twins(changes: pd.DataFrame, baselines: Mapping[str, str], has_twins: bool) -> list[str]:
     """How much leaving out the twins of training images changes each difference in the primary metric."""
+    if not has_twins:
+        return ["No test image has a pixel-identical twin in training: the scores without twins are the same."]
     clear, unclear = [], []
     name = SCORES[PRIMARY].heading
     for row in changes[changes["p_holm"].notna()].to_dict("records"):
@@ -280,11 +282,17 @@ def on_seeds(c: Comparison) -> list[str]:
     if rows.empty:
         return []
     number = str(max(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
-    alone, corrected = (points(rows[key].median()) for key in ("detectable", "detectable_all"))
-    holm = f", or {corrected} where Holm's correction for {len(rows)} methods begins" * (len(rows) > 1)
+    alone, corrected = (float(rows[key].median()) for key in ("detectable", "detectable_all"))
+    if alone > 1:
+        return [
+            f"With {number} seeds and this test set, no true difference in macro F1 is found with {percent(POWER, 0)} "
+            "power: it would have to be larger than 100 points. Take more seeds or more test images."
+        ]
+    size = points(corrected) if corrected <= 1 else "none of up to 100 points"
+    holm = f", or {size} where Holm's correction for {len(rows)} methods begins" * (len(rows) > 1)
     return [
-        f"With {number} seeds, a true difference in macro F1 of {alone} is found with about {percent(POWER, 0)} power "
-        f"when tested alone{holm}; smaller ones are often missed."
+        f"With {number} seeds, a true difference in macro F1 of {points(alone)} is found with about "
+        f"{percent(POWER, 0)} power when tested alone{holm}; smaller ones are often missed."
     ]
 
 
@@ -298,9 +306,9 @@ def on_classes(c: Comparison) -> list[str]:
         n = present[rarest]
         recall = float(c.per_class[c.per_class["class"] == rarest]["recall"].max())
         error = np.sqrt(recall * (1 - recall) / n)
+        images, one = ("image", "it") if n == 1 else ("images", "one of them")
         sentences.append(
-            f"The test set has {count(n)} image{'' if n == 1 else 's'} of {rarest}: one of them is "
-            f"{points(1 / n)} of its recall and "
+            f"The test set has {count(n)} {images} of {rarest}: {one} is {points(1 / n)} of its recall and "
             f"{points(1 / n / len(present))} of balanced accuracy"
             + (f"; the standard error of its recall is about {points(error)}." if error > 0 else ".")
         )

@@ -84,6 +84,11 @@ def value_of(value: Any) -> float | None:
     return None if value is None or pd.isna(value) else float(value)
 
 
+def is_tied(value: float, best: float) -> bool:
+    """Whether a score is the best one, apart from rounding; not so for NaN."""
+    return math.isclose(value, best, rel_tol=0, abs_tol=1e-12)
+
+
 def _by_method(frame: pd.DataFrame) -> dict[str, dict[Any, Any]]:
     return {row["method"]: row for row in frame.to_dict("records")}
 
@@ -162,7 +167,7 @@ def scores(c: Comparison, test_set: str | None = None) -> Table:
                     score.interval(entry["low"], entry["high"]),
                     float(entry["low"]),
                     float(entry["high"]),
-                    best=alike and len(wide) > 1 and entry["mean"] == best[key],
+                    best=alike and len(wide) > 1 and is_tied(entry["mean"], best[key]),
                 )
             )
         rows.append([*cells, number_cell(len(c.rows[name]))])
@@ -184,7 +189,7 @@ def ensembles(c: Comparison, test_set: str) -> Table:
         for key, score in SCORES.items():
             value, low, high = (table[name, key][column] for column in ("mean", "low", "high"))
             interval = score.interval(low, high)
-            is_best = len(wide) > 1 and value == best[key]
+            is_best = len(wide) > 1 and is_tied(value, best[key])
             cells.append(Cell(score.words(value), value_of(value), interval, float(low), float(high), best=is_best))
         rows.append([*cells, number_cell(table[name, PRIMARY]["seeds"])])
     headings = ["method", *(score.heading for score in SCORES.values()), "models"]
@@ -208,7 +213,9 @@ def over_ratio(over: OverRatio, metric: str) -> Table:
                 continue
             deviation = table[ratio, name]["sd"]
             spread = "" if pd.isna(deviation) else f" ± {score.words(deviation)}"
-            cells.append(Cell(score.words(means[name]) + spread, value_of(means[name]), best=means[name] == best))
+            cells.append(
+                Cell(score.words(means[name]) + spread, value_of(means[name]), best=is_tied(means[name], best))
+            )
         rows.append(cells)
     return Table(score.heading, ["ratio", *over.methods], rows)
 
@@ -286,7 +293,7 @@ def calibration(c: Comparison) -> Table:
         for key, (_, score) in columns.items():
             for column in (key, f"{key}_scaled"):
                 value = entries[name][column]
-                is_best = len(entries) > 1 and value == c.calibration[column].min()
+                is_best = len(entries) > 1 and is_tied(value, c.calibration[column].min())
                 cells.append(Cell(score.words(value), value_of(value), best=is_best))
         rows.append(cells)
     return Table("calibration", headings, rows)

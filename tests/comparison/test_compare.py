@@ -172,7 +172,7 @@ def test_a_trade_and_twins_are_reported() -> None:
     assert lines[2].startswith("focal trades accuracy (-2.0 points to none) for macro F1 (+3.0 points)")
     for p, start in ((0.01, "Without the test images that have"), (0.4, "Inconclusive: the change of the difference")):
         changes = pd.DataFrame([row("test_dedup", "f1_macro", -0.02, p)])
-        (line,) = sentences.on_twins(changes, {"focal": "none"})
+        (line,) = sentences.on_twins(changes, {"focal": "none"}, has_twins=True)
         assert line.startswith(start)
         assert "-2.0" in line
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.escapes import to_markdown
 from fer_lightning.presentation.plotting import row_shares
-from fer_lightning.report import page, pictures, sentences, tables, terminal
+from fer_lightning.report import page, page_charts, pictures, sentences, tables, terminal
 from fer_lightning.report.markdown import markdown
 from fer_lightning.report.protocol import protocol
 
@@ -206,3 +207,54 @@ def test_every_part_takes_each_rows_own_baseline() -> None:
         (cell,) = {f"{100 * changes[f'focal lr={rate}'][1, 1]:+.1f}"}
         panel = html.split("differences to each row&#x27;s own baseline</p>")[1].split(f"<span>focal lr={rate}")[1]
         assert f"disgust, called disgust: {cell} points" in panel.split("</table>")[0]
+
+
+def test_no_difference_of_more_than_100_points_is_promised() -> None:
+    c = made_up(3, 2)
+    few = c.differences.assign(detectable=0.9, detectable_all=1.7)
+    (line,) = sentences.on_seeds(replace(c, differences=few))
+    assert "difference in macro F1 of 90.0 points" in line
+    assert "or none of up to 100 points where Holm" in line
+    (line,) = sentences.on_seeds(replace(c, differences=few.assign(detectable=1.2)))
+    assert "no true difference in macro F1 is found with 80 % power" in line
+    assert not re.search(r"1[1-9]\d\.\d points", line)
+
+
+def test_without_twins_no_change_is_called_inconclusive() -> None:
+    c = made_up(3, 3)
+    assert any("Inconclusive: the change" in line for line in all_sentences(c))
+    for run in c.runs:
+        run.members["test_dedup"] = run.members["test"]
+    lines = all_sentences(c)
+    assert "No test image has a pixel-identical twin in training: the scores without twins are the same." in lines
+    assert not any("Inconclusive: the change" in line for line in lines)
+
+
+def test_a_class_with_one_test_image() -> None:
+    c = made_up(2, 3)
+    c.per_class.loc[c.per_class["class"] == "disgust", "n"] = 1
+    assert sentences.on_classes(c)[0].startswith(
+        "The test set has 1 image of disgust: it is 100.0 points of its recall"
+    )
+
+
+def test_two_intervals_of_one_difference_are_explained() -> None:
+    assert any("moderated by that of all 3 pairs" in note for note in all_notes(made_up(3, 3)))
+    assert not any("moderated by that of all" in note for methods in (2, 4) for note in all_notes(made_up(methods, 3)))
+    assert not any("moderated by that of all" in note for note in all_notes(made_up(3, 1)))
+
+
+def test_nothing_is_less_than_zero_and_equal_scores_are_both_best() -> None:
+    assert SCORES["accuracy"].words(-1e-9, "+") == "+0.0"
+    assert SCORES["accuracy"].words(-1e-9) == "0.0"
+    assert tables.is_tied(13 / 22, (12 / 22 + 14 / 22) / 2 + 1e-16)
+    assert not tables.is_tied(0.5, 0.5001)
+    assert not tables.is_tied(np.nan, np.nan)
+
+
+@pytest.mark.parametrize(
+    ("classes", "letters"),
+    [(("Kreis", "square"), 3), (("red star", "red sun", "blue"), 6), (("a rather long name", "a rather long one"), 8)],
+)
+def test_classes_of_a_matrix_are_distinguished(classes: tuple[str, ...], letters: int) -> None:
+    assert page_charts.distinct_letters(classes) == letters
