@@ -140,9 +140,11 @@ def draw_boxes(photo: np.ndarray, answers: list[FaceAnswer]) -> np.ndarray:
 def as_html(answers: list[FaceAnswer], notice: str, classes: Sequence[str], card: dict[str, Any] | None) -> str:
     """A section for each face: the face, its map, bars of the probabilities, and the model's test recall."""
     parts = [f'<p class="notice" role="status">{to_html(notice)}</p>'] if notice else []
+    about_faces = class_noun(classes) == "emotion"
     for number, each in enumerate(answers, start=1):
         best, side = int(each.probabilities.argmax()), each.face.shape[-1]
         answer = to_html(classes[best])
+        title = f"Face {number}: {answer}" if about_faces else answer
         face = cv2.resize(as_picture(each.face), (FACE, FACE), interpolation=cv2.INTER_CUBIC)
         heat = np.clip(cv2.resize(each.saliency, (FACE, FACE), interpolation=cv2.INTER_CUBIC), 0, 1)
         bars = "".join(
@@ -153,7 +155,7 @@ def as_html(answers: list[FaceAnswer], notice: str, classes: Sequence[str], card
         recall = (card or {}).get(f"test/recall/{classes[best]}")
         note = "" if recall is None else f"<p>Test recall of {answer}: {100 * recall:.0f} %.</p>"
         parts.append(
-            f'<section class="face"><h3>Face {number}: {answer} {100 * each.probabilities[best]:.0f} %</h3>'
+            f'<section class="face"><h3>{title} {100 * each.probabilities[best]:.0f} %</h3>'
             f'<div class="columns">{_figure(face, f"input, {side} x {side} pixels")}'
             f"{_figure(overlay(face if face.ndim == 2 else np.moveaxis(face, -1, 0), heat), f'evidence for {answer}')}"
             f'<div class="chances"><table>{bars}</table></div></div>{note}</section>'

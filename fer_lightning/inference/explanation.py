@@ -68,7 +68,7 @@ def explain_inputs(
     if detects:
         detect.check_detector(detector)
     model = EmotionClassifier.load(checkpoint)
-    extract = stream.central_face_with_note(model.form)
+    extract = stream.central_face_with_note(model.form, model.classes)
     if detects:
         extract = partial(stream.detected_faces, form=model.form, detector=detector)
     if class_name is not None and class_name not in model.classes:
@@ -174,18 +174,19 @@ def explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
     result = saliency.explain_test_set(
         model, faces.images[test], faces.labels[test], pick_device(cfg.trainer.accelerator)
     )
-    chosen = f"{result.right.sum():,} of {result.total.sum():,} test faces, those classified correctly"
+    noun = class_noun(model.classes)
+    images = "faces" if noun == "emotion" else "images"
+    chosen = f"{result.right.sum():,} of {result.total.sum():,} test {images}, those classified correctly"
     subtitle = f"{caption(what_was_scored(checkpoint, cfg, faces, split))} · mean over {chosen}"
-    figure = saliency_figures.mean_maps(
-        result, model.classes, f"Mean saliency map of each {class_noun(model.classes)}", subtitle
-    )
+    figure = saliency_figures.mean_maps(result, model.classes, f"Mean saliency map of each {noun}", subtitle)
     _save(figure, out / "saliency.png")
     replace_file_by(out / "saliency.npz", lambda file: _save_arrays(file, model.classes, result))
     areas = ", ".join(f"{name} {area:.3f}" for name, area in result.deletion.items())
     log.info("%s: wrote %s and %s", chosen, out / "saliency.png", out / "saliency.npz")
     log.info(
-        "deletion AUC over %d faces (mean probability while pixels are blurred, lower is better): %s",
+        "deletion AUC over %d %s (mean probability while pixels are blurred, lower is better): %s",
         result.checked,
+        images,
         areas,
     )
     print(json.dumps({"checkpoint": str(checkpoint), "faces": result.checked, "deletion_auc": result.deletion}))

@@ -37,6 +37,11 @@ def class_table(metrics: Mapping[str, Any], predictions: pd.DataFrame, name: str
     )
 
 
+def picture_column(predictions: pd.DataFrame) -> str:
+    """What the column of pictures is called: ``face`` where the classes are emotions, else ``image``."""
+    return "face" if class_noun(classes_of(predictions)) == "emotion" else "image"
+
+
 def mistake_table(predictions: pd.DataFrame, images: np.ndarray) -> tuple[list[np.ndarray], pd.DataFrame]:
     """The most confident mistakes, their texts safe for a page and for a CSV file that is made of it.
 

@@ -17,7 +17,7 @@ from fer_lightning.runtime import mlflow_run
 from fer_lightning.runtime.files import replace_file
 from fer_lightning.runtime.mlflow_run import OpenRun
 from fer_lightning.runtime.provenance import environment, git_commit
-from fer_lightning.training.dashboard_tables import class_table, mistake_table
+from fer_lightning.training.dashboard_tables import class_table, mistake_table, picture_column
 
 PAUSE = 60
 """Seconds without a request after one that failed; meanwhile the numbers are kept."""
@@ -139,7 +139,8 @@ def log_results(
             client.log_artifact(run_id, str(picture))
         mlflow_run.log_table(logger.run, "per_class", by_class)
         pictured: list[Any] = [Image.fromarray(face) for face in faces]
-        shown = mistakes.assign(face=pictured)[["face", *mistakes]]
+        column = picture_column(predictions)
+        shown = mistakes.assign(**{column: pictured})[[column, *mistakes]]
         mlflow_run.log_table(logger.run, "confident_mistakes", shown)
 
 

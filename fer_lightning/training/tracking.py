@@ -22,7 +22,7 @@ from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.provenance import environment, git_commit
 from fer_lightning.training import mlflow_logger
-from fer_lightning.training.dashboard_tables import class_table, mistake_table
+from fer_lightning.training.dashboard_tables import class_table, mistake_table, picture_column
 from fer_lightning.training.mlflow_logger import SafeMlflowLogger
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def log_results(
                 pairs = zip(faces, mistakes.to_numpy().tolist(), strict=True)
                 data: list[Any] = [[wandb.Image(face), *values] for face, values in pairs]
                 per_class = wandb.Table(dataframe=class_table(metrics, predictions, name))
-                shown = wandb.Table(columns=["face", *mistakes], data=data)
+                shown = wandb.Table(columns=[picture_column(predictions), *mistakes], data=data)
                 run.log({"per_class": per_class, "confident_mistakes": shown})
 
 

@@ -107,6 +107,19 @@ class TestText:
         assert "secret" not in str(made)
 
     @pytest.mark.slow
+    def test_other_classes_bring_no_words_about_emotions(self, run):
+        text = (run / "metrics.json").read_text()
+        for emotion in EMOTIONS:
+            text = text.replace(f'"{emotion}"', f'"{emotion}fish"').replace(f'/{emotion}"', f'/{emotion}fish"')
+        (run / "metrics.json").write_text(text)
+        card.main([str(run)])
+        text = written(run / "README.md").text
+        assert "angryfish, disgustfish" in text
+        for words in ("emotion labels", "hiring", "AI Act", "Demographics", "face.jpg", "--faces"):
+            assert words not in text
+        assert "**Where images show people**" in text
+
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "text",
         ["<img src=http://evil.example/>[a](http://evil.example) a|b {{ 77 * 77 }}", "a\n---\n# b\x1b[31m"],

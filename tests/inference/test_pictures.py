@@ -2,6 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from fer_lightning.data.faces import ImageForm
+from fer_lightning.inference import demo_page, stream
+from fer_lightning.inference.detect import Box
 from fer_lightning.inference.pictures import list_sources
 
 
@@ -19,3 +25,22 @@ def test_videos_and_other_images_of_a_folder_are_reported(tmp_path: Path) -> Non
     assert sources["b.gif"].problem == "is a video within a folder: give it by its own path"
     assert sources["d.heic"].problem.startswith("is an image of another kind: convert it to one of .jpg")
     assert list_sources([str(tmp_path / "b.gif")])[0].kind == "video"
+
+
+@pytest.mark.parametrize(("classes", "hints"), [(("happy", "sad"), True), (("cat", "sad"), False)])
+def test_only_models_of_emotions_name_the_detection_of_faces(
+    classes: tuple[str, ...], hints: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract = stream.central_face_with_note(ImageForm(48, False), classes)
+    ((box, face),) = extract(np.zeros((100, 150, 3), np.uint8))
+    assert (box, face.shape) == (None, (48, 48))
+    note = capsys.readouterr().err
+    assert note.startswith("note: only the central square of a picture of 150x100 pixels is used")
+    assert ("--faces" in note) == hints
+
+
+@pytest.mark.parametrize(("classes", "title"), [(("happy", "sad"), "Face 1: sad 75 %"), (("cat", "dog"), "dog 75 %")])
+def test_the_page_calls_only_faces_so(classes: tuple[str, ...], title: str) -> None:
+    gray = np.zeros((48, 48), np.uint8)
+    answer = demo_page.FaceAnswer(Box(0, 0, 48, 48), gray, np.array([0.25, 0.75]), gray / 255)
+    assert f"<h3>{title}</h3>" in demo_page.as_html([answer], "", classes, None)

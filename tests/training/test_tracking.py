@@ -31,6 +31,7 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.runtime import provenance, wandb_run
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.training import tracking
+from fer_lightning.training.dashboard_tables import picture_column
 
 
 @pytest.fixture(autouse=True)
@@ -449,3 +450,9 @@ def test_other_ranks_open_no_run(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == "False []"
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.parametrize(("names", "column"), [(("happy", "sad"), "face"), (("cat", "sad"), "image")])
+def test_pictures_are_called_faces_only_of_emotions(names: tuple[str, ...], column: str) -> None:
+    predictions = pd.DataFrame({f"p_{name}": [0.5] for name in names})
+    assert picture_column(predictions) == column
