@@ -104,7 +104,12 @@ def export(model: EmotionClassifier, format: str, int8: bool, faces: Faces, spli
         UserError: the file's probabilities differ from PyTorch's, or there are no images to calibrate int8 on.
     """
     if int8 and not len(split.val):
-        raise UserError("--int8: this run has no validation images to calibrate on; give split.val_fraction=0.1")
+        hint = (
+            "give split.val_fraction=0.1"
+            if len(split.train)
+            else "leave out data=..., so that the run's own split is used; data.path=... says where its images are"
+        )
+        raise UserError(f"--int8: there are no validation images to calibrate on; {hint}")
     metadata = export_metadata(model)
     temperature = metadata["temperature"] or 1.0
     if metadata["temperature"] is None:

@@ -54,7 +54,7 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
         faces = match_classes(found, model.classes)
         is_other = _is_other_set(model, overrides)
         split = whole(faces) if is_other else common_split([split_faces(each, faces) for each in configs])
-        _check_unseen(model, cfg, faces, split, is_other)
+        _check_unseen(model, configs, faces, split, is_other)
         if model.members:
             _name_members(cfg, configs)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -184,7 +184,9 @@ def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
         cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
 
 
-def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split: Split, is_other: bool) -> None:
+def _check_unseen(
+    model: EmotionClassifier, configs: Sequence[DictConfig], faces: Faces, split: Split, is_other: bool
+) -> None:
     """Log whether the test images may have trained or selected the model.
 
     Raises:
@@ -196,10 +198,21 @@ def _check_unseen(model: EmotionClassifier, cfg: DictConfig, faces: Faces, split
     if faces.data_hash != model.hparams["provenance"]["data_hash"]:
         log.info("these are not the images the model was trained with")
         return
-    trained = common_split([split_faces(_trained_config(each, []), faces) for each in model.members or [model]])
+    own = [_trained_config(each, []) for each in model.members or [model]]
+    if all(map(_split_alike, own, configs)):
+        trained = split
+    else:
+        trained = common_split([split_faces(each, faces) for each in own])
     seen = np.intersect1d(split.tests["test"], np.union1d(trained.train, trained.val))
     if len(seen):
         raise UserError(
             f"{len(seen)} of the {len(split.tests['test'])} test images trained or selected this model; "
             "keep seed and split as trained"
         )
+
+
+def _split_alike(one: DictConfig, other: DictConfig) -> bool:
+    """Whether two configurations split the same images in the same way."""
+    return all(
+        OmegaConf.select(one, key) == OmegaConf.select(other, key) for key in ("split", "seed", "data.drop_duplicates")
+    )

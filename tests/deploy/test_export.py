@@ -25,7 +25,7 @@ from fer_lightning.config.command_line import run_tool
 from fer_lightning.data import fer2013
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces, ImageForm
 from fer_lightning.data.images import as_face
-from fer_lightning.data.splits import official
+from fer_lightning.data.splits import official, whole
 from fer_lightning.data.synthetic import draw
 from fer_lightning.deploy import check, formats, graph, int8
 from fer_lightning.deploy.export import default_folder
@@ -327,8 +327,10 @@ class TestInt8:
 
     def test_without_validation_images_it_is_refused(self, model, faces, tmp_path):
         split = dataclasses.replace(official(faces, 0), val=np.array([], dtype=np.int64))
-        with pytest.raises(UserError, match="--int8: this run has no validation images"):
+        with pytest.raises(UserError, match=r"--int8: there are no validation images .* give split.val_fraction"):
             export_model(model, "onnx", True, faces, split, tmp_path / "model.int8.onnx")
+        with pytest.raises(UserError, match=r"leave out data=\.\.\., so that the run's own split is used"):
+            export_model(model, "onnx", True, faces, whole(faces), tmp_path / "model.int8.onnx")
         assert not list(tmp_path.iterdir())
 
 
