@@ -43,11 +43,12 @@ def first_at_each_ratio(over: OverRatio) -> str:
     """The method with the highest primary score at each ratio, and where one is clearly better than the baseline."""
     name = SCORES[PRIMARY].heading
     scores = over.scores[(over.scores["metric"] == PRIMARY) & over.scores["mean"].notna()]
-    first = [
-        f"{best['method']} at {ratio:g} ({percent(best['mean'])})"
-        for ratio in over.ratios
-        for best in scores[scores["ratio"] == ratio].nlargest(1, "mean").to_dict("records")
-    ]
+    first = []
+    for ratio, at in scores.groupby("ratio"):
+        best = at["mean"].max()
+        tied = set(at["method"][np.isclose(at["mean"], best, rtol=0, atol=1e-12)])
+        names = listed([method for method in over.methods if method in tied])
+        first.append(f"{names} at {ratio:g} ({percent(best)})")
     gaps = over.differences
     better = gaps[(gaps["metric"] == PRIMARY) & (gaps["p_holm"] < SIGNIFICANT) & (gaps["difference"] > 0)]
     clear = (

@@ -16,11 +16,12 @@ from legs import every_third
 from fer_lightning import evaluate
 from fer_lightning.__main__ import main
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.from_config import split_faces
 from fer_lightning.data.splits import official, paper
 from fer_lightning.data.synthetic import draw
+from fer_lightning.evaluation import checkpoint_split, scorecard
 from fer_lightning.evaluation import probabilities as inference
 from fer_lightning.evaluation import score as scoring
-from fer_lightning.evaluation import scorecard
 from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.model.checkpoint import StoredModel, read_checkpoint
@@ -68,6 +69,17 @@ def scores(metrics: dict) -> dict:
 
 
 class TestTheSameNumbers:
+    def test_the_runs_own_split_is_made_once(self, trained, monkeypatch):
+        made = []
+        monkeypatch.setattr(
+            checkpoint_split, "split_faces", lambda cfg, faces: made.append(cfg.seed) or split_faces(cfg, faces)
+        )
+        model = EmotionClassifier.load(trained / "checkpoints" / "best.ckpt")
+        checkpoint_split.load_split(model, [])
+        assert made == [0]
+        checkpoint_split.load_split(model, ["seed=1"])
+        assert made == [0, 1, 0]
+
     def test_every_score_equals_the_runs_to_the_last_digit(self, trained, score, tmp_path):
         out = score(trained, "--out", str(tmp_path / "again"))
         before, again = read_json(trained / "metrics.json"), read_json(tmp_path / "again" / "metrics.json")

@@ -1,6 +1,7 @@
 """A comparison over the imbalance ratio: rows, sentences, picture, page."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ def test_one_sentence_for_each_ratio(comparison):
         "Clearly better than the baseline at the same ratio (Holm p < 0.05): weighted at 20 and weighted at 100."
         in answer
     )
+
+
+def test_methods_with_the_same_score_at_a_ratio_are_named_together(comparison):
+    over = over_ratio(comparison)
+    assert over is not None
+    chosen = (over.scores["metric"] == "f1_macro") & (over.scores["ratio"] == 5)
+    scores = over.scores.assign(mean=over.scores["mean"].mask(chosen & (over.scores["method"] != "weighted"), 0.9))
+    assert ", none and focal at 5 (90.0 %), " in sentences.first_at_each_ratio(replace(over, scores=scores))
 
 
 def test_a_method_has_one_colour_and_mark_at_all_ratios(comparison):
