@@ -88,10 +88,6 @@ class TestTheSameNumbers:
         headline = json.loads(out.splitlines()[-1])
         assert headline["test/f1_macro"] == before["test/f1_macro"]
         assert headline["checkpoint"] == str(trained / "checkpoints" / "best.ckpt")
-
-    @pytest.mark.slow
-    def test_predictions_are_the_same_file(self, trained, score, tmp_path):
-        score(trained, "--out", str(tmp_path / "again"))
         assert (tmp_path / "again" / "predictions.csv").read_bytes() == (trained / "predictions.csv").read_bytes()
 
     def test_without_out_nothing_is_written(self, trained, score):

@@ -152,7 +152,7 @@ class Opened:
         self.page.locator("#photo input[type=file]").first.set_input_files(path)
 
 
-@pytest.fixture(params=[1280, 400], ids=["wide", "narrow"])
+@pytest.fixture(params=[pytest.param(1280, id="wide"), pytest.param(400, id="narrow", marks=pytest.mark.nightly)])
 def opened(browser: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[Opened]:
     context = browser.new_context(viewport={"width": request.param, "height": 900}, color_scheme="light")
     opened = Opened(context.new_page(), server)

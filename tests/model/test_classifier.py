@@ -565,9 +565,8 @@ class TestSharpnessAware:
         torch.testing.assert_close(reduced[1].view_as(network.weight), network.weight.grad)
         assert (reduced[1] - reduced[0]).abs().max() > 0.5
 
-    @pytest.mark.parametrize(
-        "method", [pytest.param("imbsam", marks=pytest.mark.slow), pytest.param("focal_sam", marks=pytest.mark.nightly)]
-    )
+    @pytest.mark.parametrize("method", ["imbsam", "focal_sam"])
+    @pytest.mark.nightly
     def test_sharpness_of_classes_takes_other_steps_and_sees_each_batch_once(self, fit, method, monkeypatch):
         """With a radius of almost nothing, the two parts together are a step of plain cross-entropy."""
         perturbed: list[bool] = []
@@ -617,7 +616,7 @@ class TestSharpnessAware:
         assert model.perturbed is False
         assert plain.optim["sam_rho"] is None
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_run_takes_other_steps(self, fit):
         ends = [fit("optim.lr=0.01", *more)[1].epochs[-1] for more in ((), ("optim.sam_rho=0.5",))]
         assert changed(*ends)

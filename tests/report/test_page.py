@@ -82,7 +82,7 @@ def brightness(page: Page) -> float:
     return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, pytest.param(1280, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("case", every_third(CASES))
 def test_page_opens_from_disk_loads_nothing_and_fits(opened: Opener, case: str, width: int) -> None:
     c = CASES[case]()

@@ -124,10 +124,7 @@ def test_drawn_faces_are_announced_first() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(
-            case,
-            marks={"one method": [], "five methods, five seeds": [pytest.mark.slow]}.get(case, pytest.mark.nightly),
-        )
+        pytest.param(case, marks=[] if case == "one method" else pytest.mark.nightly)
         for case in CASES
         if case != "many methods"
     ],

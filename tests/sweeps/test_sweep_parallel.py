@@ -344,7 +344,7 @@ def test_a_killed_rank_ends_its_job_alone(tmp_path):
 @pytest.mark.slow
 def test_a_killed_job_is_reported_and_run_again(forked, tmp_path):
     folder = tmp_path / "sweep"
-    with sweep(tmp_path, *PARALLEL, *TINY, "trainer.max_epochs=12", "seed=0,1", "hydra.sweep.dir=sweep") as running:
+    with sweep(tmp_path, *PARALLEL, *TINY, "trainer.max_epochs=6", "seed=0,1", "hydra.sweep.dir=sweep") as running:
         wait_for(lambda: len(training(folder)) == 2)
         victims = [pid for pid in processes_in(tmp_path) if os.getsid(pid) == pid and pid != running.pid]
         os.kill(min(victims), signal.SIGKILL)

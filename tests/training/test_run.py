@@ -118,24 +118,22 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cli, tmp_path
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(["imbalance=undersample"], marks=pytest.mark.slow),
         ["imbalance=focal", "callbacks=ema", "callbacks.ema.decay=0.9"],
         *(
-            pytest.param(words.split(), marks=pytest.mark.nightly if number % 6 else pytest.mark.slow)
-            for number, words in enumerate(
-                (
-                    "imbalance=undersample_redraw",
-                    "imbalance=oversample augment=light augment.backend=albumentations data.num_workers=1",
-                    "imbalance=sqrt_sampler optim=sgd optim.layer_decay=0.8 model.freeze_epochs=1 trainer.max_epochs=2",
-                    "imbalance=class_balanced model.in_channels=3",
-                    "imbalance=focal imbalance.loss.weights={disgust:5}",
-                    "imbalance=weighted_bce model.freeze_epochs=1 optim.backbone_lr_scale=0.1",
-                    "imbalance=none split=paper",
-                    "imbalance=none split=paper split.subset=balanced split.val_fraction=0.2",
-                    "imbalance=none split=kfold split.folds=3 split.fold=2",
-                    "imbalance=none split.val_fraction=0.2 split.train_size=200 callbacks=[ema,early_stopping]",
-                    "imbalance=none logger=tensorboard trainer.precision=bf16-mixed",
-                )
+            pytest.param(words.split(), marks=pytest.mark.nightly)
+            for words in (
+                "imbalance=undersample",
+                "imbalance=undersample_redraw",
+                "imbalance=oversample augment=light augment.backend=albumentations data.num_workers=1",
+                "imbalance=sqrt_sampler optim=sgd optim.layer_decay=0.8 model.freeze_epochs=1 trainer.max_epochs=2",
+                "imbalance=class_balanced model.in_channels=3",
+                "imbalance=focal imbalance.loss.weights={disgust:5}",
+                "imbalance=weighted_bce model.freeze_epochs=1 optim.backbone_lr_scale=0.1",
+                "imbalance=none split=paper",
+                "imbalance=none split=paper split.subset=balanced split.val_fraction=0.2",
+                "imbalance=none split=kfold split.folds=3 split.fold=2",
+                "imbalance=none split.val_fraction=0.2 split.train_size=200 callbacks=[ema,early_stopping]",
+                "imbalance=none logger=tensorboard trainer.precision=bf16-mixed",
             )
         ),
     ],

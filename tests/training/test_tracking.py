@@ -256,7 +256,7 @@ def upload(output: str, folder: Path, **environment: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["online", "offline"])
+@pytest.mark.parametrize("mode", ["online", pytest.param("offline", marks=pytest.mark.nightly)])
 def test_resuming_in_the_same_folder_resumes_the_wandb_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:

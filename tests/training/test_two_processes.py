@@ -14,8 +14,8 @@ from command_line import TINY
 from fer_lightning.config.schema import CONF_DIR
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml"))
-FEW = ["focal_sam", "crt", "cmo"]
-"""A loss and three passes, two stages and a sampler, mixing."""
+FEW = ["focal_sam", "crt"]
+"""A loss and three passes, two stages and a sampler."""
 
 DRIVER = """
 import os, sys
