@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_config_and_module(wheel):
     assert "fer_lightning/py.typed" in names
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_installed_wheel_trains(wheel, tmp_path):
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]

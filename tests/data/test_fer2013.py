@@ -775,8 +775,8 @@ has_archive = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Faces, str]:
-    cache = str(tmp_path_factory.mktemp("cache"))
+def real(real_cache: Path) -> tuple[Faces, str]:
+    cache = str(real_cache / "faces")
     return fer2013.load(os.environ["FER2013_PATH"], cache), cache
 
 

@@ -374,8 +374,8 @@ has_archive = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Faces:
-    return fer2013.load(os.environ["FER2013_PATH"], str(tmp_path_factory.mktemp("cache")))
+def real(real_cache: Path) -> Faces:
+    return fer2013.load(os.environ["FER2013_PATH"], str(real_cache / "faces"))
 
 
 @pytest.mark.slow
