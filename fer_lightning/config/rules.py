@@ -20,14 +20,22 @@ PRECISIONS = (
     "32-true",
     "16-mixed",
     "bf16-mixed",
-    "16-true",
-    "bf16-true",
-    "64-true",
     "32",
     "16",
     "bf16",
-    "64",
 )
+
+
+AT_LEAST = (
+    ("save_every_n_steps", 1, "must be at least 1, or null"),
+    ("trainer.max_steps", -1, "must be a number of steps, or -1 for no limit"),
+    ("trainer.accumulate_grad_batches", 1, "must be at least 1"),
+    ("trainer.check_val_every_n_epoch", 1, "must be at least 1"),
+    ("trainer.log_every_n_steps", 0, "must be 0 (never) or more"),
+    ("trainer.gradient_clip_val", 0, "must be 0 (no clipping) or more, or null"),
+    ("trainer.num_sanity_val_steps", -1, "must be -1 (all), 0 (none) or more"),
+)
+"""Keys, their smallest value, and how an error says so; Lightning divides by some of them, or ignores others."""
 
 
 def check_rules(cfg: DictConfig) -> None:
@@ -48,6 +56,9 @@ def check_rules(cfg: DictConfig) -> None:
     rules = (_run_rules, _data_rules, _augment_rules, model_rules, _optim_rules, imbalance_rules, _trainer_rules)
     for rule in (*rules, _callback_rules):
         rule(cfg)
+    for key, lowest, accepted in AT_LEAST:
+        value = OmegaConf.select(cfg, key)
+        require(value is None or value >= lowest, key, value, accepted)
 
 
 def _run_rules(cfg: DictConfig) -> None:
@@ -193,6 +204,8 @@ def model_rules(cfg: DictConfig) -> None:
 def _optim_rules(cfg: DictConfig) -> None:
     optim = cfg.optim
     require(optim.lr > 0, "optim.lr", optim.lr, "must be positive")
+    fits = optim.momentum is None or 0 <= optim.momentum < 1
+    require(fits, "optim.momentum", optim.momentum, "must be in [0, 1), or null")
     require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must be 0 or more")
     require(0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", optim.warmup_fraction, "must be in [0, 1)")
     require(
@@ -226,6 +239,9 @@ def _trainer_rules(cfg: DictConfig) -> None:
         value = trainer[key]  # Lightning takes any text for true
         known = not isinstance(value, str) or (key, value) == ("deterministic", "warn")
         require(known, f"trainer.{key}", value, "is text; give true, false or a number, without quotes")
+    limit = trainer.max_time  # YAML reads 1:00:00:00 as a number
+    is_text = limit is None or isinstance(limit, str | DictConfig)
+    require(is_text, "trainer.max_time", limit, "must be text of the form DD:HH:MM:SS, in quotes, or null")
     precision = str(trainer.precision)
     require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")
     gpus = visible_gpus()

@@ -105,6 +105,10 @@ class GuardedLoader(ConfigLoaderImpl):
             hydra_keys.check_types(cfg.hydra)
         return cfg
 
+    def get_group_options(self, *group: Any, **options: Any) -> list[str]:
+        """The choices of a group for help and completion; a file whose name would control a terminal is none."""
+        return [name for name in super().get_group_options(*group, **options) if name.isprintable()]
+
     def _load(
         self,
         config_name: str | None,

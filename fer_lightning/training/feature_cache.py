@@ -38,9 +38,6 @@ log = logging.getLogger(__name__)
 FOLDER = "features"
 """Folder of the entries below the cache folder."""
 
-NOT_FLOAT32 = ("16-true", "bf16-true", "64-true", "64")
-"""Precisions in which the head itself is not float32."""
-
 
 @dataclass(frozen=True)
 class KeptFeatures:
@@ -100,7 +97,6 @@ def _obstacle(cfg: DictConfig, datamodule: FERDataModule) -> str | None:
         "imbalance/mix": datamodule.mix is not None,
         f"model.first_image_size={cfg.model.first_image_size}": cfg.model.first_image_size is not None,
         f"augment.backend={cfg.augment.backend}": one_by_one,
-        f"trainer.precision={trainer.precision}": str(trainer.precision) in NOT_FLOAT32,
         f"trainer.limit_train_batches={trainer.limit_train_batches}": trainer.limit_train_batches is not None,
         f"trainer.fast_dev_run={trainer.fast_dev_run}": bool(trainer.fast_dev_run),
     }

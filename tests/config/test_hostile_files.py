@@ -260,3 +260,12 @@ WORDS = st.lists(st.sampled_from(PARTS), max_size=6).map("".join)
 def test_any_recorded_command_line_is_accepted_or_one_line(argv):
     with suppress(UserError, HydraException):
         hydra_keys.check_recorded(["-m", *argv])
+
+
+def test_a_choice_whose_name_controls_a_terminal_is_not_offered(cli, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "a\x1b[31m.yaml").write_text("# @package _global_\nseed: 1\n")
+    outcome = cli("--config-dir=mine", "--help")
+    assert outcome.code == 0, outcome.err
+    assert "experiment: demo" in outcome.out
+    assert "\x1b" not in outcome.out

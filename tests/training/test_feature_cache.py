@@ -102,7 +102,6 @@ def test_views_are_those_of_the_augmentation(model, images):
         ({"imbalance.feature_views": 0}, ""),
         ({"imbalance.first_stage": "null"}, ""),
         ({"model.first_image_size": 32}, "model.first_image_size=32"),
-        ({"trainer.precision": "bf16-true"}, "trainer.precision=bf16-true"),
         ({"trainer.limit_train_batches": 2}, "trainer.limit_train_batches=2"),
         ({"mix": True}, "imbalance/mix"),
     ],
