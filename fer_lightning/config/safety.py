@@ -81,8 +81,9 @@ class GuardedLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         check_secrets([("the command line", line) for line in overrides])
         only_for_the_mode = not validate_sweep_overrides  # Hydra then composes all again, whatever comes of this
-        if only_for_the_mode and not _may_set_the_mode(overrides):
-            return OmegaConf.create({"hydra": {"mode": None}})
+        typed = RunMode.RUN if overrides[-1:] == ["hydra.mode=RUN"] else None  # as for each job of a sweep
+        if only_for_the_mode and (typed is not None or not _may_set_the_mode(overrides)):
+            return OmegaConf.create({"hydra": {"mode": typed}})
         try:
             with bounded():
                 cfg = self._load(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)

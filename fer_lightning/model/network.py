@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -242,12 +243,18 @@ def check_size(knobs: Mapping[str, Any], num_classes: int, state: Mapping[str, T
     Raises:
         UserError: the network would have more parameters.
     """
-    arguments = {key: knobs[key] for key in NETWORK_KEYS}
-    with torch.device("meta"):
-        network = build_network(**arguments, num_classes=num_classes)
-    wanted, given = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (network.state_dict(), state))
+    settings = json.dumps({key: knobs[key] for key in NETWORK_KEYS})
+    wanted, given = _weights_of(settings, num_classes), sum(tensor.numel() for tensor in state.values())
     if wanted > given:
         raise UserError(f"model.name={knobs['name']}: has {wanted:,} weights, and the checkpoint only {given:,}")
+
+
+@functools.lru_cache(maxsize=32)
+def _weights_of(settings: str, num_classes: int) -> int:
+    """Numbers in the ``state_dict`` of a network of these ``NETWORK_KEYS``, as JSON, without memory for them."""
+    with torch.device("meta"):
+        network = build_network(**json.loads(settings), num_classes=num_classes)
+    return sum(tensor.numel() for tensor in network.state_dict().values())
 
 
 def _check_weights_fit(name: str, path: Path) -> None:

@@ -15,13 +15,7 @@ from multiprocessing import reduction, resource_tracker
 from pathlib import Path
 from typing import Any
 
-PRELOADED = (
-    "cv2",
-    "hydra.main",
-    "matplotlib.pyplot",
-    "fer_lightning.sweeps.hook",
-    "fer_lightning.training.run",
-)
+PRELOADED = ("fer_lightning.sweeps.hook", "fer_lightning.training.run", "fer_lightning.imbalance.losses")
 """What the server imports before it forks: what most runs need, and nothing that starts a thread or asks for a GPU."""
 
 _TO_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
