@@ -80,7 +80,8 @@ def _run_rules(cfg: DictConfig) -> None:
 def _data_rules(cfg: DictConfig) -> None:
     data = cfg.data
     require(data.batch_size >= 1, "data.batch_size", data.batch_size, "must be at least 1")
-    require(data.num_workers >= 0, "data.num_workers", data.num_workers, "must be 0 or more")
+    most = max(64, 16 * (os.cpu_count() or 1))  # each is a process that has imported torch
+    require(0 <= data.num_workers <= most, "data.num_workers", data.num_workers, f"must be from 0 to {most}")
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
     if data.source.get("_target_", "").startswith(NEED_A_PATH) and not str(data.source.get("path") or "").strip():

@@ -75,6 +75,7 @@ MISTAKES = [
     (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0: must be at least 1"),
     (["save_every_n_steps=0"], "save_every_n_steps=0: must be at least 1, or null"),
     (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1.0: must be 0 (no clipping) or more"),
+    (["data.num_workers=100000"], "data.num_workers=100000: must be from 0 to"),
     (["trainer.max_time=99"], "trainer.max_time=99: must be text of the form DD:HH:MM:SS"),
     (["optim=sgd", "optim.momentum=5"], "optim.momentum=5.0: must be in [0, 1), or null"),
     (["data=folder"], "data.path is missing; give data.path=DIR"),
