@@ -24,6 +24,7 @@ from fer_lightning.evaluation.model_card import (
     write_card,
 )
 from fer_lightning.evaluation.scorecard import store
+from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
 from fer_lightning.runtime.run_folder import write_status
@@ -174,7 +175,7 @@ class TestFile:
         empty = tmp_path / "empty"
         empty.mkdir()
         untested = shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "untested.ckpt")
-        store(Path(untested), {})
+        store(StoredModel.read(Path(untested)), {})
         write_status(run, "failed", "out of memory")
         for path, message in (
             (tmp_path / "gone", "gone: no such run or checkpoint; give a run's folder"),
