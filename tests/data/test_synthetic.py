@@ -27,7 +27,7 @@ def test_faces_have_the_form_of_fer2013(faces: Faces) -> None:
     assert len(np.unique(faces.ids)) == 3000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_usages_and_classes_have_the_ratios_of_fer2013(faces: Faces) -> None:
     counts = usage_counts(faces)
     assert {usage: sum(n) for usage, n in counts.items()} == {

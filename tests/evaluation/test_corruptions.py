@@ -144,7 +144,7 @@ class TestScores:
         np.testing.assert_allclose(np.asarray(accuracy.lines[0].get_ydata()), [0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command(trained_once: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     checkpoint, out = str(trained_once(*TINY) / "checkpoints" / "best.ckpt"), tmp_path / "scores"
     with pytest.raises(UserError, match=r"--limit=3: is the number of images that --corruptions uses"):

@@ -189,8 +189,9 @@ class TestTable:
                     assert (f"imbalance/{group}={choice}" in accepted.refused) == refused, (method, choice)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize(
+    "epochs", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.nightly)]
+)
 def test_every_method_runs_at_any_budget(epochs):
     labels = np.arange(70) % 7
     for name in sorted(NAMES) if epochs == 2 else ["cmo", "crt", "gcl", "ldam_drw", "los", "progressive_sampler"]:

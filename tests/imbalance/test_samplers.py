@@ -276,7 +276,7 @@ def two_processes(tmp_path_factory) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", build_all(SMALL, 0))
 def test_two_processes_share_the_global_draw_of_one(two_processes, name):
     alone = build_all(SMALL, 7)[name]

@@ -22,13 +22,7 @@ RUN = (
 STOP = 8
 """Steps after which it is stopped: the third of the five in the second epoch, which is that of a second stage too."""
 
-SLOW = ("focal_sam",)
-"""A loss and three passes a step; two stages and the samplers are in other tests."""
-
 METHODS = sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml"))
-LEGS = [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.nightly, id=name) for name in METHODS
-]
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -73,7 +67,8 @@ def check(cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: s
     assert (whole / "metrics.csv").read_text() == (parts / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("method", LEGS)
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", METHODS)
 def test_resumed_within_its_last_epoch(cli, tmp_path, monkeypatch, method):
     check(cli, tmp_path, monkeypatch, f"imbalance={method}")
 

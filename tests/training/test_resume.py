@@ -252,7 +252,7 @@ class TestLongValidation:
     @pytest.mark.parametrize(
         ("overrides", "number", "saved"),
         [
-            pytest.param([], 1, 17, marks=pytest.mark.slow),
+            pytest.param([], 1, 17, marks=pytest.mark.nightly),
             pytest.param(
                 ["callbacks=ema", "callbacks.ema.decay=0.9", "augment.backend=albumentations", "data.num_workers=1"],
                 2,
