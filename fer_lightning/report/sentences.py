@@ -13,6 +13,7 @@ from fer_lightning.comparison.ratios import OverRatio, over_ratio
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed
 from fer_lightning.report.protocol import span
+from fer_lightning.report.tables import is_tied
 
 SYNTHETIC = "SYNTHETIC DATA: drawn faces. The scores say nothing about FER-2013 or real faces."
 
@@ -46,7 +47,7 @@ def first_at_each_ratio(over: OverRatio) -> str:
     first = []
     for ratio, at in scores.groupby("ratio"):
         best = at["mean"].max()
-        tied = set(at["method"][np.isclose(at["mean"], best, rtol=0, atol=1e-12)])
+        tied = {row["method"] for row in at.to_dict("records") if is_tied(row["mean"], best)}
         names = listed([method for method in over.methods if method in tied])
         first.append(f"{names} at {ratio:g} ({percent(best)})")
     gaps = over.differences

@@ -92,7 +92,7 @@ def fold_margins(trained: StoredModel) -> StoredModel:
     """Fold the factors and margins of a ``MarginLinear`` into its weights, and write the ordinary ``best.ckpt``.
 
     Args:
-        trained: This run may have folded it already, before it was interrupted.
+        trained: the model to fold. This run may have folded it already, before it was interrupted.
 
     Returns:
         The ordinary checkpoint, beside it.
