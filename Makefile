@@ -54,10 +54,12 @@ $(VENV)/.docs: pyproject.toml constraints.txt
 	$(call install,docs)
 	touch $@
 
+# torch first: pip keeps every wheel until the last one is installed, and torch's take 2.5 GB of disk.
 # pip compiles on one core, and the packages' own tests too. A file that cannot be compiled is no error, as for pip.
 , := ,
 define install
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[$(1)]'
 	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 endef
