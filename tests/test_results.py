@@ -1,98 +1,50 @@
-"""The scripts behind docs/results.md: what they sweep, what they pack, and the page made of it."""
+"""The script that keeps the runs behind docs/results.md: what it packs compares and resumes as before."""
 
-import json
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 from archives import image_files, tiny_faces, write_zip
 
-from fer_lightning.imbalance.catalog import read_methods
-
-SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "results"
-
-
-def script(name: str, *arguments: object, code: int = 0) -> str:
-    command = [sys.executable, SCRIPTS / name, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "results.py"
 
 
-def test_every_method_is_in_the_results(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import run
-
-    assert set(run.ALL.split(",")) == set(read_methods())
-
-
-@pytest.mark.nightly
-def test_a_mistake_stays_one_line(tmp_path):
-    where = ("--data", tmp_path / "fer2013.zip", "--work", tmp_path, "--out", tmp_path / "packed")
-    output = script("run.py", "tune", *where, "--rehearse", "model.image_sise=96", code=2)
-    assert output.startswith("error: model.image_sise: no such key")
-    assert "Traceback" not in output
+def run(*words: object, cwd: Path) -> str:
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would be measured")
-@pytest.mark.nightly
-def test_what_was_not_measured_is_an_error(tmp_path):
-    output = script("run.py", "speed", "--data", tmp_path / "fer2013.zip", "--out", tmp_path, code=1)
-    assert output.splitlines()[-1] == "error: not measured: throughput, accuracy"
+@pytest.mark.slow
+def test_a_packed_sweep_compares_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    first, second = tmp_path / "first", tmp_path / "second"
+    for checkout in (first, second):
+        (checkout / "benchmarks").mkdir(parents=True)
+        shutil.copy(SCRIPT, checkout / "benchmarks")
+        write_zip(image_files(tiny_faces(60, 8, 8)), checkout / "fer2013.zip")
+    sweep = "outputs/results/three"
+    small = ("data.path=fer2013.zip", "model=test_efficientnet", "trainer.max_epochs=1", "trainer.accelerator=cpu")
+    words = ("-m", "fer_lightning", "-m", *small, "figures=false", "logger=csv", "seed=0,1", f"hydra.sweep.dir={sweep}")
+    run(*words, cwd=first)
+    run("benchmarks/results.py", "pack", sweep, cwd=first)
 
-
-@pytest.mark.nightly
-def test_speed_is_measured_once(tmp_path):
-    data = write_zip(image_files(tiny_faces(60, 8, 8)), tmp_path / "fer2013.zip")
-    command = ("run.py", "speed", "--data", data, "--rehearse", "--out", tmp_path)
-    script(*command)
-    lines = (tmp_path / "speed.jsonl").read_text()
-    assert [json.loads(line)["part"] for line in lines.splitlines()] == ["throughput", "accuracy"]
-    script(*command)
-    assert (tmp_path / "speed.jsonl").read_text() == lines
-    script("page.py", tmp_path / "speed.jsonl", "--out", tmp_path / "docs")
-    assert "time to accuracy" in (tmp_path / "docs" / "results.md").read_text()
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(1500)
-def test_from_the_sweep_to_the_page(tmp_path):
-    data = write_zip(image_files(tiny_faces(60, 8, 8)), tmp_path / "fer2013.zip")
-    common = ("--data", data, "--model", "test_efficientnet", "--rehearse", "--out", tmp_path / "packed")
-    script("run.py", "tune", *common, "--work", tmp_path / "first")
-    output = script("run.py", "strongest", *common, "--work", tmp_path / "first")
-    assert json.loads(output.strip().splitlines()[-1])["finished"] == 2
-    archives = sorted((tmp_path / "packed").glob("*.tar.xz"))
-    with tarfile.open(tmp_path / "packed" / "strongest-1.tar.xz") as archive:
-        names = [name.partition("/")[2] for name in archive.getnames()]
-    kept = {"metrics.json", "predictions.csv", "tta/metrics.json", ".hydra/config.yaml"}
-    assert {f"1-none-seed1/{name}" for name in kept} <= set(names)
-    assert not [name for name in names if name.endswith(".ckpt")]
-    assert (tmp_path / "packed" / "strongest.fp16.safetensors").stat().st_size < 16 * 2**20
-
-    # On another machine: nothing is done twice.
-    output = script(
-        "run.py",
-        "strongest",
-        *common,
-        "--work",
-        tmp_path / "second",
-        "--packed",
-        tmp_path / "packed/strongest-1.tar.xz",
-    )
-    assert "[sweep] job" not in output
-    assert json.loads(output.strip().splitlines()[-1])["finished"] == 2
-
-    refused = script("page.py", *archives, code=1)
-    assert "rehearsals, whose numbers mean nothing" in refused
-    script("page.py", *archives, "--out", tmp_path / "docs")
-    page = (tmp_path / "docs" / "results.md").read_text()
-    assert "**A rehearsal: these numbers mean nothing.**" in page
-    assert "- Bar: accuracy without test-time augmentation at least 71.0 %. **Missed**" in page
-    assert "| test_ten_crop | accuracy |" in page
-    assert "2 settings; all in [trials.csv]" in page
-    assert str(tmp_path) not in page
-    assert (tmp_path / "docs" / "results" / "tune" / "trials.csv").exists()
+    file = Path("docs/results/three/runs.tar.xz")
+    with tarfile.open(first / file) as archive:
+        assert not [name for name in archive.getnames() if name.endswith((".ckpt", ".png", ".log"))]
+        assert not [
+            member.name
+            for member in archive.getmembers()
+            if str(tmp_path).encode() in archive.extractfile(member).read()
+        ]
+    (second / file).parent.mkdir(parents=True)
+    shutil.copy(first / file, second / file)
+    run("benchmarks/results.py", "unpack", "docs/results/three", cwd=second)
+    assert "[sweep] job" not in run("-m", "fer_lightning.sweep", "resume", sweep, cwd=second)
+    for checkout in (first, second):
+        run("-m", "fer_lightning.compare", sweep, "--out", "report", cwd=checkout)
+    assert (second / "report/summary.csv").read_text() == (first / "report/summary.csv").read_text()

@@ -80,10 +80,11 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     trials = [(_overrides(run), _checked(metrics, run)) for run, metrics in runs.items()]
     table, monitor = rank(trials), trials[0][1]["monitor"]
     settings = list(table.columns[: table.columns.get_loc("seeds")])
+    noun = "setting" if len(table) == 1 else "settings"
     shown = Table(
         *(Column(escape(printable(name)), overflow="fold") for name in settings),
         *("seeds", "sd", *(names.SCORES[name].heading for name in SHOWN), "seconds"),
-        title=f"{len(table)} settings by {monitor}; the test images were not used",
+        title=f"{len(table)} {noun} by {monitor}; the test images were not used",
         title_justify="left",
     )
     for row in table.head(MAX_ROWS).itertuples(index=False):

@@ -1,0 +1,79 @@
+"""Keep the runs behind docs/results.md in the repository, without their checkpoints and pictures.
+
+    python benchmarks/results.py pack outputs/results/paper
+    python benchmarks/results.py unpack docs/results/paper
+
+The first writes the finished runs of a sweep to docs/results/paper/runs.tar.xz. The second puts them back into
+outputs/results/paper, in this checkout or in another one: there ``python -m fer_lightning.sweep resume`` continues with
+the runs that are missing, and ``python -m fer_lightning.compare`` reads them.
+"""
+
+import argparse
+import io
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the checkout beside it, not an installed copy
+
+from fer_lightning.comparison.runs import find_runs
+from fer_lightning.runtime.files import read_json
+
+RUNS, KEPT = ROOT / "outputs" / "results", ROOT / "docs" / "results"
+
+OF_SWEEP = ("sweep.json", "multirun.yaml", "trials.csv")
+OF_RUN = ("status.json", "metrics.json", "metrics.csv", ".hydra/*.yaml", "predictions.csv", "tta/metrics.json")
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["pack", "unpack"])
+    parser.add_argument("folder", type=Path, help="of the sweep, or of what was kept of it")
+    options = parser.parse_args()
+    file = KEPT / options.folder.absolute().name / "runs.tar.xz"
+    if options.command == "pack":
+        print(f"{file}: {pack(options.folder, file)} finished runs, {file.stat().st_size / 2**20:.1f} MiB")
+    else:
+        with tarfile.open(file) as archive:
+            archive.extractall(RUNS, filter="data")
+        print(RUNS / options.folder.absolute().name)
+
+
+def pack(sweep: Path, file: Path) -> int:
+    """Write the finished runs of a sweep to an archive; returns how many."""
+    sweep = sweep.resolve()
+    started_in = read_json(sweep / "sweep.json")["cwd"]
+    runs = [run for run in find_runs([sweep]) if read_json(run / "status.json").get("status") == "done"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w:xz", preset=9) as archive:
+        for path in _kept(sweep, runs):
+            content = _content(path, started_in)
+            member = tarfile.TarInfo(str(path.relative_to(sweep.parent)))
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return len(runs)
+
+
+def _kept(sweep: Path, runs: list[Path]) -> Iterator[Path]:
+    yield from (sweep / name for name in OF_SWEEP if (sweep / name).exists())
+    for pattern in OF_RUN:  # files of one kind together: they compress better
+        yield from (path for run in runs for path in sorted(run.glob(pattern)))
+
+
+def _content(path: Path, started_in: str) -> bytes:
+    """Of a file: without the path of the checkout, and probabilities to six significant digits.
+
+    Six decimals would make zeros of small probabilities, each of which adds 87 nats to a likelihood.
+    """
+    if path.name == "predictions.csv":
+        return pd.read_csv(path).to_csv(index=False, float_format="%.6g").encode()
+    return path.read_text().replace(started_in, ".").encode()
+
+
+if __name__ == "__main__":
+    main()
