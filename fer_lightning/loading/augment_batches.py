@@ -86,10 +86,15 @@ class BatchedAugmentation:
             return images
         if images.device.type != "cpu":
             return self._change(images, changes, size)
+        side = size if self.strengths.moves else images.shape[-1]
+        # In the order that the network takes, so that nothing of a batch's size has to be copied for it.
+        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+        changed = torch.empty((*images.shape[:-2], side, side), memory_format=layout)
         few = _images_in_cache(images)
-        return torch.cat(
-            [self._change(*part, size) for part in zip(images.split(few), changes.split(few), strict=True)]
-        )
+        for start in range(0, len(images), few):
+            part = slice(start, start + few)
+            changed[part] = self._change(images[part], changes[part], size)
+        return changed
 
     def _change(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
         s = self.strengths

@@ -164,9 +164,9 @@ class EmotionClassifier(L.LightningModule):
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
         # Channel by channel, with numbers: a tensor of means would be copied to the device in each step.
-        parts = pixels.unbind(1) if self.form.color else (pixels[:, 0],)
-        scaled = [(part - mean) / std for part, mean, std in zip(parts, self.mean, self.std, strict=True)]
-        pixels = torch.stack(scaled, dim=1).expand(-1, self.in_channels, -1, -1)
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            pixels[:, channel].sub_(mean).div_(std)
+        pixels = pixels.expand(-1, self.in_channels, -1, -1)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def _logits(self, inputs: Tensor, size: int) -> Tensor:
