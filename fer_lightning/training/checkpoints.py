@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import distributed
 
+from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.model.checkpoint import write_checkpoint
 from fer_lightning.runtime import signals
 from fer_lightning.training.saved_state import check_fits
@@ -112,6 +113,11 @@ class ExactResume(L.Callback):
         self.state = None
 
 
+def _on_features(trainer: L.Trainer) -> bool:
+    datamodule: FERDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return datamodule.features is not None
+
+
 def _stoppers(trainer: L.Trainer) -> list[EarlyStopping]:
     return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
 
@@ -146,6 +152,7 @@ class LastCheckpoint(Checkpoint):
 
     Nothing can be saved between an epoch's last step and the end of its validation. So where the next validation may
     take long, the checkpoint is also written before that step: a resumed run then repeats one step, not the epoch.
+    Training on kept features takes about as long as writing the checkpoint: it is written once, after the last epoch.
 
     Args:
         path: of the checkpoint.
@@ -185,7 +192,7 @@ class LastCheckpoint(Checkpoint):
 
     def _one_step_before_validation(self, trainer: L.Trainer, batch_idx: int) -> bool:
         every = trainer.check_val_every_n_epoch or 1
-        if not trainer.enable_validation or (trainer.current_epoch + 1) % every:
+        if not trainer.enable_validation or _on_features(trainer) or (trainer.current_epoch + 1) % every:
             return False
         steps_of_many = trainer.accumulate_grad_batches
         last_but_one = (trainer.num_training_batches - 1) // steps_of_many * steps_of_many
@@ -212,11 +219,15 @@ class LastCheckpoint(Checkpoint):
             signals.raise_interrupted(" in a long validation")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-        if self.exact.any_process(signals.requested()):
+        stopped = self.exact.any_process(signals.requested())
+        epochs = trainer.current_epoch + 1
+        paused = self.pause_after is not None and epochs >= self.pause_after
+        if stopped or paused or trainer.should_stop or epochs == trainer.max_epochs or not _on_features(trainer):
+            self._save(trainer)
+        if stopped:
             signals.raise_interrupted()
-        if self.pause_after is not None and trainer.current_epoch + 1 >= self.pause_after:
-            signals.raise_paused(self.pause_after)
+        if paused:
+            signals.raise_paused(epochs)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signals.defer(False)

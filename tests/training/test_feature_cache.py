@@ -167,6 +167,8 @@ def test_equals_training_on_images_and_is_shared(cli, first, tmp_path, monkeypat
     np.testing.assert_allclose(*tables, atol=1e-4)
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("images", "features")]
     assert [each["first_stage/feature_views"] for each in metrics] == [None, 1]
+    saved_twice = [(tmp_path / name / "checkpoints" / "previous.ckpt").exists() for name in ("images", "features")]
+    assert saved_twice == [True, False]
 
     monkeypatch.setattr(EmotionClassifier, "pooled", lambda *arguments: pytest.fail("features were computed again"))
     outcome = cli(*stage, "imbalance=marc", "seed=7", f"hydra.run.dir={tmp_path / 'marc'}")
