@@ -38,6 +38,9 @@ def main() -> None:
     file = KEPT / options.folder.absolute().name / "runs.tar.xz"
     if options.command == "pack":
         print(f"{file}: {pack(options.folder, file)} finished runs, {file.stat().st_size / 2**20:.1f} MiB")
+    elif not file.exists():
+        kept = ", ".join(sorted(str(path.parent.relative_to(ROOT)) for path in KEPT.glob("*/runs.tar.xz")))
+        sys.exit(f"error: {options.folder}: no runs are kept there (no {file.name}); there are runs in {kept}")
     else:
         with tarfile.open(file) as archive:
             archive.extractall(RUNS, filter="data")
