@@ -52,5 +52,6 @@ def test_a_packed_sweep_compares_and_resumes(tmp_path, monkeypatch):
 
 def test_what_was_not_kept_is_one_line():
     done = subprocess.run([sys.executable, SCRIPT, "unpack", "docs/results/ratio"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
     assert "docs/results/paper_schedule_large" in done.stderr
