@@ -9,8 +9,7 @@ import logging
 from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
-from fer_lightning.data.duplicates_report import audit
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.report.audit import audit
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,16 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--votes", metavar="FILE", help="FER+ votes: precision and recall of the list (with --label-errors)"
     )
-    parsed = parser.parse_intermixed_args(arguments)
+    options = vars(parser.parse_intermixed_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if parsed.label_errors:
-        from fer_lightning.report.label_errors import audit_labels  # --help need not wait for it
-
-        audit_labels(parsed.label_errors, parsed.overrides, parsed.out, parsed.votes)
-        return
-    if parsed.votes:
-        raise UserError(f"--votes={parsed.votes}: judges a list of labels; give --label-errors SWEEP_FOLDER as well")
-    audit(parsed.overrides, parsed.out, parsed.correlation)
+    audit(**options)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from fer_lightning.evaluation.ensemble import write_ensemble  # imports torch: not for --help and usage errors
 
-    runs = [Path(word) for word in parsed.runs if "=" not in word]
-    write_ensemble(runs, [word for word in parsed.runs if "=" in word], parsed.out)
+    write_ensemble(parsed.runs, parsed.out)
 
 
 if __name__ == "__main__":

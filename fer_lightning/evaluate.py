@@ -1,6 +1,5 @@
 """Exact scores of a trained model: ``python -m fer_lightning.evaluate CHECKPOINT``."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -48,24 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--store", action="store_true", help="add validation scores to an earlier version's checkpoint")
     parser.add_argument("--out", type=Path, help="folder for metrics, predictions and pictures; default: print only")
-    parsed = parser.parse_intermixed_args(arguments)
+    options = vars(parser.parse_intermixed_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    from fer_lightning.evaluation.place_of_use import PlaceOfUse
-    from fer_lightning.evaluation.rescore import rescore  # --help and mistyped options need not wait for torch
+    from fer_lightning.evaluation.rescore import EvaluationRequest, rescore  # imports torch: not for --help
 
-    augmentations = list(dict.fromkeys(name for name in parsed.tta.split(",") if name))
-    headline = rescore(
-        parsed.checkpoint,
-        parsed.overrides,
-        augmentations,
-        parsed.out,
-        PlaceOfUse(parsed.level, parsed.prior),
-        parsed.store,
-        parsed.corruptions,
-        parsed.limit,
-    )
-    print(json.dumps({"checkpoint": str(parsed.checkpoint), **headline}))
+    rescore(EvaluationRequest(**options))
 
 
 if __name__ == "__main__":

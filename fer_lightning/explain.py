@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.inference.explanation_request import ExplanationRequest
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,24 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("explained"), help="folder for the pictures; default: explained"
     )
-    parsed = parser.parse_intermixed_args(arguments)
-    if parsed.test_set:
-        for option, value in (("class", parsed.class_name), ("faces", parsed.faces), ("detector", parsed.detector)):
-            if value:
-                given = f"--{option}" if value is True else f"--{option} {value}"
-                raise UserError(f"{given}: --test-set explains every class of the test images; leave it out")
-    elif not parsed.inputs:
-        raise UserError("no image given: name images or folders, or give --test-set for the model's test images")
+    request = ExplanationRequest(**vars(parser.parse_intermixed_args(arguments)))
+    request.check()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    from fer_lightning.inference import explanation  # imports torch: not for --help and usage errors
+    from fer_lightning.inference.explanation import explain  # imports torch: not for --help and usage errors
 
-    if parsed.test_set:
-        explanation.explain_test_set(parsed.checkpoint, parsed.inputs, parsed.out)
-    else:
-        explanation.explain_inputs(
-            parsed.checkpoint, parsed.inputs, parsed.faces, parsed.detector, parsed.class_name, parsed.out
-        )
+    explain(request)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import COMMANDS
 
 from fer_lightning.config.safety import CONF_DIR, TRUST
 from fer_lightning.imbalance.losses import CrossEntropy
@@ -107,6 +108,14 @@ def test_the_site_has_every_page() -> None:
     listed = set(pages_of(nav))
     assert {path.name for path in DOCS.glob("*.md")} <= listed
     assert all((DOCS / page).exists() for page in listed)
+
+
+def test_the_api_pages_leave_out_the_commands_alone() -> None:
+    [pattern] = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["plugins"]["api-autonav"]["exclude"]
+    modules = [path.relative_to(ROOT) for path in (ROOT / "fer_lightning").rglob("*.py") if path.stem != "__init__"]
+    names = [".".join(path.with_suffix("").parts) for path in modules]
+    left_out = {name for name in names if re.search(pattern.removeprefix("re:"), name)}
+    assert left_out == {f"fer_lightning.{name}" for name in ("__main__", *COMMANDS)}
 
 
 def pages_of(nav: list[dict]) -> Iterator[str]:

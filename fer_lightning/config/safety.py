@@ -107,8 +107,11 @@ class GuardedLoader(ConfigLoaderImpl):
         return cfg
 
     def get_group_options(self, *group: Any, **options: Any) -> list[str]:
-        """The choices of a group for help and completion; a file whose name would control a terminal is none."""
-        return [name for name in super().get_group_options(*group, **options) if name.isprintable()]
+        """The choices of a group for help and completion: no folder ``_base``, and no file whose name would control a
+        terminal.
+        """
+        names = super().get_group_options(*group, **options)
+        return [name for name in names if name != SHARED and name.isprintable()]
 
     def _load(
         self,
@@ -180,6 +183,9 @@ def _without_settings_of_swept_groups(overrides: Sequence[str]) -> list[str]:
     ]
 
 
+SHARED = "_base"
+"""Folder of a group with what its choices share; its files are no choices."""
+
 SEVERAL = ("callbacks", "experiment")
 """Groups of which a run may have several choices, as in ``callbacks=[ema,early_stopping]``."""
 
@@ -188,14 +194,18 @@ def _check_choice(override: Any, repo: Any) -> None:
     """Check that a group is given a name: Hydra asserts it without naming the group, and would mix two choices.
 
     Raises:
-        UserError: for ``model=null``, ``model=3`` or ``optim=[adam,sgd]``, with the choices of the group.
+        UserError: for ``model=null``, ``model=3``, ``optim=[adam,sgd]`` or a file of ``_base``, with the choices of
+            the group.
     """
     group = override.key_or_group
     if not group:
         raise UserError(f"{override.input_line}: has no key before the sign =; give key=value")
-    if override.is_sweep_override() or override.is_delete() or isinstance(override.value(), str | dict):
+    if override.is_sweep_override() or override.is_delete():
         return
-    if isinstance(override.value(), list) and (group in SEVERAL or group.startswith("hydra/")):
+    value = override.value()
+    if isinstance(value, dict) or (isinstance(value, str) and SHARED not in value.split("/")):
+        return
+    if isinstance(value, list) and (group in SEVERAL or group.startswith("hydra/")):
         return
     if repo.group_exists(group):
         choices = ", ".join(repo.get_group_options(group, ObjectType.CONFIG))

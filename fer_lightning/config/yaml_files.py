@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,35 @@ def read_yaml(path: Path) -> Any:
         UserError: it cannot be read, or holds anything else.
     """
     return copy.deepcopy(_read(path)[0])
+
+
+def compose_file(path: Path, chosen: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A file of a group in ``conf/`` with the files in its ``defaults``, without Hydra; interpolations unresolved.
+
+    Args:
+        path: the file.
+        chosen: choices of its subgroups, in place of its own.
+    """
+    content: dict[str, Any] = read_yaml(path)
+    composed: dict[str, Any] = {}
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str):  # another file of the group, or of its folder _base
+            composed = _merged(composed, compose_file(path.parent / f"{entry}.yaml", chosen))
+            continue
+        ((group, default),) = entry.items()
+        group = group.removeprefix("override ")
+        choice = (chosen or {}).get(group, default)
+        if choice:
+            composed[group] = compose_file(path.parent / group / f"{choice}.yaml")
+    return _merged(composed, content)
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def _read(path: Path) -> tuple[Any, str]:

@@ -34,7 +34,7 @@ from fer_lightning.runtime.files import replace_file, replace_file_by
 log = logging.getLogger(__name__)
 
 
-def audit(overrides: list[str], out: Path, correlation: float) -> None:
+def audit_duplicates(overrides: list[str], out: Path, correlation: float) -> None:
     """Find the duplicates of a data set, write both files, and print tables and one line of JSON.
 
     Args:

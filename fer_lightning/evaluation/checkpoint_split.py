@@ -16,6 +16,7 @@ from fer_lightning.config import safety
 from fer_lightning.config import schema as schema
 from fer_lightning.config.interpolations import check_expansion
 from fer_lightning.config.rules import label_rules, split_rules
+from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.data.classes import match_classes
 from fer_lightning.data.faces import Faces, ImageForm
 from fer_lightning.data.from_config import load_faces, split_faces
@@ -157,7 +158,7 @@ def _check_kinds(given: Any) -> None:
     """
     for group in ("data", "split"):
         for path in (schema.CONF_DIR / group).glob("*.yaml"):
-            own: Any = OmegaConf.to_container(OmegaConf.load(path))
+            own = compose_file(path)
             target, own_target = (node.get("source", node)["_target_"] for node in (given[group], own))
             if target == own_target:
                 schema.check_keys(given[group], own, group)
@@ -176,7 +177,7 @@ def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
     trained = cfg.data
-    cfg.data = OmegaConf.load(files[name])
+    cfg.data = compose_file(files[name])
     cfg.data.drop_duplicates = trained.drop_duplicates
     if "image_size" in cfg.data:
         cfg.data.image_size, cfg.data.color = form.size, form.color

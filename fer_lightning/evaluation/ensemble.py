@@ -23,17 +23,18 @@ OVERRIDES = ("data.path", "data.cache_dir", "labels.votes", "trainer.accelerator
 """Settings that may be given: where the members' own data are, and where to compute."""
 
 
-def write_ensemble(runs: Sequence[Path], overrides: list[str], out: Path) -> None:
+def write_ensemble(words: Sequence[str], out: Path) -> None:
     """Write the checkpoint of an ensemble, with its scores on the test set that its members share.
 
     Args:
-        runs: folders of finished runs, or their checkpoints.
-        overrides: ``key=value`` for the keys in ``OVERRIDES``.
+        words: folders of finished runs, or their checkpoints; and ``key=value`` for the keys in ``OVERRIDES``.
         out: file to write.
 
     Raises:
         UserError: the models do not fit together, a file cannot be read or written, or the data are others.
     """
+    runs = [Path(word) for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
     _check_request(runs, overrides, out)
     checkpoints = [_checkpoint_of(run) for run in runs]
     members = [EmotionClassifier.load(path) for path in checkpoints]

@@ -1,9 +1,10 @@
 """Scores of a stored checkpoint, on its own test sets or on other images."""
 
+import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fer_lightning.data.faces import Faces
 from fer_lightning.evaluation import scorecard
@@ -28,55 +29,70 @@ from fer_lightning.runtime.files import check_no_links
 log = logging.getLogger(__name__)
 
 
-def rescore(
-    checkpoint: Path,
-    overrides: list[str],
-    augmentations: Sequence[str],
-    out: Path | None,
-    place: PlaceOfUse,
-    store: bool = False,
-    corruptions: bool = False,
-    limit: int | None = None,
-) -> dict[str, Any]:
-    """Score a checkpoint and print the table.
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """The options of the ``evaluate`` command.
 
-    Args:
+    Attributes:
         checkpoint: a run's ``best.ckpt``.
         overrides: ``key=value`` of the run's configuration; ``data=folder`` scores any labelled folder of images.
-        augmentations: test-time augmentations, each scored beside the plain images; names in ``tta.VIEWS``.
+        tta: test-time augmentations, each scored beside the plain images; names in ``tta.VIEWS``, comma-separated.
         out: folder for metrics, predictions and pictures; None writes nothing.
-        place: level of the sets of classes, and prior of the place of use.
+        level: share of the images of each class whose set of classes is to hold the true class; None for no sets.
+        prior: shares of the classes in the place of use, see ``PlaceOfUse``; None for those that the model assumes.
         store: write temperature and validation scores into the checkpoint, for those of earlier versions.
         corruptions: score corrupted test images, too.
         limit: number of test images that are corrupted, at random; None for all.
+    """
 
-    Returns:
-        The headline: size and main scores of the test set, and the mean drop of accuracy on corrupted images.
+    checkpoint: Path
+    overrides: list[str]
+    tta: str = ""
+    out: Path | None = None
+    level: float | None = None
+    prior: str | None = None
+    store: bool = False
+    corruptions: bool = False
+    limit: int | None = None
+
+    @property
+    def augmentations(self) -> list[str]:
+        """The names in ``tta``, each once."""
+        return list(dict.fromkeys(name for name in self.tta.split(",") if name))
+
+    @property
+    def place(self) -> PlaceOfUse:
+        """The options about the place of use."""
+        return PlaceOfUse(self.level, self.prior)
+
+
+def rescore(request: EvaluationRequest) -> None:
+    """Score a checkpoint, print the table and one line of JSON, and write what was asked for.
+
+    The JSON holds the size and the main scores of the test set, and the mean drop of accuracy on corrupted images.
 
     Raises:
         UserError: for a checkpoint, an override, an augmentation or a folder that cannot be used; also when test
             images trained or selected the model.
     """
-    if out is not None:
-        _refuse_run_folder(out)
-    _check_options(augmentations, corruptions, limit)
-    place.check()
-    _check_storable(overrides if store else ())
+    checkpoint, out, place = request.checkpoint, request.out, request.place
+    _check(request)
     model = EmotionClassifier.load(checkpoint)
-    cfg, faces, split = load_split(model, overrides)
+    cfg, faces, split = load_split(model, request.overrides)
     temperature, reference = stored_calibration(model)
     if place != PlaceOfUse() and not len(split.val):
         find_reference(model, checkpoint, place)  # which cannot be fitted here
     device = pick_device(cfg.trainer.accelerator)
     shared = shared_classes(model, faces)
-    evaluation = evaluate(model, faces, split, device, temperature, augmentations, shared, reference)
+    evaluation = evaluate(model, faces, split, device, temperature, request.augmentations, shared, reference)
     evaluation, line = score_place(evaluation, place, model)
     _print(evaluation, faces, line)
-    if store:
+    if request.store:
         _store(checkpoint, model, faces, evaluation)
     robustness = None
-    if corruptions:
-        robustness = score_corruptions(model, faces, subset(faces, split.tests["test"], limit), device)
+    if request.corruptions:
+        chosen = subset(faces, split.tests["test"], request.limit)
+        robustness = score_corruptions(model, faces, chosen, device)
         print_robustness(robustness)
     summary = robustness.summary if robustness else {}
     if out is not None:
@@ -87,14 +103,20 @@ def rescore(
         if robustness is not None:
             _write_robustness(out, robustness, faces, words.caption(metrics))
     drop = {key: summary[key] for key in ("corruptions/images", "corruptions/accuracy_drop") if key in summary}
-    return headline(evaluation.metrics) | drop
+    print(json.dumps({"checkpoint": str(checkpoint), **headline(evaluation.metrics), **drop}))
 
 
-def _check_options(augmentations: Sequence[str], corruptions: bool, limit: int | None) -> None:
-    for name in augmentations:
+def _check(request: EvaluationRequest) -> None:
+    """Check what can be checked before the model is loaded."""
+    if request.out is not None:
+        _refuse_run_folder(request.out)
+    for name in request.augmentations:
         require(name in VIEWS, "--tta", name, f"must be {' or '.join(VIEWS)}, or both: {','.join(VIEWS)}")
-    require(limit is None or corruptions, "--limit", limit, "is the number of images that --corruptions uses; add it")
+    limit, corrupts = request.limit, request.corruptions
+    require(limit is None or corrupts, "--limit", limit, "is the number of images that --corruptions uses; add it")
     require(limit is None or limit >= 1, "--limit", limit, "must be 1 or more")
+    request.place.check()
+    _check_storable(request.overrides if request.store else ())
 
 
 def _print(evaluation: Evaluation, faces: Faces, line: str) -> None:

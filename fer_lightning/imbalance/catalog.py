@@ -87,8 +87,8 @@ def _settings(path: Path, prefix: str) -> dict[str, Setting]:
     text = path.read_text()
     settings: dict[str, Setting] = {}
     for entry in yaml.safe_load(text).get("defaults", []):
-        if isinstance(entry, str):  # another file of the same group, which this one changes
-            settings |= _settings(path.with_name(f"{entry}.yaml"), prefix)
+        if isinstance(entry, str):  # another file of the group, or of its folder _base, which this one changes
+            settings |= _settings(path.parent / f"{entry}.yaml", prefix)
             continue
         ((group, choice),) = entry.items()
         group = group.removeprefix("override ")

@@ -6,14 +6,13 @@ Nothing here is a list of methods: the files in ``conf/imbalance`` are composed 
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config.imbalance_rules import refuse_double_corrections
 from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.runtime.errors import UserError
 
 FOLDER = CONF_DIR / "imbalance"
@@ -49,36 +48,7 @@ def compose_method(name: str, **chosen: str) -> DictConfig:
         name: of the method.
         chosen: ``sampler`` or ``mix``, another choice than the method's.
     """
-    return OmegaConf.create(_composed(FOLDER / f"{name}.yaml", chosen))
-
-
-def _composed(path: Path, chosen: Mapping[str, str]) -> dict[str, Any]:
-    content = dict(_read(path))
-    composed: dict[str, Any] = {}
-    for entry in content.pop("defaults", []):
-        if isinstance(entry, str):
-            composed = _merged(composed, _composed(path.with_name(f"{entry}.yaml"), chosen))
-            continue
-        ((group, default),) = entry.items()
-        group = group.removeprefix("override ")
-        choice = chosen.get(group, default)
-        if choice:
-            composed[group] = _composed(path.parent / group / f"{choice}.yaml", {})
-    return _merged(composed, content)
-
-
-@functools.cache
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    return content
-
-
-def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(one)
-    for key, value in other.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+    return OmegaConf.create(compose_file(FOLDER / f"{name}.yaml", chosen))
 
 
 def stage(name: str) -> str:

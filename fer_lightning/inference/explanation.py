@@ -23,6 +23,7 @@ from fer_lightning.evaluation.probabilities import classify, pick_device
 from fer_lightning.evaluation.scorecard import scorecard_line
 from fer_lightning.inference import detect, pictures, saliency, saliency_figures, stream
 from fer_lightning.inference.answers import NO_FACE
+from fer_lightning.inference.explanation_request import ExplanationRequest
 from fer_lightning.inference.stream import PictureFaces
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.plotting import write_figure
@@ -47,30 +48,28 @@ class TableRow(NamedTuple):
     picture: str
 
 
-def explain_inputs(
-    checkpoint: Path, inputs: list[str], faces: bool, detector: Path | None, class_name: str | None, out: Path
-) -> None:
-    """Write a picture for each face and print a table of them; exit with a code above 100 when some inputs failed.
+def explain(request: ExplanationRequest) -> None:
+    """Draw saliency maps: of single faces, or as means over the model's own test images."""
+    if request.test_set:
+        explain_test_set(request.checkpoint, request.inputs, request.out)
+    else:
+        explain_inputs(request)
 
-    Args:
-        checkpoint: a run's ``checkpoints/best.ckpt``.
-        inputs: images and folders.
-        faces: detect faces; implied by ``detector``.
-        detector: YuNet's file; None for OpenCV's Haar cascade.
-        class_name: the class to explain; None for the predicted one of each face.
-        out: folder for the pictures.
+
+def explain_inputs(request: ExplanationRequest) -> None:
+    """Write a picture for each face and print a table of them; exit with a code above 100 when some inputs failed.
 
     Raises:
         UserError: no input exists, the detector or checkpoint cannot be used, or the folder cannot be made.
     """
-    sources = [_refuse_video(source) for source in pictures.list_sources(inputs)]
-    detects = faces or detector is not None
+    detects, class_name, out = request.detects, request.class_name, request.out
+    sources = [_refuse_video(source) for source in pictures.list_sources(request.inputs)]
     if detects:
-        detect.check_detector(detector)
-    model = EmotionClassifier.load(checkpoint)
+        detect.check_detector(request.detector)
+    model = EmotionClassifier.load(request.checkpoint)
     extract = stream.central_face_with_note(model.form, model.classes)
     if detects:
-        extract = partial(stream.detected_faces, form=model.form, detector=detector)
+        extract = partial(stream.detected_faces, form=model.form, detector=request.detector)
     if class_name is not None and class_name not in model.classes:
         hint = did_you_mean(class_name, list(model.classes))
         raise UserError(f"--class {class_name}: this model knows {', '.join(model.classes)}{hint}")

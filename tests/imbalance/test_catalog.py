@@ -111,6 +111,14 @@ class TestCommand:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip().splitlines()[-1] == "[]"
 
+    def test_what_methods_share_is_no_choice(self, cli):
+        shared = sorted((CONF_DIR / "imbalance" / "_base").glob("*.yaml"))
+        assert shared
+        assert "_base" not in cli("--help").out
+        outcome = cli(*TINY, f"imbalance=_base/{shared[0].stem}")
+        assert outcome.code == 2
+        assert f"imbalance=_base/{shared[0].stem}: no such choice; imbalance is one of: balanced_" in outcome.error
+
     def test_help_of_a_run_lists_methods_samplers_and_mixing(self, cli):
         out = cli("--help").out
         assert all(name in re.search(r"^imbalance: (.*)$", out, re.M)[1] for name in NAMES)
