@@ -46,7 +46,7 @@ def rescore(
         augmentations: test-time augmentations, each scored beside the plain images; names in ``tta.VIEWS``.
         out: folder for metrics, predictions and pictures; None writes nothing.
         place: level of the sets of classes, and prior of the place of use.
-        store: write temperature and validation scores into the checkpoint, for those of earlier versions.
+        store: write temperature and validation scores into the checkpoint, for one without them.
         corruptions: score corrupted test images, too.
         limit: number of test images that are corrupted, at random; None for all.
 
