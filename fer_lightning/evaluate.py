@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="score the probabilities for other shares of the classes as well (test_prior/...): uniform, training, "
         "estimated (from the test images, without their labels), or a JSON or CSV file of class and share",
     )
-    parser.add_argument("--store", action="store_true", help="add validation scores to an earlier version's checkpoint")
+    parser.add_argument("--store", action="store_true", help="add validation scores to a checkpoint without them")
     parser.add_argument("--out", type=Path, help="folder for metrics, predictions and pictures; default: print only")
     options = vars(parser.parse_intermixed_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")

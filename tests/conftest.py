@@ -12,9 +12,10 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fer_lightning_tests_matplotlib"))
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -125,6 +126,26 @@ def forked(tmp_path: Path) -> Callable[..., Outcome]:
             return Outcome(code, *(stream.read_text() for stream in streams))
 
     return call
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a memory file system of a given size; skips where that is not allowed."""
+    folders: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / "mounted"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True) if shutil.which("mount") else None
+        if done is None or done.returncode:
+            pytest.skip(f"mounting needs root: {done.stderr.strip() if done else 'no mount command'}")
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # its train.log is still open
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def read_images(images: Images) -> Iterator[tuple[str, Array]]:
         The name, and uint8 (H, W) gray or (H, W, 3) in the order blue, green, red.
 
     Raises:
-        UserError: none of these, or an image that cannot be read.
+        UserError: something else, or an image that cannot be read.
     """
     if isinstance(images, list | tuple):
         for number, image in enumerate(images):

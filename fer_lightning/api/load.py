@@ -28,7 +28,7 @@ class Prediction:
     """Answers for N images, in the order of the images.
 
     Attributes:
-        names: N paths, or positions (``"0"``, ``"1"``, ...) of images that are no files.
+        names: N paths, or positions (``"0"``, ``"1"``, ...) of images that are not files.
         labels: N class names, each the most probable.
         probabilities: float64, shape (N, C); columns in the order of ``classes``.
         classes: the C class names.
@@ -117,11 +117,11 @@ class Classifier:
             Labels and probabilities in the order of the images; the probabilities are calibrated where ``calibrated``.
 
         Raises:
-            UserError: no image of this kind, or a file that cannot be read; nothing is skipped. A level or a prior that
-                is none, or a checkpoint of an earlier version, which holds no scores of validation images for them.
+            UserError: not images of these kinds, or a file that cannot be read; nothing is skipped. An invalid level or
+                prior, or a checkpoint without the scores of validation images that both need.
 
         Warns:
-            UserWarning: an image is rather a photograph than a cropped face, or the images are too few for a steady
+            UserWarning: an image looks like a photograph, not a cropped face, or the images are too few for a steady
                 estimate of the prior.
 
         Examples:
@@ -159,8 +159,8 @@ class Classifier:
             photographs += [] if may_be_a_crop(picture) else [name]
         if photographs:
             warnings.warn(
-                f"{len(photographs)} of {len(names)} images have not the size or shape of a cropped face (the first: "
-                f"{photographs[0]}); the middle square is taken as the face; "
+                f"{len(photographs)} of {len(names)} images do not have the size or shape of a cropped face "
+                f"(the first: {photographs[0]}); the middle square is taken as the face; "
                 "python -m fer_lightning.predict --faces finds the faces in a photograph",
                 stacklevel=3,
             )
@@ -177,7 +177,7 @@ def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
-        UserError: no such file, no checkpoint of this project, a damaged one, or no such device.
+        UserError: there is no such file or device, or the file is damaged or not a checkpoint of this project.
 
     Examples:
         >>> classifier = fl.load("outputs/demo/run")

@@ -79,7 +79,7 @@ def _train(cfg: DictConfig) -> Run:
 
 
 def _refuse_processes(trainer: DictConfig) -> None:
-    """One process must do: Lightning starts further ones with the command line of this one, which is the caller's.
+    """Check that one process is enough: Lightning starts further ones with the caller's command line.
 
     Raises:
         UserError: several devices or nodes, or this process is one of several.

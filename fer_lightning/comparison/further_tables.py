@@ -1,6 +1,6 @@
 """Further scores, the risk-coverage curve, and sets of classes of the methods.
 
-The scores and the curve are computed from the predictions, so that runs of earlier versions have them too.
+The scores and the curve are computed from the predictions; ``metrics.json`` need not hold them.
 """
 
 from collections.abc import Sequence

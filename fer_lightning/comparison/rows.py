@@ -24,7 +24,7 @@ def primary_test_set(run: FinishedRun) -> str:
 
 
 def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
-    """Refuse runs whose difference would not be one of methods.
+    """Refuse runs that differ in more than their methods.
 
     Raises:
         UserError: data, labels or split differ, or runs with the same seed were tested on different images.
@@ -49,7 +49,9 @@ def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
             counts = f"{mine.sum():,}, {shared:,} of them the same"
             raise _refusal(reference, run, f"test images ({test_set})", f"{its.sum():,}", counts)
         if (others := int((run.labels[mine] != reference.labels[its]).sum())) > 0:
-            raise _refusal(reference, run, "labels of the test images", f"{its.sum():,}", f"{others:,} of them others")
+            raise _refusal(
+                reference, run, "labels of the test images", f"{its.sum():,}", f"{others:,} of them different"
+            )
 
 
 def _refusal(first: FinishedRun, other: FinishedRun, what: str, its: str, others: str) -> UserError:
@@ -100,7 +102,7 @@ def find_baselines(rows: Rows, wanted: str | None) -> dict[str, str]:
     methods = list(dict.fromkeys(members[0].metrics["imbalance"] for members in rows.values()))
     accepted = list(dict.fromkeys([*methods, *rows]))
     if wanted is not None and wanted not in accepted:
-        raise UserError(f"--baseline {wanted}: no run has this method or row; accepted are {', '.join(accepted)}")
+        raise UserError(f"--baseline {wanted}: no run has this method or row; accepted: {', '.join(accepted)}")
     if len(rows) == 1:
         return {}
     if wanted is None:

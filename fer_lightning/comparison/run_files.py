@@ -108,7 +108,7 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
         raise ValueError("no predictions.csv") from None
     except UserError as error:
         raise ValueError(_without(folder, error)) from None
-    except Exception as error:  # pandas has many for what is no csv
+    except Exception as error:  # pandas raises many types for what is not a csv
         raise ValueError(f"predictions.csv: {one_line(error)}") from None
     classes = tuple(metrics["train/class_counts"])
     chances = probability_columns(classes)
@@ -186,7 +186,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 def _numbers(column: pd.Series) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
     if not (np.isfinite(numbers) & (numbers.abs() <= LARGEST)).all():
-        raise ValueError(f"predictions.csv: {column.name} holds what are no numbers")
+        raise ValueError(f"predictions.csv: {column.name} holds values that are not numbers")
     return numbers
 
 

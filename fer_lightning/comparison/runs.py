@@ -31,7 +31,7 @@ class FinishedRun:
     Attributes:
         folder: the run folder.
         metrics: ``metrics.json``.
-        settings: the composed configuration, flat (``optim.lr``), without what is no setting.
+        settings: the composed configuration, flat (``optim.lr``), without ``NOT_A_SETTING``.
         ids: str, shape (n,): the images of all test sets.
         labels: int64, shape (n,).
         predictions: int64, shape (n,).
@@ -104,7 +104,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     """List the run folders at or below ``paths``, in the order of their names (2 before 10), each once.
 
     Raises:
-        UserError: a path that is no folder, or nothing that looks like a run below any of them.
+        UserError: a path that is not a folder, or nothing that looks like a run below any of them.
     """
     run_folders: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -152,7 +152,7 @@ def read_run(folder: Path) -> FinishedRun:
 def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, str]]:
     """Read run folders; returns the finished ones, and for the others the reason why they are left out.
 
-    Of runs that repeat each other (same settings, seed and data) only the newest counts: it is no new seed.
+    Of runs that repeat each other (same settings, seed and data) only the newest counts: it is not a new seed.
     """
     runs: dict[Any, FinishedRun] = {}
     skipped: dict[Path, str] = {}

@@ -36,8 +36,11 @@ def fail(error: Exception | str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
+CLOSED_PIPE = 141
+"""Exit code when the reader of standard output, such as head, has closed it: what a shell reports after SIGPIPE."""
+
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""Errors of a file that are the user's to mend."""
+"""Errors of a file that the user can correct."""
 
 
 def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
@@ -45,7 +48,8 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
 
     Args:
         main: the command.
-        prints_results: standard output that cannot be written is an error; False for a command that writes to a folder.
+        prints_results: standard output that cannot be written is an error, and one that its reader has closed ends the
+            command without a message; False for a command that writes to a folder, which only warns.
     """
     safety.guard_hydra()
     escape_messages()
@@ -54,6 +58,8 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
         _run(main)
         output.flush()
         if output.error is not None:
+            if prints_results and output.error.errno == errno.EPIPE:
+                raise SystemExit(CLOSED_PIPE)
             text = f"standard output could not be written ({output.error.strerror})"
             if prints_results:
                 fail(f"{text}; free space, or print to another file", code=1)

@@ -25,7 +25,7 @@ CALLBACKS: Mapping[str, Any] = {
     "validate": {"_target_": "fer_lightning.config.hook.Validate"},
     "summary": {"_target_": "fer_lightning.sweeps.hook.SweepLifecycle"},
 }
-"""The callbacks that every run has; ``summary.anyway`` is the user's."""
+"""The callbacks that every run has; the user may set ``summary.anyway``."""
 
 LOGGING_WORDS = ("level", "format", "datefmt", "handlers", "formatter")
 LOGGING_VALUES = (
@@ -72,7 +72,7 @@ def check_file(config: Any, name: str) -> None:
 
 
 def check_defaults(defaults: Sequence[Any], name: str) -> None:
-    """Check that a file does not choose what the main file has chosen before it: Hydra ignores that in silence.
+    """Check that a file does not choose what the main file has chosen already: Hydra silently ignores that.
 
     Args:
         defaults: Hydra's entries of the file's defaults list.
@@ -85,13 +85,13 @@ def check_defaults(defaults: Sequence[Any], name: str) -> None:
         if isinstance(default, GroupDefault) and default.override and (default.group or "").lstrip("/") in CHOSEN:
             group = str(default.group).lstrip("/")
             raise UserError(
-                f"override /{group}: has no effect in {name}, for the main file chooses it; "
+                f"override /{group}: has no effect in {name}, because the main file chooses it; "
                 f"type {group}={default.value} on the command line"
             )
 
 
 def check_placement(config: Any, path: str, package: str | None) -> None:
-    """Check that a file of this project that is placed below ``hydra`` is there where it belongs.
+    """Check that a file of this project is placed below ``hydra`` only where it belongs.
 
     Raises:
         UserError: naming the file.
@@ -217,7 +217,7 @@ def check_recorded(argv: Sequence[str]) -> None:
     if sum(map(len, argv)) > 10_000:
         raise UserError("the recorded command line has more than 10,000 characters; type the sweep's again")
     if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
-        raise UserError("the recorded command line is no sweep's (it has no -m); type the sweep's again")
+        raise UserError("the recorded command line is not that of a sweep (it has no -m); type the sweep's again")
     words, lines = iter(argv), []
     for word in words:
         if not word.startswith("-"):

@@ -197,7 +197,7 @@ def _adjust_rules(cfg: DictConfig) -> None:
     if cfg.model.head.cosine_scale is not None:
         raise UserError(
             f"model.head.cosine_scale={cfg.model.head.cosine_scale}: imbalance={method.name} changes weights and bias "
-            "of a linear layer, which a cosine head has not; use null"
+            "of a linear layer, which a cosine head does not have; use null"
         )
 
 

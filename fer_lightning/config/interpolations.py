@@ -20,7 +20,7 @@ VARIABLES = (
     *("FER2013_PATH", "FERPLUS_VOTES", "FER_WEIGHTS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
     *("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK", "SLURM_TMPDIR"),
 )
-"""Environment variables that a file may read with ``${oc.env:NAME}``; the command line may read others, no secrets."""
+"""Environment variables that a file may read with ``${oc.env:NAME}``; on the command line all but secrets."""
 
 _HARMLESS = re.compile(rf"\$\{{(?:[^${{}}:]*|(?:{'|'.join(map(re.escape, RESOLVERS))}):[^${{}}]*)\}}")
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,}]*)")
@@ -34,7 +34,7 @@ _MOST = 200
 
 
 def check_interpolation(key: str, text: str, typed: bool) -> None:
-    """Refuse functions that could make anything of a text, and variables of the environment but for harmless ones.
+    """Refuse functions that could make anything of a text, and all but harmless environment variables.
 
     Args:
         key: where the text is.

@@ -19,12 +19,12 @@ METHOD_KEYS = {
     "imbalance/sampler": "this method has a sampler of its own",
     "imbalance/mix": "this method has mixing of its own",
     "imbalance.mix": "this run mixes no images; choose imbalance/mix=mixup, remix or cmo first",
-    "imbalance.mix.off_epochs": "counts in shares of the epochs now; use imbalance.mix.off_share=0.015 for 3 of 200",
+    "imbalance.mix.off_epochs": "is given as a share of the epochs; use imbalance.mix.off_share=0.015 for 3 of 200",
     "imbalance.first_stage": "only methods of two stages, such as crt, and adjustments start from a checkpoint",
     "imbalance.second_stage": "only methods of two stages, such as crt, have a second stage",
     "imbalance.adjust": "only tau_norm and posthoc_logit_adjusted adjust a trained model",
 }
-"""Keys that only some methods have, or had, and why the chosen method has none."""
+"""Keys that only some methods have, or that another key replaces, and why the chosen method does not have them."""
 
 
 def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:

@@ -298,8 +298,8 @@ def _callback_rules(cfg: DictConfig) -> None:
     require(batches >= 1, "callbacks.swa.statistics_batches", batches, "must be at least 1")
     if epochs - first_averaged_epoch(start, epochs) < 2:
         raise UserError(
-            f"callbacks.swa.start={start}: leaves one of trainer.max_epochs={epochs} to average; use a smaller share, "
-            "or more epochs"
+            f"callbacks.swa.start={start}: leaves one epoch of trainer.max_epochs={epochs} to average; use a smaller "
+            "share, or more epochs"
         )
 
 

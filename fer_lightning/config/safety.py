@@ -80,7 +80,7 @@ class GuardedLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         check_secrets([("the command line", line) for line in overrides])
-        only_for_the_mode = not validate_sweep_overrides  # Hydra then composes all again, whatever comes of this
+        only_for_the_mode = not validate_sweep_overrides  # Hydra composes everything again afterwards
         typed = RunMode.RUN if overrides[-1:] == ["hydra.mode=RUN"] else None  # as for each job of a sweep
         if only_for_the_mode and (typed is not None or not _may_set_the_mode(overrides)):
             return OmegaConf.create({"hydra": {"mode": typed}})
@@ -107,9 +107,7 @@ class GuardedLoader(ConfigLoaderImpl):
         return cfg
 
     def get_group_options(self, *group: Any, **options: Any) -> list[str]:
-        """The choices of a group for help and completion: no folder ``_base``, and no file whose name would control a
-        terminal.
-        """
+        """The choices of a group for help and completion: no folder ``_base``, no names with control characters."""
         names = super().get_group_options(*group, **options)
         return [name for name in names if name != SHARED and name.isprintable()]
 
@@ -124,8 +122,8 @@ class GuardedLoader(ConfigLoaderImpl):
         """As Hydra, but a sweep over a group also takes settings that the group's default choice lacks.
 
         Hydra composes the sweep itself with the default choice, and refuses ``imbalance=crt,lws
-        imbalance.first_stage=RUN`` for want of the key in ``imbalance=none``. The jobs are composed and checked with
-        all overrides.
+        imbalance.first_stage=RUN`` because ``imbalance=none`` lacks the key. The jobs are composed and checked with all
+        overrides.
         """
         try:
             return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
@@ -215,7 +213,7 @@ def _check_choice(override: Any, repo: Any) -> None:
 
 
 def _check_shadowed(path: str, repo: Any) -> None:
-    """Check that no folder of the user's has a file of this name too, which Hydra would ignore in silence.
+    """Check that no folder of the user's has a file of this name too, which Hydra would silently ignore.
 
     Raises:
         UserError: naming it.
@@ -284,7 +282,7 @@ def recorded(content: Any, name: str) -> DictConfig:
         config = OmegaConf.create(dict(content))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except Exception as error:  # OmegaConf raises many kinds for values that are none
+    except Exception as error:  # OmegaConf raises many types for what is not a configuration
         raise UserError(f"{name}: damaged, no configuration ({type(error).__name__})") from None
     return config
 

@@ -247,7 +247,7 @@ def check_kinds(given: Any, typed: Any, path: str = "") -> None:
         written = str(typed).lower() if isinstance(typed, bool) else typed
         raise UserError(f"{path}={short(given)!r}: is text where {_kind(typed)} is expected; write it as {written}")
     elif path in PATHS and isinstance(typed, str) and not isinstance(given, str):
-        raise UserError(f"{path}={given}: is no text, and names a file or a folder; write it as ./{given}")
+        raise UserError(f"{path}={given}: is not text, but must name a file or a folder; write it as ./{given}")
 
 
 def check_names(run: Any, method: Any) -> None:

@@ -25,7 +25,7 @@ def is_secret(variable: str) -> bool:
 
 
 def environment_secrets() -> list[tuple[str, str]]:
-    """Name and value of each secret of the environment; the path of a key file is none."""
+    """Name and value of each secret of the environment; the path of a key file is not one."""
     pairs = ((name, value.strip()) for name, value in os.environ.items() if is_secret(name))
     secrets = [(name, value) for name, value in pairs if len(value) >= _SHORTEST and not os.path.exists(value)]
     return [(name, value) for name, value in secrets if value not in _own_words()]

@@ -1,4 +1,4 @@
-"""YAML of anyone, read in bounded time: aliases cannot multiply, and whatever is damaged is a ``YAMLError``."""
+"""YAML of unknown origin, read in bounded time: aliases cannot multiply, and any damage is a ``YAMLError``."""
 
 import copy
 import functools
@@ -59,7 +59,7 @@ def parse(text: str, name: str) -> Any:
         name: of the file, for errors.
 
     Raises:
-        YAMLError: no YAML, or with aliases it has more than ``MAX_VALUES`` values.
+        YAMLError: it is not YAML, or with aliases it has more than ``MAX_VALUES`` values.
     """
     try:
         loader = _BoundedLoader(text)
@@ -68,7 +68,7 @@ def parse(text: str, name: str) -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except Exception as error:  # !!int x, !!timestamp 0 and so on each raise another one
+    except Exception as error:  # !!int x, !!timestamp 0 and so on each raise another type
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise YAMLError(message if name in message else f"{name}: {message}") from None
 

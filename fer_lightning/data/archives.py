@@ -1,8 +1,8 @@
 """Uniform read access to the files of a folder, a zip or a tar.
 
 Archives are untrusted. Nothing is unpacked to disk. Members with paths outside the archive are refused anyway, and so
-are archives that unpack to far more than FER-2013: the sizes in the headers are checked, and for tar and gzip files
-also the number of bytes read.
+are archives that unpack to more than ``MAX_ARCHIVE`` bytes: the sizes in the headers are checked, and for tar and gzip
+files also the number of bytes read.
 """
 
 import bz2
@@ -44,6 +44,7 @@ MAX_PIECE = 2**25
 UTF8_FLAG = 0x800
 """The bit of a zip member's flags that says that its name is UTF-8."""
 
+_UNPACK = "unpack it and give the folder or file"
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 _TOOLS = {".git", ".ipynb_checkpoints"}
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
@@ -177,7 +178,7 @@ def open_file(path: Path) -> io.BufferedReader:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{path} is no regular file: replace or remove it")
+        raise UserError(f"{path} is not a regular file: replace or remove it")
     return open(descriptor, "rb")
 
 
@@ -229,7 +230,9 @@ class Limited(io.RawIOBase):
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
         if self.tell() > self._limit:
-            raise UserError(f"{self._path} unpacks to more than {_bytes(self._limit)}: FER-2013 is far smaller")
+            raise UserError(
+                f"{self._path} unpacks to more than {_bytes(self._limit)}, the limit for an archive: {_UNPACK}"
+            )
         return len(data)
 
     def close(self) -> None:
@@ -241,28 +244,32 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict
     """Map names with forward slashes to the visible files among (name, bytes, is file or folder, member).
 
     Raises:
-        UserError: a member points out of the archive, is a link or device, too large, or there twice; names the first
-            one.
+        UserError: a member points out of the archive, is a link or device, is too large, or has the name of another
+            one; names the first.
     """
     members, total = {}, 0
     for number, (raw, size, plain, member) in enumerate(found):
         name = raw.replace("\\", "/").removeprefix("./")
         parts = name.split("/")
         total += size
+        remedy = "get the data elsewhere"
         if ".." in parts or name.startswith("/") or re.match("[A-Za-z]:", name):
             reason = "points out of the archive"
         elif not plain:
             reason = "is a link, a device or a sparse file"
         elif not 0 <= size <= MAX_FILE:
-            reason = f"claims {_bytes(size)} and no file of FER-2013 has more than {_bytes(MAX_FILE)}"
-        elif total > MAX_ARCHIVE or number >= MAX_MEMBERS:
-            reason = f"is one too many: {number + 1:,} members so far claim {_bytes(total)}"
+            reason, remedy = f"claims {_bytes(size)}, and at most {_bytes(MAX_FILE)} are read", _UNPACK
+        elif total > MAX_ARCHIVE:
+            limit = f"and at most {_bytes(MAX_ARCHIVE)} of an archive are read"
+            reason, remedy = f"is one too many: {number + 1:,} members so far claim {_bytes(total)}, {limit}", _UNPACK
+        elif number >= MAX_MEMBERS:
+            reason, remedy = f"is one too many: at most {MAX_MEMBERS:,} members are read", "give a smaller archive"
         elif name in members:  # which of the two counts depends on the program that unpacks them
-            reason = "is there twice"
+            reason = "occurs twice"
         else:
             reason = ""
         if reason:
-            raise UserError(f"{path}: member {raw[:200]!r} {reason}; nothing was unpacked, get the data elsewhere")
+            raise UserError(f"{path}: member {raw[:200]!r} {reason}; nothing was unpacked; {remedy}")
         if not name.endswith("/") and not any(_is_litter(part) for part in parts):
             members[name] = member
     return members
@@ -287,7 +294,7 @@ def readable_errors(path: Path) -> Iterator[None]:
     ) as error:
         raise UserError(f"{path} is damaged or cut short ({one_line(error)}): download it again") from error
     except (struct.error, ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged or packed in an unknown way ({one_line(error)})") from error
+        raise UserError(f"{path} is damaged or packed in an unknown way ({one_line(error)}): get it again") from error
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror or one_line(error)}") from error
 

@@ -78,7 +78,7 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         content = None
     if not isinstance(content, dict) or not content:
-        raise UserError(f'data.classes={path}: no mapping; write a line for each class, such as "rage: angry"')
+        raise UserError(f'data.classes={path}: not a mapping; write a line for each class, such as "rage: angry"')
     mapping: dict[str, str | None] = {}
     for name, wanted in content.items():
         is_word = isinstance(name, str) and isinstance(wanted, str)
@@ -133,9 +133,7 @@ def group_classes(
         classes = _only(classes, only)
         classes_of = {name: given if given in classes else None for name, given in classes_of.items()}
     if not 1 <= len(classes) <= MOST:
-        raise UserError(
-            f"{len(classes):,} classes are left: accepted are 1 to {MOST:,}; see data.classes and data.only"
-        )
+        raise UserError(f"{len(classes):,} classes are left; accepted: 1 to {MOST:,}; see data.classes and data.only")
     return classes, classes_of
 
 
@@ -156,7 +154,9 @@ def select_classes(faces: Faces, mapping: Mapping[str, str | None] | None, only:
     if not mapping and only is None:
         return faces
     if faces.soft is not None:
-        raise UserError("labels.targets=soft: the votes are those for seven emotions; leave data.classes and only out")
+        raise UserError(
+            "labels.targets=soft: the votes are those for seven emotions; leave data.classes and data.only out"
+        )
     classes, classes_of = group_classes(faces.classes, mapping, only)
     log_classes(faces.classes, classes_of)
     numbers = [-1 if (given := classes_of[name]) is None else classes.index(given) for name in faces.classes]

@@ -111,7 +111,7 @@ def check_correlation(correlation: float) -> None:
         UserError: ``correlation`` is below 0.9, or 1 and more.
     """
     if not LEAST_CORRELATION <= correlation < 1:
-        raise UserError(f"--correlation={correlation}: accepted is {LEAST_CORRELATION} to below 1")
+        raise UserError(f"--correlation={correlation}: out of range; accepted: {LEAST_CORRELATION} to below 1")
 
 
 def near_pairs(images: np.ndarray, chosen: np.ndarray, correlation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

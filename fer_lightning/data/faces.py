@@ -145,7 +145,7 @@ def _add_labels(digest: hashlib.blake2b, labels: np.ndarray, usage: np.ndarray, 
     """Add all but the pixels to the digest of a set."""
     for array in (labels, usage):
         digest.update(array.tobytes())
-    if classes != EMOTIONS:  # FER-2013's digest is that of earlier versions
+    if classes != EMOTIONS:  # the digest of FER-2013 is of pixels, labels and usage alone
         digest.update("\0".join(classes).encode())
 
 

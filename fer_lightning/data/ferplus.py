@@ -182,7 +182,7 @@ def read_votes(path: str | Path) -> pd.DataFrame:
     except UserError as error:
         raise UserError(f"labels.votes={error}; give {VOTES}") from None
     except ValueError:  # from the parser, the decoder or a type conversion
-        raise UserError(f"labels.votes={path}: is no csv that can be read; give {VOTES}") from None
+        raise UserError(f"labels.votes={path}: is not a csv that can be read; give {VOTES}") from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first columns for an index
         raise UserError(f"labels.votes={path}: its rows have more columns than its first line names; give {VOTES}")
     table.columns = [str(name).strip().lower() for name in table.columns]
@@ -197,7 +197,9 @@ def read_votes(path: str | Path) -> pd.DataFrame:
         row, column = np.argwhere(wrong)[0]
         name = CATEGORIES[column]
         value = table[name].iloc[row]
-        raise UserError(f"labels.votes={path}, row {row + 1}: {name}={value}; votes are whole numbers from 0 on")
+        raise UserError(
+            f"labels.votes={path}, row {row + 1}: {name}={value}; votes are whole numbers, 0 or more; correct it"
+        )
     votes = numbers.astype(np.int64)
     if by_path:
         votes.index = pd.Index(table["path"].astype(str))

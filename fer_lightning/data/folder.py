@@ -166,7 +166,7 @@ def _find(source: Path, inside: str, find: Find, accepted: str) -> tuple[Contain
             with open_file(source) as stream:
                 return container, read_label_table(stream, str(source), container.names(), "")
         else:
-            raise UserError(f"data.path={source} is no folder, archive or table: give {accepted}")
+            raise UserError(f"data.path={source} is not a folder, archive or table: give {accepted}")
     return container, find(
         container, [name for name in container.names() if name.startswith(inside and f"{inside}/")], inside
     )
@@ -241,7 +241,7 @@ def _log_ignored(names: Sequence[str], container: Container) -> None:
     others = [name for name in names if "/" in name and not name.lower().endswith(IMAGE_SUFFIXES)]
     if others:
         endings = sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in others})
-        log.info("Ignored %d files that are no images (%s)", len(others), ", ".join(endings[:5]))
+        log.info("Ignored %d files that are not images (%s)", len(others), ", ".join(endings[:5]))
     if isinstance(container, Folder) and container.hidden:
         log.info("Ignored hidden folders: %s", ", ".join(map(printable, sorted(container.hidden)[:5])))
 

@@ -98,7 +98,7 @@ def _locate(container: Container, names: list[str]) -> list[_Entry]:
         label = emotion_index(emotion)
         if label is None:
             raise UserError(
-                f"{container.path}: unknown emotion folder {part}/{emotion}; accepted are {', '.join(EMOTIONS)}"
+                f"{container.path}: unknown emotion folder {part}/{emotion}; accepted: {', '.join(EMOTIONS)}"
             )
         numbered |= emotion.isdecimal()
         tops.add(top)

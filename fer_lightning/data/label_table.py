@@ -55,7 +55,7 @@ def read_label_table(stream: IO[bytes], source: str, names: Sequence[str], folde
         places = _places(header, source)
         return list(_rows(csv.reader(lines, delimiter=delimiter), len(header), places, source, set(names), folder))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{source} is no UTF-8 text with columns ({error}): write path,label[,split]") from None
+        raise UserError(f"{source} is not UTF-8 text with columns ({error}): write path,label[,split]") from None
 
 
 def _rows(
@@ -102,7 +102,7 @@ def _usage(text: str | None, where: str) -> int:
         return 0
     usage = USAGE_NAMES.get(text.lower())
     if usage is None:
-        raise UserError(f"{where}: split {text[:40]!r}; accepted are train, val and test")
+        raise UserError(f"{where}: split {text[:40]!r}; accepted: train, val, test")
     return usage
 
 

@@ -28,6 +28,7 @@ USAGE_NAMES = {
 }
 """Values of the column Usage and names of folders in lower case -> index into ``USAGES``."""
 DELIMITERS = ",;\t|"
+REMEDY = "correct the row, or download the file again"
 MAX_LINE = 2**17
 """Maximum characters per line; 2,304 pixel values need fewer than 10,000."""
 
@@ -101,7 +102,7 @@ def _rows(reader: Iterator[list[str]], source: str) -> Iterator[list[str]]:
 
 
 def _unreadable(source: str, error: Exception) -> UserError:
-    return UserError(f"{source} is neither an archive nor a csv that can be read ({error})")
+    return UserError(f"{source} is neither an archive nor a csv that can be read ({error}): download it again")
 
 
 def _find_columns(header: list[str], source: str) -> dict[str, int]:
@@ -130,12 +131,13 @@ def _pixels(text: str, where: str) -> np.ndarray:
     except (ValueError, DeprecationWarning):
         values = np.array([np.nan])
     if not np.array_equal(values, np.floor(values)):
-        raise UserError(f"{where}: the pixels hold something that is no whole number")
+        raise UserError(f"{where}: the pixels hold something other than whole numbers; {REMEDY}")
     if len(values) != PIXELS:
-        raise UserError(f"{where}: {len(values)} pixel values; {PIXELS} ({IMAGE_SIZE} x {IMAGE_SIZE}) are needed")
+        needed = f"{PIXELS} ({IMAGE_SIZE} x {IMAGE_SIZE}) are needed"
+        raise UserError(f"{where}: {len(values)} pixel values; {needed}; {REMEDY}")
     if values.min() < 0 or values.max() > 255:
         wrong = values[(values < 0) | (values > 255)][0]
-        raise UserError(f"{where}: pixel value {wrong}; accepted are 0 to 255")
+        raise UserError(f"{where}: pixel value {wrong}; accepted: 0 to 255; {REMEDY}")
     return values.astype(np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE)
 
 
@@ -143,12 +145,12 @@ def _label(text: str, where: str) -> int:
     label = emotion_index(text)
     if label is None:
         names = ", ".join(f"{number} {name}" for number, name in enumerate(EMOTIONS))
-        raise UserError(f"{where}: emotion {text.strip()[:40]!r}; accepted are {names}")
+        raise UserError(f"{where}: emotion {text.strip()[:40]!r}; accepted: {names}; {REMEDY}")
     return label
 
 
 def _usage(text: str, where: str) -> int:
     usage = USAGE_NAMES.get(text.strip().lower())
     if usage is None:
-        raise UserError(f"{where}: unknown Usage {text.strip()[:40]!r}; accepted are {', '.join(USAGES)}")
+        raise UserError(f"{where}: unknown Usage {text.strip()[:40]!r}; accepted: {', '.join(USAGES)}; {REMEDY}")
     return usage

@@ -148,7 +148,7 @@ def paper(
         UserError: an unknown subset, an emotion with fewer than two images, or an argument out of range.
     """
     if subset not in ("large", "balanced"):
-        raise UserError(f"split.subset={subset}: accepted are large and balanced")
+        raise UserError(f"split.subset={subset}: no such subset; accepted: large, balanced")
     counts = faces.count()
     rarest = min(range(len(counts)), key=counts.__getitem__)
     if counts[rarest] < 2:
@@ -207,11 +207,11 @@ def kfold(
     least = 3 if val_fraction is None else 2
     if folds < least:
         raise UserError(
-            f"split.folds={folds}: accepted are {least} or more"
+            f"split.folds={folds}: out of range; accepted: {least} or more"
             + (" (one tests, one validates, the rest trains)" if val_fraction is None else "")
         )
     if not 0 <= fold < folds:
-        raise UserError(f"split.fold={fold}: accepted are 0 to {folds - 1} (split.folds={folds})")
+        raise UserError(f"split.fold={fold}: out of range; accepted: 0 to {folds - 1} (split.folds={folds})")
     if faces.groups is not None and (persons := len(np.unique(faces.groups))) < folds:
         raise UserError(
             f"split.folds={folds}: the data have {persons} persons, each in one fold; give {persons} or fewer"
@@ -329,8 +329,8 @@ def _subset(faces: Faces, pool: np.ndarray, size: int, rng: np.random.Generator)
     present = sum(count > 0 for count in counts)
     if not present <= size <= len(pool):
         raise UserError(
-            f"split.train_size={size}: accepted are {present} (one of each {class_noun(faces.classes)}) to {len(pool)} "
-            "(all that there are)"
+            f"split.train_size={size}: out of range; accepted: {present} (one of each {class_noun(faces.classes)}) to "
+            f"{len(pool)} (all that there are)"
         )
     chosen = []
     for label, count in enumerate(apportion(size, counts, least=1)):

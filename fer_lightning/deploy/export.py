@@ -122,7 +122,7 @@ def export(model: EmotionClassifier, format: str, int8: bool, faces: Faces, spli
     if not all(parity.within_tolerance for parity in parities.values()):
         worst = max(parity.max_difference for parity in parities.values())
         raise UserError(
-            f"--format {format}: the file gives other probabilities than PyTorch (difference {worst:.2g}, accepted is "
+            f"--format {format}: the file gives other probabilities than PyTorch (difference {worst:.2g}, accepted: "
             f"at most {check.TOLERANCE:g}); nothing was written; try another format"
         )
     result: dict[str, Any] = {name: asdict(parity) for name, parity in parities.items()}

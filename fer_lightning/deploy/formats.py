@@ -18,7 +18,7 @@ from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.model.network import build_head, head_name
 
 Predictor = Callable[[np.ndarray], np.ndarray]
-"""An opened file: from uint8 images (B, H, W, 3) in RGB order to float32 probabilities (B, 7)."""
+"""An opened file: from uint8 images (B, H, W, 3) in RGB order to float32 probabilities (B, C)."""
 
 METADATA_FILE = "description.json"
 """Name of the file with the metadata inside an exported program."""

@@ -21,7 +21,7 @@ PERCENTILE = 99.99
 
 
 def calibration_images(faces: Faces, split: Split) -> np.ndarray:
-    """Up to ``CALIBRATION_IMAGES`` validation images, the same ones every time: uint8, (n, 48, 48)."""
+    """Up to ``CALIBRATION_IMAGES`` validation images, the same ones every time: uint8, (n, H, H) or (n, 3, H, H)."""
     return faces.images[np.sort(np.random.default_rng(0).permutation(split.val)[:CALIBRATION_IMAGES])]
 
 
@@ -33,7 +33,7 @@ def quantize(source: Path, target: Path, images: np.ndarray, networks: int = 1) 
     Args:
         source: an exported ONNX file.
         target: the file to write.
-        images: uint8, (n, 48, 48), gray, to calibrate on; must not be test images.
+        images: uint8, (n, H, H) or (n, 3, H, H), to calibrate on; must not be test images.
         networks: how many side by side, each with first convolutions of its own.
     """
     import onnx

@@ -172,7 +172,7 @@ def _is_other_set(model: EmotionClassifier, overrides: list[str]) -> bool:
 
 
 def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
-    """Replace the trained choice of ``conf/data`` by another one, read in the model's form; a folder has its labels."""
+    """Replace the trained choice of ``conf/data`` by another, read in the model's form; a folder has its own labels."""
     files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")

@@ -102,7 +102,7 @@ def _check_request(runs: Sequence[Path], overrides: Sequence[str], out: Path) ->
 
 
 def _accepted() -> str:
-    return f"accepted are {', '.join(OVERRIDES[:-1])} and {OVERRIDES[-1]}"
+    return f"accepted: {', '.join(OVERRIDES)}"
 
 
 def _checkpoint_of(run: Path) -> Path:
@@ -116,7 +116,7 @@ def _checkpoint_of(run: Path) -> Path:
 
 
 def _check_alike(paths: Sequence[Path], members: Sequence[EmotionClassifier]) -> None:
-    """Refuse members that answer another question, or were trained on other data or another split."""
+    """Refuse members with other classes or images, or that were trained on other data or another split."""
     first = _protocol(members[0])
     for path, member in zip(paths, members, strict=True):
         if member.members:

@@ -93,7 +93,9 @@ def read_trained_model(path: Path) -> TrainedModel:
 def _read_run(folder: Path) -> TrainedModel:
     status = read_status(folder)["status"]
     if status == "missing":
-        raise UserError(f"{folder}: no run (it has no status.json); give a run's folder, or its checkpoints/best.ckpt")
+        raise UserError(
+            f"{folder}: not a run (it has no status.json); give a run's folder, or its checkpoints/best.ckpt"
+        )
     if status != "done":
         raise UserError(f"{folder}: this run is {status}; only a finished one has a card")
     try:

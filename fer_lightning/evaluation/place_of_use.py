@@ -54,7 +54,7 @@ class PlaceOfUse:
         """Check what can be checked without a model.
 
         Raises:
-            UserError: a level that is none, a file that is missing, or what is no prior.
+            UserError: an invalid level or prior, or a file that is missing.
         """
         if self.level is not None and not (isinstance(self.level, Real) and 0 < self.level < 1):
             raise UserError(f"{self.level_given}: must lie between 0 and 1, such as 0.9")
@@ -62,8 +62,8 @@ class PlaceOfUse:
             return
         if not isinstance(self.prior, str | Path):
             raise UserError(
-                f"{self.prior_given}: is no prior; give uniform, training, estimated, a JSON or CSV file of class and "
-                "share, or a mapping of class to share"
+                f"{self.prior_given}: is not a prior; give uniform, training, estimated, a JSON or CSV file of class "
+                "and share, or a mapping of class to share"
             )
         if self.prior not in (UNIFORM, TRAINING, ESTIMATED) and not Path(self.prior).is_file():
             raise UserError(
@@ -106,10 +106,13 @@ def given_prior(place: PlaceOfUse, classes: Sequence[str], class_counts: Sequenc
 def _shares(entries: Sequence[tuple[str, Any]], classes: Sequence[str]) -> np.ndarray:
     names = [name for name, _ in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"{twice!r} is given twice; give each class once")
     unknown = next((name for name in names if name not in classes), None)
     if unknown is not None:
-        raise ValueError(f"{unknown!r} is no class of the model{did_you_mean(str(unknown), list(classes))}")
+        hint = did_you_mean(str(unknown), list(classes))
+        raise ValueError(
+            f"{unknown!r} is not a class of the model{hint}; give a share for each of {', '.join(classes)}"
+        )
     if missing := [name for name in classes if name not in names]:
         raise ValueError(f"lacks {', '.join(missing)}; give 0 for a class that does not occur")
     numbers = dict(entries)

@@ -33,8 +33,8 @@ def find_reference(model: EmotionClassifier, checkpoint: Path, place: PlaceOfUse
     if reference is None:
         option = place.prior_given if place.level is None else place.level_given
         raise UserError(
-            f"{option}: {checkpoint} holds no scores of validation images (earlier versions stored none); add them "
-            f"with python -m fer_lightning.evaluate {checkpoint} --store data.path=DATA"
+            f"{option}: {checkpoint} holds no scores of validation images; add them with "
+            f"python -m fer_lightning.evaluate {checkpoint} --store data.path=DATA"
         )
     return reference
 

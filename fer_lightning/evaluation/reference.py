@@ -54,7 +54,7 @@ def to_card(reference: Reference | None, classes: Sequence[str]) -> dict[str, An
 
 
 def from_card(card: Mapping[str, Any] | None, classes: Sequence[str]) -> Reference | None:
-    """The reference of a scorecard; None for those of earlier versions and of runs without validation images."""
+    """The reference of a scorecard; None for one without validation scores, as of a run without validation images."""
     if not card or any(PRIOR + name not in card for name in classes):
         return None
     scores = ClassScores([card[SCORES + name] for name in classes], [card[SCORES_OF + name] for name in classes])

@@ -40,7 +40,7 @@ class EvaluationRequest:
         out: folder for metrics, predictions and pictures; None writes nothing.
         level: share of the images of each class whose set of classes is to hold the true class; None for no sets.
         prior: shares of the classes in the place of use, see ``PlaceOfUse``; None for those that the model assumes.
-        store: write temperature and validation scores into the checkpoint, for those of earlier versions.
+        store: write temperature and validation scores into the checkpoint, for one without them.
         corruptions: score corrupted test images, too.
         limit: number of test images that are corrupted, at random; None for all.
     """

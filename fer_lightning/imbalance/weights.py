@@ -88,12 +88,14 @@ def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> li
     """Weights given by name, in label order; the other classes have 1.
 
     Raises:
-        UserError: no class has such a name, or a weight is no finite number above 0.
+        UserError: no class has such a name, or a weight is not a finite number above 0.
     """
     for name, weight in weights.items():
         if name not in classes:
             hint = did_you_mean(str(name), list(classes))
-            raise UserError(f"imbalance.loss.weights={{{name}: {weight}}}: no such class{hint}; {', '.join(classes)}")
+            raise UserError(
+                f"imbalance.loss.weights={{{name}: {weight}}}: no such class{hint}; accepted: {', '.join(classes)}"
+            )
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
         require(is_number, f"imbalance.loss.weights.{name}", weight, "must be a number above 0")
     return [float(weights.get(name, 1)) for name in classes]

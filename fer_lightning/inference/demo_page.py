@@ -100,7 +100,7 @@ def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.devi
         device: where to compute.
 
     Returns:
-        An answer for each face, or one for the central square where no face was detected (or the classes are no
+        An answer for each face, or one for the central square where no face was detected (or the classes are not
         emotions); and a notice, or nothing.
     """
     about_faces = class_noun(model.classes) == "emotion"

@@ -200,7 +200,7 @@ class Guard:
                 MutableHeaders(scope=message).update(SENT)
             await send(message)
 
-        # What a proxy would add is believed by Gradio, and there is none.
+        # Gradio believes the headers that a proxy adds, and there is no proxy.
         kept = [(name, value) for name, value in scope["headers"] if not name.startswith((b"x-", b"forwarded"))]
         scope = {**scope, "headers": kept}
         if scope["path"] == "/":
@@ -239,7 +239,7 @@ async def _answer(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
 
 
 def _in_time(receive: Receive) -> Receive:
-    """Take a body that has not arrived within ``BODY_SECONDS`` for a client that left."""
+    """Treat a client as gone whose body has not arrived within ``BODY_SECONDS``."""
     end, complete = time.monotonic() + BODY_SECONDS, False
 
     async def receive_in_time() -> Message:

@@ -128,7 +128,9 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
     """Classify every input; returns the number of failed inputs and of all."""
     sources = pictures.list_sources(request.paths)
     if request.prior == ESTIMATED and any(source.kind == "camera" for source in sources):
-        raise UserError("--prior estimated: takes all images before the first answer, and a camera has no last one")
+        raise UserError(
+            "--prior estimated: takes all images before the first answer, and a camera never ends; give the shares"
+        )
     if request.detects:
         detect.check_detector(request.detector)
     # Not before here: usage errors are reported without the seconds that torch takes to import.

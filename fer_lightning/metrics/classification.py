@@ -1,4 +1,4 @@
-"""Scores of a classifier: per class, macro-averaged, and calibration.
+"""Scores of a classifier: of each class and averaged over them; ``classification_metrics`` adds those of probabilities.
 
 Numpy only, so that reading finished runs needs no torch; ``model.step_metrics`` has those of training. Conventions are
 those of scikit-learn and torchmetrics: balanced accuracy averages recall over the classes that have images,

@@ -42,7 +42,7 @@ FURTHER = {
     "average_precision_macro": MetricFormat("macro AP"),
     "aurc": MetricFormat("AURC", lower=True),
 }
-"""Scores shown in a table of their own; runs of earlier versions lack them in ``metrics.json``."""
+"""Scores shown in a table of their own; ``metrics.json`` may lack them, as the predictions give them."""
 
 GROUPS = {
     "recall_many": MetricFormat("recall, many"),

@@ -35,7 +35,7 @@ HYPER_PARAMETERS = {
 }
 """What every checkpoint holds of its model; see ``EmotionClassifier``."""
 
-NEWER = {"classes": list(EMOTIONS), "form": None, "members": None}
+OPTIONAL = {"classes": list(EMOTIONS), "form": None, "members": None}
 """What not every checkpoint holds, and what its absence means: other classes, other images, members of an ensemble."""
 
 MAX_MEMBERS = 100
@@ -45,7 +45,7 @@ SIDES = range(8, 4097)
 """Sides of the images that a model may have been trained on, in pixels."""
 
 MAX_PICKLE = 2**23
-"""Maximum bytes of all that is no tensor; a long run has some 10**5."""
+"""Maximum bytes of everything but tensors; a long run has some 10**5."""
 
 MAX_VALUES = 500_000
 """Maximum number of values, with those counted again that are referred to several times."""
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU; nothing in the file is executed.
 
     Raises:
-        UserError: when the file is missing, no checkpoint of this project, damaged, or needs unsafe loading.
+        UserError: when the file is missing, damaged, not a checkpoint of this project, or needs unsafe loading.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give a run's checkpoints/best.ckpt")
@@ -85,9 +85,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile, pickle and torch each raise their own
         if type(error).__name__ == "UnpicklingError":
             raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
-        raise UserError(f"{path}: no checkpoint, or a damaged one; give a run's checkpoints/best.ckpt") from error
+        raise UserError(f"{path}: not a checkpoint, or a damaged one; give a run's checkpoints/best.ckpt") from error
     hyper = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if "state_dict" not in (checkpoint if hyper else ()) or not set(hyper or ()) >= HYPER_PARAMETERS - set(NEWER):
+    if "state_dict" not in (checkpoint if hyper else ()) or not set(hyper or ()) >= HYPER_PARAMETERS - set(OPTIONAL):
         raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
     try:
         check_values(checkpoint, path.stat().st_size)
@@ -102,7 +102,7 @@ def check_archive(path: Path) -> None:
 
     Raises:
         UserError: it would take more memory than the file has bytes.
-        zipfile.BadZipFile: it is no zip, or damaged.
+        zipfile.BadZipFile: it is not a zip, or damaged.
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
@@ -172,7 +172,7 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
     state, hyper = checkpoint["state_dict"], checkpoint["hyper_parameters"]
     check(isinstance(state, dict) and state, "its state_dict is empty")
     for key, value in state.items():
-        check(isinstance(key, str) and isinstance(value, Tensor), f"{str(key)[:80]} in its state_dict is no tensor")
+        check(isinstance(key, str) and isinstance(value, Tensor), f"{str(key)[:80]} in its state_dict is not a tensor")
     _check_hyper_parameters(hyper)
     if hyper["members"] is not None:
         _check_members(hyper)
@@ -184,9 +184,11 @@ def _check_types(checkpoint: dict[str, Any]) -> None:
 def _check_members(hyper: dict[str, Any]) -> None:
     """Raise ValueError unless the members of an ensemble are models of the same classes and images."""
     members = hyper["members"]
-    check(isinstance(members, list) and 2 <= len(members) <= MAX_MEMBERS, f"it has not 2 to {MAX_MEMBERS} members")
+    check(
+        isinstance(members, list) and 2 <= len(members) <= MAX_MEMBERS, f"it does not have 2 to {MAX_MEMBERS} members"
+    )
     for member in members:
-        is_one = isinstance(member, dict) and set(member) >= HYPER_PARAMETERS - set(NEWER)
+        is_one = isinstance(member, dict) and set(member) >= HYPER_PARAMETERS - set(OPTIONAL)
         check(is_one and set(member) <= HYPER_PARAMETERS, "a member lacks hyper-parameters, or has unknown ones")
         _check_hyper_parameters(member)
         check(member["members"] is None, "a member is an ensemble")
@@ -197,13 +199,13 @@ def _check_members(hyper: dict[str, Any]) -> None:
 def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     for key in ("model", "optim", "config", "provenance"):
         is_mapping = isinstance(hyper[key], dict) and all(isinstance(name, str) for name in hyper[key])
-        check(is_mapping, f"its hyper-parameter {key} is no mapping")
+        check(is_mapping, f"its hyper-parameter {key} is not a mapping")
     for key in ("adjusted", "scorecard"):
-        check(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is no mapping")
+        check(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is not a mapping")
     check(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")
     counts = hyper["class_counts"]
     are_counts = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
-    for key, value in NEWER.items():
+    for key, value in OPTIONAL.items():
         hyper.setdefault(key, value)
     form = hyper["form"]
     known = form is None or (isinstance(form, dict) and set(form) == {"size", "color"})
@@ -213,7 +215,7 @@ def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     named = (
         isinstance(classes, list | tuple) and all(map(is_class_name, classes)) and len(set(classes)) == len(classes) > 1
     )
-    check(named, "its classes are no names")
+    check(named, "its classes are not names")
     check(are_counts and len(counts) == len(classes), f"class_counts are not those of {len(classes)} classes")
     _check_scorecard(hyper["scorecard"] or {})
     _check_reference(hyper["scorecard"] or {}, classes)
@@ -248,10 +250,10 @@ def _check_reference(card: dict[Any, Any], classes: list[str]) -> None:
         scores, count, share = (card[part + name] for part in (SCORES, SCORES_OF, PRIOR))
         listed = isinstance(scores, list) and len(scores) <= MOST_KEPT and all(type(each) is float for each in scores)
         ordered = listed and all(0 <= a <= b <= 1 for a, b in zip([0.0, *scores], [*scores, 1.0], strict=True))
-        check(ordered, f"{SCORES}{name} in its scorecard is no list of ascending numbers from 0 to 1")
+        check(ordered, f"{SCORES}{name} in its scorecard is not a list of ascending numbers from 0 to 1")
         whole = type(count) is int and len(scores) <= count and bool(scores) == bool(count)
         check(whole, f"{SCORES_OF}{name} in its scorecard is {str(count)[:40]}, not a number of images")
-        check(type(share) is float and 0 < share <= 1, f"{PRIOR}{name} in its scorecard is no share")
+        check(type(share) is float and 0 < share <= 1, f"{PRIOR}{name} in its scorecard is not a share")
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any], keep: Path | None = None) -> None:

@@ -324,7 +324,7 @@ class EmotionClassifier(L.LightningModule):
         """The model of a checkpoint that was read, which keeps tensors of its own.
 
         Raises:
-            UserError: its hyper-parameters describe no model, or another one than its weights.
+            UserError: its hyper-parameters do not describe a model, or describe another one than its weights.
         """
         path, checkpoint = stored
         kept = {key: checkpoint["hyper_parameters"][key] for key in HYPER_PARAMETERS}
@@ -339,13 +339,13 @@ class EmotionClassifier(L.LightningModule):
                 _check_network(kept, state)
             model = cls(**kept)
             own = model.state_dict()
-            for name in own.keys() & state.keys():  # torch would convert them without a word
+            for name in own.keys() & state.keys():  # torch would silently convert them
                 if own[name].is_floating_point() != state[name].is_floating_point():
                     raise UserError(f"{name}: is of type {state[name].dtype}, and the model's is {own[name].dtype}")
             model.load_state_dict(state)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        except Exception as error:  # torch and timm raise many for values that describe no network
+        except Exception as error:  # torch and timm raise many types for values that do not describe a network
             reason = shortened(one_line(error), 200)
             raise UserError(f"{path}: its weights and hyper-parameters do not fit together ({reason})") from error
         return model.eval()
@@ -362,7 +362,7 @@ def _without_weights(hyper: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_network(hyper: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Refuse hyper-parameters that describe no model, or one that is larger than its weights ``state``.
+    """Refuse hyper-parameters that do not describe a model, or describe one that is larger than its weights ``state``.
 
     Raises:
         UserError: naming the setting.

@@ -67,7 +67,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def replace_depthwise(network: nn.Module) -> None:
-    """Make every convolution that it is meant for a ``DepthwiseConv2d``, with the same parameters."""
+    """Turn every convolution that gains from it into a ``DepthwiseConv2d`` with the same parameters."""
     for module in network.modules():
         if (
             type(module) is nn.Conv2d

@@ -96,12 +96,12 @@ def build_head(  # noqa: PLR0913 - the settings of ``model.head``
     ``class_scale`` a ``ClassScale`` follows it; with ``class_margin`` it is a ``MarginLinear``.
 
     Raises:
-        UserError: when ``activation`` is no class of ``torch.nn`` that changes values one by one.
+        UserError: when ``activation`` is not a class of ``torch.nn`` that changes values one by one.
     """
     activation_class = getattr(nn, activation, None)
     if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
         raise UserError(
-            f"model.head.activation={activation}: no class of torch.nn; give one such as ReLU, SiLU or GELU"
+            f"model.head.activation={activation}: not a class of torch.nn; give one such as ReLU, SiLU or GELU"
         )
     try:
         given = torch.zeros(2, 4)
@@ -109,7 +109,7 @@ def build_head(  # noqa: PLR0913 - the settings of ``model.head``
     except Exception:  # a layer that needs arguments, or other inputs
         is_activation = False
     if not is_activation:
-        raise UserError(f"model.head.activation={activation}: is no activation; give one such as ReLU or GELU")
+        raise UserError(f"model.head.activation={activation}: is not an activation; give one such as ReLU or GELU")
     layers: list[nn.Module] = []
     for width in hidden:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))
@@ -162,18 +162,7 @@ def build_network(
     try:
         network: Any = timm.create_model(name, pretrained=weights != "none", **arguments)
     except Exception as error:  # timm raises the errors of its HTTP client
-        if weights == "none":
-            reason = first_line(error)
-            if "drop_path_rate" in reason:
-                raise UserError(f"model.drop_path={drop_path}: {name} has no stochastic depth; use 0") from error
-            raise UserError(f"model.name={name}: cannot be built for {image_size} pixels ({reason})") from error
-        if weights != "imagenet":
-            mismatch = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"model.weights={weights}: does not fit {name} ({mismatch})") from error
-        raise UserError(
-            f"model.weights=imagenet: could not download timm's weights of {name} ({first_line(error)}); "
-            "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
-        ) from error
+        raise _not_built(name, weights, image_size, drop_path, error) from error
     if stem_stride is not None:
         _set_stem_stride(network, name, stem_stride)
     place = network.pretrained_cfg.get("classifier")
@@ -183,6 +172,28 @@ def build_network(
     network.set_submodule(place, build_head(last.in_features, num_classes, **head))
     replace_depthwise(network)
     return network
+
+
+def _not_built(name: str, weights: str, image_size: int, drop_path: float, error: Exception) -> UserError:
+    """The error for a network that timm could not make."""
+    if weights == "imagenet":
+        return UserError(
+            f"model.weights=imagenet: could not download timm's weights of {name} ({first_line(error)}); "
+            "check the network, give a file with model.weights=FILE, or train from scratch with model.weights=none"
+        )
+    if weights != "none":
+        mismatch = str(error).strip().splitlines()[-1].strip()
+        return UserError(
+            f"model.weights={weights}: does not fit {name} ({mismatch}); give weights of this network, or use "
+            "model.weights=none"
+        )
+    reason = first_line(error)
+    if "drop_path_rate" in reason:
+        return UserError(f"model.drop_path={drop_path}: {name} has no stochastic depth; use 0")
+    return UserError(
+        f"model.name={name}: cannot be built for {image_size} pixels ({reason}); change model.image_size, or choose "
+        "another network"
+    )
 
 
 def head_name(network: nn.Module) -> str:
@@ -225,7 +236,7 @@ def _known_names() -> dict[str, None]:
 def _check_name(name: str) -> None:
     if name not in _known_names():
         close = ", ".join(difflib.get_close_matches(name, _known_names(), n=3)) or "efficientnet_b0"
-        raise UserError(f"model.name={name}: no image classifier of timm {timm.__version__}; close: {close}")
+        raise UserError(f"model.name={name}: not an image classifier of timm {timm.__version__}; close: {close}")
 
 
 NETWORK_KEYS = ("name", "weights", "in_channels", "image_size", "stem_stride", "drop_path", "head")
@@ -270,11 +281,15 @@ def _check_weights_fit(name: str, path: Path) -> None:
     except UserError as error:
         raise UserError(f"model.weights={error}") from None
     except Exception as error:
-        raise UserError(f"model.weights={path}: cannot be read as weights ({type(error).__name__})") from error
+        raise UserError(
+            f"model.weights={path}: cannot be read as weights ({type(error).__name__}); give a file of weights with "
+            "timm's parameter names"
+        ) from error
     network = timm.create_model(name)
     wanted = {key for key in network.state_dict() if not key.startswith(f"{head_name(network)}.")}
     missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
-            f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}"
+            f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}; "
+            "give weights of this network, with timm's parameter names"
         )

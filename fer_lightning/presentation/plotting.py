@@ -41,7 +41,7 @@ STYLE: Any = {
     "legend.edgecolor": "white",
     "legend.framealpha": 0.9,
     "figure.dpi": 150,
-    "text.parse_math": False,  # a dollar sign in a name is one
+    "text.parse_math": False,  # a dollar sign in a name begins no formula
 }
 
 

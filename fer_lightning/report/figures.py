@@ -1,4 +1,4 @@
-"""Pictures of a comparison: pure functions from numbers to a matplotlib ``Figure``, in the style of ``figures``.
+"""Pictures of a comparison: pure functions from numbers to a matplotlib ``Figure``, in the style of ``plotting``.
 
 Every method has one colour and one mark in all pictures and on the web page (``COLOURS``, ``MARKS``).
 """

@@ -48,7 +48,7 @@ class Judgement:
     Attributes:
         voted: str, (n,), the category with the most votes, as a class where it is one; empty for a tie or no votes.
         decided: bool, (n,), whether one category has the most votes.
-        wrong: bool, (n,), whether it is not the label; ``contempt``, ``unknown`` and ``no face`` are none of them.
+        wrong: bool, (n,), whether it is not the label; ``contempt``, ``unknown`` and ``no face`` never are.
     """
 
     voted: np.ndarray
@@ -108,7 +108,7 @@ def judge(folds: OutOfFold, path: str) -> Judgement:
     """Judge the labels by FER+'s votes.
 
     Raises:
-        UserError: labels that are no emotions, or are the votes' own; votes that cannot be read, or of other images.
+        UserError: labels that are not emotions, or are the votes' own; votes that cannot be read, or of other images.
     """
     metrics = folds.runs[0].metrics
     if not set(folds.classes) <= set(EMOTIONS) or metrics["labels"] != "fer":
@@ -155,7 +155,7 @@ def _load_faces(folds: OutOfFold, overrides: Sequence[str]) -> Faces:
     """The images that the runs were trained on.
 
     Raises:
-        UserError: they cannot be read, are others, or an override is none of ``data`` or ``labels``.
+        UserError: they cannot be read, are others, or an override is not of ``data`` or ``labels``.
     """
     file = folds.runs[0].folder / ".hydra" / "config.yaml"
     cfg = recorded(read_yaml(file), str(file))

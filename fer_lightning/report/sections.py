@@ -58,7 +58,7 @@ def _scores(c: Comparison) -> Section:
     several = tables.seeds(c) > 1
     over = "mean ± standard deviation over seeds, then the 95 % t interval over seeds" if several else "one seed"
     test_sets = [c.test_set, *(name for name in dict.fromkeys(c.summary["test_set"]) if name != c.test_set)]
-    alone = not len(c.differences)  # there is no section of them, which these would stand in
+    alone = not len(c.differences)  # then no section of differences exists, which would hold these sentences and notes
     return Section(
         "Scores",
         "Scores",

@@ -362,7 +362,7 @@ def _less_than_the_paper(c: Comparison) -> list[str]:
     cut += [f"test images: {count(c.sizes['test_large'])} instead of 7,365"] * (c.sizes["test_large"] < 7365)
     if not cut:
         return []
-    return [f"Our data are a cut of the paper's ({'; '.join(cut)}), so our numbers are no replication of it."]
+    return [f"Our data are a cut of the paper's ({'; '.join(cut)}), so our numbers are not a replication of it."]
 
 
 def highlights(c: Comparison) -> list[str]:
@@ -373,7 +373,7 @@ def highlights(c: Comparison) -> list[str]:
 def _against_baseline_in_short(c: Comparison) -> list[str]:
     rows = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
     rows = rows[rows["p_holm"].notna()]
-    if len(rows) < 2:  # the answer has the only difference
+    if len(rows) < 2:  # the answer already names the only difference
         return []
     clear = rows[rows["p_holm"] < SIGNIFICANT]
     bases = sorted({c.baselines[name] for name in rows["method"]})

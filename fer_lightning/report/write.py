@@ -73,7 +73,7 @@ def compare_and_report(
 
 
 def _log_skipped(c: Comparison) -> None:
-    """Name the folders that were left out, a screen's few lines of them; the report has all."""
+    """Name the folders that were left out, as many as fit on a screen; the report names all."""
     for folder, reason in list(c.skipped.items())[:MAX_SKIPPED]:
         log.warning("left out of the comparison: %s: %s", folder, reason)
     if len(c.skipped) > MAX_SKIPPED:

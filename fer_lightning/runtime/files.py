@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from fer_lightning.runtime.errors import UserError
 
 MAX_BYTES = 64 << 20
-"""Size of a text file from which on it is none of this project's, such as a device or a damaged file."""
+"""Size above which a text file is not one of this project's, but for example a device or a damaged file."""
 
 
 MAX_BITS = 128
@@ -37,14 +37,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: it is damaged, no JSON object, no regular file, or too large.
+        UserError: it is damaged, not a JSON object, not a regular file, or too large.
     """
     try:
         content = json.loads(read_bytes(path).decode("utf-8"), parse_int=_whole_number)
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, numbers of 5000 digits
-        raise UserError(f"{path}: damaged, no JSON ({_reason(error)})") from None
+        raise UserError(f"{path}: damaged, not JSON ({_reason(error)})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: damaged, no JSON object")
+        raise UserError(f"{path}: damaged, not a JSON object")
     return content
 
 
@@ -53,7 +53,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: no regular file, larger than ``limit`` bytes, or not readable.
+        UserError: not a regular file, larger than ``limit`` bytes, or not readable.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -63,7 +63,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         raise UserError(f"{str(path)!r}: cannot be read ({_reason(error)})") from None
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise UserError(f"{path}: is no regular file")
+        raise UserError(f"{path}: is not a regular file")
     with os.fdopen(file, "rb", buffering=0) as opened:
         if os.fstat(file).st_size > limit:
             raise UserError(f"{path}: has {os.fstat(file).st_size} bytes, more than {limit}; it is damaged")

@@ -224,7 +224,7 @@ def only_warn(consequence: str) -> Iterator[None]:
 
     try:
         from sqlalchemy.exc import SQLAlchemyError
-    except ModuleNotFoundError:  # mlflow-skinny alone, which a server suffices for
+    except ModuleNotFoundError:  # mlflow-skinny alone, which is enough to log to a server
         SQLAlchemyError = MlflowException
     try:
         yield

@@ -1,4 +1,4 @@
-"""Standard output that may fail, on a full disk or a closed pipe, without an end of the work that prints to it."""
+"""Standard output that may fail, on a full disk or a closed pipe, without ending the work that prints to it."""
 
 import os
 import sys

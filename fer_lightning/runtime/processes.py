@@ -20,7 +20,7 @@ def device_count(devices: Any) -> int | None:
     """Number of requested devices per node; None where only Lightning can determine it (``auto``, ``-1``).
 
     Raises:
-        UserError: for anything that is no count, list of indices or ``auto``.
+        UserError: for anything but a count, a list of indices or ``auto``.
     """
     if isinstance(devices, list) or OmegaConf.is_list(devices):
         return len(devices)

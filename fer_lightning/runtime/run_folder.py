@@ -78,7 +78,7 @@ def lock_folder(folder: Path) -> filelock.FileLock:
         raise UserError(f"{folder}: another process is working in this folder; wait for it or stop it") from None
     except OSError as error:
         if lock.lock_file and not stat.S_ISREG(os.lstat(lock.lock_file).st_mode):
-            raise UserError(f"{lock.lock_file}: is a link or no file, and is not locked; remove it") from error
+            raise UserError(f"{lock.lock_file}: is a link or not a file, and is not locked; remove it") from error
         raise UserError(f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk") from error
     return lock
 

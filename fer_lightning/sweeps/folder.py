@@ -136,7 +136,8 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
             chosen = values or [override.get_value_element_as_str()]
             grid[key] = [f"{key}={value}" for value in itertools.islice(chosen, MAX_JOBS + 1)]
         except (ValueError, TypeError, OverflowError) as error:  # of a range, whose values Hydra makes one by one
-            raise UserError(f"{str(override.input_line)[:80]}: is no range ({error})") from None
+            given = str(override.input_line)[:80]
+            raise UserError(f"{given}: is not a range ({error}); give values, such as {key}=1,2") from None
         if math.prod(map(len, grid.values())) > MAX_JOBS:
             raise UserError(f"{str(override.input_line)[:80]}: makes more than {MAX_JOBS} jobs; give fewer values")
     if empty := [key for key, values in grid.items() if not values]:

@@ -86,11 +86,11 @@ def rung_epochs(max_epochs: int, eta: int, rungs: int) -> tuple[int, ...]:
 
 
 def select(scores: Sequence[float], eta: int) -> list[int]:
-    """Places of the best ``1/eta`` of the scores, rounded down but at least one; NaN is no score, equal ones in order.
+    """Places of the best ``1/eta`` of the scores, rounded down but at least one, never NaN; equal ones in order.
 
     Args:
         scores: of each setting, higher is better.
-        eta: of so many settings one is selected.
+        eta: one of so many settings is selected.
     """
     ranked = sorted((place for place, score in enumerate(scores) if not math.isnan(score)), key=lambda i: -scores[i])
     return sorted(ranked[: max(1, len(scores) // eta)])
@@ -218,7 +218,7 @@ def finish_rung(folder: Path, eta: int) -> bool:
 
     Args:
         folder: the sweep's folder.
-        eta: of so many settings one is selected.
+        eta: one of so many settings is selected.
 
     Returns:
         Whether another rung follows: not while a run has yet to train in this one, after the last one, or where no
@@ -265,7 +265,7 @@ class SuccessiveHalving(Sweeper):
     """Hydra sweeper that launches the grid, and after each rung those of its jobs that train on.
 
     Args:
-        eta: of so many settings one trains on after a rung.
+        eta: one of so many settings trains on after a rung.
         rungs: how often settings are trained; see ``rung_epochs``.
         max_batch_size: as of Hydra's ``BasicSweeper``.
         params: as of Hydra's ``BasicSweeper``.

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def run_job(cfg: DictConfig) -> float:
     """Run one job of a multirun in a new process, unless it is done; failures are recorded in its folder, not raised.
 
-    In a search, run it to the end of the present rung, unless it has trained so far or was stopped.
+    In a search, run it to the end of the present rung, unless it has trained that far or was stopped.
 
     Returns:
         Its ``monitor``ed validation score for sweepers that optimise, NaN when it has none.

@@ -16,7 +16,8 @@ from fer_lightning.sweeps.resume import resume_command
 def summarise(folder: Path, stopped_by: int | None = None, search: Search | None = None) -> int:
     """Print the comparison of a sweep's finished jobs, its failed and unfinished jobs, and one JSON line.
 
-    A search ends with its own table instead: its runs were selected, so they are no sample of what their settings give.
+    A search ends with its own table instead: its runs were selected, so they are not a sample of what their settings
+    give.
 
     Args:
         folder: the sweep's folder.

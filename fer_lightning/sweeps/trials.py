@@ -113,10 +113,10 @@ def _overrides(run: Path) -> list[str]:
 
 
 def _checked(metrics: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
-    """The content of ``metrics.json`` if it has what is ranked.
+    """The content of ``metrics.json``, checked for the scores that are ranked.
 
     Raises:
-        UserError: it has not.
+        UserError: one is missing.
     """
     numbers = [metrics.get(key) for key in (*SCORES, "train/seconds")]
     numbers += [metrics[key] for key in FURTHER if metrics.get(key) is not None]

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def features(model: EmotionClassifier, images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Input of the head's last layer, float32 (n, D) on the CPU, for uint8 images (n, 48, 48)."""
+    """Input of the head's last layer, float32 (n, D) on the CPU, for uint8 images (n, H, H) or (n, 3, H, H)."""
     model = model.to(device).eval()
     step = batch_size(model.image_size, device)
     batches = (torch.from_numpy(np.array(images[start : start + step])) for start in range(0, len(images), step))

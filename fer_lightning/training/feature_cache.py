@@ -3,7 +3,7 @@
 A second stage that another run's checkpoint begins (``imbalance.first_stage``) never changes the backbone. So the
 inputs of the head are computed once: of the validation and test images, and of each training image as it is or, where
 augmentation is asked for, of ``imbalance.feature_views`` augmented views of it. They are kept in the cache folder under
-a digest of all that they depend on; seeds, methods, losses and samplers are not among that, so a sweep shares them.
+a digest of all that they depend on; seeds, methods, losses and samplers are not among these, so a sweep shares them.
 
 They are float32 whatever ``trainer.precision``; the head is trained in the precision of the trainer.
 """

@@ -49,7 +49,7 @@ MAY_CHANGE = (
 
 
 ADDED = {"model.head.class_margin": False, "imbalance.feature_views": 0}
-"""Settings that older checkpoints lack, and the values that stand for what they did."""
+"""Settings that a checkpoint may lack, and the values that describe how it was trained."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
         processes: of this run, on all devices and nodes.
 
     Raises:
-        UserError: no safe checkpoint of this project; one of another model or optimizer; one trained on other images,
-            whose training set may hold this run's test images; or another run's that has nothing left to train.
+        UserError: not a safe checkpoint of this project; one of another model or optimizer; one trained on other
+            images, whose training set may hold this run's test images; or another run's that has nothing left to train.
     """
     if cfg.resume is None:
         return None
@@ -90,7 +90,7 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
     path, checkpoint = _read(given)
     if checkpoint is None:
         if cfg.resume != "auto":
-            raise UserError(f"resume={cfg.resume}: no such checkpoint {path}")
+            raise UserError(f"resume={cfg.resume}: no such checkpoint {path}; give a run folder or a run's last.ckpt")
         return None
     if "position" not in checkpoint:  # saved by another program's Trainer
         raise UserError(f"resume={cfg.resume}: {path} has no position in the training; give a run's last.ckpt")
@@ -155,11 +155,16 @@ def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_has
             with bounded():
                 before = _resolved(trained, part)
         except OmegaConfBaseException as error:
-            raise UserError(f"resume={cfg.resume}: its configuration is damaged ({first_line(error)})") from None
+            raise UserError(
+                f"resume={cfg.resume}: its configuration is damaged ({first_line(error)}); give another checkpoint"
+            ) from None
         for key, value in _resolved(cfg, part).items():
             was = before.get(key, ADDED.get(key))
             if key not in MAY_CHANGE and was != value:
-                raise UserError(f"resume={cfg.resume}: {key} was {was!r} there and cannot become {value!r}")
+                raise UserError(
+                    f"resume={cfg.resume}: {key} was {was!r} there and cannot become {value!r}; give the value that it "
+                    "had, or train anew in another hydra.run.dir"
+                )
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
 

@@ -152,7 +152,7 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
     if features is not None and features.train is not None:
         datamodule.use_features(features.train, features.scored.at(split.val).numpy())
     if not _only_adjusts(cfg):
-        first_stage = None  # its memory, while the model trains
+        first_stage = None  # frees its memory while the model trains
         with _named_checkpoint(trainer, start, cfg, folder):
             _fit(trainer, model, datamodule, start)
     if cfg.trainer.fast_dev_run:
@@ -204,7 +204,10 @@ def _named_checkpoint(trainer: L.Trainer, start: ResumePoint | None, cfg: DictCo
         if start is None or exact.trained or as_user_error(error, cfg, folder) is not None:
             raise
         reason = shortened(one_line(error), 200)
-        raise UserError(f"{start.path}: its state of training does not fit this run ({reason})") from error
+        raise UserError(
+            f"{start.path}: its training state does not fit this run ({reason}); give another checkpoint, or train "
+            "anew in another hydra.run.dir"
+        ) from error
 
 
 def _fit(trainer: L.Trainer, model: EmotionClassifier, datamodule: FERDataModule, start: ResumePoint | None) -> None:
@@ -240,7 +243,7 @@ def _best_checkpoint(trainer: L.Trainer, folder: Path) -> StoredModel:
         log.info("no validation has chosen a checkpoint: the last epoch is tested")
         return StoredModel.read(last)
     if not best.exists():
-        raise UserError(f"{folder}: no checkpoint was written")
+        raise UserError(f"{folder}: no checkpoint was written, so nothing can be tested; train again")
     try:
         return StoredModel.read(best)
     except UserError as error:

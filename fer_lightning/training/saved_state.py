@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds a whole state of training, so that resuming from it is no silent new start."""
+"""Whether a checkpoint holds a complete training state, so that resuming from it does not silently start anew."""
 
 import math
 import re
@@ -44,7 +44,7 @@ def check_training_state(checkpoint: dict[str, Any], path: Path) -> None:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if type(error) is ValueError else f"a part is missing or of another type: {error}"
         raise UserError(
-            f"{path}: no whole state of training ({reason[:200]}); give a run's last.ckpt, or train anew in another "
+            f"{path}: incomplete training state ({reason[:200]}); give a run's last.ckpt, or train anew in another "
             "hydra.run.dir"
         ) from None
 
@@ -158,11 +158,11 @@ def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     check(is_time, f"its training took {str(seconds)[:40]} seconds")
     for row in rows:  # written to metrics.csv as they are
         named = all(re.fullmatch(r"[a-z][\w/]{0,60}", key) for key in row)
-        check(named and all(map(_is_number, row.values())), "its curves are no scores")
+        check(named and all(map(_is_number, row.values())), "its curves are not scores")
     check(isinstance(processes, list) and processes, "it has no random states")
     for process in processes:
         for name in ("numpy", "python", "torch"):
-            check(isinstance(process["random"][name], tuple | Tensor), f"its random state of {name} is none")
+            check(isinstance(process["random"][name], tuple | Tensor), f"its random state of {name} is not one")
 
 
 def _check_curves(checkpoint: dict[str, Any]) -> None:
@@ -172,7 +172,8 @@ def _check_curves(checkpoint: dict[str, Any]) -> None:
     check(complete, f"its curves are not those of {epoch} epochs")
     steps = [row["step"] for row in rows]
     check(
-        steps == sorted(steps) and all(step <= checkpoint["global_step"] for step in steps), "its curves are of others"
+        steps == sorted(steps) and all(step <= checkpoint["global_step"] for step in steps),
+        "the steps of its curves are out of order or beyond its own",
     )
 
 

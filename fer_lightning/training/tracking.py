@@ -144,7 +144,7 @@ def log_results(
         loggers: from ``build_loggers``. A failing one is reported as a warning.
         metrics: the content of ``metrics.json``.
         predictions: the rows of ``predictions.csv`` of the reported set.
-        images: uint8, (n, 48, 48), one per row.
+        images: uint8, (n, H, H) or (n, 3, H, H), one per row.
         run_dir: the run folder with its pictures already written.
         name: the reported set.
     """

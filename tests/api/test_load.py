@@ -158,8 +158,8 @@ def test_an_estimated_prior_and_one_of_a_file(tmp_path, color, classifier):
         ({"level": 90}, "level=90: must lie between 0 and 1, such as 0.9"),
         ({"level": "0.9"}, "level='0.9': must lie between 0 and 1"),
         ({"prior": "unifrom"}, "prior='unifrom': no such file; give uniform, training, estimated"),
-        ({"prior": 0.5}, "prior=0.5: is no prior; give uniform, training, estimated, a JSON or CSV file"),
-        ({"prior": {"hapy": 1.0}}, "prior={'hapy': 1.0}: 'hapy' is no class of the model (did you mean happy?)"),
+        ({"prior": 0.5}, "prior=0.5: is not a prior; give uniform, training, estimated, a JSON or CSV file"),
+        ({"prior": {"hapy": 1.0}}, "prior={'hapy': 1.0}: 'hapy' is not a class of the model (did you mean happy?)"),
     ],
 )
 def test_levels_and_priors_that_are_none(options, message, color, classifier):
@@ -221,7 +221,7 @@ def test_a_damaged_file_and_an_empty_folder_are_refused(tmp_path, files, classif
 
 
 def test_a_photograph_is_answered_with_a_warning(classifier):
-    with pytest.warns(UserWarning, match="1 of 2 images have not the size or shape of a cropped face") as warned:
+    with pytest.warns(UserWarning, match="1 of 2 images do not have the size or shape of a cropped face") as warned:
         assert len(classifier.predict([np.zeros((48, 48), np.uint8), np.zeros((480, 640, 3), np.uint8)])) == 2
     assert warned[0].filename == __file__
 
@@ -237,7 +237,7 @@ def test_what_is_no_model_is_refused(tmp_path, run):
         fl.load(tmp_path / "missing.ckpt")
     with pytest.raises(fl.UserError, match="not a run folder"):
         fl.load(tmp_path)
-    with pytest.raises(fl.UserError, match="no checkpoint, or a damaged one"):
+    with pytest.raises(fl.UserError, match="not a checkpoint, or a damaged one"):
         fl.load(run.folder / "metrics.json")
     with pytest.raises(
         fl.UserError, match=re.escape("device='tpu': this machine has no such device; use device='cpu'")

@@ -486,7 +486,7 @@ def test_the_baseline_can_be_chosen(tmp_path: Path) -> None:
     assert set(c.baselines.values()) == {"focal"}
     assert next(iter(c.rows)) == "focal"
     assert set(c.differences["method"]) == {"none", "undersample", "weighted"}
-    with pytest.raises(UserError, match=r"--baseline ldam: .* accepted are none, undersample, weighted, focal"):
+    with pytest.raises(UserError, match=r"--baseline ldam: .* accepted: none, undersample, weighted, focal"):
         compared(tmp_path / "sweep", baseline="ldam")
 
 
@@ -569,7 +569,7 @@ def test_unfinished_runs_are_left_out_with_the_reason(tmp_path: Path) -> None:
     report = words((tmp_path / "out" / "report.md").read_text()).replace("\\", "")
     for reason in (
         "failed: loss is nan in epoch 1",
-        "metrics.json: damaged, no JSON",
+        "metrics.json: damaged, not JSON",
         "predictions.csv has 99 rows of test but test/n is 360",
         "no metrics.json",
         "'anger' is not one of angry, disgust",

@@ -112,7 +112,7 @@ def test_predictions_that_do_not_fit_are_named(tmp_path: Path) -> None:
         read_run(folder)
     folder = write_run(tmp_path / "1")
     table.assign(p_sad=np.nan).to_csv(folder / "predictions.csv", index=False)
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="not numbers"):
         read_run(folder)
     (folder / "predictions.csv").write_text("")
     with pytest.raises(ValueError, match="No columns"):

@@ -143,8 +143,8 @@ WRONG_KINDS = {
     "optim.lr='0.1'": "optim.lr='0.1': is text where a number is expected; write it as 0.1",
     "model.head.hidden=['8']": "model.head.hidden='8': is text where a whole number is expected; write it as 8",
     "trainer.deterministic='false'": "trainer.deterministic=false: is text; give true, false or a number",
-    "data.cache_dir=2024": "data.cache_dir=2024: is no text, and names a file or a folder; write it as ./2024",
-    "resume=2024": "resume=2024: is no text, and names a file or a folder; write it as ./2024",
+    "data.cache_dir=2024": "data.cache_dir=2024: is not text, but must name a file or a folder; write it as ./2024",
+    "resume=2024": "resume=2024: is not text, but must name a file or a folder; write it as ./2024",
 }
 
 

@@ -229,8 +229,8 @@ def test_command_is_a_module_of_its_own(forked: Callable[..., Outcome], tmp_path
     ("arguments", "message"),
     every_third(
         [
-            (["data=synthetic", "--correlation", "0.5"], "--correlation=0.5: accepted is 0.9 to below 1"),
-            (["data=synthetic", "--correlation", "1"], "--correlation=1.0: accepted is"),
+            (["data=synthetic", "--correlation", "0.5"], "--correlation=0.5: out of range; accepted: 0.9 to below 1"),
+            (["data=synthetic", "--correlation", "1"], "--correlation=1.0: out of range; accepted: "),
             (["data=synthetic", "--out", "file"], "--out=file: is a file; give a folder"),
             (
                 ["data=synthetic", "data.source.images=200", "--out", "file/below"],

@@ -146,15 +146,15 @@ def votes_of(faces: Faces, path: Path, change: Callable[[pd.DataFrame], pd.DataF
 
 BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, r"cannot be read \(No such file or directory\); give fer2013new\.csv"),
-    "folder": (lambda path: path.mkdir(), r"is no regular file; give fer2013new\.csv"),
-    "pipe": (os.mkfifo, r"is no regular file"),
+    "folder": (lambda path: path.mkdir(), r"is not a regular file; give fer2013new\.csv"),
+    "pipe": (os.mkfifo, r"is not a regular file"),
     "far too large": (lambda path: os.truncate(path, 2**40) if path.touch() is None else None, r"it is damaged; give"),
     "more columns than named": (
         lambda path: path.write_text(f"path,{','.join(CATEGORIES)}\na.jpg{',1' * (len(CATEGORIES) + 1)}\n"),
         r"its rows have more columns than its first line names",
     ),
-    "empty": (lambda path: path.touch(), r"is no csv that can be read"),
-    "binary": (lambda path: path.write_bytes(bytes(range(256)) * 9), r"is no csv that can be read|has no column"),
+    "empty": (lambda path: path.touch(), r"is not a csv that can be read"),
+    "binary": (lambda path: path.write_bytes(bytes(range(256)) * 9), r"is not a csv that can be read|has no column"),
     "header alone": (
         lambda path: path.write_text("path," + ",".join(CATEGORIES)),
         r"has no rows; give fer2013new\.csv",

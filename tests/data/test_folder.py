@@ -306,9 +306,9 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "an unknown part": (
         {**tree(), "l.csv": table([("cat/00.png", "cat", "dev")])},
-        "row 1: split 'dev'; accepted are train",
+        "row 1: split 'dev'; accepted: train",
     ),
-    "not UTF-8": ({**tree(), "l.csv": b"path,label\ncat/00.png,c\xe4t\n"}, "l.csv is no UTF-8 text with columns"),
+    "not UTF-8": ({**tree(), "l.csv": b"path,label\ncat/00.png,c\xe4t\n"}, "l.csv is not UTF-8 text with columns"),
     "an image that is none": ({**tree(), "cat/x.png": b"GIF"}, "cat/x.png is not an image that can be read"),
 }
 
@@ -409,7 +409,7 @@ def test_files_that_are_left_out_are_counted(tmp_path, caplog):
     extra = {"cat/x.gif": b"GIF89a", "dog/deep/y.HEIC": b"", "dog/notes": b"", "README": b"", ".old/cat/a.png": b""}
     caplog.set_level("INFO")
     folder.load(str(write_folder(tree() | extra | {".git/cat/a.png": b"", "cat/.DS_Store": b""}, tmp_path / "faces")))
-    assert "Ignored 3 files that are no images (.gif, .heic, no ending)" in caplog.text
+    assert "Ignored 3 files that are not images (.gif, .heic, no ending)" in caplog.text
     assert "Ignored hidden folders: .old" in caplog.messages
 
 

@@ -138,7 +138,9 @@ def test_train_size_leaves_the_validation_cut_alone(twinned: Faces) -> None:
 @every_split
 @pytest.mark.parametrize("size", [0, 6, -1, 100_000])
 def test_impossible_train_size_is_refused(split: Callable[..., Split], size: int, plain: Faces) -> None:
-    with pytest.raises(UserError, match=rf"split.train_size={size}: accepted are 7 \(one of each emotion\) to \d+"):
+    with pytest.raises(
+        UserError, match=rf"split.train_size={size}: out of range; accepted: 7 \(one of each emotion\) to \d+"
+    ):
         split(plain, 0, train_size=size)
 
 
@@ -291,7 +293,7 @@ def test_paper_says_how_many_persons_are_in_two_parts_and_kfold_counts(
 
 
 def test_paper_refuses_what_it_cannot_do(plain: Faces) -> None:
-    with pytest.raises(UserError, match=r"split.subset=small: accepted are large and balanced"):
+    with pytest.raises(UserError, match=r"split.subset=small: no such subset; accepted: large, balanced"):
         paper(plain, 0, subset="small")
     with pytest.raises(UserError, match=r"two images or more of each emotion, and the data have 1 of disgust"):
         paper(faces_of((9, 1, 9, 9, 9, 9, 9)), 0)
@@ -330,10 +332,10 @@ def test_kfold_validation_may_be_cut_from_the_rest(plain: Faces) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fold": 5}, r"split.fold=5: accepted are 0 to 4 \(split.folds=5\)"),
-        ({"fold": -1}, r"split.fold=-1: accepted are 0 to 4"),
-        ({"folds": 2}, r"split.folds=2: accepted are 3 or more \(one tests, one validates"),
-        ({"folds": 1, "val_fraction": 0.1}, r"split.folds=1: accepted are 2 or more"),
+        ({"fold": 5}, r"split.fold=5: out of range; accepted: 0 to 4 \(split.folds=5\)"),
+        ({"fold": -1}, r"split.fold=-1: out of range; accepted: 0 to 4"),
+        ({"folds": 2}, r"split.folds=2: out of range; accepted: 3 or more \(one tests, one validates"),
+        ({"folds": 1, "val_fraction": 0.1}, r"split.folds=1: out of range; accepted: 2 or more"),
         (
             {"folds": 45},
             r"split.folds=45 needs as many images of each emotion, and the data have 44 of disgust",

@@ -305,8 +305,8 @@ def members_of(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[di
 
 
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "one member": (members_of(lambda each: each.pop()), "it has not 2 to 100 members"),
-    "members of text": (lambda hyper: hyper.update(members="ab"), "it has not 2 to 100 members"),
+    "one member": (members_of(lambda each: each.pop()), "it does not have 2 to 100 members"),
+    "members of text": (lambda hyper: hyper.update(members="ab"), "it does not have 2 to 100 members"),
     "a member of text": (lambda hyper: hyper.update(members=["a", "b"]), "a member lacks hyper-parameters"),
     "a member with more": (members_of(lambda each: each[0].update(evil=1)), "or has unknown ones"),
     "a nested one": (members_of(lambda each: each[0].update(members=[each[1]] * 2)), "a member is an ensemble"),
@@ -327,7 +327,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         members_of(lambda each: each.reverse()),
         "has .* weights, and the checkpoint only|not fit together",
     ),
-    "no mapping": (members_of(lambda each: each[0].update(model=3)), "its hyper-parameter model is no mapping"),
+    "no mapping": (members_of(lambda each: each[0].update(model=3)), "its hyper-parameter model is not a mapping"),
 }
 
 

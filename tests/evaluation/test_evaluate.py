@@ -117,14 +117,14 @@ class TestThePlaceOfUse:
         assert "prior uniform: " in out
         assert (tmp_path / "again" / "predictions_prior.csv").exists()
 
-    def test_an_older_checkpoint_gets_what_it_lacks(self, trained, score, tmp_path):
+    def test_a_checkpoint_without_validation_scores_gets_them(self, trained, score, tmp_path):
         """From the validation images of its own split: to the last digit what the run would have stored."""
         content = read_checkpoint(trained / "checkpoints" / "best.ckpt")
         card = content["hyper_parameters"]["scorecard"]
-        older = {key: value for key, value in card.items() if not key.startswith(("conformal", "prior/"))}
+        fewer = {key: value for key, value in card.items() if not key.startswith(("conformal", "prior/"))}
         (tmp_path / "checkpoints").mkdir()
         copied = Path(shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "checkpoints"))
-        scorecard.store(StoredModel.read(copied), older)
+        scorecard.store(StoredModel.read(copied), fewer)
         score(tmp_path, "--store")
         stored = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["hyper_parameters"]["scorecard"]
         assert stored == card

@@ -134,8 +134,8 @@ class TestLoad:
         [
             ("anger: a/b", "'anger': 'a/b' names no class; give a word, or null"),
             ("anger: [angry]", "'anger': ['angry'] names no class"),
-            ("anger", "no mapping; write a line for each class"),
-            ("a: [", "no mapping; write a line for each class"),
+            ("anger", "not a mapping; write a line for each class"),
+            ("a: [", "not a mapping; write a line for each class"),
             (None, "cannot be read (No such file or directory)"),
         ],
     )

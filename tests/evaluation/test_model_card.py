@@ -60,7 +60,7 @@ def written(path: Path) -> ModelCard:
 
 def test_a_pipe_in_place_of_the_card_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "README.md")
-    with pytest.raises(UserError, match=r"README\.md: is no regular file"):
+    with pytest.raises(UserError, match=r"README\.md: is not a regular file"):
         write_card("text", tmp_path / "README.md", force=False)
 
 
@@ -179,10 +179,10 @@ class TestFile:
         write_status(run, "failed", "out of memory")
         for path, message in (
             (tmp_path / "gone", "gone: no such run or checkpoint; give a run's folder"),
-            (empty, "empty: no run (it has no status.json)"),
+            (empty, "empty: not a run (it has no status.json)"),
             (run, "run: this run is failed; only a finished one has a card"),
             (untested, "untested.ckpt: was never tested, so it has no scorecard"),
-            (trained / "metrics.json", "metrics.json: no checkpoint, or a damaged one"),
+            (trained / "metrics.json", "metrics.json: not a checkpoint, or a damaged one"),
         ):
             with pytest.raises(UserError) as caught:
                 card.main([str(path)])

@@ -67,8 +67,8 @@ class TestFilesOfShares:
         ("name", "text", "message"),
         [
             ("a.json", '{"happy": 1, "angry": 1}', "lacks sad; give 0 for a class that does not occur"),
-            ("a.json", '{"hapy": 1}', r"'hapy' is no class of the model \(did you mean happy\?\)"),
-            ("a.json", '{"happy": 1, "happy": 2}', "'happy' stands there twice"),
+            ("a.json", '{"hapy": 1}', r"'hapy' is not a class of the model \(did you mean happy\?\)"),
+            ("a.json", '{"happy": 1, "happy": 2}', "'happy' is given twice"),
             ("a.json", "[1, 2, 3]", "must be a JSON object"),
             ("a.json", '{"happy": -1, "angry": 1, "sad": 1}', "must be 0 or more"),
             ("a.json", '{"happy": 0, "angry": 0, "sad": 0}', "not all 0"),

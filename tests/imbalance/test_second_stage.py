@@ -191,7 +191,7 @@ def test_the_second_stage_leaves_the_features_bit_identical(cli, tmp_path, metho
     [pytest.param(2, id="at the border", marks=pytest.mark.nightly), pytest.param(3, id="within the second stage")],
 )
 def test_resume_is_bit_identical(cli, tmp_path, monkeypatch, method, epochs):
-    """A checkpoint from the border between the stages, and one from behind it, go on as if nothing had been."""
+    """A checkpoint from the border between the stages, and one from after it: resumed runs end with the same bits."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     kept = tmp_path / "kept.ckpt"
     arguments = [*STAGED, f"imbalance={method}", HALF]

@@ -116,7 +116,9 @@ def test_a_power_needs_images_of_every_class():
 
 def test_weights_by_name():
     assert weights_by_class({"disgust": 5, "fear": 2.5}, EMOTIONS) == [1, 5, 2.5, 1, 1, 1, 1]
-    with pytest.raises(UserError, match=r"\{disgusst: 5\}: no such class \(did you mean disgust\?\); angry, disgust"):
+    with pytest.raises(
+        UserError, match=r"\{disgusst: 5\}: no such class \(did you mean disgust\?\); accepted: angry, disgust"
+    ):
         weights_by_class({"disgusst": 5}, EMOTIONS)
     for weight in (0, -1, math.inf, math.nan, True, "much"):
         with pytest.raises(UserError, match=r"imbalance\.loss\.weights\.fear=.*: must be a number above 0"):

@@ -291,19 +291,19 @@ class TestThePlaceOfUse:
             "set",
         ]
 
-    def test_an_older_checkpoint_and_a_camera(self, tool, checkpoint, tmp_path):
+    def test_a_checkpoint_without_validation_scores_and_a_camera(self, tool, checkpoint, tmp_path):
         content = torch.load(checkpoint, weights_only=True)
         card = content["hyper_parameters"]["scorecard"]
-        older = {key: value for key, value in card.items() if not key.startswith(("conformal", "prior/"))}
-        content["hyper_parameters"]["scorecard"] = older
-        torch.save(content, tmp_path / "older.ckpt")
+        fewer = {key: value for key, value in card.items() if not key.startswith(("conformal", "prior/"))}
+        content["hyper_parameters"]["scorecard"] = fewer
+        torch.save(content, tmp_path / "fewer.ckpt")
         save(tmp_path / "face.png", FACES[0])
-        outcome = tool("face.png", "--set", "0.9", model=tmp_path / "older.ckpt")
+        outcome = tool("face.png", "--set", "0.9", model=tmp_path / "fewer.ckpt")
         assert outcome.code == 2
         assert "holds no scores of validation images" in outcome.err
         assert "--store data.path=DATA" in outcome.err
         outcome = tool("0", "--prior", "estimated")
-        assert (outcome.code, "a camera has no last one" in outcome.err) == (2, True)
+        assert (outcome.code, "a camera never ends" in outcome.err) == (2, True)
 
 
 class TestFaces:

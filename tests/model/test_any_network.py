@@ -38,7 +38,7 @@ def test_second_stage_and_resume(cli, tmp_path, name):
     ("words", "message"),
     every_third(
         [
-            (["model.name=resnet19"], "model.name=resnet19: no image classifier of timm"),
+            (["model.name=resnet19"], "model.name=resnet19: not an image classifier of timm"),
             (["model.name=test_vit", "model.stem_stride=1"], "model.stem_stride=1: test_vit has no first convolution"),
             (
                 ["model.name=test_vit", "model.first_image_size=32", "model.image_size=48"],

@@ -170,7 +170,7 @@ class TestNetwork:
     @pytest.mark.parametrize("name", ["resnet19", "efficientnet_b0.imagenet", "efficientnet", ""])
     def test_other_names_are_refused(self, name):
         with pytest.raises(
-            UserError, match=r"model\.name=.*: no image classifier of timm .*; close: .*(efficientnet|resnet)"
+            UserError, match=r"model\.name=.*: not an image classifier of timm .*; close: .*(efficientnet|resnet)"
         ):
             network(name=name)
 

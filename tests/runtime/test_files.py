@@ -29,7 +29,7 @@ def test_any_bytes_are_json_or_one_line(tmp_path, content):
 
 def test_a_number_that_fits_no_float_is_refused(tmp_path):
     (tmp_path / "x.json").write_text(f'{{"n": {10**400}}}')
-    with pytest.raises(UserError, match=r"damaged, no JSON \(a whole number of 401 digits\)"):
+    with pytest.raises(UserError, match=r"damaged, not JSON \(a whole number of 401 digits\)"):
         files.read_json(tmp_path / "x.json")
 
 

@@ -1,5 +1,6 @@
-"""Standard output on a full disk, and the folder from which nothing is imported."""
+"""Standard output on a full disk or a closed pipe, and the folder from which nothing is imported."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,16 @@ def test_a_full_disk_under_standard_output_ends_no_run(prints_results, code):
     assert done.returncode == code
     (message,) = done.stderr.splitlines()
     assert "standard output could not be written (No space left on device)" in message
+
+
+@pytest.mark.parametrize(("prints_results", "code", "lines"), [(False, 0, 1), (True, 141, 0)])
+def test_a_closed_pipe_ends_no_run_and_a_command_without_a_message(prints_results, code, lines):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        line = [sys.executable, "-c", CODE.format(prints_results)]
+        done = subprocess.run(line, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, lines), done.stderr
 
 
 def test_nothing_is_imported_from_the_working_directory(tmp_path):

@@ -67,6 +67,18 @@ def only_run(folder: Path) -> Path:
     return found[0]
 
 
+def assert_refused(outcome: Outcome, folder: Path, *words: str) -> None:
+    """One line that holds all words, code 2, the same reason on record, and no result."""
+    for word in words:
+        assert word in outcome.error
+    assert outcome.code == 2
+    run = only_run(folder)
+    status = json.loads((run / "status.json").read_text())
+    assert status == {"status": "failed", "reason": outcome.error.removeprefix("error: ")}
+    left = {path.name for path in run.rglob("*") if path.is_file() and ".hydra" not in path.parts}
+    assert left <= {"status.json", "train.log", "metrics.csv", ".lock"}
+
+
 def processes_in(folder: Path) -> list[int]:
     """Processes of this package whose working directory is ``folder``."""
     found = []

@@ -30,6 +30,8 @@ def write_run(
 ) -> Path:
     """Write a finished run folder; ``skill`` is the share of images that are right, disgust (``rare_skill``) apart.
 
+    Each test names the few of the many arguments that it is about.
+
     Args:
         folder: made.
         imbalance: method.
@@ -47,18 +49,48 @@ def write_run(
     pool = np.repeat(np.arange(7), counts)
     images = np.arange(len(pool)) if images is None else np.sort(images)
     sets = {"test": images, "test_dedup": images[5:]} if sets is None else sets
-    own, common = np.random.default_rng([seed, *map(ord, imbalance)]), np.random.default_rng(99)
-    ease = 0.5 * common.random(len(pool)) + 0.5 * own.random(len(pool))
-    threshold = np.where(pool == 1, rare_skill, skill)
-    right = ease < threshold
-    predictions = np.where(right, pool, (pool + own.integers(1, 7, len(pool))) % 7)[images]
-    labels = pool[images]
-    probabilities = 0.3 / 7 + 0.7 * np.eye(7)[predictions]
-    scores: dict[str, Any] = {}
+    answers = answered(pool, imbalance, seed, skill, rare_skill)[images]
+    probabilities = 0.3 / 7 + 0.7 * np.eye(7)[answers]
+    predictions_table(pool, images, answers, probabilities, sets).to_csv(folder / "predictions.csv", index=False)
+    recorded = {"imbalance": imbalance, **about(seed)}
     for name, places in sets.items():
         rows = np.isin(images, places)
-        scores |= classification_metrics(probabilities[rows], labels[rows], EMOTIONS, f"{name}/")
-    scores |= {
+        recorded |= classification_metrics(probabilities[rows], pool[images][rows], EMOTIONS, f"{name}/")
+    recorded |= metrics
+    (folder / "metrics.json").write_text(json.dumps(recorded))
+    (folder / "status.json").write_text(json.dumps({"status": "done"}))
+    OmegaConf.save(configuration(recorded, settings or {}), folder / ".hydra" / "config.yaml")
+    return folder
+
+
+def answered(pool: np.ndarray, imbalance: str, seed: int, skill: float, rare_skill: float) -> np.ndarray:
+    """The answer to each image of a pool, int (n,)."""
+    own, common = np.random.default_rng([seed, *map(ord, imbalance)]), np.random.default_rng(99)
+    ease = 0.5 * common.random(len(pool)) + 0.5 * own.random(len(pool))
+    right = ease < np.where(pool == 1, rare_skill, skill)
+    return np.where(right, pool, (pool + own.integers(1, 7, len(pool))) % 7)
+
+
+def predictions_table(
+    pool: np.ndarray, images: np.ndarray, answers: np.ndarray, probabilities: np.ndarray, sets: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    named = np.array(EMOTIONS)
+    return pd.DataFrame(
+        {
+            "id": [f"test/{named[pool[i]]}/PrivateTest_{i}.jpg" for i in images],
+            "usage": "PrivateTest",
+            "label": named[pool[images]],
+            "prediction": named[answers],
+            **{f"p_{emotion}": probabilities[:, k] for k, emotion in enumerate(EMOTIONS)},
+            "twin_group": np.where(images < 20, images // 2 * 2, images),
+            **{name: np.isin(images, places).astype(int) for name, places in sets.items()},
+        }
+    )
+
+
+def about(seed: int) -> dict[str, Any]:
+    """What ``metrics.json`` holds besides scores."""
+    return {
         "train/seconds": 60.0 + seed,
         "train/images_per_second": 1000.0,
         "train/steps": 1200,
@@ -67,32 +99,21 @@ def write_run(
         "precision": "32-true",
         "epoch": 2,
         "seed": seed,
-        "imbalance": imbalance,
         "model": "efficientnet_b0",
         "split": "official",
         "data": "fer2013",
         "data_hash": "abc",
         "synthetic": False,
         "git_commit": "1234",
+        "temperature": 1.5,
+        "budget": "steps",
+        "labels": "fer",
+        "tau": None,
     }
-    scores |= {"temperature": 1.5, "budget": "steps", "labels": "fer", "tau": None}
-    named = np.array(EMOTIONS)
-    table = pd.DataFrame(
-        {
-            "id": [f"test/{named[pool[i]]}/PrivateTest_{i}.jpg" for i in images],
-            "usage": "PrivateTest",
-            "label": named[labels],
-            "prediction": named[predictions],
-            **{f"p_{emotion}": probabilities[:, k] for k, emotion in enumerate(EMOTIONS)},
-            "twin_group": np.where(images < 20, images // 2 * 2, images),
-        }
-    )
-    for name, places in sets.items():
-        table[name] = np.isin(images, places).astype(int)
-    table.to_csv(folder / "predictions.csv", index=False)
-    recorded = {**scores, **metrics}
-    (folder / "metrics.json").write_text(json.dumps(recorded))
-    (folder / "status.json").write_text(json.dumps({"status": "done"}))
+
+
+def configuration(recorded: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that agrees with the content of ``metrics.json``, with some dotted keys set."""
     config: dict[str, Any] = {
         "seed": recorded["seed"],
         "budget": recorded["budget"],
@@ -104,14 +125,13 @@ def write_run(
     }
     for group in ("imbalance", "model", "split", "data", "labels"):
         config.setdefault(group, {})["name"] = recorded[group]
-    for key, value in (settings or {}).items():
+    for key, value in settings.items():
         group, name = key.rsplit(".", 1)
         node = config
         for part in group.split("."):
             node = node.setdefault(part, {})
         node[name] = value
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    return folder
+    return config
 
 
 SKILLS = {"none": (0.6, 0.0), "undersample": (0.45, 0.6), "weighted": (0.56, 0.5), "focal": (0.61, 0.2)}

@@ -77,7 +77,7 @@ def test_a_recorded_command_line_says_no_more_than_a_file_may(tmp_path, argv, na
     every_third(
         [
             (["imbalance=none,none"], "imbalance=none: job 1 would be the same run as job 0"),
-            (["seed=range(0,5,0)"], "seed=range(0,5,0): is no range"),
+            (["seed=range(0,5,0)"], "seed=range(0,5,0): is not a range"),
             (
                 ["optim.lr=interval(0,1)"],
                 "optim.lr=interval(0,1): is a continuous range, and this sweep runs every value",

@@ -150,7 +150,10 @@ def test_the_first_averaged_epoch(start, epochs, first):
         [
             (["callbacks.swa.start=1.0"], r"callbacks\.swa\.start=1\.0: must be in \[0, 1\)"),
             (["callbacks.swa.statistics_batches=0"], r"callbacks\.swa\.statistics_batches=0: must be at least 1"),
-            (["trainer.max_epochs=3"], r"callbacks\.swa\.start=0\.75: leaves one of trainer\.max_epochs=3 to average"),
+            (
+                ["trainer.max_epochs=3"],
+                r"callbacks\.swa\.start=0\.75: leaves one epoch of trainer\.max_epochs=3 to average",
+            ),
         ]
     ),
 )

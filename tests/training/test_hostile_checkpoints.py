@@ -100,11 +100,11 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a time of nan": (put("callbacks", "TrainClock", "seconds", float("nan")), "its training took nan seconds"),
     "a time of text": (put("callbacks", "TrainClock", "seconds", "x"), "its training took x seconds"),
     "curves of text": (put("callbacks", "Curves", "rows", "x"), "of another type"),
-    "a formula in the curves": (put("callbacks", "Curves", "rows", [{"=cmd|x": 1}]), "its curves are no scores"),
-    "escape codes in the curves": (put("callbacks", "Curves", "rows", [{"lr": "\x1b"}]), "its curves are no scores"),
+    "a formula in the curves": (put("callbacks", "Curves", "rows", [{"=cmd|x": 1}]), "its curves are not scores"),
+    "escape codes in the curves": (put("callbacks", "Curves", "rows", [{"lr": "\x1b"}]), "its curves are not scores"),
     "no callbacks": (put("callbacks", {}), "a part is missing"),
     "no random states": (put("processes", []), "it has no random states"),
-    "a random state of text": (put("processes", 0, "random", "torch", "x"), "random state of torch is none"),
+    "a random state of text": (put("processes", 0, "random", "torch", "x"), "random state of torch is not one"),
     "no average": (put("current_model_state", {}), "no current_model_state"),
     "no equal mean": (
         lambda content: (
@@ -135,7 +135,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a row twice": (put("callbacks", "Curves", "rows", [*ROWS, ROWS[1]]), "not those of 2 epochs"),
     "rows of the future": (
         put("callbacks", "Curves", "rows", [ROWS[0], {"epoch": 1, "step": 9}]),
-        "curves are of others",
+        "the steps of its curves are out of order",
     ),
     "another best file": (put("callbacks", BEST, "best_model_path", "/etc/passwd"), "is called 'passwd', not best"),
     "a best score of no epoch": (put("callbacks", BEST, "best_model_score", torch.tensor(5.0)), "is in no epoch"),
@@ -166,7 +166,7 @@ def test_a_damaged_state_is_refused(case: str) -> None:
     change, reason = DAMAGED[case]
     content = copy.deepcopy(WHOLE)
     change(content)
-    with pytest.raises(UserError, match=rf"last\.ckpt: no whole state of training \(.*{reason}"):
+    with pytest.raises(UserError, match=rf"last\.ckpt: incomplete training state \(.*{reason}"):
         check_training_state(content, Path("last.ckpt"))
 
 
@@ -176,7 +176,7 @@ VALUES = st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.list
 @settings(max_examples=200, deadline=20_000, derandomize=True, database=None)
 @given(key=st.sampled_from([key for key in WHOLE if key != "hyper_parameters"]), value=VALUES | st.just({}))
 def test_any_value_of_any_part(key: str, value: Any) -> None:
-    with pytest.raises(UserError, match="no whole state of training"):
+    with pytest.raises(UserError, match="incomplete training state"):
         check_training_state({**copy.deepcopy(WHOLE), key: value}, Path("last.ckpt"))
 
 

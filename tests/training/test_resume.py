@@ -398,7 +398,7 @@ class TestTornCheckpoints:
         (killed / "last.ckpt").write_bytes(content[:keep])
         outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
         assert outcome.code == 0, outcome.err
-        assert "last.ckpt: no checkpoint, or a damaged one" in outcome.out + outcome.err
+        assert "last.ckpt: not a checkpoint, or a damaged one" in outcome.out + outcome.err
         assert "resuming from the previous one" in outcome.out + outcome.err
         assert (killed / "torn.ckpt").read_bytes() == content[:keep]
         read_checkpoint(killed / "previous.ckpt")
@@ -410,7 +410,7 @@ class TestTornCheckpoints:
             (killed / name).write_bytes(b"torn")
         outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
         assert outcome.code == 2
-        assert "previous.ckpt: no checkpoint, or a damaged one" in outcome.error
+        assert "previous.ckpt: not a checkpoint, or a damaged one" in outcome.error
         assert (killed / "last.ckpt").read_bytes() == b"torn"
 
     @pytest.mark.nightly

@@ -279,3 +279,12 @@ def test_an_empty_best_checkpoint_has_a_way_out(tmp_path):
     (tmp_path / "checkpoints" / "best.ckpt").touch()
     with pytest.raises(UserError, match=r"best\.ckpt: is empty or damaged.*remove it, and resume=auto tests the last"):
         _best_checkpoint(SimpleNamespace(checkpoint_callback=None), tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("override", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=9"])
+def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, override):
+    outcome = cli(*TINY, override)
+    assert outcome.code == 0, outcome.err
+    assert "no validation has chosen a checkpoint: the last epoch is tested" in outcome.out
+    assert outcome.json["test/n"] == 56

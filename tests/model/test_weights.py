@@ -1,0 +1,55 @@
+"""Files of weights that do not fit the network, cannot be read, or would do harm."""
+
+import zipfile
+
+import pytest
+import timm
+import torch
+from command_line import TINY, assert_refused
+from trap import Trap
+
+from fer_lightning.model.network import build_network
+from fer_lightning.runtime.errors import UserError
+
+
+class TestWeights:
+    def test_of_another_architecture(self, cli, tmp_path):
+        file = tmp_path / "other.pth"
+        torch.save(timm.create_model("test_resnet").state_dict(), file)
+        outcome = cli(*TINY, f"model.weights={file}")
+        assert_refused(outcome, tmp_path, "other.pth: lacks", "tensors of test_efficientnet, such as")
+
+    def test_of_another_width(self, cli, tmp_path):
+        state = timm.create_model("test_efficientnet").state_dict()
+        state["conv_stem.weight"] = state["conv_stem.weight"][:8]
+        torch.save(state, tmp_path / "other.pth")
+        outcome = cli(*TINY, f"model.weights={tmp_path / 'other.pth'}")
+        assert_refused(outcome, tmp_path, "other.pth", "conv_stem.weight", "[8, ", "[24, ")
+
+    def test_that_are_no_weights(self, cli, tmp_path):
+        file = tmp_path / "weights.pth"
+        file.write_text("hello")
+        assert_refused(cli(*TINY, f"model.weights={file}"), tmp_path, "weights.pth: cannot be read as weights")
+
+    @pytest.mark.parametrize(
+        ("kind", "reason"),
+        [("packed", "is compressed, which no checkpoint is"), ("expanded", "cannot be read as weights")],
+    )
+    def test_that_would_fill_the_memory(self, kind, reason, tmp_path):
+        state, file = timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.pth"
+        if kind == "expanded":  # a few bytes stand for all values
+            state["conv_stem.weight"] = torch.zeros(1).expand(10**6, 3, 3, 3)
+        torch.save(state, file)
+        if kind == "packed":
+            with zipfile.ZipFile(file) as source, zipfile.ZipFile(tmp_path / "b", "w", zipfile.ZIP_DEFLATED) as packed:
+                for name in source.namelist():
+                    packed.writestr(name, source.read(name))
+            (tmp_path / "b").replace(file)
+        with pytest.raises(UserError, match=rf"model\.weights=\S+weights\.pth:? {reason}"):
+            build_network("test_efficientnet", str(file), 1, 48, None, 0.0, {}, 7)
+
+    def test_that_would_execute_code(self, cli, tmp_path):
+        torch.save({"conv_stem.weight": Trap(tmp_path / "sprung")}, tmp_path / "weights.pth")
+        outcome = cli(*TINY, f"model.weights={tmp_path / 'weights.pth'}")
+        assert_refused(outcome, tmp_path, "weights.pth: cannot be read as weights")
+        assert not (tmp_path / "sprung").exists()
