@@ -36,9 +36,6 @@ def fail(error: Exception | str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-CLOSED_PIPE = 141
-"""Exit code when the reader of standard output, such as head, has closed it: what a shell reports after SIGPIPE."""
-
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Errors of a file that the user can correct."""
 
@@ -54,12 +51,10 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
     safety.guard_hydra()
     escape_messages()
     os.environ.update(imports.environment())
-    with tolerant_output() as output:
+    with tolerant_output(needs_reader=prints_results) as output:
         _run(main)
         output.flush()
         if output.error is not None:
-            if prints_results and output.error.errno == errno.EPIPE:
-                raise SystemExit(CLOSED_PIPE)
             text = f"standard output could not be written ({output.error.strerror})"
             if prints_results:
                 fail(f"{text}; free space, or print to another file", code=1)

@@ -1,6 +1,5 @@
 """Classify the faces of all inputs, and write rows and annotated copies."""
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -85,13 +84,8 @@ def predict_inputs(request: PredictionRequest) -> None:
         UserError: an option is invalid, or an input or output cannot be used at all.
     """
     _check(request)
-    try:
-        with ExitStack() as stack:
-            failed, total = _predict(request, stack)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+    with ExitStack() as stack:
+        failed, total = _predict(request, stack)
     stream.exit_if_failed(failed, total)
 
 
@@ -264,7 +258,7 @@ def _open_output(request: PredictionRequest, answerer: Answerer, stack: ExitStac
     if request.out is not None:
         file = stack.enter_context(_atomic_text_file(request.out))
         return (answers.csv_writer if request.out.suffix == ".csv" else answers.jsonl_writer)(file, answerer)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     if request.format != "table":
         return (answers.csv_writer if request.format == "csv" else answers.jsonl_writer)(sys.stdout, answerer)

@@ -1,10 +1,14 @@
 """Standard output that may fail, on a full disk or a closed pipe, without ending the work that prints to it."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+CLOSED_PIPE = 141
+"""Exit code when the reader of standard output, such as head, has closed it: what a shell reports after SIGPIPE."""
 
 
 class Output:
@@ -12,10 +16,12 @@ class Output:
 
     Args:
         stream: the text stream to write to.
+        needs_reader: whether a pipe that its reader has closed ends the process, with ``CLOSED_PIPE``.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, needs_reader: bool) -> None:
         self.stream = stream
+        self.needs_reader = needs_reader
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -24,7 +30,7 @@ class Output:
             if self.error is None:
                 self.stream.write(text)
         except OSError as error:
-            self.error = error
+            self._failed(error)
         return len(text)
 
     def flush(self) -> None:
@@ -33,21 +39,27 @@ class Output:
             if self.error is None:
                 self.stream.flush()
         except OSError as error:
-            self.error = error
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.error = error
+        if self.needs_reader and error.errno == errno.EPIPE:
+            raise SystemExit(CLOSED_PIPE)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 @contextmanager
-def tolerant_output() -> Iterator[Output]:
-    """Let nothing in the block fail because standard output cannot be written."""
-    before, output = sys.stdout, Output(sys.stdout)
+def tolerant_output(needs_reader: bool) -> Iterator[Output]:
+    """Let nothing in the block fail because standard output cannot be written; for ``needs_reader`` see ``Output``."""
+    before, output = sys.stdout, Output(sys.stdout, needs_reader)
     sys.stdout = output
     try:
         yield output
     finally:
-        output.flush()
+        with suppress(SystemExit):
+            output.flush()
         sys.stdout = before
         if output.error is not None:
             # Its buffer still holds the text, which Python would fail to write again at its end.

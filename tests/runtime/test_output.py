@@ -36,6 +36,22 @@ def test_a_closed_pipe_ends_no_run_and_a_command_without_a_message(prints_result
     assert (done.returncode, len(done.stderr.splitlines())) == (code, lines), done.stderr
 
 
+def test_a_command_whose_reader_has_gone_works_no_further():
+    code = """
+import time
+from fer_lightning.config.command_line import run_tool
+def main():
+    print(flush=True)
+    time.sleep(60)
+run_tool(main)
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        done = subprocess.run([sys.executable, "-c", code], stdout=closed, timeout=30)
+    assert done.returncode == 141
+
+
 def test_nothing_is_imported_from_the_working_directory(tmp_path):
     for name in ("yaml", "typing", "re", "enum", "pathlib", "fnmatch", "urllib"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'SPRUNG')!r}, 'w').close()\n")
