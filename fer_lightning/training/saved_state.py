@@ -86,6 +86,8 @@ def _check_weights(checkpoint: dict[str, Any]) -> None:
     check(state, "it has no weights")
     for name, value in (*state.items(), *current.items()):
         check(not value.is_floating_point() or bool(value.isfinite().all()), f"{str(name)[:80]} is not finite")
+        rounded = value.is_floating_point() and value.dtype != torch.float32  # torch would silently convert it
+        check(not rounded, f"{str(name)[:80]} is of type {value.dtype}, and training keeps float32")
         check(not name.endswith("running_var") or bool((value >= 0).all()), f"{str(name)[:80]} is negative")
     for name in state.keys() & current.keys():
         same_kind = state[name].is_floating_point() == current[name].is_floating_point()

@@ -114,6 +114,10 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "no current_model_state",
     ),
     "weights that are no numbers": (put("state_dict", "weight", torch.full((2,), torch.inf)), "weight is not finite"),
+    "weights of half precision": (
+        lambda content: content["state_dict"].update(weight=content["state_dict"]["weight"].half()),
+        r"weight is of type torch\.float16",
+    ),
     "a negative variance": (put("state_dict", "norm.running_var", torch.tensor([-1.0])), "running_var is negative"),
     "raw weights that are no numbers": (
         put("current_model_state", "weight", torch.full((2,), torch.nan)),
