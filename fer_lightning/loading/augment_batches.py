@@ -12,9 +12,7 @@ from torch.nn import functional as F
 
 from fer_lightning.config.augment import ERASE_ASPECT, Strengths
 from fer_lightning.loading.randomness import uniforms
-
-_PIXELS_IN_CACHE = 2**17
-"""Of the images that a CPU changes at once. Whole batches at 96 px in colour are three times as slow (measured)."""
+from fer_lightning.runtime.processes import parts_in_cache
 
 _MOVE = slice(0, 6)
 _FLIP, _FACTOR, _SHIFT, _TOP, _BOTTOM, _LEFT, _RIGHT, _GRAY = range(6, 14)
@@ -87,12 +85,8 @@ class BatchedAugmentation:
         if images.device.type != "cpu":
             return self._change(images, changes, size)
         side = size if self.strengths.moves else images.shape[-1]
-        # In the order that the network takes, so that nothing of a batch's size has to be copied for it.
-        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
-        changed = torch.empty((*images.shape[:-2], side, side), memory_format=layout)
-        few = _images_in_cache(images)
-        for start in range(0, len(images), few):
-            part = slice(start, start + few)
+        changed = torch.empty((*images.shape[:-2], side, side))
+        for part in parts_in_cache(len(images), images.shape[1:].numel()):
             changed[part] = self._change(images[part], changes[part], size)
         return changed
 
@@ -115,11 +109,6 @@ class BatchedAugmentation:
             hidden = hidden if pixels.ndim == 3 else hidden.unsqueeze(1)
             pixels = torch.where(hidden, _for_each(changes[:, _GRAY], pixels), pixels)
         return pixels
-
-
-def _images_in_cache(images: Tensor) -> int:
-    """How many of a batch's images a processor core changes without leaving its cache."""
-    return max(1, _PIXELS_IN_CACHE // images.shape[1:].numel())
 
 
 def _for_each(numbers: Tensor, images: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class KeptImages:
             indices: (B,), among ``rows``, on the storage device.
             device: where the batch is computed.
         """
-        return self.images[self.rows[indices]].to(device, non_blocking=True)
+        return self.images.index_select(0, self.rows[indices]).to(device, non_blocking=True)
 
 
 class TrainingBatches:

@@ -27,6 +27,7 @@ from fer_lightning.model.optimizer import build_optimizer, build_schedule
 from fer_lightning.model.step_metrics import training_metrics
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.processes import parts_in_cache
 
 log = logging.getLogger(__name__)
 
@@ -160,14 +161,21 @@ class EmotionClassifier(L.LightningModule):
         """
         if isinstance(self.network, Ensemble):
             return images
+        if images.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph takes batches of any size
+            return self._normalised(images, size).contiguous(memory_format=torch.channels_last)
+        prepared = torch.empty((len(images), self.in_channels, size, size), memory_format=torch.channels_last)
+        for part in parts_in_cache(len(images), images.shape[1:].numel()):
+            prepared[part] = self._normalised(images[part], size)
+        return prepared
+
+    def _normalised(self, images: Tensor, size: int) -> Tensor:
         pixels = (images if self.form.color else images.unsqueeze(1)).float() / 255
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
         # Channel by channel, with numbers: a tensor of means would be copied to the device in each step.
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             pixels[:, channel].sub_(mean).div_(std)
-        pixels = pixels.expand(-1, self.in_channels, -1, -1)
-        return pixels.contiguous(memory_format=torch.channels_last)
+        return pixels.expand(-1, self.in_channels, -1, -1)
 
     def _logits(self, inputs: Tensor, size: int) -> Tensor:
         """Logits of images, or of features (B, D) that a data module keeps of them."""

@@ -1,7 +1,8 @@
-"""Which process of a run this is, and which devices it may use; imports no torch."""
+"""Which process of a run this is, which devices it may use, and how much a core works on; imports no torch."""
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,18 @@ def visible_gpus() -> int | None:
         other = not sys.platform.startswith("linux") or Path("/dev/dxg").exists() or Path("/dev/kfd").exists()
         return None if other else 0
     return min(len(nodes), len(masked.split(","))) if masked else len(nodes)
+
+
+_IN_CACHE = 2**17
+"""Numbers that a core changes at once. Whole batches of colour images at 96 px are two to three times as slow."""
+
+
+def parts_in_cache(count: int, size: int) -> Iterator[slice]:
+    """Parts of a batch small enough that a processor core works on one without leaving its cache.
+
+    Args:
+        count: items in the batch.
+        size: numbers in an item.
+    """
+    few = max(1, _IN_CACHE // size)
+    return (slice(start, start + few) for start in range(0, count, few))
