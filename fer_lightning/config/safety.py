@@ -7,6 +7,7 @@ interpolation: text that could become something else later is refused as it is w
 secrets again in what was resolved.
 """
 
+import copy
 import functools
 import importlib
 import re
@@ -55,6 +56,10 @@ CHOICES: Mapping[str, tuple[str | None, ...]] = {
 """What a file may choose of Hydra's groups; of help texts anything."""
 
 
+KEPT_JOBS = 1000
+"""Jobs of a sweep whose configuration is kept in memory; each takes some 200 kB."""
+
+
 def guard_hydra() -> None:
     """Make Hydra check everything that it composes in this process, and refuse to read pickles."""
     hydra_internals.ConfigLoaderImpl = GuardedLoader  # type: ignore[misc]
@@ -70,6 +75,7 @@ class GuardedLoader(ConfigLoaderImpl):
         Plugins.instance()  # registers Hydra's own source of files
         SourcesRegistry.instance().types["file"] = BoundedFileSource
         super().__init__(config_search_path)
+        self._jobs: dict[tuple[str, ...], DictConfig] = {}
 
     def load_configuration(
         self,
@@ -105,6 +111,16 @@ class GuardedLoader(ConfigLoaderImpl):
                 hydra_keys.check_callbacks(cfg.hydra)
             hydra_keys.check_types(cfg.hydra)
         return cfg
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """As Hydra, which asks for each job twice, and the plan of the sweep once more: composed once."""
+        key = tuple(sweep_overrides)
+        composed = self._jobs.get(key)
+        if composed is None:
+            composed = super().load_sweep_config(master_config, sweep_overrides)
+            if len(self._jobs) < KEPT_JOBS:
+                self._jobs[key] = composed
+        return copy.deepcopy(composed)
 
     def get_group_options(self, *group: Any, **options: Any) -> list[str]:
         """The choices of a group for help and completion: no folder ``_base``, no names with control characters."""

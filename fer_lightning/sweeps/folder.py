@@ -328,7 +328,9 @@ def job_folder(composed: DictConfig) -> str:
 
 
 def _job_state(job: Job, live: bool) -> JobState:
-    status = read_status(job.folder)
+    changed, status = -1.0, {"status": "missing"}
+    while changed != (changed := _changed(job.folder)):  # the job may write a new status between the two readings
+        status = read_status(job.folder)
     if status["status"] == "missing":
         return JobState(job, "waiting")
     name, reason = status["status"], status.get("reason", "")
@@ -342,11 +344,15 @@ def _job_state(job: Job, live: bool) -> JobState:
     except (FileNotFoundError, UserError):  # it has just started, or they are damaged
         epochs, config = 0, b""
     planned = re.search(rb"^  max_epochs: (\d{1,9})$", config, re.MULTILINE)
-    try:
-        changed = (job.folder / "status.json").stat().st_mtime
-    except OSError:  # removed in the meantime
-        changed = 0.0
     return JobState(job, name, reason, epochs, int(planned.group(1)) if planned else 0, changed)
+
+
+def _changed(folder: Path) -> float:
+    """When the status of a run was written, in seconds; 0 without one."""
+    try:
+        return (folder / "status.json").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -387,6 +387,18 @@ class TestAllowList:
                 overrides = [f"{group}={options[number % len(options)]}" for group, options in choices.items()]
                 loader.load_configuration("config", overrides, RunMode.RUN)
 
+    def test_a_job_of_a_sweep_is_composed_once(self, monkeypatch):
+        safety.guard_hydra()
+        with initialize_config_dir(str(safety.CONF_DIR), version_base="1.3"):
+            loader = sys.modules["hydra.core.global_hydra"].GlobalHydra.instance().config_loader()
+            master = loader.load_configuration("config", ["seed=0,1"], RunMode.MULTIRUN)
+            first = loader.load_sweep_config(master, ["seed=1"])
+            monkeypatch.setattr(loader, "load_configuration", lambda *arguments, **options: pytest.fail("again"))
+            second = loader.load_sweep_config(master, ["seed=1"])
+        assert first == second
+        first.seed = 7
+        assert second.seed == 1
+
     def test_a_checkpoint_cannot_point_to_other_parts_of_itself(self):
         with pytest.raises(UserError, match=r"bait\._target_=os\.mkdir"):
             safety.check({"data": {"source": "${bait}"}, "bait": {"_target_": "os.mkdir"}})
