@@ -77,6 +77,9 @@ class GuardedLoader(ConfigLoaderImpl):
         super().__init__(config_search_path)
         self._jobs: dict[tuple[str, ...], DictConfig] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_jobs": {}}  # launchers pickle it with every job
+
     def load_configuration(
         self,
         config_name: str | None,

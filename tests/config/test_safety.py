@@ -393,6 +393,7 @@ class TestAllowList:
             loader = sys.modules["hydra.core.global_hydra"].GlobalHydra.instance().config_loader()
             master = loader.load_configuration("config", ["seed=0,1"], RunMode.MULTIRUN)
             first = loader.load_sweep_config(master, ["seed=1"])
+            assert len(pickle.dumps(loader)) < 100_000, "launchers pickle it with every job"
             monkeypatch.setattr(loader, "load_configuration", lambda *arguments, **options: pytest.fail("again"))
             second = loader.load_sweep_config(master, ["seed=1"])
         assert first == second
