@@ -20,11 +20,11 @@ from fer_lightning.training.saved_state import check_training_state
 
 log = logging.getLogger(__name__)
 
-MUST_AGREE = ("seed", "split", "labels.name", "labels.targets", "data.drop_duplicates", "model", "optim")
+MUST_AGREE = ("seed", "split", "labels.name", "labels.targets", "data.drop_duplicates", "imbalance", "model", "optim")
 """Parts of the configuration that must be those of the checkpoint."""
 
-MUST_AGREE_IN_EPOCH = ("data.batch_size", "imbalance", "trainer.accumulate_grad_batches")
-"""Further ones within an epoch: another batch size or sampler changes which images come first in it."""
+MUST_AGREE_IN_EPOCH = ("data.batch_size", "trainer.accumulate_grad_batches")
+"""Further ones within an epoch: another batch size changes which images come first in it."""
 
 MUST_AGREE_IN_CYCLE = (
     *MUST_AGREE_IN_EPOCH,
@@ -35,7 +35,7 @@ MUST_AGREE_IN_CYCLE = (
 )
 """Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
 
-MUST_AGREE_IN_STAGES = ("imbalance", "trainer.max_epochs")
+MUST_AGREE_IN_STAGES = ("trainer.max_epochs",)
 """Further ones where something depends on the epoch: the start of a second stage, or the size of the images."""
 
 MAY_CHANGE = (
