@@ -52,7 +52,10 @@ def _weight_rules(loss: DictConfig) -> None:
     accepted = "must name classes with their weights, such as {disgust: 5}, or be null"
     require(weights is None or by_name, "imbalance.loss.weights", weights, accepted)
     if power is not None and weights is not None:
-        raise UserError(f"imbalance.loss.power={power}: imbalance.loss.weights is given too; use one of them")
+        raise UserError(
+            f"imbalance.loss.power={power}: imbalance.loss.weights is given too; use one of them, such as the weights "
+            "with imbalance.loss.power=null"
+        )
 
 
 def _sharpness_rules(cfg: DictConfig) -> None:
