@@ -72,9 +72,16 @@ def named_rows(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
         differing = varying([run.settings for run in members])
         for run in members:
             parts = [model] if several_models else []
-            parts += [f"{key.rsplit('.', 1)[-1]}={run.settings.get(key)}" for key in differing]
+            values = {key: run.settings.get(key) for key in differing}
+            parts += [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items() if _names(key, value)]
             rows.setdefault(" ".join([imbalance, *parts]), []).append(run)
     return rows
+
+
+def _names(key: str, value: str | None) -> bool:
+    """Whether a setting says something of a run: not a class weight by hand that it does not have."""
+    by_hand = key == "imbalance.loss.power" or key.startswith("imbalance.loss.weights")
+    return not by_hand or value not in (None, "None")
 
 
 def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
