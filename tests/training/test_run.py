@@ -205,11 +205,11 @@ def test_another_folder_remembers_the_best(cli, tmp_path):
     every_nth(
         5,
         [
+            (["imbalance=focal"], "imbalance.name was 'none' there and cannot become 'focal'"),
             (["split.val_fraction=0.2"], "split.val_fraction was None there"),
             (["seed=1"], "seed was 0 there and cannot become 1"),
             (["data.source.seed=1"], "trained on other images"),
             (["optim.lr=0.1"], "optim.lr was"),
-            (["imbalance=focal"], "imbalance.name was 'none' there and cannot become 'focal'"),
             (["trainer.max_epochs=1"], "it has all 1 epochs"),
         ],
     ),
