@@ -20,8 +20,18 @@ from fer_lightning.training.saved_state import check_training_state
 
 log = logging.getLogger(__name__)
 
-MUST_AGREE = ("seed", "split", "labels.name", "labels.targets", "data.drop_duplicates", "imbalance", "model", "optim")
-"""Parts of the configuration that must be those of the checkpoint."""
+MUST_AGREE = (
+    "seed",
+    "split",
+    "labels.name",
+    "labels.targets",
+    "data.drop_duplicates",
+    "imbalance.name",
+    "imbalance",
+    "model",
+    "optim",
+)
+"""Parts of the configuration that must be those of the checkpoint; the first that differs is reported."""
 
 MUST_AGREE_IN_EPOCH = ("data.batch_size", "trainer.accumulate_grad_batches")
 """Further ones within an epoch: another batch size changes which images come first in it."""
