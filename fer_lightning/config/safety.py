@@ -116,7 +116,7 @@ class GuardedLoader(ConfigLoaderImpl):
         return cfg
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """As Hydra, which asks for each job twice, and the plan of the sweep once more: composed once."""
+        """As Hydra, but once for each job, which the plan of the sweep and Hydra's own check both ask for."""
         key = tuple(sweep_overrides)
         composed = self._jobs.get(key)
         if composed is None:
