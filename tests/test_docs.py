@@ -1,6 +1,8 @@
 """The documentation names only what exists: links, paths, tests, commands, choices, settings, make targets."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,16 @@ def test_every_fault_has_a_test() -> None:
     rows = [row for table in tables for row in table.splitlines()]
     assert len(rows) > 50
     assert all("::" in row or "| the same" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_every_fault_has_a_test_that_each_commit_runs() -> None:
+    """The nightly leg alone proves none of them."""
+    line = [sys.executable, "-m", "pytest", "tests", "--collect-only", "-m", "not nightly"]
+    collected = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for row in (DOCS / "faults.md").read_text().splitlines():
+        named = re.findall(r"`([\w/]+\.py(?:::\w+)+)`", row) if row.startswith("| ") else []
+        assert not named or any(re.search(rf"^tests/{name}\b", collected, re.M) for name in named), row
 
 
 @every_page

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fer_lightning.api.run import Run
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
+from fer_lightning.presentation.printable import shortened
 from fer_lightning.report import terminal
 from fer_lightning.report.write import write_report
 from fer_lightning.runtime.errors import UserError
@@ -46,9 +47,9 @@ def compare(
         >>> comparison.differences.query("metric == 'f1_macro'")
     """
     given = [runs] if isinstance(runs, str | Path | Run) else runs
+    if not isinstance(given, Sequence) or not all(isinstance(run, str | Path | Run) for run in given) or not given:
+        raise UserError(f"runs={shortened(repr(runs))}: must be runs, folders of runs or sweeps, or a list of these")
     folders = [run.folder if isinstance(run, Run) else Path(run) for run in given]
-    if not folders:
-        raise UserError("runs=[]: nothing to compare; give runs, or the folders of runs or sweeps")
     comparison = analyse_folders(folders, baseline, votes, ensemble)
     for folder, reason in comparison.skipped.items():
         warnings.warn(f"left out of the comparison: {folder}: {reason}", stacklevel=2)

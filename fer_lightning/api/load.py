@@ -21,6 +21,8 @@ from fer_lightning.evaluation.scorecard import scorecard_line
 from fer_lightning.metrics import conformal
 from fer_lightning.metrics.prior import shift
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.presentation.printable import shortened
+from fer_lightning.runtime.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,5 +187,7 @@ def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:
     """
     if isinstance(source, Run):
         return Classifier(source.checkpoint, device)
+    if not isinstance(source, str | Path):
+        raise UserError(f"source={shortened(repr(source))}: must be a checkpoint, a run folder, or a run of fl.train")
     path = Path(source)
     return Classifier(Run(path).checkpoint if path.is_dir() else path, device)

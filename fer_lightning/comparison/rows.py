@@ -109,7 +109,7 @@ def find_baselines(rows: Rows, wanted: str | None) -> dict[str, str]:
     methods = list(dict.fromkeys(members[0].metrics["imbalance"] for members in rows.values()))
     accepted = list(dict.fromkeys([*methods, *rows]))
     if wanted is not None and wanted not in accepted:
-        raise UserError(f"--baseline {wanted}: no run has this method or row; accepted: {', '.join(accepted)}")
+        raise UserError(f"baseline {wanted}: no run has this method or row; accepted: {', '.join(accepted)}")
     if len(rows) == 1:
         return {}
     if wanted is None:

@@ -6,12 +6,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fer_lightning import __version__
 from fer_lightning.config import safety
 from fer_lightning.config.messages import explain
 from fer_lightning.config.secrets import without_secrets
@@ -23,7 +24,11 @@ from fer_lightning.runtime.processes import is_first_process
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports mistakes as one-line ``UserError``s."""
+    """argparse with ``--version``, that reports mistakes as one-line ``UserError``s."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_argument("--version", action="version", version=f"fer_lightning {__version__}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options")

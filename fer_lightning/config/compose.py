@@ -83,7 +83,8 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> Iterator[D
 
 def _check_overrides(overrides: Sequence[str], folder: Path | None) -> None:
     example = 'give a list such as ["imbalance=focal", "seed=1"]'
-    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+    listed = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not listed or not all(isinstance(word, str) for word in overrides):
         raise UserError(f"overrides={overrides!r}: must be a list of strings; {example}")
     options = [word for word in overrides if word.startswith("-")]
     if options:

@@ -164,7 +164,7 @@ def check_types(hydra: DictConfig) -> None:
 
 
 def check_logging(parts: tuple[str, ...], text: str) -> None:
-    """Check a value below ``hydra.job_logging`` or ``hydra.hydra_logging``, whoever set it.
+    """Check a value below ``hydra.job_logging`` or ``hydra.hydra_logging``, from a file or the command line.
 
     Raises:
         UserError: it could call code, or write to any file.

@@ -2,10 +2,12 @@
 
 import importlib
 import os
+import re
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser as hydra_parser
 
+from fer_lightning.config.messages import as_setting
 from fer_lightning.runtime.errors import UserError
 
 
@@ -13,7 +15,9 @@ def replace_parser(version: str) -> None:
     """Accept options between overrides, report unknown ones in one line, and print this project's version."""
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; python -m fer_lightning --help lists the options")
+        option = re.match(r"unrecognized arguments: (--?[\w.]+)", message)
+        setting = f"; settings have no dashes, such as {as_setting(option[1])}" if option else ""
+        raise UserError(f"{message}{setting}; python -m fer_lightning --help lists the options")
 
     def get_args_parser() -> Any:
         parser: Any = hydra_parser()

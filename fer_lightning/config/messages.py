@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -25,6 +25,9 @@ METHOD_KEYS = {
     "imbalance.adjust": "only tau_norm and posthoc_logit_adjusted adjust a trained model",
 }
 """Keys that only some methods have, or that another key replaces, and why the chosen method does not have them."""
+
+KINDS = {"integer": "a whole number", "float": "a number", "bool": "true or false"}
+"""What the types that OmegaConf names accept."""
 
 
 def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
@@ -44,8 +47,11 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         hint = did_you_mean(choice, list(error.options))
-        return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}"
+        other = "; for another network of timm give model=resnet18 model.name=resnet50" if group == "model" else ""
+        return f"{group}={choice}: no such choice{hint}; {group} is one of: {', '.join(error.options)}{other}"
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override and not error.override.startswith("~"):
+            return f"{error.override}: must be key=value, such as {as_setting(error.override)}"
         quoted = "put special characters in their own quotes, such as 'data.path=\"a (1).csv\"'"
         return f"{error.override}: cannot be read as key=value ({first_line(error)}); {quoted}"
     if isinstance(error, MissingMandatoryValue):
@@ -60,6 +66,9 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
     merging = re.search(r"Error merging override (.+)", first_line(error))
     if merging and error.__cause__:
         return f"{merging.group(1)}: {first_line(error.__cause__)}"
+    wrong = re.match(r"Value '(.*?)'.* (?:could not be converted to|is not a valid) (\w+)", first_line(error))
+    if wrong and isinstance(error, OmegaConfBaseException) and wrong[2].lower() in KINDS:
+        return f"{error.full_key}={wrong[1]}: must be {KINDS[wrong[2].lower()]}"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(unknown.group(1) if unknown else str(error.full_key), overrides)  # type: ignore[attr-defined]
@@ -73,6 +82,33 @@ def did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
     """`` (did you mean X?)`` if a known word is close, else the empty string."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {prefix}{close[0]}?)" if close and not word.startswith(f"{close[0]}.") else ""
+
+
+def as_setting(word: str) -> str:
+    """A setting as an example, of the group that has such a choice or key."""
+    name = word.lstrip("-")
+    groups = sorted(path.parent.name for path in CONF_DIR.glob("*/*.yaml") if path.stem == name)
+    choices = sorted(path.stem for path in (CONF_DIR / name).glob("*.yaml")) if name.isidentifier() else []
+    return f"{groups[0]}={name}" if groups else f"{name}={choices[0]}" if choices else "optim.lr=0.001"
+
+
+def similar_key(key: str, known: Sequence[str]) -> str:
+    """`` (did you mean X?)`` if a known key is close, else the empty string.
+
+    Close are, in this order: a similar spelling in the same group, one that the last part abbreviates to
+    (``optim.learning_rate``), the same last part elsewhere (``lr``), one that it is a word of (``epochs``).
+    """
+    parent, _, leaf = key.rpartition(".")
+    leaves = {name: name.rpartition(".")[2] for name in known}
+    siblings = {leaves[name]: name for name in known if name == f"{parent}.{leaves[name]}"}
+    spelt = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
+    short = "".join(word[:1] for word in leaf.split("_"))
+    close = (
+        [siblings[name] for name in (*spelt, short) if name in siblings]
+        or [name for name in known if leaves[name] == leaf]
+        or [name for name in known if leaf in leaves[name].split("_")]
+    )
+    return f" (did you mean {min(close, key=len)}?)" if close else did_you_mean(key, list(known))
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
@@ -92,10 +128,13 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
             return f"{key}: {reason}"
     if key in known:
         return f"{key}: was removed, or got keys that it does not have; leave it and set single keys below it"
-    parent = key.rpartition(".")[0]
+    parent, _, leaf = key.rpartition(".")
+    if parent in known and not any(name.startswith(f"{parent}.") for name in known):
+        whole = f"{parent}={{{leaf}: ...}}" if OmegaConf.select(cfg, parent) is None else f"{parent}=..."
+        return f"{key}: {parent} has no keys of its own; give it whole, as in {whole}"
     siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
     listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
-    return f"{key}: no such key{did_you_mean(key, known)}{listed or '; --cfg job lists all'}"
+    return f"{key}: no such key{similar_key(key, known)}{listed or '; --cfg job lists all'}"
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.data.faces import class_noun
@@ -54,17 +56,22 @@ def sections(c: Comparison) -> list[Section]:
     return [section for part in (*parts, _cost) if (section := part(c))]
 
 
+def _test_sets(c: Comparison, table: pd.DataFrame) -> list[str]:
+    """The test sets of a table, the primary one first; those without twins only where there are twins."""
+    others = [name for name in dict.fromkeys(table["test_set"]) if name != c.test_set]
+    return [c.test_set, *(name for name in others if c.has_twins or not name.endswith("_dedup"))]
+
+
 def _scores(c: Comparison) -> Section:
     several = tables.seeds(c) > 1
     over = "mean ± standard deviation over seeds, then the 95 % t interval over seeds" if several else "one seed"
-    test_sets = [c.test_set, *(name for name in dict.fromkeys(c.summary["test_set"]) if name != c.test_set)]
     alone = not len(c.differences)  # then no section of differences exists, which would hold these sentences and notes
     return Section(
         "Scores",
         "Scores",
         f"Percent, NLL in nats; {over}. The best of each column is bold; for NLL and ECE lower is better. "
         "Methods are in the order of macro F1.",
-        [*(tables.scores(c, name) for name in test_sets), *_present(further_tables.further(c))],
+        [*(tables.scores(c, name) for name in _test_sets(c, c.summary)), *_present(further_tables.further(c))],
         ("method_bars.png",),
         sentences.on_seeds(c) if alone else [],
         [*notes.on_scores(c), *(notes.on_differences(c) if alone else [])],
@@ -81,7 +88,7 @@ def _ensembles(c: Comparison) -> Section | None:
         "Percent, NLL in nats; the 95 % interval is over test images alone (bootstrap, whole groups of twins), not "
         "over seeds. Ensembles are not paired with single models and stand in no test. The best of each column is "
         "bold; for NLL and ECE lower is better.",
-        [tables.ensembles(c, name) for name in dict.fromkeys(c.ensembles["test_set"])],
+        [tables.ensembles(c, name) for name in _test_sets(c, c.ensembles)],
     )
 
 
@@ -89,14 +96,13 @@ def _differences(c: Comparison) -> Section | None:
     if not len(c.differences):
         return None
     tested = sorted(dict.fromkeys(c.differences["metric"]), key=lambda metric: metric != PRIMARY)
-    test_sets = dict.fromkeys(c.differences["test_set"])
     return Section(
         "Differences",
         tables.difference_title(c),
         "Percentage points, right of zero is better, with 95 % intervals (paired over test images and seeds), each for "
         "one method alone; simultaneous ones hold for all methods of a table together. Filled marks and bold numbers: "
         "Holm's p, which corrects for all methods, is below 0.05.",
-        [tables.differences(c, metric, name) for name in test_sets for metric in tested],
+        [tables.differences(c, metric, name) for name in _test_sets(c, c.differences) for metric in tested],
         ("differences.png",),
         [*sentences.on_differences(c), *sentences.on_seeds(c)],
         notes.on_differences(c),
@@ -218,7 +224,7 @@ def _twins(c: Comparison) -> Section | None:
         "Twins",
         "Without twins",
         "Test images with a pixel-identical twin in training are left out of the second number.",
-        [table],
+        [table] if c.has_twins else [],
         sentences=sentences.on_twins(c.twin_changes, c.baselines, has_twins=c.has_twins),
         notes=notes.on_twins(c),
     )

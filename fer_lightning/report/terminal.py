@@ -1,5 +1,6 @@
 """A comparison in a terminal: one screen with the scores and at most three sentences; the report has the rest."""
 
+import os
 from collections.abc import Sequence
 
 from rich import box
@@ -81,6 +82,6 @@ def _rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Cel
 
 
 def default_console() -> Console:
-    """A console on standard output, wide enough for the tables where there is no terminal (as in a CI log)."""
+    """A console on standard output; where there is no terminal (as in a CI log) as wide as COLUMNS, or 140."""
     console = Console()
-    return console if console.is_terminal else Console(width=140)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=140)

@@ -20,7 +20,7 @@ MAX_BYTES = 64 << 20
 
 
 MAX_BITS = 128
-"""Maximum bits of a whole number in a file of others, as NumPy's random state has; 1025 do not fit a float."""
+"""Maximum bits of a whole number in a file of unknown origin, as NumPy's random state has; 1025 do not fit a float."""
 
 WRITTEN = (".json", ".csv", ".png", ".ckpt", ".log", ".yaml")
 """Suffixes of the files of a run folder."""

@@ -127,7 +127,7 @@ def _run(module: str, arguments: list[str], folder: Path, environment: dict[str,
     except SystemExit as stop:
         code = stop.code
     finally:
-        # As a Python process ends; multiprocessing's own order would wait for loky's workers for ever.
+        # As a Python process ends; multiprocessing's own order would wait for loky's workers, which do not end.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     sys.exit(code)

@@ -84,7 +84,7 @@ def acquire(need: Need, per_device: int, give_up: Callable[[], bool]) -> dict[st
     if not need.gpus:
         return {}
     folder = _folder()
-    # Only one of the jobs that wait for the same GPUs may try: otherwise small jobs could block a large one for ever.
+    # Only one of the jobs that wait for the same GPUs may try: otherwise small jobs could block a large one forever.
     queue = folder / f"turn-{hashlib.blake2b(' '.join(sorted(need.gpus)).encode(), digest_size=8).hexdigest()}"
     turn = None
     try:
@@ -94,7 +94,7 @@ def acquire(need: Need, per_device: int, give_up: Callable[[], bool]) -> dict[st
                 slots = _free_slots(folder, need.gpus, need.count, per_device)
                 if len(slots) == need.count:
                     return slots
-                release(slots)  # two jobs that each hold half of what they need would wait for ever
+                release(slots)  # two jobs that each hold half of what they need would wait forever
             time.sleep(POLL_SECONDS)
         return None
     finally:

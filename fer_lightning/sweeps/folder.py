@@ -140,8 +140,8 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
             raise UserError(f"{given}: is not a range ({error}); give values, such as {key}=1,2") from None
         if math.prod(map(len, grid.values())) > MAX_JOBS:
             raise UserError(f"{str(override.input_line)[:80]}: makes more than {MAX_JOBS} jobs; give fewer values")
-    if empty := [key for key, values in grid.items() if not values]:
-        raise UserError(f"{empty[0]}: no value; name one that exists, or leave it out")
+        if not grid[key]:
+            raise UserError(f"{override.input_line}: no value; give one, such as {key}=1, or leave it out")
     return grid
 
 

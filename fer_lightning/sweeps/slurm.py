@@ -104,7 +104,7 @@ def prepare_submission() -> None:
     """Patch submitit: report refusals in one line, wait by SLURM's queue, and survive lost jobs.
 
     submitit asks the accounting (``sacct``) whether a job without a result is over. Without accounting it waits for a
-    cancelled job for ever; with accounting it raises, and the sweep ends without its table.
+    cancelled job forever; with accounting it raises, and the sweep ends without its table.
 
     Raises:
         UserError: SLURM's commands are missing.

@@ -233,7 +233,7 @@ class LastCheckpoint(Checkpoint):
         signals.defer(False)
         if signals.requested():
             signals.raise_interrupted()
-        if self.pause_after is not None:  # it stopped early; whoever paused it decides whether it is tested
+        if self.pause_after is not None:  # stopped early: the search that asked for the pause decides whether to test
             signals.raise_paused(self.pause_after)
 
     def _save(self, trainer: L.Trainer) -> None:

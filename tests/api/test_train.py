@@ -168,7 +168,7 @@ REFUSED = {
     "imbalance.loss.gama=1": "imbalance.loss.gama: no such key (did you mean imbalance.loss.gamma?)",
     "optim.lr=fast": "optim.lr: ",
     "optim.lr=-1": "optim.lr=-1",
-    "nonsense": "nonsense: cannot be read as key=value",
+    "nonsense": "nonsense: must be key=value",
     "seed=0,1": "seed=0,1: several values make several runs; call this once for each, or sweep with",
     "imbalance=none,focal": "imbalance=none,focal: several values make several runs",
     "-m": "-m: options belong to the command line",

@@ -486,7 +486,7 @@ def test_the_baseline_can_be_chosen(tmp_path: Path) -> None:
     assert set(c.baselines.values()) == {"focal"}
     assert next(iter(c.rows)) == "focal"
     assert set(c.differences["method"]) == {"none", "undersample", "weighted"}
-    with pytest.raises(UserError, match=r"--baseline ldam: .* accepted: none, undersample, weighted, focal"):
+    with pytest.raises(UserError, match=r"baseline ldam: .* accepted: none, undersample, weighted, focal"):
         compared(tmp_path / "sweep", baseline="ldam")
 
 
@@ -607,7 +607,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for arguments, message in (
         (["nowhere"], "nowhere is not a folder"),
         (["sweep"], "differ in data hash (abc; other)"),
-        (["sweep/0-none-seed0", "--baseline", "x"], "--baseline x"),
+        (["sweep/0-none-seed0", "--baseline", "x"], "baseline x: no run has"),
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit, match="2"):

@@ -119,7 +119,20 @@ MISTAKES = [
     (["--resolve"], "--resolve: shows values with --cfg"),
     (["-sc", "query=bash"], "is for the shell; give -sc install=bash"),
     (["data.path=["], "cannot be read as key=value"),
-    (["imbalance"], "cannot be read as key=value"),
+    (["imbalance"], "imbalance: must be key=value, such as imbalance=balanced_softmax"),
+    (["focal"], "focal: must be key=value, such as imbalance=focal"),
+    (["--imbalance", "focal"], "--imbalance; settings have no dashes, such as imbalance=balanced_softmax; "),
+    (["optim.learning_rate=0.1"], "optim.learning_rate: no such key (did you mean optim.lr?)"),
+    (["epochs=3"], "epochs: no such key (did you mean trainer.max_epochs?)"),
+    (["trainer.max_epochs=ten"], "trainer.max_epochs=ten: must be a whole number"),
+    (["optim.lr=small"], "optim.lr=small: must be a number"),
+    (["test=maybe"], "test=maybe: must be true or false"),
+    (["model=resnet50"], "for another network of timm give model=resnet18 model.name=resnet50"),
+    (
+        ["imbalance=weighted", "imbalance.loss.weights.disgust=5"],
+        "imbalance.loss.weights has no keys of its own; give it whole, as in imbalance.loss.weights={disgust: ...}",
+    ),
+    (["optim.lr.disgust=5"], "optim.lr.disgust: optim.lr has no keys of its own; give it whole, as in optim.lr=..."),
 ]
 
 

@@ -18,7 +18,7 @@ from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.escapes import to_markdown
 from fer_lightning.presentation.plotting import row_shares
-from fer_lightning.report import page, page_charts, pictures, sentences, tables, terminal
+from fer_lightning.report import page, page_charts, pictures, sections, sentences, tables, terminal
 from fer_lightning.report.markdown import markdown
 from fer_lightning.report.protocol import protocol
 
@@ -225,6 +225,8 @@ def test_without_twins_no_change_is_called_inconclusive() -> None:
     lines = all_sentences(c)
     assert "No test image has a pixel-identical twin in training: the scores without twins are the same." in lines
     assert not any("Inconclusive: the change" in line for line in lines)
+    shown = [table.label for section in sections.sections(c) for table in section.tables]
+    assert not any("twins" in label for label in shown), "the same numbers are not shown twice"
 
 
 def test_a_class_with_one_test_image() -> None:

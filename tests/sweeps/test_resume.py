@@ -53,12 +53,16 @@ def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
     assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "difference"),
     [
         ((*FAILING, "seed=0,1"), "sweep: it has 2 jobs, and this command line has 4"),
-        ((*TINY, "optim.lr=-1,-3", "hydra.sweep.dir=sweep"), "sweep: job 1 was 'optim.lr=-2' and is 'optim.lr=-3'"),
+        pytest.param(
+            (*TINY, "optim.lr=-1,-3", "hydra.sweep.dir=sweep"),
+            "sweep: job 1 was 'optim.lr=-2' and is 'optim.lr=-3'",
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused(cli, tmp_path, line, difference):
@@ -69,7 +73,7 @@ def test_another_sweep_in_the_same_folder_is_refused(cli, tmp_path, line, differ
     assert refused.error.endswith("as it was started: python -m fer_lightning.sweep resume sweep")
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     cli("-m", *FAILING)
     edit(tmp_path / "sweep" / "sweep.json", code="other")
@@ -149,7 +153,7 @@ def test_a_sweep_in_use_is_refused_at_once(cli, tmp_path):
     assert cli("-m", *FAILING).code == 1, "the lock is free again"
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_job_that_another_process_runs_is_not_started(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "GRACE_SECONDS", -10)
     cli("-m", *FAILING)
@@ -167,7 +171,7 @@ def test_jobs_that_would_share_a_folder_are_refused(cli, tmp_path):
     assert "two jobs would share sweep/seed0" in refused.error
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
     line = [sys.executable, "-m", "fer_lightning", "-m", *TINY, "hydra.sweep.dir=sweep"]
     both = [
@@ -181,7 +185,7 @@ def test_the_same_sweep_started_twice_at_once_runs_once(tmp_path):
     assert statuses(tmp_path / "sweep") == ["done"]
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_done_jobs_are_not_changed(forked, tmp_path):
     """Whatever changes around them: not run again, and their record of what they ran with not touched."""
     mine = tmp_path / "mine" / "imbalance"

@@ -136,7 +136,7 @@ def test_an_unknown_choice_refuses_the_sweep_in_one_line(forked, tmp_path):
     assert not list(tmp_path.rglob("status.json"))
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_an_interrupted_sweep_leaves_no_process_behind(tmp_path):
     folder = tmp_path / "sweep"
     with sweep(tmp_path, *TINY, "trainer.devices=2", ENDLESS, "seed=0,1", "hydra.sweep.dir=sweep") as running:

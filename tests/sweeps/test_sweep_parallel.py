@@ -273,7 +273,7 @@ def test_a_terminal_shows_one_redrawn_table(tmp_path):
     assert b"[sweep] job 1" not in shown
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_parallel_jobs_write_separate_output(forked, tmp_path):
     """Loader workers included, which joblib's own processes could not start (hydra #964); a failing job stops none."""
     outcome = forked(
@@ -291,8 +291,11 @@ def test_parallel_jobs_write_separate_output(forked, tmp_path):
     assert "[sweep] failed: 1-none-seed0: data.source.images=1" in outcome.out
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize(("signum", "to_group", "code"), [("SIGTERM", False, 75), ("SIGINT", True, 130)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "to_group", "code"),
+    [("SIGTERM", False, 75), pytest.param("SIGINT", True, 130, marks=pytest.mark.nightly)],
+)
 def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, signum, to_group, code):
     """Ctrl-C in a terminal reaches the workers, too."""
     folder = tmp_path / "sweep"
@@ -315,7 +318,7 @@ def test_after_a_signal_every_job_saves_and_the_sweep_resumes(forked, tmp_path, 
         assert (folder / name / "output.log").read_text().count("epoch 1/12") == 1, "it resumed"
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.nightly), "parallel"])
 def test_when_the_sweep_is_killed_its_jobs_save_and_end(tmp_path, launcher):
     folder = tmp_path / "sweep"
@@ -326,7 +329,7 @@ def test_when_the_sweep_is_killed_its_jobs_save_and_end(tmp_path, launcher):
     assert set(statuses(folder)) == {"interrupted"}
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_killed_rank_ends_its_job_alone(tmp_path):
     """Within a minute, with nothing left behind; and the next job runs."""
     folder = tmp_path / "sweep"

@@ -10,7 +10,7 @@ from fer_lightning.runtime.run_folder import RESUMABLE, read_status
 RUN = (*TINY, "augment=light", "trainer.max_epochs=3")
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_paused_run_ends_with_the_bits_of_a_whole_one(cli, tmp_path, trained_once):
     parts = tmp_path / "parts"
     run = (*RUN, f"hydra.run.dir={parts}")

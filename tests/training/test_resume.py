@@ -71,13 +71,13 @@ def test_killed_at_random_moments_ends_with_the_same_bits(tmp_path, sampler):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "sampler",
-    [pytest.param(name, marks=pytest.mark.nightly) for name in ("cmo", "oversample")],
+    [pytest.param("cmo", marks=pytest.mark.slow), pytest.param("oversample", marks=pytest.mark.nightly)],
 )
 def test_killed_with_loader_processes(tmp_path, sampler):
     assert prove(tmp_path, sampler, workers=2, trials=1, seed=3) == []
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_one_of_two_processes_killed(tmp_path):
     assert prove(tmp_path, "none", devices=2, trials=1) == []
@@ -202,7 +202,7 @@ def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_pat
     assert read_status(tmp_path / "run") == {"status": "interrupted", "reason": "stopped by SIGTERM", "step": 0}
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
     run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
     wait_for(run, "epoch 1/500")
@@ -216,7 +216,7 @@ def test_a_dead_process_of_a_run_ends_the_others(start, tmp_path):
     assert read_status(tmp_path / "run")["status"] in ("failed", "running")
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_without_its_first_process_no_other_stays(start, tmp_path):
     run = start(*RUN, "trainer.devices=2", "trainer.max_epochs=500", "hydra.run.dir=run")
     wait_for(run, "epoch 1/500")
@@ -252,7 +252,7 @@ class TestLongValidation:
     @pytest.mark.parametrize(
         ("overrides", "number", "saved"),
         [
-            pytest.param([], 1, 17, marks=pytest.mark.nightly),
+            pytest.param([], 1, 17, marks=pytest.mark.slow),
             pytest.param(
                 ["callbacks=ema", "callbacks.ema.decay=0.9", "augment.backend=albumentations", "data.num_workers=1"],
                 2,
@@ -333,7 +333,7 @@ class TestLongValidation:
         assert same(tmp_path / "parts", tmp_path / "whole") == []
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 class TestGradScaler:
     """That of ``16-mixed``, with its own plugin, on the CPU: there a run that asks for it is refused."""
 
@@ -413,7 +413,7 @@ class TestTornCheckpoints:
         assert "previous.ckpt: not a checkpoint, or a damaged one" in outcome.error
         assert (killed / "last.ckpt").read_bytes() == b"torn"
 
-    @pytest.mark.nightly
+    @pytest.mark.slow
     def test_a_kill_between_the_two_renames_loses_nothing(self, cli, killed):
         (killed / "last.ckpt").replace(killed / "previous.ckpt")
         outcome = cli(*RUN, "trainer.max_epochs=2", "resume=auto", f"hydra.run.dir={killed.parent}")
@@ -438,7 +438,7 @@ class TestFinishedTraining:
         assert same(tmp_path / "run", tmp_path / "copy") == []
         assert read_json(tmp_path / "run" / "metrics.json")["train/seconds"] == before["train/seconds"]
 
-    @pytest.mark.nightly
+    @pytest.mark.slow
     def test_an_early_stop_is_remembered(self, cli, tmp_path):
         settings = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optim.lr=0.1"]
         run = [*RUN, *settings, "trainer.max_epochs=30", f"hydra.run.dir={tmp_path / 'run'}"]

@@ -306,7 +306,7 @@ def test_a_file_of_the_working_directory_names_no_server(
     assert "WANDB_BASE_URL" not in os.environ
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_resumed_run_resumes_online(
     process: Callable[..., Outcome], cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +333,7 @@ def test_a_resumed_run_resumes_online(
     assert not files_with(KEY, tmp_path)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["gone", pytest.param("silent", marks=pytest.mark.nightly)])
 def test_a_server_that_fails_in_mid_run_changes_nothing_but_a_warning(
     process: Callable[..., Outcome],
