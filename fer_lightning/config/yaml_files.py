@@ -97,11 +97,23 @@ def compose_file(path: Path, chosen: Mapping[str, str] | None = None) -> dict[st
             composed = _merged(composed, compose_file(path.parent / f"{entry}.yaml", chosen))
             continue
         ((group, default),) = entry.items()
-        group = group.removeprefix("override ")
-        choice = (chosen or {}).get(group, default)
+        name, folder = subgroup(path, group)
+        choice = (chosen or {}).get(name, default)
         if choice:
-            composed[group] = compose_file(path.parent / group / f"{choice}.yaml")
+            composed[name] = compose_file(folder / f"{choice}.yaml")
     return _merged(composed, content)
+
+
+def subgroup(path: Path, entry: str) -> tuple[str, Path]:
+    """Name and folder of the subgroup that an entry of a file's ``defaults`` chooses from.
+
+    Args:
+        path: the file. One in ``_base`` chooses from the subgroups of the group, which it gives by their whole names.
+        entry: such as ``sampler``, ``override sampler`` or ``/imbalance/sampler@PACKAGE``.
+    """
+    name = entry.removeprefix("override ").partition("@")[0].rpartition("/")[2]
+    group = path.parent.parent if path.parent.name == "_base" else path.parent
+    return name, group / name
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

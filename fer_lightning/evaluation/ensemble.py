@@ -88,7 +88,8 @@ def join(members: Sequence[EmotionClassifier]) -> EmotionClassifier:
 
 def _check_request(runs: Sequence[Path], overrides: Sequence[str], out: Path) -> None:
     if not 2 <= len(runs) <= MAX_MEMBERS:
-        raise UserError(f"{len(runs)} runs given: an ensemble has 2 to {MAX_MEMBERS}; give their folders")
+        given = f"{len(runs)} run{'s' * (len(runs) != 1)} given"
+        raise UserError(f"{given}: an ensemble has 2 to {MAX_MEMBERS}; give their folders")
     resolved = [run.resolve() for run in runs]
     if twice := [run for run, path in zip(runs, resolved, strict=True) if resolved.count(path) > 1]:
         raise UserError(f"{twice[0]}: is given twice; give each run once")

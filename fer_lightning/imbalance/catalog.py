@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fer_lightning.config.messages import did_you_mean
+from fer_lightning.config.yaml_files import subgroup
 from fer_lightning.imbalance.combinations import (
     FOLDER,
     choices,
@@ -91,12 +92,12 @@ def _settings(path: Path, prefix: str) -> dict[str, Setting]:
             settings |= _settings(path.parent / f"{entry}.yaml", prefix)
             continue
         ((group, choice),) = entry.items()
-        group = group.removeprefix("override ")
-        choices = " | ".join(sorted(other.stem for other in (path.parent / group).glob("*.yaml")))
+        group, folder = subgroup(path, group)
+        choices = " | ".join(sorted(other.stem for other in folder.glob("*.yaml")))
         settings = {key: setting for key, setting in settings.items() if not key.startswith(f"{prefix}.{group}.")}
         settings[f"{prefix}/{group}"] = Setting(f"{prefix}/{group}", str(choice or "null"), choices)
         if choice:
-            settings |= _settings(path.parent / group / f"{choice}.yaml", f"{prefix}.{group}")
+            settings |= _settings(folder / f"{choice}.yaml", f"{prefix}.{group}")
     root = yaml.compose(text)
     for setting in _leaves(root, text, prefix) if root else []:
         inherited = settings.get(setting.key)
