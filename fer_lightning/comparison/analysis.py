@@ -195,8 +195,8 @@ def analyse_folders(
     found = find_runs(folders)
     runs, skipped = read_runs(found)
     if not runs:
-        folder, reason = next(iter(skipped.items()))
-        raise UserError(f"none of the {len(found)} runs is finished; {folder}: {reason}")
+        folder, reason = max(skipped.items(), key=lambda item: item[1].startswith("not tested"))
+        raise UserError(f"no run can be compared ({len(found)} found); {folder}: {reason}")
     return analyse(runs, baseline, votes, skipped, ensemble)
 
 

@@ -67,6 +67,8 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """The content of ``metrics.json``: keys that a comparison uses have the right types and possible values."""
     metrics = _json(folder, "metrics.json")
     missing = [key for key in NEEDED if metrics.get(key) is None]
+    if "test/accuracy" in missing and metrics.get("val/accuracy") is not None:
+        raise ValueError("not tested (test=false); a sweep ranks such runs by their validation scores in trials.csv")
     if missing:
         raise ValueError(f"metrics.json lacks {', '.join(missing)}")
     for key in (*TEXTS, *({"git_commit", "precision", "first_stage/imbalance"} & metrics.keys())):

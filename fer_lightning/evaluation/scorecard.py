@@ -50,7 +50,8 @@ def scorecard_line(card: Mapping[str, Any] | None, class_name: str | None = None
     For example: ``test accuracy 66.1 %, macro F1 63.0 % (fer2013, 3,589 images); recall of disgust 41 %``.
     """
     if not card or card.get("test/accuracy") is None:
-        return "test scores unknown: the model was never tested (its checkpoint has no scorecard)"
+        why = "its run had test=false" if card else "its checkpoint has no scorecard"
+        return f"test scores unknown: the model was never tested ({why})"
     source = "drawn faces" if card.get("synthetic") else str(card.get("data_folder") or card.get("data"))
     line = (
         f"test accuracy {100 * card['test/accuracy']:.1f} %, macro F1 {100 * card['test/f1_macro']:.1f} % "

@@ -89,7 +89,7 @@ def test_what_is_left_out_is_a_warning(run, sweep, tmp_path):
         comparison = fl.compare([run, tmp_path])
     assert warned[0].filename == __file__
     assert list(comparison.skipped) == [tmp_path]
-    with pytest.raises(fl.UserError, match="none of the 1 runs is finished"):
+    with pytest.raises(fl.UserError, match=r"no run can be compared \(1 found\)"):
         fl.compare([tmp_path])
     with pytest.raises(fl.UserError, match="is not a folder; give the folders of runs or of sweeps"):
         fl.compare([tmp_path / "missing"])

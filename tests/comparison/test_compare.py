@@ -642,7 +642,12 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
         compare_and_report([tmp_path / "empty"], tmp_path / "out", quiet())
     folder = write_run(tmp_path / "runs/0")
     (folder / "status.json").write_text(json.dumps({"status": "failed", "reason": "no such file"}))
-    with pytest.raises(UserError, match=r"none of the 1 runs is finished.*failed: no such file"):
+    with pytest.raises(UserError, match=r"no run can be compared \(1 found\).*failed: no such file"):
+        compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet())
+    metrics = json.loads((write_run(tmp_path / "runs/1") / "metrics.json").read_text())
+    untested = {key.replace("test/", "val/"): value for key, value in metrics.items()}
+    (tmp_path / "runs/1/metrics.json").write_text(json.dumps(untested))
+    with pytest.raises(UserError, match=r"\(2 found\); .*/runs/1: not tested \(test=false\); .* in trials.csv"):
         compare_and_report([tmp_path / "runs"], tmp_path / "out", quiet())
 
 

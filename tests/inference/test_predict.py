@@ -234,7 +234,7 @@ class TestForPeople:
         torch.save(content, tmp_path / "untested.ckpt")
         save(tmp_path / "face.png", FACES[0])
         out = tool("face.png", model=tmp_path / "untested.ckpt").out
-        assert "the model was never tested" in out
+        assert "the model was never tested (its checkpoint has no scorecard)" in out
         assert "probabilities: not calibrated" in out
         (row,) = objects_of(tool("face.png", "--format", "jsonl", model=tmp_path / "untested.ckpt").out)
         raw = inference.predict(EmotionClassifier.load(checkpoint), FACES[:1], torch.device("cpu"))
