@@ -33,7 +33,7 @@ from fer_lightning.training.adjust import adjust, fold_margins
 from fer_lightning.training.callbacks import TrainClock
 from fer_lightning.training.checkpoints import ExactResume
 from fer_lightning.training.failures import as_user_error, record_failure
-from fer_lightning.training.feature_cache import keep_features
+from fer_lightning.training.feature_cache import KeptFeatures, keep_features
 from fer_lightning.training.first_stage import first_stage_metrics, read_first_stage, with_split_of_first_stage
 from fer_lightning.training.resume import ResumePoint, find_resume_point
 
@@ -122,59 +122,123 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
     return trained
 
 
+@dataclass(frozen=True)
+class _Data:
+    """What a run trains on: its images, their split, and the model that it starts from.
+
+    ``cfg`` is the run's configuration, completed by what the images and the first stage decide.
+    """
+
+    cfg: DictConfig
+    faces: Faces
+    split: Split
+    first_stage: StoredModel | None
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What ``fit`` needs; ``drawn`` are the class counts of the first epoch's batches, of all processes."""
+
+    trainer: L.Trainer
+    model: EmotionClassifier
+    datamodule: FERDataModule
+    start: ResumePoint | None
+    clock: TrainClock
+    drawn: list[int]
+
+
 def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> TrainedRun | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = _read_data(cfg, folder)
+    training = _build(data, folder, loggers)
+    features = _keep_features(data, training)
+    if not _only_adjusts(cfg):
+        with _named_checkpoint(training, data.cfg, folder):
+            _fit(training)
+    if cfg.trainer.fast_dev_run:
+        log.info("trainer.fast_dev_run: nothing was saved and nothing tested")
+    if cfg.trainer.fast_dev_run or not training.trainer.is_global_zero:
+        return None
+    best = _finished_model(data, training, features, folder)
+    return _test(data, training, features, best, folder, loggers)
+
+
+def _read_data(cfg: DictConfig, folder: Path) -> _Data:
     faces = load_faces(cfg)
     first_stage = read_first_stage(cfg)
-    about_first_stage = first_stage_metrics(first_stage)
     cfg = with_split_of_first_stage(build.for_images(cfg, faces.form), first_stage)
     split = split_faces(cfg, faces)
     _log_images(faces, split, folder)
     provenance = {"data_hash": faces.data_hash, "git_commit": git_commit(), "versions": environment()}
+    return _Data(cfg, faces, split, first_stage, provenance)
 
-    datamodule = build.build_datamodule(cfg, faces, split)
-    drawn = datamodule.drawn_counts  # of the first epoch and of all processes, so counted before training
+
+def _build(data: _Data, folder: Path, loggers: list[Any]) -> _Training:
+    """Build what is trained and what trains it; ``loggers`` is filled, so that a failure can close them."""
+    cfg, faces = data.cfg, data.faces
+    datamodule = build.build_datamodule(cfg, faces, data.split)
+    drawn = datamodule.drawn_counts
     loss = build.build_loss(cfg, datamodule.class_counts, datamodule.faces.classes)
     second_stage = build.build_second_stage(cfg)
     loggers += tracking.build_loggers(to_plain(cfg), folder)
     clock = TrainClock()
     callbacks: list[Callback] = [clock] if second_stage is None else [second_stage, clock]
-    trainer = build.build_trainer(cfg, folder, loggers, callbacks, has_validation=len(split.val) > 0)
+    trainer = build.build_trainer(cfg, folder, loggers, callbacks, has_validation=len(data.split.val) > 0)
     start = find_resume_point(cfg, folder, faces.data_hash, trainer.world_size)
     if start is not None and cfg.pause_after_epochs is not None and start.epoch >= cfg.pause_after_epochs:
         signals.raise_paused(cfg.pause_after_epochs)  # it was stopped between the save and the pause
     counts, resumed = dict(zip(faces.classes, datamodule.class_counts, strict=True)), start is not None
-    model = build.build_model(cfg, counts, faces.form, provenance, loss, second_stage, first_stage, resumed)
+    parts = (data.provenance, loss, second_stage, data.first_stage)
+    model = build.build_model(cfg, counts, faces.form, *parts, resumed)
+    return _Training(trainer, model, datamodule, start, clock, drawn)
 
-    device = trainer.strategy.root_device
-    source = model if start is None else EmotionClassifier.load(start.path)
-    features = keep_features(cfg, source, datamodule, results.reported_split(cfg, split), device)
+
+def _keep_features(data: _Data, training: _Training) -> KeptFeatures | None:
+    """The features of a frozen backbone, which then take the place of the images."""
+    source = training.model if training.start is None else EmotionClassifier.load(training.start.path)
+    reported = results.reported_split(data.cfg, data.split)
+    device = training.trainer.strategy.root_device
+    features = keep_features(data.cfg, source, training.datamodule, reported, device)
     if features is not None and features.train is not None:
-        datamodule.use_features(features.train, features.scored.at(split.val).numpy())
-    if not _only_adjusts(cfg):
-        first_stage = None  # frees its memory while the model trains
-        with _named_checkpoint(trainer, start, cfg, folder):
-            _fit(trainer, model, datamodule, start)
-    if cfg.trainer.fast_dev_run:
-        log.info("trainer.fast_dev_run: nothing was saved and nothing tested")
-    if cfg.trainer.fast_dev_run or not trainer.is_global_zero:
-        return None
+        training.datamodule.use_features(features.train, features.scored.at(data.split.val).numpy())
+    return features
 
-    best = first_stage if first_stage is not None else _best_checkpoint(trainer, folder)
-    pooled = None if features is None else features.scored
+
+def _finished_model(data: _Data, training: _Training, features: KeptFeatures | None, folder: Path) -> StoredModel:
+    """The best checkpoint, its last layer adjusted as the method asks."""
+    cfg = data.cfg
+    best = data.first_stage if _only_adjusts(cfg) else None
+    if best is None:
+        best = _best_checkpoint(training.trainer, folder)
     if cfg.imbalance.get("adjust") is not None:
-        best = adjust(cfg, best, folder, faces, split, device, pooled)
-    if cfg.model.head.class_margin:
-        best = fold_margins(best)
+        device = training.trainer.strategy.root_device
+        pooled = None if features is None else features.scored
+        best = adjust(cfg, best, folder, data.faces, data.split, device, pooled)
+    return fold_margins(best) if cfg.model.head.class_margin else best
+
+
+def _test(
+    data: _Data,
+    training: _Training,
+    features: KeptFeatures | None,
+    best: StoredModel,
+    folder: Path,
+    loggers: list[Any],
+) -> TrainedRun:
+    """Score the finished model once, and write the run's files."""
+    cfg, trainer, datamodule = data.cfg, training.trainer, training.datamodule
     tested = EmotionClassifier.of(best)
     pooled = None if features is None else features.of(tested)
-    evaluation = evaluate(tested, faces, results.reported_split(cfg, split), device, pooled=pooled)
+    reported = results.reported_split(cfg, data.split)
+    evaluation = evaluate(tested, data.faces, reported, trainer.strategy.root_device, pooled=pooled)
+    about_first_stage = first_stage_metrics(data.first_stage)
     if about_first_stage:
         trained_on = None if features is None else features.train
         about_first_stage["first_stage/feature_views"] = None if trained_on is None else len(trained_on)
-    about = (provenance, about_first_stage)
-    metrics = results.collect_metrics(cfg, evaluation, best, trainer, datamodule, clock.seconds, *about)
-    results.write_results(cfg, folder, best, metrics, evaluation, datamodule, drawn, loggers)
+    about = (data.provenance, about_first_stage)
+    metrics = results.collect_metrics(cfg, evaluation, best, trainer, datamodule, training.clock.seconds, *about)
+    results.write_results(cfg, folder, best, metrics, evaluation, datamodule, training.drawn, loggers)
     return TrainedRun(metrics, trainer, tested, datamodule)
 
 
@@ -191,7 +255,7 @@ def _only_adjusts(cfg: DictConfig) -> bool:
 
 
 @contextmanager
-def _named_checkpoint(trainer: L.Trainer, start: ResumePoint | None, cfg: DictConfig, folder: Path) -> Iterator[None]:
+def _named_checkpoint(training: _Training, cfg: DictConfig, folder: Path) -> Iterator[None]:
     """Report an error before the first step of a resumed run as one of its checkpoint.
 
     Raises:
@@ -200,7 +264,8 @@ def _named_checkpoint(trainer: L.Trainer, start: ResumePoint | None, cfg: DictCo
     try:
         yield
     except Exception as error:
-        exact = next(each for each in trainer.callbacks if isinstance(each, ExactResume))  # type: ignore[attr-defined]
+        start, callbacks = training.start, training.trainer.callbacks  # type: ignore[attr-defined]
+        exact = next(each for each in callbacks if isinstance(each, ExactResume))
         if start is None or exact.trained or as_user_error(error, cfg, folder) is not None:
             raise
         reason = shortened(one_line(error), 200)
@@ -210,14 +275,16 @@ def _named_checkpoint(trainer: L.Trainer, start: ResumePoint | None, cfg: DictCo
         ) from error
 
 
-def _fit(trainer: L.Trainer, model: EmotionClassifier, datamodule: FERDataModule, start: ResumePoint | None) -> None:
+def _fit(training: _Training) -> None:
     """Train, from a checkpoint where there is one; afterwards no process waits for another."""
     threads = torch.get_num_threads()
+    trainer, datamodule, start = training.trainer, training.datamodule, training.start
     if start is not None:
         log.info("resuming from %s: epoch %d, batch %d", start.path, start.epoch + 1, start.batches + 1)
         datamodule.resume_at(start.epoch, start.batches)
     try:
-        trainer.fit(model, datamodule, ckpt_path=start.path if start else None, weights_only=True)
+        path = start.path if start else None
+        trainer.fit(training.model, datamodule, ckpt_path=path, weights_only=True)
     except Interrupted:
         _await_other_processes(trainer)
         raise
