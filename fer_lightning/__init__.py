@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from fer_lightning.api.train import train as train
     from fer_lightning.comparison.analysis import Comparison as Comparison
     from fer_lightning.runtime.errors import UserError as UserError
-
-__version__ = "0.1.0"
+    from fer_lightning.runtime.version import __version__ as __version__
 
 # Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,6 +43,7 @@ _MODULES = {
     "Prediction": "fer_lightning.api.load",
     "Run": "fer_lightning.api.run",
     "UserError": "fer_lightning.runtime.errors",
+    "__version__": "fer_lightning.runtime.version",
     "compare": "fer_lightning.api.compare",
     "load": "fer_lightning.api.load",
     "train": "fer_lightning.api.train",

@@ -9,11 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fer_lightning import __version__
 from fer_lightning.config import command_line, hydra_options, schema
 from fer_lightning.runtime import processes, signals
 from fer_lightning.runtime.errors import Interrupted, Paused, UserError
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status
+from fer_lightning.runtime.version import __version__
 from fer_lightning.sweeps.run_job import run_job
 
 

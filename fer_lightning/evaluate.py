@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
+from fer_lightning.runtime.run_folder import checkpoint_file
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -14,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="Any images: data=folder data.path=DIR, of <class>/<image> or a table of labels; for other names "
         "data.classes=FILE, a YAML or JSON file of name: class.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("checkpoint", type=checkpoint_file, help="a run's folder, or its checkpoints/best.ckpt")
     parser.add_argument(
         "overrides", nargs="*", help="key=value of the run's configuration, such as data.path=fer2013.zip"
     )

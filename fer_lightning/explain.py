@@ -10,12 +10,13 @@ from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.inference.explanation_request import ExplanationRequest
+from fer_lightning.runtime.run_folder import checkpoint_file
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw saliency maps, of single faces or as means over the model's test images."""
     parser = Parser(prog="python -m fer_lightning.explain", description=main.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("checkpoint", type=checkpoint_file, help="a run's folder, or its checkpoints/best.ckpt")
     parser.add_argument(
         "inputs",
         nargs="*",

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.deploy.request import SUFFIXES, ExportRequest
+from fer_lightning.runtime.run_folder import checkpoint_file
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Export a trained model as one file, and compare it with PyTorch on the test images."""
     parser = Parser(prog="python -m fer_lightning.export", description=main.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("checkpoint", type=checkpoint_file, help="a run's folder, or its checkpoints/best.ckpt")
     parser.add_argument(
         "overrides", nargs="*", help="key=value of the run's configuration, such as data.path=fer2013.zip"
     )

@@ -7,9 +7,10 @@ from fer_lightning.imbalance.catalog import print_methods
 def main(arguments: list[str] | None = None) -> None:
     """List the methods against class imbalance, or print one of them with its settings."""
     parser = Parser(prog="python -m fer_lightning.methods", description=main.__doc__)
-    parser.add_argument("name", nargs="?", help="print this method in full")
-    parser.add_argument("--full", action="store_true", help="print description, formula and source of every method")
-    parser.add_argument("--markdown", action="store_true", help="print the table as docs/methods.md has it")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("name", nargs="?", help="print this method in full")
+    one.add_argument("--full", action="store_true", help="print description, formula and source of every method")
+    one.add_argument("--markdown", action="store_true", help="print the table as docs/methods.md has it")
     given = parser.parse_args(arguments)
     print_methods(given.name, given.full, given.markdown)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.inference.prediction import PredictionRequest, predict_inputs
+from fer_lightning.runtime.run_folder import checkpoint_file
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="Exit code: 0 when every input was classified, 100 + the number of inputs that were not (at most 125), "
         "2 for a usage error. Ctrl-C ends a camera recording normally.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("checkpoint", type=checkpoint_file, help="a run's folder, or its checkpoints/best.ckpt")
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="image, folder (searched recursively), video, or a camera's number"
     )

@@ -10,6 +10,7 @@ from fer_lightning.presentation.printable import shortened
 from fer_lightning.report import terminal
 from fer_lightning.report.write import write_report
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import as_path
 
 RunOrFolder = str | Path | Run
 
@@ -37,7 +38,7 @@ def compare(
         The comparison; among its DataFrames are ``summary``, ``differences`` and ``per_class``.
 
     Raises:
-        UserError: no finished run, runs on other images, splits or labels, or no such baseline.
+        UserError: no finished run, runs on other images, splits or labels, no such baseline, or ``out`` is no folder.
 
     Warns:
         UserWarning: a run was left out, because it is not finished or repeats another one.
@@ -50,11 +51,12 @@ def compare(
     if not isinstance(given, Sequence) or not all(isinstance(run, str | Path | Run) for run in given) or not given:
         raise UserError(f"runs={shortened(repr(runs))}: must be runs, folders of runs or sweeps, or a list of these")
     folders = [run.folder if isinstance(run, Run) else Path(run) for run in given]
+    folder = None if out is None else as_path(out, "out")
     comparison = analyse_folders(folders, baseline, votes, ensemble)
     for folder, reason in comparison.skipped.items():
         warnings.warn(f"left out of the comparison: {folder}: {reason}", stacklevel=2)
     if show:
         terminal.print_comparison(comparison, terminal.default_console())
-    if out is not None:
-        write_report(comparison, Path(out))
+    if folder is not None:
+        write_report(comparison, folder)
     return comparison

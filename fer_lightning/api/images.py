@@ -41,7 +41,7 @@ def read_images(images: Images) -> Iterator[tuple[str, Array]]:
             yield from _read_one(image, str(number), f"image {number} of the list: ")
     elif isinstance(images, np.ndarray) and _is_batch(images):
         for number, image in enumerate(images):
-            yield str(number), _from_array(image, "")
+            yield str(number), _from_array(image, f"image {number} of the batch {images.shape}: ")
     elif isinstance(images, str | Path) and Path(images).is_dir():
         for source in pictures.list_sources([str(images)]):
             yield str(source.path), _read_file(source, "")

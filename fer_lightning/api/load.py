@@ -23,6 +23,7 @@ from fer_lightning.metrics.prior import shift
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.run_folder import checkpoint_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,5 +190,4 @@ def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:
         return Classifier(source.checkpoint, device)
     if not isinstance(source, str | Path):
         raise UserError(f"source={shortened(repr(source))}: must be a checkpoint, a run folder, or a run of fl.train")
-    path = Path(source)
-    return Classifier(Run(path).checkpoint if path.is_dir() else path, device)
+    return Classifier(checkpoint_file(source), device)

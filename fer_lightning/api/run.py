@@ -9,7 +9,7 @@ import pandas as pd
 from fer_lightning.metrics.predictions import read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json
+from fer_lightning.runtime.files import as_path, read_json
 from fer_lightning.runtime.run_folder import read_status, tested_checkpoint
 
 
@@ -28,7 +28,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "folder")
         if not (self.folder / "status.json").is_file():
             raise UserError(f"{self.folder}: not a run folder (it has no status.json); give outputs/NAME/TIME of a run")
 

@@ -15,6 +15,7 @@ from fer_lightning.config.compose import composed
 from fer_lightning.config.settings import without_hydra
 from fer_lightning.runtime import signals, slurm_task
 from fer_lightning.runtime.errors import Interrupted, UserError
+from fer_lightning.runtime.files import as_path, make_folder
 from fer_lightning.runtime.processes import device_count, is_first_process
 
 PACKAGE = logging.getLogger("fer_lightning")
@@ -50,7 +51,7 @@ def train(overrides: Sequence[str] = (), *, folder: str | Path | None = None) ->
     if not _BUSY.acquire(blocking=False):
         raise UserError("this process is training a run already; wait for it, or start another process")
     try:
-        with composed(overrides, None if folder is None else Path(folder)) as cfg:
+        with composed(overrides, None if folder is None else as_path(folder, "folder")) as cfg:
             return _train(cfg)
     finally:
         _BUSY.release()
@@ -102,10 +103,7 @@ def _refuse_processes(trainer: DictConfig) -> None:
 def _begin_folder(cfg: DictConfig, job: DictConfig, folder: Path) -> None:
     """Make the folder with the record of the configuration that Hydra writes for the command line."""
     record = folder / cfg.hydra.output_subdir
-    try:
-        record.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
+    make_folder(record)
     hydra = OmegaConf.masked_copy(cfg, ["hydra"])
     for name, content in (("config", job), ("hydra", hydra), ("overrides", cfg.hydra.overrides.task)):
         (record / f"{name}.yaml").write_text(OmegaConf.to_yaml(content), encoding="utf-8")

@@ -44,9 +44,7 @@ def ceiling_table(runs: Sequence[FinishedRun], test_set: str, votes: str | Path)
         UserError: the labels are the votes' own, or the votes cannot be read.
     """
     if runs[0].protocol["labels"] != "fer":
-        raise UserError(
-            f"--ferplus-votes: these runs have labels={runs[0].protocol['labels']}, the votes' own; leave it out"
-        )
+        raise UserError(f"votes: these runs have labels={runs[0].protocol['labels']}, the votes' own; leave it out")
     from fer_lightning.data.ferplus import ceiling
 
     labels: dict[str, str] = {}

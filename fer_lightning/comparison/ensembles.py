@@ -37,12 +37,12 @@ def ensemble_scores(rows: Rows, test_sets: Sequence[str]) -> pd.DataFrame:
     several = {name: members for name, members in rows.items() if len(members) > 1}
     if not several:
         raise UserError(
-            "--ensemble: each method has one run, and an ensemble needs two or more seeds; add runs, or leave it out"
+            "ensemble: each method has one run, and an ensemble needs two or more seeds; add runs, or leave it out"
         )
     runs = [run for members in several.values() for run in members]
     if not share_images(runs, test_sets[0]):
         raise UserError(
-            f"--ensemble: with split={runs[0].metrics['split']} these runs have test images of their own, which others "
+            f"ensemble: with split={runs[0].metrics['split']} these runs have test images of their own, which others "
             "may have trained on; give runs that share their test images, or leave it out"
         )
     frames = [_scores_on(several, name) for name in test_sets]

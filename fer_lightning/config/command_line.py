@@ -12,7 +12,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fer_lightning import __version__
 from fer_lightning.config import safety
 from fer_lightning.config.messages import explain
 from fer_lightning.config.secrets import without_secrets
@@ -21,6 +20,7 @@ from fer_lightning.runtime import imports
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.output import tolerant_output
 from fer_lightning.runtime.processes import is_first_process
+from fer_lightning.runtime.version import __version__
 
 
 class Parser(argparse.ArgumentParser):

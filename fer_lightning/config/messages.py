@@ -56,6 +56,8 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
         return f"{error.override}: cannot be read as key=value ({first_line(error)}); {quoted}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: is missing and has no default"
+    if gone := re.match(r"Additional config directory '(.+)' not found", str(error)):
+        return f"--config-dir={gone[1]}: no such folder; give one with groups as in conf/, such as imbalance/"
     if "Ambiguous value for argument" in str(error):
         return f"{first_line(error)}: to run them all add -m, for one list give [a,b]"
     twice = re.match(r"Multiple values for ([\w/]+)", str(error))

@@ -34,11 +34,12 @@ def split_faces(cfg: DictConfig, faces: Faces) -> Split:
         UserError: fewer than two classes, or a class with a single image; and as the split.
     """
     noun, counts = class_noun(faces.classes), dict(zip(faces.classes, faces.count(), strict=True))
+    given = f"data={cfg.data.name}" if cfg.data.path is None else f"data.path={cfg.data.path}"
     if len(counts) < 2:
-        raise UserError(f"data.path={cfg.data.path}: has one {noun} only, {faces.classes[0]}; two or more are needed")
+        raise UserError(f"{given}: one {noun} only, {faces.classes[0]}; two or more are needed, see data.only")
     if single := [name for name, count in counts.items() if count < 2]:
         raise UserError(
-            f"data.path={cfg.data.path}: has {counts[single[0]]} image of {', '.join(single[:5])}; each {noun} needs "
+            f"{given}: {counts[single[0]]} image of {', '.join(single[:5])}; each {noun} needs "
             "two or more, or leave it out with data.classes"
         )
     arguments = {key: value for key, value in cfg.split.items() if key not in ("name", "seed", *PROFILE_KEYS)}

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 LONGEST_NAME = 150
 """Maximum characters of what names the members of an ensemble."""
 
+CHANGEABLE = ("data.", "split.", "labels.", "trainer.accelerator.")
+"""Beginnings of the keys, with a dot at the end, that an evaluation may change: they choose images and device."""
+
 FOLDER = "folder"
 """The choice of ``data`` whose images have no split: all are test images."""
 
@@ -116,8 +119,8 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     """The configuration stored in a checkpoint, with ``data=NAME`` and ``key=value`` of existing keys applied.
 
     Raises:
-        UserError: for an unknown key, and for a checkpoint that names other code than ``conf/`` does: a checkpoint is
-            data and must not choose what is executed.
+        UserError: for an unknown key, one that describes the model, and for a checkpoint that names other code than
+            ``conf/`` does: a checkpoint is data and must not choose what is executed.
     """
     try:
         cfg = OmegaConf.create(model.hparams["config"])
@@ -134,6 +137,11 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
             if OmegaConf.is_dict(OmegaConf.select(cfg, override.key_or_group)):
                 raise UserError(f"{override.input_line}: a whole group cannot be replaced; give one of its keys")
             OmegaConf.update(cfg, override.key_or_group, override.value())
+            if not f"{override.key_or_group}.".startswith(CHANGEABLE):
+                raise UserError(
+                    f"{override.input_line}: describes the trained model and cannot be changed; accepted are keys of "
+                    "data, split and labels, and trainer.accelerator"
+                )
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(schema.explain(error)) from None
     given = OmegaConf.to_container(cfg)

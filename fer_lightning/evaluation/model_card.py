@@ -367,6 +367,10 @@ def write_model_card(path: Path, out: Path | None, force: bool, repo_id: str | N
     Raises:
         UserError: see ``read_trained_model``, ``write_card`` and ``hub.upload``.
     """
+    if repo_id is not None and not path.is_dir():
+        raise UserError(f"--push {repo_id}: needs the folder of a run, not a checkpoint")
+    if repo_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise UserError(f"--push {repo_id}: must be USER/NAME, as in --push me/emotions")
     try:
         trained = read_trained_model(path)
         out = out or (None if trained.folder is None else trained.folder / "README.md")
@@ -384,8 +388,6 @@ def write_model_card(path: Path, out: Path | None, force: bool, repo_id: str | N
     else:
         write_card(card, out, force)
         print(f"wrote {out}")
-    if repo_id is not None:
-        if trained.folder is None:
-            raise UserError("--push: needs the folder of a run, not a checkpoint")
+    if repo_id is not None and trained.folder is not None:
         card = str(make_card(trained, PICTURE, repo_id))
         print(f"pushed to {upload(trained.folder, card, PICTURE, repo_id)}")

@@ -105,4 +105,4 @@ def pick_device(accelerator: str, setting: str = "trainer.accelerator={}") -> to
         if available.get(kind):
             return torch.device(kind)
     given, remedy = setting.format(accelerator), setting.format("cpu")
-    raise UserError(f"{given}: this machine has no such device; use {remedy}")
+    raise UserError(f"{given}: this machine has no such device; accepted are auto, cpu, cuda and mps; use {remedy}")

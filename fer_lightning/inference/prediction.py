@@ -21,6 +21,7 @@ from fer_lightning.metrics import conformal
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import listed
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import make_folder
 
 if TYPE_CHECKING:
     from fer_lightning.model.classifier import EmotionClassifier
@@ -270,6 +271,7 @@ def _open_output(request: PredictionRequest, answerer: Answerer, stack: ExitStac
 @contextmanager
 def _atomic_text_file(path: Path) -> Iterator[IO[str]]:
     """A text file written row by row that gets its name when it is complete; an error leaves nothing behind."""
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:

@@ -17,7 +17,7 @@ from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.report import page, pictures, terminal, to_mlflow, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import check_inside, check_no_links
+from fer_lightning.runtime.files import check_inside, check_no_links, make_folder
 from fer_lightning.runtime.mlflow_run import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def compare_and_report(
     if out is None:
         out = Path(run_dirs[0]) / "report"
         check_inside(out, Path(run_dirs[0]))  # a run of somebody else's
+    elif Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
     comparison = analyse_folders(run_dirs, baseline, votes, ensemble)
     terminal.print_comparison(comparison, console)
     _log_skipped(comparison)
@@ -82,7 +84,7 @@ def _log_skipped(c: Comparison) -> None:
 
 def write_report(c: Comparison, out: Path, command: str | None = None) -> None:
     """Write the files of a report into ``out``, which is made when missing; ``command`` is named in it."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     check_no_links(out, deep=False)
     (out / "summary.csv").write_text(table_to_csv(_summary(c)), encoding="utf-8")
     (out / "differences.csv").write_text(table_to_csv(c.differences), encoding="utf-8")

@@ -34,7 +34,8 @@ def require(condition: bool, key: str, value: object, accepted: str) -> None:
         UserError: naming both, and what is accepted.
     """
     if not condition:
-        raise UserError(f"{key}={value}: {accepted}")
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        raise UserError(f"{key}={shown}: {accepted}")
 
 
 def check(condition: object, problem: str) -> None:

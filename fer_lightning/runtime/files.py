@@ -114,6 +114,29 @@ def replace_file_by(path: Path, write: Callable[[BinaryIO], Any], keep: Path | N
     replace_file(path, buffer.getbuffer(), keep)
 
 
+def as_path(value: object, name: str) -> Path:
+    """A path that a caller gave.
+
+    Raises:
+        UserError: something else.
+    """
+    if not isinstance(value, str | Path):
+        raise UserError(f"{name}={value!r}: must be a path")
+    return Path(value)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, where it is missing.
+
+    Raises:
+        UserError: it cannot be made, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made as a folder ({error.strerror}); give another one") from None
+
+
 def check_no_links(folder: Path, deep: bool = True) -> None:
     """Check that nothing in a folder leads out of it, before it is written to: it may be somebody else's.
 

@@ -65,6 +65,20 @@ def tested_checkpoint(folder: Path) -> Path:
     return best if best.exists() else last
 
 
+def checkpoint_file(given: str | Path) -> Path:
+    """The checkpoint that a path names: the file itself, or the tested one of a run folder.
+
+    Raises:
+        UserError: a folder that is no run's, or whose run has no checkpoint.
+    """
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    if not (path / "status.json").is_file():
+        raise UserError(f"{path}: not a run folder (it has no status.json); give a run, or its checkpoints/best.ckpt")
+    return tested_checkpoint(path)
+
+
 def lock_folder(folder: Path) -> filelock.FileLock:
     """Lock an existing folder for this process, until it releases the lock or ends.
 

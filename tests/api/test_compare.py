@@ -93,5 +93,10 @@ def test_what_is_left_out_is_a_warning(run, sweep, tmp_path):
         fl.compare([tmp_path])
     with pytest.raises(fl.UserError, match="is not a folder; give the folders of runs or of sweeps"):
         fl.compare([tmp_path / "missing"])
-    with pytest.raises(fl.UserError, match=r"runs=\[\]: nothing to compare; give runs"):
-        fl.compare([])
+    for nothing in ([], 3, [3]):
+        with pytest.raises(fl.UserError, match="must be runs, folders of runs or sweeps, or a list of these"):
+            fl.compare(nothing)  # type: ignore[arg-type]
+    with pytest.raises(fl.UserError, match=r"status.json: cannot be made as a folder \(File exists\); give another"):
+        fl.compare(sweep, out=tmp_path / "status.json")
+    with pytest.raises(fl.UserError, match="out=3: must be a path"):
+        fl.compare(sweep, out=3)  # type: ignore[arg-type]

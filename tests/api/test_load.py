@@ -240,9 +240,13 @@ def test_what_is_no_model_is_refused(tmp_path, run):
     with pytest.raises(fl.UserError, match="not a checkpoint, or a damaged one"):
         fl.load(run.folder / "metrics.json")
     with pytest.raises(
-        fl.UserError, match=re.escape("device='tpu': this machine has no such device; use device='cpu'")
+        fl.UserError, match=re.escape("device='tpu': this machine has no such device; accepted are auto, cpu, cuda")
     ):
         fl.load(run, device="tpu")
+    with pytest.raises(fl.UserError, match="source=3: must be a checkpoint, a run folder, or a run"):
+        fl.load(3)  # type: ignore[arg-type]
+    with pytest.raises(fl.UserError, match="folder=None: must be a path"):
+        fl.Run(None)  # type: ignore[arg-type]
 
 
 def test_a_run_without_a_best_checkpoint_is_read_from_its_last(run, tmp_path):

@@ -197,9 +197,11 @@ def test_mistakes_are_raised_in_one_line_and_leave_nothing(override, trained, tm
 
 
 def test_overrides_that_are_no_list_of_strings(trained):
-    for overrides in ("imbalance=focal", [3], [("imbalance", "focal")]):
+    for overrides in ("imbalance=focal", [3], [("imbalance", "focal")], {"imbalance": "focal"}):
         with pytest.raises(fl.UserError, match="must be a list of strings; give a list such as"):
             fl.train(overrides)  # type: ignore[arg-type]
+    with pytest.raises(fl.UserError, match="folder=3: must be a path"):
+        fl.train(TINY, folder=3)  # type: ignore[arg-type]
 
 
 def test_one_of_several_processes_is_refused(trained, monkeypatch):

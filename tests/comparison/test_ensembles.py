@@ -134,13 +134,13 @@ def test_a_method_of_one_seed_has_none(tmp_path: Path) -> None:
 
 def test_what_has_no_ensemble_is_refused(tmp_path: Path) -> None:
     write_sweep(tmp_path / "one", 1, TWO)
-    with pytest.raises(UserError, match=r"--ensemble: each method has one run, .* two or more seeds"):
+    with pytest.raises(UserError, match=r"ensemble: each method has one run, .* two or more seeds"):
         analyse_folders([tmp_path / "one"], ensemble=True)
     for seed in (0, 1):
         images = np.arange(seed * 100, 200 + seed * 100)
         sets = {"test": images, "test_dedup": images[5:]}
         write_run(tmp_path / "folds" / str(seed), seed=seed, images=images, sets=sets, split="kfold")
-    with pytest.raises(UserError, match="--ensemble: with split=kfold these runs have test images of their own"):
+    with pytest.raises(UserError, match="ensemble: with split=kfold these runs have test images of their own"):
         analyse_folders([tmp_path / "folds"], ensemble=True)
 
 

@@ -309,7 +309,7 @@ def test_duplicates_stay_dropped_as_in_the_training(
         [
             (
                 ["labels=ferplus"],
-                r"labels.votes=None: labels=ferplus needs the votes; give fer2013new.csv of https://github",
+                r"labels.votes=null: labels=ferplus needs the votes; give fer2013new.csv of https://github",
             ),
             (["labels=ferplus", "labels.votes=no.csv"], "labels.votes=no.csv: no such file; give fer2013new.csv"),
             (["labels.votes=votes.csv"], "labels.votes=votes.csv: labels=fer has no votes; use labels=ferplus"),

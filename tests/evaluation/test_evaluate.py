@@ -69,6 +69,14 @@ def scores(metrics: dict) -> dict:
 
 
 class TestTheSameNumbers:
+    def test_a_run_folder_stands_for_its_checkpoint(self, trained, capfd):
+        evaluate.main([str(trained)])
+        whole = capfd.readouterr().out
+        evaluate.main([str(trained / "checkpoints" / "best.ckpt")])
+        assert capfd.readouterr().out == whole
+        with pytest.raises(UserError, match="not a run folder"):
+            evaluate.main([str(trained / "checkpoints")])
+
     def test_the_runs_own_split_is_made_once(self, trained, monkeypatch):
         made = []
         monkeypatch.setattr(
@@ -77,8 +85,8 @@ class TestTheSameNumbers:
         model = EmotionClassifier.load(trained / "checkpoints" / "best.ckpt")
         checkpoint_split.load_split(model, [])
         assert made == [0]
-        checkpoint_split.load_split(model, ["seed=1"])
-        assert made == [0, 1, 0]
+        checkpoint_split.load_split(model, ["split.val_fraction=0.3"])
+        assert made == [0, 0, 0]
 
     def test_every_score_equals_the_runs_to_the_last_digit(self, trained, score, tmp_path):
         out = score(trained, "--out", str(tmp_path / "again"))
@@ -172,6 +180,12 @@ class TestOtherImages:
         [
             (["optim.lrr=1"], "optim.lrr: no such key (did you mean optim.lr?)"),
             (["data.source.pth=x"], "data.source.pth: no such key (did you mean data.source.path?)"),
+            (
+                ["optim.lr=3"],
+                "optim.lr=3: describes the trained model and cannot be changed; accepted are",
+            ),
+            (["model.name=resnet18"], "model.name=resnet18: describes the trained model"),
+            (["imbalance.name=focal"], "imbalance.name=focal: describes the trained model"),
             (["split.val_fraction=["], "cannot be read as key=value"),
             (["split.val_fraction=2"], "split.val_fraction=2: must lie between 0 and 1"),
             (["split._target_=os.system"], "split._target_=os.system: is not code of this project"),
