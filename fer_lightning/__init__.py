@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fer_lightning.api.run import Run as Run
     from fer_lightning.api.train import train as train
     from fer_lightning.comparison.analysis import Comparison as Comparison
+    from fer_lightning.runtime.errors import Interrupted as Interrupted
     from fer_lightning.runtime.errors import UserError as UserError
     from fer_lightning.runtime.version import __version__ as __version__
 
@@ -40,6 +41,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _MODULES = {
     "Classifier": "fer_lightning.api.load",
     "Comparison": "fer_lightning.comparison.analysis",
+    "Interrupted": "fer_lightning.runtime.errors",
     "Prediction": "fer_lightning.api.load",
     "Run": "fer_lightning.api.run",
     "UserError": "fer_lightning.runtime.errors",
@@ -50,7 +52,18 @@ _MODULES = {
 }
 """The public names, and where they are imported from at their first use: torch and pandas take seconds."""
 
-__all__ = ["Classifier", "Comparison", "Prediction", "Run", "UserError", "__version__", "compare", "load", "train"]
+__all__ = [
+    "Classifier",
+    "Comparison",
+    "Interrupted",
+    "Prediction",
+    "Run",
+    "UserError",
+    "__version__",
+    "compare",
+    "load",
+    "train",
+]
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
 

@@ -7,7 +7,6 @@ split and test images; rows are methods, repeats are seeds (or folds), and metho
 import logging
 from collections.abc import Sequence
 
-from fer_lightning.comparison.rows import BASELINE
 from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.report.write import compare_and_report
 
@@ -20,7 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folders", nargs="+", metavar="RUN_OR_SWEEP_FOLDER", help="folders of runs or of sweeps")
     parser.add_argument("--out", help="report folder (default: report/ in the first folder)")
-    parser.add_argument("--baseline", metavar="METHOD", help=f"what differences are taken from (default: {BASELINE})")
+    parser.add_argument(
+        "--baseline",
+        metavar="METHOD",
+        help="what differences are taken from (default: the method none, or the first where no run has it)",
+    )
     parser.add_argument("--ferplus-votes", metavar="FILE", help="FER+ votes: how far raters agree with the labels")
     parser.add_argument(
         "--ensemble", action="store_true", help="add a row per method: the mean of its seeds' probabilities"

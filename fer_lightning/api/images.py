@@ -73,7 +73,7 @@ def _read_one(image: Any, position: str, where: str) -> Iterator[tuple[str, Arra
 def _read_file(source: Source, where: str) -> Array:
     (picture,) = pictures.read(source)
     if picture.image is None:
-        raise UserError(f"{where}{source.path}: {picture.problem}")
+        raise UserError(f"{where}{source.path}: {picture.problem}; {ACCEPTED}")
     return picture.image
 
 

@@ -277,7 +277,7 @@ def on_seeds(c: Comparison) -> list[str]:
     if max(seeds) == 1:
         return [
             "One seed cannot rank methods: a second seed may reverse the order. Repeat with more seeds, as in "
-            "`-m seed=0,1,2,3,4`."
+            "-m seed=0,1,2,3,4."
         ]
     rows = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
     rows = rows[rows["detectable"] > 0]
