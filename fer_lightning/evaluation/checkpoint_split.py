@@ -47,12 +47,12 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
     try:
         configs = [_trained_config(each, overrides) for each in model.members or [model]]
         cfg = configs[0]
-        found = load_faces(cfg)
-        if found.form != model.form:
+        loaded = load_faces(cfg)
+        if loaded.form != model.form:
             raise UserError(
-                f"data={cfg.data.name}: has {found.form} images, and the model was trained on {model.form} ones"
+                f"data={cfg.data.name}: has {loaded.form} images, and the model was trained on {model.form} ones"
             )
-        faces = match_classes(found, model.classes)
+        faces = match_classes(loaded, model.classes)
         is_other = _is_other_set(model, overrides)
         split = whole(faces) if is_other else common_split([split_faces(each, faces) for each in configs])
         _check_unseen(model, configs, faces, split, is_other)

@@ -211,7 +211,7 @@ def test_every_method_runs_at_any_budget(epochs):
         instantiate(cfg.imbalance.sampler, _partial_=True)(labels=labels, seed=0)
         if cfg.imbalance.get("mix"):
             mixer = instantiate(cfg.imbalance.mix, _partial_=True)(labels=labels)
-            drawn = mixer.draw(0, np.full((70, COLUMNS), 0.4, np.float32))
+            drawn = mixer.sample_mixes(0, np.full((70, COLUMNS), 0.4, np.float32))
             assert (drawn.partner >= 0).any(), name
 
 

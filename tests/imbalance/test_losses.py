@@ -653,7 +653,7 @@ class TestMethodFiles:
         assert len(list(sampler)) == len(sampler) == len(labels)
         if "mix" in method:
             numbers = np.random.default_rng(1).random((20, 5), dtype=np.float32)
-            partners = instantiate(method.mix, _partial_=True)(labels=labels).draw(10, numbers).partner
+            partners = instantiate(method.mix, _partial_=True)(labels=labels).sample_mixes(10, numbers).partner
             assert ((partners >= -1) & (partners < len(labels))).all()
             assert (partners >= 0).any()
         if "adjust" in method:

@@ -127,4 +127,4 @@ def test_without_ratios_there_is_no_such_part(tmp_path: Path):
         write_run(tmp_path / method, method)
     c = analyse_folders([tmp_path])
     assert over_ratio(c) is None
-    assert "over_ratio.png" not in pictures.draw(c, tmp_path)
+    assert "over_ratio.png" not in pictures.write_pictures(c, tmp_path)
