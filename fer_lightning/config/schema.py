@@ -21,17 +21,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fer_lightning.config import safety
 from fer_lightning.config.augment import Strengths
 from fer_lightning.config.hydra_keys import leaves, short
 from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import did_you_mean, explain
 from fer_lightning.config.rules import check_rules, model_rules
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import to_plain
 from fer_lightning.runtime.errors import UserError, require
-
-CONF_DIR = safety.CONF_DIR
 
 
 @dataclass

@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.config import safety
-from fer_lightning.config import schema as schema
+from fer_lightning.config import safety, schema
 from fer_lightning.config.interpolations import check_expansion
+from fer_lightning.config.messages import explain
 from fer_lightning.config.rules import label_rules, split_rules
 from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.data.classes import match_classes
@@ -135,7 +135,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
                 raise UserError(f"{override.input_line}: a whole group cannot be replaced; give one of its keys")
             OmegaConf.update(cfg, override.key_or_group, override.value())
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(schema.explain(error)) from None
+        raise UserError(explain(error)) from None
     given = OmegaConf.to_container(cfg)
     assert isinstance(given, dict)
     safety.check(given)
@@ -157,7 +157,7 @@ def _check_kinds(given: Any) -> None:
         UserError: naming the key and what is accepted.
     """
     for group in ("data", "split"):
-        for path in (schema.CONF_DIR / group).glob("*.yaml"):
+        for path in (safety.CONF_DIR / group).glob("*.yaml"):
             own = compose_file(path)
             target, own_target = (node.get("source", node)["_target_"] for node in (given[group], own))
             if target == own_target:
@@ -173,7 +173,7 @@ def _is_other_set(model: EmotionClassifier, overrides: list[str]) -> bool:
 
 def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
     """Replace the trained choice of ``conf/data`` by another, read in the model's form; a folder has its own labels."""
-    files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
+    files = {path.stem: path for path in (safety.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
     trained = cfg.data
@@ -182,7 +182,7 @@ def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
     if "image_size" in cfg.data:
         cfg.data.image_size, cfg.data.color = form.size, form.color
     if name == FOLDER:
-        cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
+        cfg.labels = OmegaConf.load(safety.CONF_DIR / "labels" / "fer.yaml")
 
 
 def _check_unseen(

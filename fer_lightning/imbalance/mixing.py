@@ -1,9 +1,9 @@
 """Mixing pairs of training images: mixup, Remix and CMO.
 
 ``sample_mixes`` chooses partners and proportions for a whole epoch or for single images from random numbers passed as
-an argument, so that the result is a pure function of (seed, epoch, position). Calling the mixer applies them to batches.
-Targets are distributions over the classes. Losses use them through ``functional.expected_loss``, so that every class
-in a mixed target keeps its own weight, margin and p_t.
+an argument, so that the result is a pure function of (seed, epoch, position). Calling the mixer applies them to
+batches. Targets are distributions over the classes. Losses use them through ``functional.expected_loss``, so that every
+class in a mixed target keeps its own weight, margin and p_t.
 """
 
 import math

@@ -9,8 +9,7 @@ from fer_lightning.comparison.differences import FEWEST_MODERATED
 from fer_lightning.comparison.ratios import SETTING, OverRatio
 from fer_lightning.comparison.rows import BASELINE, is_tested, paired, share_images, varying
 from fer_lightning.comparison.statistics import RESAMPLES
-from fer_lightning.presentation.words import listed, percent
-from fer_lightning.report.protocol import span
+from fer_lightning.presentation.words import listed, percent, span
 
 NAMED_BY_ROW = ("model.name", "model.head.cosine_scale", "model.head.class_scale", "model.head.class_margin")
 """Settings that may differ between methods without a note: the row names the model, the method sets the others."""

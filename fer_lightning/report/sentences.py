@@ -11,8 +11,7 @@ from fer_lightning.comparison.differences import POWER
 from fer_lightning.comparison.paper import TRAINING_IMAGES
 from fer_lightning.comparison.ratios import OverRatio, over_ratio
 from fer_lightning.metrics.names import SCORES
-from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed
-from fer_lightning.report.protocol import span
+from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed, span
 from fer_lightning.report.tables import is_tied
 
 SYNTHETIC = "SYNTHETIC DATA: drawn faces. The scores say nothing about FER-2013 or real faces."

@@ -17,7 +17,8 @@ from legs import every_nth, every_third
 from omegaconf import OmegaConf
 
 from fer_lightning.config.imbalance_rules import imbalance_rules
-from fer_lightning.config.schema import CONF_DIR, validate
+from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.config.schema import validate
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance import catalog, combinations
 from fer_lightning.imbalance.mixing import COLUMNS

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.imbalance import combinations
 from fer_lightning.imbalance.functional import (
     balancing_margin,
