@@ -190,7 +190,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any], searchpath: Sequence[s
             assert isinstance(typed, DictConfig)
             resolved: Any = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
             given = to_plain(cfg)
-    except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: keys that stand for each other
+    except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: circular interpolation
         raise UserError(explain(error)) from None
     _check_resolved(resolved)
     if missing := [key for key in resolved if key not in given]:
@@ -204,7 +204,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any], searchpath: Sequence[s
 
 
 def _check_resolved(resolved: dict[str, Any]) -> None:
-    """Check what the interpolations stand for: no secrets, nothing that could be resolved again, names for folders.
+    """Check what the interpolations resolve to: no secrets, nothing that could be resolved again, names for folders.
 
     Raises:
         UserError: naming the key.
@@ -216,7 +216,7 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
         require(finite, ".".join(parts), value, "must be a finite number")
     for key, text in texts:
         if "${" in text:
-            raise UserError(f"{key}={short(text)}: stands for another interpolation; write it out")
+            raise UserError(f"{key}={short(text)}: resolves to another interpolation; write it out")
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
             raise UserError(f"{key}={short(text)}: holds a line break or another control character; remove it")
     check_names(resolved["name"], resolved["imbalance"].get("name"))

@@ -153,8 +153,8 @@ def on_ranks(c: Comparison) -> list[str]:
 def on_mcnemar() -> list[str]:
     """What McNemar's test leaves out."""
     return [
-        "McNemar's exact test compares the majority votes of these very models on these images; that another training "
-        "would vote otherwise is not in it, so a small p is weaker evidence about the methods."
+        "McNemar's exact test compares the majority votes of these very models on these images; it ignores variation "
+        "between trainings, so a small p is weaker evidence about the methods."
     ]
 
 

@@ -135,7 +135,7 @@ class TestTable:
     def test_stages(self):
         stages = {row.name: row.stage for row in catalog.table_rows()}
         assert stages | {
-            "none": "-", "focal": "loss", "ldam_drw": "loss", "weighted": "loss", "imbsam": "optimiser",
+            "none": "-", "focal": "loss", "ldam_drw": "loss", "weighted": "loss", "imbsam": "optimizer",
             "oversample": "sampler", "cmo": "data", "gcl": "second stage", "los": "second stage",
             "tau_norm": "after training",
         } == stages  # fmt: skip
@@ -170,7 +170,7 @@ class TestTable:
         refused = combinations.combinations("balanced_softmax").refused
         assert refused["imbalance/sampler=sqrt"].endswith("with imbalance/sampler=instance or imbalance.loss.tau=0")
         reason = refused["imbalance=gcl imbalance.first_stage=RUN"]
-        assert reason.endswith("model.head.cosine_scale of balanced_softmax is None, here it is 30.0")
+        assert reason.endswith("model.head.cosine_scale of balanced_softmax is null, here it is 30.0")
 
     @pytest.mark.parametrize(
         "methods",
