@@ -74,7 +74,7 @@ def compose(method: str, network: str, steps: int) -> Any:
     """The configuration of a run."""
     from hydra import compose, initialize_config_dir
 
-    from fer_lightning.config.schema import CONF_DIR
+    from fer_lightning.config.safety import CONF_DIR
 
     overrides = [
         *("data=synthetic", f"data.batch_size={BATCH}", "logger=csv", f"imbalance={method}", f"model={network}"),

@@ -36,7 +36,7 @@ def compose(name: str, size: int, batch: int, steps: int, more: list[str]) -> An
     """The configuration of a run."""
     from hydra import compose, initialize_config_dir
 
-    from fer_lightning.config.schema import CONF_DIR
+    from fer_lightning.config.safety import CONF_DIR
 
     overrides = [
         *("data=synthetic", "data.source.images=6000", f"data.batch_size={batch}", "logger=csv", "augment=none"),

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fer_lightning.config import command_line, hydra_options, schema
+from fer_lightning.config import command_line, hydra_options, safety
 from fer_lightning.runtime import processes, signals
 from fer_lightning.runtime.errors import Interrupted, Paused, UserError
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status
@@ -17,7 +17,7 @@ from fer_lightning.runtime.version import __version__
 from fer_lightning.sweeps.run_job import run_job
 
 
-@hydra.main(version_base="1.3", config_path=str(schema.CONF_DIR), config_name="config")
+@hydra.main(version_base="1.3", config_path=str(safety.CONF_DIR), config_name="config")
 def app(cfg: DictConfig) -> float | None:
     """Run one composed configuration, or start the process of a sweep's job."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.inference.explanation_request import ExplanationRequest
+from fer_lightning.inference.face_options import add_face_options
 from fer_lightning.runtime.run_folder import checkpoint_file
 
 
@@ -25,12 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         "as data.path=fer2013.zip",
     )
     parser.add_argument("--test-set", action="store_true", help="mean maps of the model's own test images")
-    parser.add_argument(
-        "--faces", action="store_true", help="detect faces; without it each image is taken as one cropped face"
-    )
-    parser.add_argument(
-        "--detector", type=Path, metavar="FILE.onnx", help="detect with YuNet from this file instead of OpenCV's Haar"
-    )
+    add_face_options(parser)
     parser.add_argument(
         "--class", "--emotion", dest="class_name", metavar="NAME", help="class to explain; default: the predicted one"
     )

@@ -8,6 +8,7 @@ recording normally.
 from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
+from fer_lightning.inference.face_options import add_face_options
 from fer_lightning.inference.prediction import PredictionRequest, predict_inputs
 from fer_lightning.runtime.run_folder import checkpoint_file
 
@@ -24,12 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="image, folder (searched recursively), video, or a camera's number"
     )
-    parser.add_argument(
-        "--faces", action="store_true", help="detect faces; without it each image is taken as one cropped face"
-    )
-    parser.add_argument(
-        "--detector", type=Path, metavar="FILE.onnx", help="detect with YuNet from this file instead of OpenCV's Haar"
-    )
+    add_face_options(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--format", choices=("table", "csv", "jsonl"), default="table", help="format of the output")
     output.add_argument("--out", type=Path, metavar="FILE", help="write FILE.csv or FILE.jsonl instead of printing")

@@ -14,8 +14,8 @@ import torch
 from fer_lightning.api.images import Images, read_images
 from fer_lightning.api.run import Run
 from fer_lightning.data.images import as_face, may_be_a_crop
-from fer_lightning.evaluation.place_of_use import GivenPrior, PlaceOfUse, describe_prior
-from fer_lightning.evaluation.place_scores import find_reference, find_shares
+from fer_lightning.evaluation.prior_options import GivenPrior, PriorOptions, describe_prior
+from fer_lightning.evaluation.prior_scores import find_reference, find_shares
 from fer_lightning.evaluation.probabilities import classify, pick_device
 from fer_lightning.evaluation.scorecard import scorecard_line
 from fer_lightning.metrics import conformal
@@ -135,16 +135,16 @@ class Classifier:
             >>> classifier.predict("faces/", level=0.9, prior="estimated").sets
             [['happy', 'surprise'], ['sad'], ...]
         """
-        place = PlaceOfUse(level, prior, ("level={!r}", "prior={!r}"))
-        place.check()
-        reference = None if place == PlaceOfUse() else find_reference(self.model, self.checkpoint, place)
+        options = PriorOptions(level, prior, ("level={!r}", "prior={!r}"))
+        options.check()
+        reference = None if options == PriorOptions() else find_reference(self.model, self.checkpoint, options)
         names, probabilities = self._classify(images)
         sets = shares = None
         if level is not None and reference is not None:
             sets = conformal.named_sets(probabilities, reference.scores.thresholds(level), self.classes)
         if prior is not None and reference is not None:
             calibrated = probabilities
-            shares, estimate = find_shares(self.model, reference, place, lambda: calibrated)
+            shares, estimate = find_shares(self.model, reference, options, lambda: calibrated)
             if estimate is not None and estimate.few:
                 warnings.warn(describe_prior(prior, shares, self.classes, estimate), stacklevel=2)
             probabilities = shift(calibrated, reference.prior, shares)

@@ -70,14 +70,13 @@ class Run:
         """
         return tested_checkpoint(self.folder)
 
-    @property
-    def _remedy(self) -> str:
-        return "resume it with resume=auto, or give a finished run"
-
     def _finished(self, name: str) -> Path:
         status = read_status(self.folder)
         file = self.folder / name
         if status["status"] != "done" or not file.is_file():
             reason = f": {status['reason']}" if status.get("reason") else ""
-            raise UserError(f"{self.folder}: has no {name} (the run is {status['status']}{reason}); {self._remedy}")
+            raise UserError(
+                f"{self.folder}: has no {name} (the run is {status['status']}{reason}); "
+                "resume it with resume=auto, or give a finished run"
+            )
         return file

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fer_lightning.config import schema
+from fer_lightning.config import safety, schema
 from fer_lightning.config.hook import check_run
 from fer_lightning.config.messages import explain
 from fer_lightning.config.safety import GuardedLoader
@@ -40,7 +40,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
         UserError: an invalid override.
         HydraException: an override that cannot be parsed or composed.
     """
-    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
+    with initialize_config_dir(str(safety.CONF_DIR), version_base="1.3"):
         cfg = compose("config", overrides=overrides, return_hydra_config=True)
         run = without_hydra(cfg)
         schema.validate(run, cfg.hydra.runtime.choices, cfg.hydra.searchpath)
@@ -114,7 +114,7 @@ def _hydra_of_its_own() -> Iterator[None]:
     try:
         setbase("1.3")
         hydra.clear()
-        search_path = create_config_search_path(str(schema.CONF_DIR))
+        search_path = create_config_search_path(str(safety.CONF_DIR))
         hydra.initialize(Hydra(task_name="fer_lightning", config_loader=GuardedLoader(search_path)))
         yield
     finally:

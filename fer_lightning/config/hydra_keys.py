@@ -200,11 +200,11 @@ def check_file_names(job_name: str, output_subdir: str | None, subfolder: str | 
         raise UserError(f"hydra.job.name={short(job_name)}: {accepted}; it names the log in the run folder")
     if output_subdir is not None and not stays_inside(output_subdir):
         raise UserError(
-            f"hydra.output_subdir={short(output_subdir)}: leads out of the run folder; give a folder within it, or null"
+            f"hydra.output_subdir={short(output_subdir)}: points outside the run folder; give a folder in it, or null"
         )
     if subfolder is not None and (not stays_inside(subfolder) or Path(subfolder) == Path(".")):
         raise UserError(
-            f"hydra.sweep.subdir={short(subfolder)}: leads out of the sweep's folder; give a folder within it"
+            f"hydra.sweep.subdir={short(subfolder)}: points outside the sweep's folder; give a folder within it"
         )
 
 

@@ -53,7 +53,7 @@ def check_interpolation(key: str, text: str, typed: bool) -> None:
         rest = shorter
     if "${" in rest:
         names = ", ".join(RESOLVERS)
-        raise UserError(f"{given}: could stand for anything; ${{...}} may hold only keys and {names}")
+        raise UserError(f"{given}: may expand to anything; ${{...}} may hold only keys and {names}")
     for name in map(str.strip, _ENVIRONMENT.findall(text)):
         if not re.fullmatch(r"\w+", name) or is_secret(name) or not (typed or name in VARIABLES):
             raise UserError(
@@ -64,7 +64,7 @@ def check_interpolation(key: str, text: str, typed: bool) -> None:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Resolve a bounded number of interpolations within the block: a few lines can stand for billions of values.
+    """Resolve a bounded number of interpolations within the block: a few lines can expand to billions of values.
 
     Raises:
         UserError: there was one too many, also where the code in the block has caught OmegaConf's error.
@@ -84,7 +84,7 @@ def bounded() -> Iterator[None]:
     finally:
         Container.resolve_parse_tree = resolve  # type: ignore[method-assign]
         if exceeded:
-            raise UserError(f"configuration: its ${{...}} stand for more than {_MOST} values; remove those that repeat")
+            raise UserError(f"configuration: its ${{...}} expand to more than {_MOST} values; remove those that repeat")
 
 
 def check_expansion(config: DictConfig) -> None:

@@ -41,7 +41,7 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
     if not str(error) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__, overrides)
     if isinstance(error, RecursionError):
-        return "configuration: keys that stand for each other, or that are nested too deeply"
+        return "configuration: circular interpolation, or keys that are nested too deeply"
     if isinstance(error, YAMLError):
         return one_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:

@@ -85,7 +85,7 @@ def _data_rules(cfg: DictConfig) -> None:
     if "path" not in data.source and data.path is not None:
         raise UserError(f"data.path={data.path}: data={data.name} reads no files; use data=fer2013 for real faces")
     if data.source.get("_target_", "").startswith(NEED_A_PATH) and not str(data.source.get("path") or "").strip():
-        raise UserError("data.path is missing; give data.path=DIR, or what else docs/data.md lists")
+        raise UserError("data.path is missing; give data.path=DIR, or another form listed in docs/data.md")
     image_rules(data)
     if (
         cfg.labels.name != "fer"

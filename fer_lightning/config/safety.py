@@ -280,7 +280,7 @@ def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) ->
         if not is_help and re.search(r"[\x00-\x1f\x7f-\x9f]", key + text):
             raise UserError(f"{key!r}: holds a line break or another control character; remove it")
         if "${" in text and parts in (("hydra",), ("hydra", "job")):
-            raise UserError(f"{key}={short(text)}: could stand for anything; write its keys out")
+            raise UserError(f"{key}={short(text)}: may expand to anything; write its keys out")
         check_interpolation(key, text, typed=any(text in line for line in overrides))
 
 

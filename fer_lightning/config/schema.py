@@ -21,17 +21,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fer_lightning.config import safety
 from fer_lightning.config.augment import Strengths
 from fer_lightning.config.hydra_keys import leaves, short
 from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import did_you_mean, explain
 from fer_lightning.config.rules import check_rules, model_rules
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import to_plain
 from fer_lightning.runtime.errors import UserError, require
-
-CONF_DIR = safety.CONF_DIR
 
 
 @dataclass
@@ -192,7 +190,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any], searchpath: Sequence[s
             assert isinstance(typed, DictConfig)
             resolved: Any = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
             given = to_plain(cfg)
-    except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: keys that stand for each other
+    except (OmegaConfBaseException, RecursionError) as error:  # RecursionError: circular interpolation
         raise UserError(explain(error)) from None
     _check_resolved(resolved)
     if missing := [key for key in resolved if key not in given]:
@@ -206,7 +204,7 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any], searchpath: Sequence[s
 
 
 def _check_resolved(resolved: dict[str, Any]) -> None:
-    """Check what the interpolations stand for: no secrets, nothing that could be resolved again, names for folders.
+    """Check what the interpolations resolve to: no secrets, nothing that could be resolved again, names for folders.
 
     Raises:
         UserError: naming the key.
@@ -218,7 +216,7 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
         require(finite, ".".join(parts), value, "must be a finite number")
     for key, text in texts:
         if "${" in text:
-            raise UserError(f"{key}={short(text)}: stands for another interpolation; write it out")
+            raise UserError(f"{key}={short(text)}: resolves to another interpolation; write it out")
         if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
             raise UserError(f"{key}={short(text)}: holds a line break or another control character; remove it")
     check_names(resolved["name"], resolved["imbalance"].get("name"))

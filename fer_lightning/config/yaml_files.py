@@ -166,7 +166,7 @@ BoundedFileSource.__name__ = FileConfigSource.__name__
 
 
 def _count(node: Node, counted: dict[int, int]) -> int:
-    """How many values a node stands for with all aliases written out.
+    """How many values a node expands to with all aliases written out.
 
     Raises:
         YAMLError: more than ``MAX_VALUES``, or a node that holds itself.

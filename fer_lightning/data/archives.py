@@ -16,7 +16,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
@@ -107,7 +107,15 @@ class Folder:
         return open_file(self.path / name)
 
 
-class Zip:
+class _Archive:
+    _members: Mapping[str, Any]
+
+    def names(self) -> list[str]:
+        """Paths of the visible members, in the archive's order."""
+        return list(self._members)
+
+
+class Zip(_Archive):
     """The files of a zip archive."""
 
     form = "zip"
@@ -124,10 +132,6 @@ class Zip:
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if packed on a system without file modes
             yield _zip_name(info), info.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR), info
 
-    def names(self) -> list[str]:
-        """Paths of the visible members, in the archive's order."""
-        return list(self._members)
-
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""
         return self._zip.open(self._members[name])
@@ -143,7 +147,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         return info.filename
 
 
-class Tar:
+class Tar(_Archive):
     """The files of a tar archive, compressed or not."""
 
     form = "tar"
@@ -159,10 +163,6 @@ class Tar:
             name = f"{member.name}/" if member.isdir() else member.name
             plain = (member.isfile() and not member.issparse()) or member.isdir()
             yield name, member.size, plain, member
-
-    def names(self) -> list[str]:
-        """Paths of the visible members, in the archive's order."""
-        return list(self._members)
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""

@@ -84,11 +84,11 @@ def read_mapping(path: Path) -> dict[str, str | None]:
         is_word = isinstance(name, str) and isinstance(wanted, str)
         if not is_word or not (wanted.strip().lower() in NOTHING or is_class_name(wanted.strip())):
             raise UserError(
-                f"data.classes={path}: {reprlib.repr(name)}: {reprlib.repr(wanted)} names no class; give a word, or "
-                "null to leave the class out"
+                f"data.classes={path}: {reprlib.repr(name)}: {reprlib.repr(wanted)} is not a valid class name; "
+                "give a word, or null to leave the class out"
             )
         if name.lower() in mapping:
-            raise UserError(f"data.classes={path}: has {name} twice, but for upper case; keep one line")
+            raise UserError(f"data.classes={path}: {name} differs from another name only in case; keep one line")
         mapping[name.lower()] = None if wanted.strip().lower() in NOTHING else wanted.strip()
     return mapping
 

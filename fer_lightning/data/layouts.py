@@ -220,7 +220,7 @@ def _find_jaffe(container: Container, names: Sequence[str], inside: str) -> list
         if match:
             files.append(LabelledFile(name, match["code"].upper(), 0))
     if not files:
-        raise UserError(f"{container.path / inside}: no image called like KA.AN1.39.tiff: give {JAFFE_ACCEPTED}")
+        raise UserError(f"{container.path / inside}: no image named like KA.AN1.39.tiff: give {JAFFE_ACCEPTED}")
     if len(files) < len(images):
         log.info("Ignored %d images with other names", len(images) - len(files))
     return files

@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fer_lightning.config import schema as schema
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split, official
 from fer_lightning.data.synthetic import draw

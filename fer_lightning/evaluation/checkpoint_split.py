@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.config import safety
-from fer_lightning.config import schema as schema
+from fer_lightning.config import safety, schema
 from fer_lightning.config.interpolations import check_expansion
+from fer_lightning.config.messages import explain
 from fer_lightning.config.rules import label_rules, split_rules
 from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.data.classes import match_classes
@@ -50,12 +50,12 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
     try:
         configs = [_trained_config(each, overrides) for each in model.members or [model]]
         cfg = configs[0]
-        found = load_faces(cfg)
-        if found.form != model.form:
+        loaded = load_faces(cfg)
+        if loaded.form != model.form:
             raise UserError(
-                f"data={cfg.data.name}: has {found.form} images, and the model was trained on {model.form} ones"
+                f"data={cfg.data.name}: has {loaded.form} images, and the model was trained on {model.form} ones"
             )
-        faces = match_classes(found, model.classes)
+        faces = match_classes(loaded, model.classes)
         is_other = _is_other_set(model, overrides)
         split = whole(faces) if is_other else common_split([split_faces(each, faces) for each in configs])
         _check_unseen(model, configs, faces, split, is_other)
@@ -143,7 +143,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
                     "data, split and labels, and trainer.accelerator"
                 )
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(schema.explain(error)) from None
+        raise UserError(explain(error)) from None
     given = OmegaConf.to_container(cfg)
     assert isinstance(given, dict)
     safety.check(given)
@@ -165,7 +165,7 @@ def _check_kinds(given: Any) -> None:
         UserError: naming the key and what is accepted.
     """
     for group in ("data", "split"):
-        for path in (schema.CONF_DIR / group).glob("*.yaml"):
+        for path in (safety.CONF_DIR / group).glob("*.yaml"):
             own = compose_file(path)
             target, own_target = (node.get("source", node)["_target_"] for node in (given[group], own))
             if target == own_target:
@@ -181,7 +181,7 @@ def _is_other_set(model: EmotionClassifier, overrides: list[str]) -> bool:
 
 def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
     """Replace the trained choice of ``conf/data`` by another, read in the model's form; a folder has its own labels."""
-    files = {path.stem: path for path in (schema.CONF_DIR / "data").glob("*.yaml")}
+    files = {path.stem: path for path in (safety.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
     trained = cfg.data
@@ -190,7 +190,7 @@ def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
     if "image_size" in cfg.data:
         cfg.data.image_size, cfg.data.color = form.size, form.color
     if name == FOLDER:
-        cfg.labels = OmegaConf.load(schema.CONF_DIR / "labels" / "fer.yaml")
+        cfg.labels = OmegaConf.load(safety.CONF_DIR / "labels" / "fer.yaml")
 
 
 def _check_unseen(

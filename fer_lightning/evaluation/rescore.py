@@ -10,8 +10,8 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.evaluation import scorecard
 from fer_lightning.evaluation.artifacts import write_figures, write_tables
 from fer_lightning.evaluation.checkpoint_split import load_split, what_was_scored
-from fer_lightning.evaluation.place_of_use import PlaceOfUse
-from fer_lightning.evaluation.place_scores import find_reference, score_place
+from fer_lightning.evaluation.prior_options import PriorOptions, PriorRequest
+from fer_lightning.evaluation.prior_scores import add_prior_scores, find_reference
 from fer_lightning.evaluation.probabilities import pick_device
 from fer_lightning.evaluation.reference import stored_calibration, to_card
 from fer_lightning.evaluation.robustness import Robustness, print_robustness, score_corruptions, subset
@@ -30,16 +30,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluationRequest:
-    """The options of the ``evaluate`` command.
+class EvaluationRequest(PriorRequest):
+    """The options of the ``evaluate`` command; without a level the sets are those at ``conformal.LEVEL``.
 
     Attributes:
         checkpoint: a run's ``best.ckpt``.
         overrides: ``key=value`` of the run's configuration; ``data=folder`` scores any labelled folder of images.
         tta: test-time augmentations, each scored beside the plain images; names in ``tta.VIEWS``, comma-separated.
         out: folder for metrics, predictions and pictures; None writes nothing.
-        level: share of the images of each class whose set of classes is to hold the true class; None for no sets.
-        prior: shares of the classes in the place of use, see ``PlaceOfUse``; None for those that the model assumes.
         store: write temperature and validation scores into the checkpoint, for one without them.
         corruptions: score corrupted test images, too.
         limit: number of test images that are corrupted, at random; None for all.
@@ -49,8 +47,6 @@ class EvaluationRequest:
     overrides: list[str]
     tta: str = ""
     out: Path | None = None
-    level: float | None = None
-    prior: str | None = None
     store: bool = False
     corruptions: bool = False
     limit: int | None = None
@@ -59,11 +55,6 @@ class EvaluationRequest:
     def augmentations(self) -> list[str]:
         """The names in ``tta``, each once."""
         return list(dict.fromkeys(name for name in self.tta.split(",") if name))
-
-    @property
-    def place(self) -> PlaceOfUse:
-        """The options about the place of use."""
-        return PlaceOfUse(self.level, self.prior)
 
 
 def rescore(request: EvaluationRequest) -> None:
@@ -75,17 +66,17 @@ def rescore(request: EvaluationRequest) -> None:
         UserError: for a checkpoint, an override, an augmentation or a folder that cannot be used; also when test
             images trained or selected the model.
     """
-    checkpoint, out, place = request.checkpoint, request.out, request.place
+    checkpoint, out, options = request.checkpoint, request.out, request.prior_options
     _check(request)
     model = EmotionClassifier.load(checkpoint)
     cfg, faces, split = load_split(model, request.overrides)
     temperature, reference = stored_calibration(model)
-    if place != PlaceOfUse() and not len(split.val):
-        find_reference(model, checkpoint, place)  # which cannot be fitted here
+    if options != PriorOptions() and not len(split.val):
+        find_reference(model, checkpoint, options)  # which cannot be fitted here
     device = pick_device(cfg.trainer.accelerator)
     shared = shared_classes(model, faces)
     evaluation = evaluate(model, faces, split, device, temperature, request.augmentations, shared, reference)
-    evaluation, line = score_place(evaluation, place, model)
+    evaluation, line = add_prior_scores(evaluation, options, model)
     _print(evaluation, faces, line)
     if request.store:
         _store(checkpoint, model, faces, evaluation)
@@ -115,7 +106,7 @@ def _check(request: EvaluationRequest) -> None:
     limit, corrupts = request.limit, request.corruptions
     require(limit is None or corrupts, "--limit", limit, "is the number of images that --corruptions uses; add it")
     require(limit is None or limit >= 1, "--limit", limit, "must be 1 or more")
-    request.place.check()
+    request.prior_options.check()
     _check_storable(request.overrides if request.store else ())
 
 

@@ -70,9 +70,7 @@ def subset(faces: Faces, rows: np.ndarray, limit: int | None, seed: int = 0) -> 
     return np.sort(np.concatenate([rng.permutation(rows[labels == k])[:share] for k, share in enumerate(shares)]))
 
 
-def score_corruptions(
-    model: EmotionClassifier, faces: Faces, rows: np.ndarray, device: torch.device, seed: int = 0
-) -> Robustness:
+def score_corruptions(model: EmotionClassifier, faces: Faces, rows: np.ndarray, device: torch.device) -> Robustness:
     """Score a model on images corrupted in every way, at their stored size, before its own resize and normalisation.
 
     Args:
@@ -80,7 +78,6 @@ def score_corruptions(
         faces: the data.
         rows: (n,), the images, n >= 1.
         device: where to compute.
-        seed: of the corruptions.
     """
     records: list[dict[str, Any]] = []
     for kind, strength in [(CLEAN, 0), *((kind, strength) for kind in KINDS for strength in STRENGTHS)]:
@@ -89,7 +86,7 @@ def score_corruptions(
             [
                 predict(
                     model,
-                    corrupt(faces.images, part, kind, strength, seed) if strength else faces.images[part],
+                    corrupt(faces.images, part, kind, strength) if strength else faces.images[part],
                     device,
                 )
                 for part in parts

@@ -69,9 +69,9 @@ def evaluate(  # noqa: PLR0913 - what is scored, and three things that may be kn
         split: which of them are validation and test images.
         device: where to compute.
         temperature: calibrates the model's probabilities; None fits it on the validation images.
+        augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
         shared: classes that other data share with the model; the test sets are scored once more, with the most
             probable of these as the answer. Empty for all classes.
-        augmentations: names in ``tta.VIEWS``; each scores the test sets once more, beside the plain images.
         reference: for sets of classes; None fits it on the validation images.
         pooled: inputs of the model's head for the images of all sets, where they are known.
     """

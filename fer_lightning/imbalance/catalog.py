@@ -134,7 +134,7 @@ class Row(NamedTuple):
     second_stage: str
 
 
-STAGES = ("-", "loss", "optimiser", "sampler", "data", "second stage", "after training")
+STAGES = ("-", "loss", "optimizer", "sampler", "data", "second stage", "after training")
 
 
 def table_rows() -> list[Row]:

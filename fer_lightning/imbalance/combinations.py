@@ -52,10 +52,10 @@ def compose_method(name: str, **chosen: str) -> DictConfig:
 
 
 def stage(name: str) -> str:
-    """Where a method acts: loss, sampler, data, optimiser, second stage, or after training; ``-`` for the baseline."""
+    """Where a method acts: loss, sampler, data, optimizer, second stage, or after training; ``-`` for the baseline."""
     method, plain = compose_method(name), compose_method("none")
     if method.loss._target_.endswith("Sharpness"):
-        return "optimiser"
+        return "optimizer"
     for key, words in (("second_stage", "second stage"), ("adjust", "after training"), ("mix", "data")):
         if method.get(key):
             return words
@@ -105,7 +105,7 @@ def _check_first_stage(first: DictConfig, second: DictConfig) -> None:
     """As ``training.first_stage`` does with the configuration of a finished run."""
     scales = [_cosine_scale(method) for method in (first, second)]
     if scales[0] != scales[1]:
-        was, now = scales
+        was, now = ("null" if scale is None else scale for scale in scales)
         raise UserError(f"imbalance={second.name}: model.head.cosine_scale of {first.name} is {was}, here it is {now}")
     if second.get("adjust"):
         parts = {key: first[key] for key in ("loss", "sampler", "mix") if key in first}

@@ -1,9 +1,9 @@
 """Mixing pairs of training images: mixup, Remix and CMO.
 
-``draw`` chooses partners and proportions for a whole epoch or for single images from random numbers passed as an
-argument, so that the result is a pure function of (seed, epoch, position). Calling the mixer applies them to batches.
-Targets are distributions over the classes. Losses use them through ``functional.expected_loss``, so that every class
-in a mixed target keeps its own weight, margin and p_t.
+``sample_mixes`` chooses partners and proportions for a whole epoch or for single images from random numbers passed as
+an argument, so that the result is a pure function of (seed, epoch, position). Calling the mixer applies them to
+batches. Targets are distributions over the classes. Losses use them through ``functional.expected_loss``, so that every
+class in a mixed target keeps its own weight, margin and p_t.
 """
 
 import math
@@ -67,8 +67,8 @@ class Mixup:
         self.alpha = _checked_alpha(alpha)
         self.prob = _checked_prob(prob)
 
-    def draw(self, epoch: int, numbers: np.ndarray) -> Mixes:
-        """Draw how each of n images is mixed.
+    def sample_mixes(self, epoch: int, numbers: np.ndarray) -> Mixes:
+        """Sample how each of n images is mixed.
 
         Args:
             epoch: from 0.
@@ -191,8 +191,8 @@ class CMO:
         weights = np.bincount(labels)[labels].astype(np.float64) ** -weighted_alpha
         self.cumulative = np.cumsum(weights / weights.sum())
 
-    def draw(self, epoch: int, numbers: np.ndarray) -> Mixes:
-        """Draw how each of n images is mixed; as ``Mixup.draw``."""
+    def sample_mixes(self, epoch: int, numbers: np.ndarray) -> Mixes:
+        """Sample how each of n images is mixed; as ``Mixup.sample_mixes``."""
         mixed, partner, lam, row, column = numbers.T.astype(np.float64)
         drawn = np.searchsorted(self.cumulative, partner, side="right")
         drawn = np.minimum(drawn, len(self.cumulative) - 1)  # the sum may round to less than 1

@@ -54,7 +54,7 @@ class EpochSampler(Sampler[Entry]):
         self.done = (-1, 0)
 
     @abstractmethod
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return the global list of ``self.epoch``: int64, shape (total,), positions in the training subset."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,7 +73,7 @@ class EpochSampler(Sampler[Entry]):
         rank, world = _rank_and_world()
         entries = self.done[1] if self.done[0] == self.epoch else 0
         positions = torch.arange(entries + rank, max(entries + rank, len(self) * world), world)
-        return self.draw(_generator(self.seed, _ORDER, self.epoch))[positions], positions
+        return self.sample_epoch(_generator(self.seed, _ORDER, self.epoch))[positions], positions
 
     def __iter__(self) -> Iterator[Entry]:
         epoch = self.epoch
@@ -87,7 +87,7 @@ class InstanceSampler(EpochSampler):
     def __init__(self, labels: np.ndarray, seed: int) -> None:
         super().__init__(labels, seed, total=len(labels))
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return a permutation of all images."""
         return torch.randperm(self.total, generator=generator)
 
@@ -132,7 +132,7 @@ class UnderSampler(EpochSampler):
         self.members = [torch.from_numpy(np.flatnonzero(self.labels == label)) for label in classes]
         self.fixed = None if redraw else self._choose(_generator(seed, _SUBSET))
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return passes over balanced subsets, each in random order."""
         passes = -(-self.total // (self.per_class * len(self.members)))
         return torch.cat([self._pass(generator) for _ in range(passes)])[: self.total]
@@ -169,7 +169,7 @@ class ClassWeightedSampler(EpochSampler):
         super().__init__(labels, seed, total=len(labels) if num_samples is None else num_samples)
         self.image_weights = _image_weights(self.labels, power)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return independent draws of images."""
         return torch.multinomial(self.image_weights, self.total, replacement=True, generator=generator)
 
@@ -192,7 +192,7 @@ class ProgressiveSampler(EpochSampler):
         self.epochs = epochs
         self.instance, self.balanced = _image_weights(self.labels, 1.0), _image_weights(self.labels, 0.0)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return independent draws of images with the probabilities of the current epoch."""
         progress = min(1.0, self.epoch / max(1, self.epochs - 1))
         shares = (1 - progress) * self.instance + progress * self.balanced
@@ -230,7 +230,7 @@ class TwoStageSampler(EpochSampler):
         self.first_epochs = first_stage_epochs(epochs, share, first_stage)
         self.image_weights = _image_weights(self.labels, power)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return a permutation in the first stage, independent draws in the second."""
         if self.epoch < self.first_epochs:
             return torch.randperm(self.total, generator=generator)

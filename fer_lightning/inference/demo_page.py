@@ -104,10 +104,10 @@ def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.devi
         emotions); and a notice, or nothing.
     """
     about_faces = class_noun(model.classes) == "emotion"
-    found = find_faces(photo) if about_faces else []
-    boxes = sorted(sorted(found, key=lambda box: -box.width * box.height)[:MAX_FACES])
+    detected = find_faces(photo) if about_faces else []
+    boxes = sorted(sorted(detected, key=lambda box: -box.width * box.height)[:MAX_FACES])
     crops = [crop_face(photo, box) for box in boxes]
-    notice = MANY_FACES_NOTICE if len(found) > MAX_FACES else ""
+    notice = MANY_FACES_NOTICE if len(detected) > MAX_FACES else ""
     if not boxes:
         notice = NO_FACE_NOTICE if about_faces else ""
         height, width = photo.shape[:2]

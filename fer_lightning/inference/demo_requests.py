@@ -146,8 +146,8 @@ def clean_call(body: bytes, photos: Path) -> bytes | None:
     return json.dumps(cleaned).encode()
 
 
-def make_room(photos: Path, size: int = MAX_KEPT, files: int = MAX_FILES) -> None:
-    """Delete the oldest uploads and answers beyond ``size`` bytes or ``files`` files."""
+def make_room(photos: Path) -> None:
+    """Delete the oldest uploads and answers beyond ``MAX_KEPT`` bytes or ``MAX_FILES`` files."""
     kept = []
     for path in photos.rglob("*"):
         with suppress(OSError):  # another request deletes too
@@ -157,7 +157,7 @@ def make_room(photos: Path, size: int = MAX_KEPT, files: int = MAX_FILES) -> Non
     total = 0
     for number, (_, length, path) in enumerate(kept, start=1):
         total += length
-        if total > size or number > files:
+        if total > MAX_KEPT or number > MAX_FILES:
             with suppress(OSError):
                 path.unlink()
                 path.parent.rmdir()

@@ -82,7 +82,7 @@ def explain_inputs(request: ExplanationRequest) -> None:
     extracted = stream.extract_faces(sources, extract)
     while chunk := list(itertools.islice(extracted, CHUNK)):
         failed += sum(not item.faces for item in chunk)
-        for row in explainer.draw(chunk):
+        for row in explainer.explain_faces(chunk):
             cells = row if detects else (row.image, *row[2:])
             table.add_row(*(escape(printable(cell)) for cell in cells))
             predicted |= {row.answer} & set(model.classes)
@@ -105,7 +105,7 @@ def _refuse_video(source: pictures.Source) -> pictures.Source:
 
 @dataclass(frozen=True)
 class _Explainer:
-    """Draws saliency maps with one model.
+    """Writes pictures of saliency maps with one model.
 
     Attributes:
         model: moved to ``device``.
@@ -121,8 +121,8 @@ class _Explainer:
     device: torch.device
     taken: set[str]
 
-    def draw(self, items: list[PictureFaces]) -> Iterator[TableRow]:
-        """Draw every face of some pictures; yields the rows of the table."""
+    def explain_faces(self, items: list[PictureFaces]) -> Iterator[TableRow]:
+        """Write the picture of every face of some pictures; yields the rows of the table."""
         card = self.model.hparams["scorecard"]
         images = [face for item in items for _, face in item.faces]
         maps: Any = ()

@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fer_lightning.inference.face_options import FaceOptions
 from fer_lightning.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class ExplanationRequest:
+class ExplanationRequest(FaceOptions):
     """The options of the ``explain`` command.
 
     Attributes:
         checkpoint: a run's ``checkpoints/best.ckpt``.
         inputs: images and folders; with ``test_set``, ``key=value`` of the run's configuration.
         test_set: mean maps of the model's own test images.
-        faces: detect faces; implied by ``detector``.
-        detector: YuNet's file; None for OpenCV's Haar cascade.
         class_name: the class to explain; None for the predicted one of each face.
         out: folder for the pictures.
     """
@@ -23,15 +22,8 @@ class ExplanationRequest:
     checkpoint: Path
     inputs: list[str]
     test_set: bool = False
-    faces: bool = False
-    detector: Path | None = None
     class_name: str | None = None
     out: Path = Path("explained")
-
-    @property
-    def detects(self) -> bool:
-        """Whether faces are detected."""
-        return self.faces or self.detector is not None
 
     def check(self) -> None:
         """Refuse contradictory options.

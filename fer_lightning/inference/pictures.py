@@ -162,9 +162,9 @@ def _resolve(path: Path) -> list[Source]:
             files = sorted(
                 file for file in path.rglob("*") if _is_visible(file.relative_to(path)) and not file.is_dir()
             )
-            found = [_in_folder(file, file.relative_to(path)) for file in files if file.suffix.lower() in SUFFIXES]
+            sources = [_in_folder(file, file.relative_to(path)) for file in files if file.suffix.lower() in SUFFIXES]
             problem = f"no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
-            return found or [Source(path, "none", Path(path.name), problem)]
+            return sources or [Source(path, "none", Path(path.name), problem)]
         if not path.exists():
             return [Source(path, "none", Path(path.name), MISSING)]
         if not path.is_file():

@@ -12,10 +12,11 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from fer_lightning.evaluation.place_of_use import ESTIMATED, PlaceOfUse, describe_prior
+from fer_lightning.evaluation.prior_options import ESTIMATED, PriorOptions, PriorRequest, describe_prior
 from fer_lightning.inference import answers, detect, pictures, stream, tracks
 from fer_lightning.inference.annotate import Drawings
 from fer_lightning.inference.answers import OK, Answerer, Row
+from fer_lightning.inference.face_options import FaceOptions
 from fer_lightning.inference.pictures import Source
 from fer_lightning.metrics import conformal
 from fer_lightning.presentation.printable import printable
@@ -31,46 +32,28 @@ MAX_SMOOTHING = 60
 
 
 @dataclass(frozen=True)
-class PredictionRequest:
-    """The options of the ``predict`` command.
+class PredictionRequest(FaceOptions, PriorRequest):
+    """The options of the ``predict`` command; without a level there are no sets.
 
     Attributes:
         checkpoint: a run's ``checkpoints/best.ckpt``.
         paths: images, folders, videos, or a camera's number.
-        faces: detect faces; implied by ``detector``.
-        detector: YuNet's file; None for OpenCV's Haar cascade.
         format: ``table``, ``csv`` or ``jsonl``.
         out: file to write the rows to instead of printing them.
         draw: folder for annotated copies.
         every: use every n-th frame of a video.
         smooth: seconds over which the probabilities of a face in a video are smoothed; 0 for none.
-        level: the rate at which sets of classes are to hold the true class; None for no sets.
-        prior: shares of the classes in the place of use, see ``PlaceOfUse``; None for those that the model assumes.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
     """
 
     checkpoint: Path
     paths: list[str]
-    faces: bool = False
-    detector: Path | None = None
     format: str = "table"
     out: Path | None = None
     draw: Path | None = None
     every: int = 1
     smooth: float = 0.5
-    level: float | None = None
-    prior: str | None = None
     device: str = "auto"
-
-    @property
-    def place(self) -> PlaceOfUse:
-        """The options about the place of use."""
-        return PlaceOfUse(self.level, self.prior)
-
-    @property
-    def detects(self) -> bool:
-        """Whether faces are detected."""
-        return self.faces or self.detector is not None
 
     @property
     def prints_table(self) -> bool:
@@ -97,7 +80,7 @@ def _check(request: PredictionRequest) -> None:
         raise UserError(f"--every {request.every}: must be 1 or more")
     if not 0 <= request.smooth <= MAX_SMOOTHING:
         raise UserError(f"--smooth {request.smooth}: must be 0 to {MAX_SMOOTHING} seconds")
-    request.place.check()
+    request.prior_options.check()
     if request.out is not None and request.out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {request.out}: the name must end in .csv or .jsonl")
     if request.draw is not None:
@@ -128,7 +111,7 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
         )
     if request.detects:
         detect.check_detector(request.detector)
-    # Not before here: usage errors are reported without the seconds that torch takes to import.
+    # Not before here: usage errors are reported without the import time of torch.
     from fer_lightning.evaluation.probabilities import classify, pick_device
     from fer_lightning.model.classifier import EmotionClassifier
 
@@ -190,24 +173,24 @@ def _answerer(
     Raises:
         UserError: the checkpoint holds no scores of validation images, or the file of a prior cannot be used.
     """
-    card, place = model.hparams["scorecard"], request.place
+    card, options = model.hparams["scorecard"], request.prior_options
     answerer = Answerer(model.classes, card, tracked)
-    if place == PlaceOfUse():
+    if options == PriorOptions():
         return answerer
-    from fer_lightning.evaluation.place_scores import find_reference, find_shares
+    from fer_lightning.evaluation.prior_scores import find_reference, find_shares
 
-    reference = find_reference(model, request.checkpoint, place)
-    if place.level is not None:
-        answerer = replace(answerer, level=place.level, thresholds=reference.scores.thresholds(place.level))
-    if place.prior is None:
+    reference = find_reference(model, request.checkpoint, options)
+    if options.level is not None:
+        answerer = replace(answerer, level=options.level, thresholds=reference.scores.thresholds(options.level))
+    if options.prior is None:
         return answerer
 
     def answers_of_all() -> np.ndarray:
         known = [row.probabilities for _, rows in classify_all() for row in rows if row.probabilities is not None]
         return np.stack(known) if known else np.empty((0, len(model.classes)))
 
-    shares, estimate = find_shares(model, reference, place, answers_of_all)
-    print(printable(describe_prior(place.prior, shares, model.classes, estimate)), file=sys.stderr, flush=True)
+    shares, estimate = find_shares(model, reference, options, answers_of_all)
+    print(printable(describe_prior(options.prior, shares, model.classes, estimate)), file=sys.stderr, flush=True)
     return replace(answerer, priors=(reference.prior, shares))
 
 

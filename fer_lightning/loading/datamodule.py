@@ -79,7 +79,7 @@ class TrainingFaces(Dataset[Item]):
         target = torch.from_numpy(self.targets[entry.index])
         if self.mix is not None:
             numbers = uniforms(np.array([entry_seed(seed, 0, 0)], dtype=np.uint64), mixing.COLUMNS)
-            mixes = self.mix.draw(entry.epoch, numbers)
+            mixes = self.mix.sample_mixes(entry.epoch, numbers)
             partner = int(mixes.partner)
             if partner >= 0:
                 other = self._image(partner, entry_seed(seed, 0, 1))

@@ -180,7 +180,7 @@ class TrainingBatches:
         own = self._plan_images(entries.indices, seeds)
         if self.mix is None:
             return own, None, None
-        mixes = self.mix.draw(entries.epoch, uniforms(entry_seed(seeds, 0, 0), mixing.COLUMNS))
+        mixes = self.mix.sample_mixes(entries.epoch, uniforms(entry_seed(seeds, 0, 0), mixing.COLUMNS))
         partners = self._plan_images(mixes.partner.clamp(min=0), entry_seed(seeds, 0, 1))
         return own, partners, mixes.at(self.device)
 

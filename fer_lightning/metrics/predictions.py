@@ -10,6 +10,9 @@ import pandas as pd
 PREFIX = "p_"
 """Of the columns of ``predictions.csv`` that hold a class's probability."""
 
+MISTAKES = 24
+"""Most wrong predictions that are shown."""
+
 
 def probability_columns(classes: Sequence[str]) -> list[str]:
     """Columns of ``predictions.csv`` that hold the probabilities, in class order."""
@@ -39,12 +42,11 @@ def class_indices(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     return indices.astype(np.int64)
 
 
-def confident_mistakes(predictions: pd.DataFrame, limit: int = 24) -> pd.DataFrame:
-    """Select the wrong predictions with the highest confidence, in descending order.
+def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Select the ``MISTAKES`` wrong predictions with the highest confidence, in descending order.
 
     Args:
         predictions: the rows of ``predictions.csv``.
-        limit: how many at most.
 
     Returns:
         Rows of ``predictions`` with a column ``confidence`` added; the index is the row number in ``predictions``, for
@@ -53,7 +55,7 @@ def confident_mistakes(predictions: pd.DataFrame, limit: int = 24) -> pd.DataFra
     rows = predictions.reset_index(drop=True)
     rows["confidence"] = rows[probability_columns(classes_of(rows))].max(axis=1)
     wrong = rows[rows["label"] != rows["prediction"]]
-    return wrong.sort_values("confidence", ascending=False, kind="stable").head(limit)
+    return wrong.sort_values("confidence", ascending=False, kind="stable").head(MISTAKES)
 
 
 def reported(predictions: pd.DataFrame, name: str = "test") -> pd.DataFrame:

@@ -1,10 +1,12 @@
 """Numbers in words, names and lists: percent, points, intervals, p-values."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from fer_lightning.presentation.printable import printable
 
 
 def data_name(metrics: Mapping[str, Any]) -> str:
@@ -54,14 +56,21 @@ def p_value(value: float, kind: str) -> str:
     return f"{kind}p < 0.001" if value < 0.001 else f"{kind}p = {value:.3f}"
 
 
-def cut(name: str, letters: int) -> str:
-    """A name of at most so many letters, its end cut off."""
+def cut(name: str, letters: int = 32) -> str:
+    """A name of at most so many letters, for a picture; control characters, which have no glyph, are escaped."""
+    name = printable(name)
     return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def count(n: float) -> str:
     """``1234`` -> ``1,234``."""
     return f"{n:,.0f}"
+
+
+def span(numbers: Iterable[int]) -> str:
+    """``1,000 to 1,200``, or one number where all are equal."""
+    ordered = sorted(numbers)
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((ordered[0], ordered[-1])))
 
 
 def listed(names: Sequence[str]) -> str:

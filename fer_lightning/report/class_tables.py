@@ -1,8 +1,7 @@
 """Tables of the single classes: scores, images, and how far raters agree with the labels."""
 
 import math
-
-import pandas as pd
+from dataclasses import replace
 
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SHARE
@@ -12,6 +11,7 @@ from fer_lightning.report.tables import (
     number_cell,
     ordered,
     rarest_first,
+    score_cell,
     test_counts,
     train_counts,
     value_of,
@@ -33,9 +33,8 @@ def per_class(c: Comparison, score: str) -> Table:
         for each in classes:
             entry = table.get((name, each), {})
             value, spread = entry.get(score), entry.get(f"{score}_sd")
-            text = SHARE.words(value) + ("" if pd.isna(spread) else f" ± {SHARE.words(spread)}")
             is_best = several and value == best.get(each)
-            cells.append(Cell(text, value_of(value), shade=value_of(value), best=is_best))
+            cells.append(replace(score_cell(SHARE, value, spread, best=is_best), shade=value_of(value)))
         rows.append(cells)
     return Table({"f1": "F1"}.get(score, score), ["method", *classes], rows)
 

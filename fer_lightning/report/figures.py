@@ -24,7 +24,6 @@ from fer_lightning.presentation.plotting import (
     row_shares,
     styled,
 )
-from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import cut
 from fer_lightning.report.class_tables import SHOWN_CLASSES
 
@@ -43,11 +42,6 @@ def colour(number: int) -> int:
 def mark(number: int) -> int:
     """The place in ``MARKS`` of method ``number``: with the colour, unique for a baseline and 24 methods."""
     return (number + (number - 1) // 12) % len(MARKS) if number else 0
-
-
-def short(name: str, letters: int = 32) -> str:
-    """A name cut for a picture; control characters, which have no glyph, are shown by their escapes."""
-    return cut(printable(name), letters)
 
 
 def _compare_height(methods: int) -> float:
@@ -92,7 +86,7 @@ def method_bars(
             axes.axvline(chance, color=VERMILION, linewidth=1.2, linestyle=":")
         axes.set_title(score)
         axes.set_xlim(0, longest * (1.5 if seen.any() else 1.25))
-        axes.set_yticks(places, [short(str(name)) for name in means.index])
+        axes.set_yticks(places, [cut(str(name)) for name in means.index])
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -137,7 +131,7 @@ def _matrices(
             return "0" if text in ("+0", "-0") else text
 
         heatmap(axes, matrix, words, fontsize=9, bold=np.eye(len(classes)) > 0, limit=limit)
-        axes.set_title(short(name))
+        axes.set_title(cut(name))
         turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(classes)), names, fontsize=9 if few else 7, **turned)
         axes.set_yticks(range(len(classes)), names, fontsize=9 if few else 7)
@@ -182,7 +176,7 @@ def recall_by_class(
     )
     axes.set_xticks(range(len(order)), names)
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(recalls)), [short(str(name)) for name in recalls.index])
+    axes.set_yticks(range(len(recalls)), [cut(str(name)) for name in recalls.index])
     if train_counts is not None:
         axes.set_xlabel("training images under each class; rarest class left", fontsize=9, color=FAINT)
         axes.xaxis.set_label_position("bottom")
@@ -221,7 +215,7 @@ def differences(rows: pd.DataFrame, numbers: Mapping[str, int], title: str, subt
             face = hue if by_method[name]["p_holm"] < 0.05 else "white"
             axes.plot([value], [place], MARKS[mark(numbers[name])], color=hue, mfc=face, mew=1.6, ms=7)
         axes.set_title(SCORES[metric].heading)
-        axes.set_yticks(range(len(methods)), [short(name) for name in methods])
+        axes.set_yticks(range(len(methods)), [cut(name) for name in methods])
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.grid(axis="x", color="#E3E7EA")
         axes.set_axisbelow(True)
@@ -260,7 +254,7 @@ def reliability(
             hue = COLOURS[colour(numbers[name])] if scaled else FAINT
             face, line = (hue, "-") if scaled else ("white", "--")
             axes.plot(rows["confidence"], rows["accuracy"], line, color=hue, marker="o", ms=4, mfc=face, linewidth=1.4)
-        axes.set_title(short(name, 26), fontsize=9.5)
+        axes.set_title(cut(name, 26), fontsize=9.5)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_aspect("equal")

@@ -1,11 +1,9 @@
 """Tables of further scores, of errors when unsure answers are left out, and of sets of classes."""
 
-import math
-
 from fer_lightning.comparison.analysis import Comparison
-from fer_lightning.metrics.names import ALL_SCORES, NOTHING, SCORES, SHARE
+from fer_lightning.metrics.names import ALL_SCORES, SCORES, SHARE
 from fer_lightning.metrics.selective import COVERAGES
-from fer_lightning.report.tables import Cell, Table, is_tied, ordered, rarest_first, seeds
+from fer_lightning.report.tables import Cell, Table, best_of, is_tied, ordered, rarest_first, score_cell, seeds
 
 SHOWN_CLASSES = 8
 """Most classes whose coverage is shown: the rarest."""
@@ -24,13 +22,10 @@ def further(c: Comparison) -> Table | None:
     for metric in metrics:
         score = ALL_SCORES[metric]
         means = {name: float(entries[name, metric]["mean"]) for name in ordered(c)}
-        known = [mean for mean in means.values() if not math.isnan(mean)]
-        best = (min(known) if score.lower else max(known)) if len(known) > 1 else math.nan
+        best = best_of(score, means.values())
         for cells in rows:
-            mean, deviation = means[cells[0].text], float(entries[cells[0].text, metric]["sd"])
-            spread = "" if math.isnan(deviation) else f" ± {score.words(deviation)}"
-            value = None if math.isnan(mean) else mean
-            cells.append(Cell(score.words(mean) + spread, value, best=is_tied(mean, best)))
+            name = cells[0].text
+            cells.append(score_cell(score, means[name], entries[name, metric]["sd"], best=is_tied(means[name], best)))
     caption = (
         "G-mean: geometric mean of the recalls, 0 where one is 0; MCC: Matthews correlation, from -1 to 1; AUROC and "
         "AP: areas under the ROC and the precision-recall curve, of each class against the rest, averaged over the "
@@ -49,13 +44,14 @@ def selective(c: Comparison) -> Table | None:
     if c.risks is None or not len(c.risks):
         return None
     curves = {(row["method"], round(row["coverage"], 2)): float(row["risk"]) for row in c.risks.to_dict("records")}
-    best = {share: min(curves[name, share] for name in c.rows if (name, share) in curves) for share in COVERAGES}
+    names = [name for name in ordered(c) if (name, 1.0) in curves]
+    best = {share: best_of(ERROR, (curves[name, share] for name in names)) for share in COVERAGES}
     rows = []
-    for name in (name for name in ordered(c) if (name, 1.0) in curves):
+    for name in names:
         cells = [Cell(name, name)]
         for share in COVERAGES:
             risk = curves[name, share]
-            cells.append(Cell(ERROR.words(risk), risk, best=len(c.rows) > 1 and is_tied(risk, best[share])))
+            cells.append(score_cell(ERROR, risk, best=is_tied(risk, best[share])))
         rows.append(cells)
     return Table("errors", ["method", *(f"{100 * share:.0f} % answered" for share in COVERAGES)], rows)
 
@@ -77,4 +73,4 @@ def sets(c: Comparison) -> Table | None:
 
 
 def _share(value: float) -> Cell:
-    return Cell(NOTHING) if math.isnan(value) else Cell(SHARE.words(value), float(value))
+    return score_cell(SHARE, value)

@@ -16,7 +16,7 @@ def markdown(c: Comparison, pictures: Sequence[str], command: str | None = None)
 
     Args:
         c: the comparison.
-        pictures: names of the pictures beside the file, as ``pictures.draw`` returns them.
+        pictures: names of the pictures beside the file, as ``pictures.write_pictures`` returns them.
         command: the command line that made it.
     """
     lines = ["# Comparison of methods", "", to_markdown(key(c)), ""]

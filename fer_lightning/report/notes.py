@@ -9,8 +9,7 @@ from fer_lightning.comparison.differences import FEWEST_MODERATED
 from fer_lightning.comparison.ratios import SETTING, OverRatio
 from fer_lightning.comparison.rows import BASELINE, is_tested, paired, share_images, varying
 from fer_lightning.comparison.statistics import RESAMPLES
-from fer_lightning.presentation.words import listed, percent
-from fer_lightning.report.protocol import span
+from fer_lightning.presentation.words import listed, percent, span
 
 NAMED_BY_ROW = ("model.name", "model.head.cosine_scale", "model.head.class_scale", "model.head.class_margin")
 """Settings that may differ between methods without a note: the row names the model, the method sets the others."""
@@ -154,8 +153,8 @@ def on_ranks(c: Comparison) -> list[str]:
 def on_mcnemar() -> list[str]:
     """What McNemar's test leaves out."""
     return [
-        "McNemar's exact test compares the majority votes of these very models on these images; that another training "
-        "would vote otherwise is not in it, so a small p is weaker evidence about the methods."
+        "McNemar's exact test compares the majority votes of these very models on these images; it ignores variation "
+        "between trainings, so a small p is weaker evidence about the methods."
     ]
 
 

@@ -18,7 +18,7 @@ from fer_lightning.report.selective_figure import risk_coverage
 from fer_lightning.report.trade_off_figure import trade_off
 
 
-def draw(c: Comparison, folder: Path) -> list[str]:
+def write_pictures(c: Comparison, folder: Path) -> list[str]:
     """Write the pictures of a comparison into ``folder``; returns their names."""
     drawn = {**_overview(c), **_over_ratio(c), **_classes(c), **_differences(c), **_ranks_and_reliability(c)}
     for name, figure in drawn.items():

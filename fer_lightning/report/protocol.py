@@ -1,7 +1,7 @@
 """What was compared on which data, and how the report was made: heading -> text."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from fer_lightning.comparison.analysis import Comparison
@@ -64,22 +64,16 @@ def _test_images(c: Comparison) -> str:
         images += ", different ones for each seed or fold"
     dedup = f"{c.test_set}_dedup"
     if dedup in c.sizes:
-        without = span(int(run.members[dedup].sum()) for run in c.runs)
+        without = words.span(int(run.members[dedup].sum()) for run in c.runs)
         images += f"; {without} of them without a pixel-identical twin in training"
     return images
 
 
 def _by_row(c: Comparison, number: Callable[[FinishedRun], int]) -> str:
     """A number of every row in words; once where all rows agree."""
-    spans = {name: span(number(run) for run in members) for name, members in c.rows.items()}
+    spans = {name: words.span(number(run) for run in members) for name, members in c.rows.items()}
     first, *others = dict.fromkeys(spans.values())
     return "; ".join(f"{name} {text}" for name, text in spans.items()) if others else first
-
-
-def span(numbers: Iterable[int]) -> str:
-    """``1,000 to 1,200``, or one number where all are equal."""
-    ordered = sorted(numbers)
-    return " to ".join(f"{number:,}" for number in dict.fromkeys((ordered[0], ordered[-1])))
 
 
 def made_with(c: Comparison, command: str | None = None) -> dict[str, str]:

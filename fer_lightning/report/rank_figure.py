@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fer_lightning.presentation.plotting import BLUE, FAINT, INK, VERMILION, head, styled
-from fer_lightning.report.figures import COLOURS, MARKS, colour, mark, short
+from fer_lightning.presentation.words import cut
+from fer_lightning.report.figures import COLOURS, MARKS, colour, mark
 
 
 @styled
@@ -25,7 +26,7 @@ def critical_difference(
         subtitle: the second line.
     """
     ranks = ranks.astype(float).sort_values(kind="stable")
-    values, names = ranks.to_numpy(), [short(str(name), 28) for name in ranks.index]
+    values, names = ranks.to_numpy(), [cut(str(name), 28) for name in ranks.index]
     k = len(values)
     cliques = indistinguishable(values, critical)
     half = (k + 1) // 2

@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fer_lightning.comparison.ratios import OverRatio
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.plotting import FAINT, head, styled
-from fer_lightning.report.figures import COLOURS, MARKS, colour, mark, short
+from fer_lightning.presentation.words import cut
+from fer_lightning.report.figures import COLOURS, MARKS, colour, mark
 from fer_lightning.report.trade_off_figure import view_range
 
 
@@ -60,7 +61,7 @@ def _lines_over_ratio(axes: Axes, over: OverRatio, rows: pd.DataFrame, numbers: 
         hue = COLOURS[colour(number)]
         x = mine["ratio"].to_numpy(float) * spread ** (place - middle)  # beside one another, not on top
         axes.plot(x, 100 * mine["value"], color=hue, linewidth=1.6)
-        axes.plot([], [], f"{MARKS[mark(number)]}-", color=hue, mfc="white", label=short(method, 24))
+        axes.plot([], [], f"{MARKS[mark(number)]}-", color=hue, mfc="white", label=cut(method, 24))
         axes.vlines(x, 100 * mine["low"], 100 * mine["high"], color=hue, linewidth=1.3, alpha=0.6)
         clear = mine["p_holm"] < 0.05 if tested else [False] * len(mine)
         for one, value, filled in zip(x, mine["value"], clear, strict=True):

@@ -21,7 +21,7 @@ class Section:
         title: its heading.
         text: how to read it.
         tables: in reading order.
-        pictures: file names, as ``pictures.draw`` writes them.
+        pictures: file names, as ``pictures.write_pictures`` writes them.
         sentences: what its numbers support.
         notes: how its numbers were made, and what could mislead.
     """

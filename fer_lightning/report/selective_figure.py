@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fer_lightning.presentation.plotting import head, styled
-from fer_lightning.report.figures import COLOURS, MARKS, colour, mark, short
+from fer_lightning.presentation.words import cut
+from fer_lightning.report.figures import COLOURS, MARKS, colour, mark
 
 
 @styled
@@ -37,7 +38,7 @@ def risk_coverage(
             mfc="white",
             ms=5,
             linewidth=1.5,
-            label=short(name, 24),
+            label=cut(name, 24),
             clip_on=False,
         )
     axes.set_xlim(0, 100)

@@ -11,8 +11,7 @@ from fer_lightning.comparison.differences import POWER
 from fer_lightning.comparison.paper import TRAINING_IMAGES
 from fer_lightning.comparison.ratios import OverRatio, over_ratio
 from fer_lightning.metrics.names import SCORES
-from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed
-from fer_lightning.report.protocol import span
+from fer_lightning.presentation.words import count, interval, listed, p_value, percent, points, signed, span
 from fer_lightning.report.tables import is_tied
 
 SYNTHETIC = "SYNTHETIC DATA: drawn faces. The scores say nothing about FER-2013 or real faces."
@@ -30,14 +29,19 @@ def answer(c: Comparison) -> str:
     """Which method wins, by how much, and whether that is clear, or which at each ratio; drawn data are named first."""
     over = over_ratio(c)
     if over is not None:
-        sentence = first_at_each_ratio(over)
-        return f"On drawn, not real, faces: {sentence}" if c.synthetic else sentence
+        return _with_data(c, first_at_each_ratio(over))
     rows = c.summary[(c.summary["test_set"] == c.test_set) & (c.summary["metric"] == PRIMARY)]
     means = {str(row["method"]): float(row["mean"]) for row in rows.to_dict("records")}
     common = c.pairs["seeds"]
     seeds = min([*(len(members) for members in c.rows.values()), *common[common > 0]])
-    sentence = winner(means, c.pairs, seeds)
-    return f"On drawn, not real, faces: {sentence}" if c.synthetic else sentence
+    return _with_data(c, winner(means, c.pairs, seeds))
+
+
+def _with_data(c: Comparison, sentence: str) -> str:
+    if not c.synthetic:
+        return sentence
+    begins_with_a_name = sentence.startswith(tuple(c.rows))
+    return f"On drawn, not real, faces: {sentence if begins_with_a_name else sentence[0].lower() + sentence[1:]}"
 
 
 def first_at_each_ratio(over: OverRatio) -> str:
@@ -223,11 +227,11 @@ def on_ratio(over: OverRatio, baselines: Mapping[str, str]) -> list[str]:
             records = rows[rows["p_holm"].notna()].sort_values("ratio").to_dict("records")
             if len(records) < 2 or all(baselines.get(row["row"], row["row"]) == row["row"] for row in records):
                 continue
-            sentences.append(_begins_to_pay(method, metric, records))
+            sentences.append(_where_it_improves(method, metric, records))
     return sentences
 
 
-def _begins_to_pay(method: str, metric: str, records: Sequence[Mapping[Any, Any]]) -> str:
+def _where_it_improves(method: str, metric: str, records: Sequence[Mapping[Any, Any]]) -> str:
     """Of the differences of one method to the baseline, ascending in the ratio."""
     name = SCORES[metric].heading
     clear = [row["p_holm"] < SIGNIFICANT for row in records]
@@ -239,10 +243,10 @@ def _begins_to_pay(method: str, metric: str, records: Sequence[Mapping[Any, Any]
     first = next((place for place in range(len(records)) if all(better[place:])), None)
     if first is not None:
         row = records[first]
-        since = "at every ratio" if first == 0 else f"from a ratio of {row['ratio']:g} on"
-        return f"{method} pays in {name} {since}: {signed(row['difference'])} points there ({_evidence(row)}){cost}."
+        since = "at every ratio" if first == 0 else f"from ratio {row['ratio']:g} upwards"
+        return f"{method} improves {name} {since}: {signed(row['difference'])} points there ({_evidence(row)}){cost}."
     if any(better):
-        where = listed([f"{row['ratio']:g}" for row, pays in zip(records, better, strict=True) if pays])
+        where = listed([f"{row['ratio']:g}" for row, is_better in zip(records, better, strict=True) if is_better])
         return f"{method} is better in {name} at {where}, and not clearly at larger ratios{cost}."
     gaps = ", ".join(f"{signed(row['difference'])} at {row['ratio']:g}" for row in records)
     return f"{method} is at no ratio clearly better in {name} ({gaps} points; inconclusive, not equal){cost}."

@@ -5,6 +5,7 @@ of FER-2013's 3,589 is 0.03 points. The exact numbers are in ``summary.csv``.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ import pandas as pd
 from fer_lightning.comparison import ensembles as ensembles_of_rows
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import OverRatio
-from fer_lightning.metrics.names import NOTHING, SCORES
+from fer_lightning.metrics.names import NOTHING, SCORES, MetricFormat
+from fer_lightning.presentation.words import span
 
 TEST_SETS = {
     "test": "test",
@@ -71,6 +73,28 @@ class Table:
 def number_cell(value: Any, digits: int = 0) -> Cell:
     """A number with that many decimals; ``NOTHING`` for a missing one."""
     return Cell(NOTHING) if pd.isna(value) else Cell(f"{float(value):,.{digits}f}", float(value))
+
+
+def score_cell(
+    score: MetricFormat,
+    mean: Any,
+    sd: Any = math.nan,
+    low: float = math.nan,
+    high: float = math.nan,
+    best: bool = False,
+) -> Cell:
+    """A score, with its standard deviation and its interval where they are known."""
+    spread = "" if pd.isna(sd) else f" ± {score.words(sd)}"
+    interval = score.interval(low, high)
+    return Cell(score.words(mean) + spread, value_of(mean), interval, float(low), float(high), best=best)
+
+
+def best_of(score: MetricFormat, values: Iterable[float]) -> float:
+    """The best of some values; NaN, which no value is tied with, where fewer than two are known."""
+    known = [value for value in values if not pd.isna(value)]
+    if len(known) < 2:
+        return math.nan
+    return min(known) if score.lower else max(known)
 
 
 def _p(value: float, bold: bool = False) -> Cell:
@@ -150,7 +174,7 @@ def scores(c: Comparison, test_set: str | None = None) -> Table:
     tested = {(run.repeat, run.metrics.get(f"{test_set}/n")) for runs in c.rows.values() for run in runs}
     alike = len(tested) == len({repeat for repeat, _ in tested})  # not so without twins, where training sets differ
     sizes = {int(n) for _, n in tested if n is not None}
-    best = {key: wide[key].min() if score.lower else wide[key].max() for key, score in SCORES.items()}
+    best = {key: best_of(score, wide[key]) for key, score in SCORES.items()}
     rows = []
     for name in ordered(c):
         cells = [Cell(name, name)]
@@ -159,20 +183,10 @@ def scores(c: Comparison, test_set: str | None = None) -> Table:
                 cells.append(Cell(NOTHING))
                 continue
             entry = table[name, key]
-            spread = "" if pd.isna(entry["sd"]) else f" ± {score.words(entry['sd'])}"
-            cells.append(
-                Cell(
-                    score.words(entry["mean"]) + spread,
-                    value_of(entry["mean"]),
-                    score.interval(entry["low"], entry["high"]),
-                    float(entry["low"]),
-                    float(entry["high"]),
-                    best=alike and len(wide) > 1 and is_tied(entry["mean"], best[key]),
-                )
-            )
+            is_best = alike and is_tied(entry["mean"], best[key])
+            cells.append(score_cell(score, entry["mean"], entry["sd"], entry["low"], entry["high"], is_best))
         rows.append([*cells, number_cell(len(c.rows[name]))])
-    span = " to ".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else ""
-    label = set_name(test_set) + (f", n = {span}" if span else "")
+    label = set_name(test_set) + (f", n = {span(sizes)}" if sizes else "")
     return Table(label, ["method", *(score.heading for score in SCORES.values()), "seeds"], rows, plot="cells")
 
 
@@ -181,16 +195,14 @@ def ensembles(c: Comparison, test_set: str) -> Table:
     assert c.ensembles is not None
     of_set = c.ensembles[c.ensembles["test_set"] == test_set]
     wide = of_set.pivot(index="method", columns="metric", values="mean")
-    best = {key: wide[key].min() if score.lower else wide[key].max() for key, score in SCORES.items()}
+    best = {key: best_of(score, wide[key]) for key, score in SCORES.items()}
     table = {(row["method"], row["metric"]): row for row in of_set.to_dict("records")}
     rows = []
     for name in wide[PRIMARY].sort_values(ascending=False, kind="stable", na_position="last").index:
         cells = [Cell(ensembles_of_rows.label(name), name)]
         for key, score in SCORES.items():
             value, low, high = (table[name, key][column] for column in ("mean", "low", "high"))
-            interval = score.interval(low, high)
-            is_best = len(wide) > 1 and is_tied(value, best[key])
-            cells.append(Cell(score.words(value), value_of(value), interval, float(low), float(high), best=is_best))
+            cells.append(score_cell(score, value, low=low, high=high, best=is_tied(value, best[key])))
         rows.append([*cells, number_cell(table[name, PRIMARY]["seeds"])])
     headings = ["method", *(score.heading for score in SCORES.values()), "models"]
     return Table(set_name(test_set), headings, rows, plot="cells")
@@ -204,18 +216,14 @@ def over_ratio(over: OverRatio, metric: str) -> Table:
     rows = []
     for ratio in over.ratios:
         means = {name: table[ratio, name]["mean"] for name in over.methods if (ratio, name) in table}
-        known = [mean for mean in means.values() if not pd.isna(mean)]
-        best = max(known) if len(known) > 1 else math.nan
+        best = best_of(score, means.values())
         cells = [Cell(f"{ratio:g}", ratio)]
         for name in over.methods:
             if name not in means:
                 cells.append(Cell(NOTHING))
                 continue
-            deviation = table[ratio, name]["sd"]
-            spread = "" if pd.isna(deviation) else f" ± {score.words(deviation)}"
-            cells.append(
-                Cell(score.words(means[name]) + spread, value_of(means[name]), best=is_tied(means[name], best))
-            )
+            is_best = is_tied(means[name], best)
+            cells.append(score_cell(score, means[name], table[ratio, name]["sd"], best=is_best))
         rows.append(cells)
     return Table(score.heading, ["ratio", *over.methods], rows)
 
@@ -293,8 +301,8 @@ def calibration(c: Comparison) -> Table:
         for key, (_, score) in columns.items():
             for column in (key, f"{key}_scaled"):
                 value = entries[name][column]
-                is_best = len(entries) > 1 and is_tied(value, c.calibration[column].min())
-                cells.append(Cell(score.words(value), value_of(value), best=is_best))
+                is_best = is_tied(value, best_of(score, c.calibration[column]))
+                cells.append(score_cell(score, value, best=is_best))
         rows.append(cells)
     return Table("calibration", headings, rows)
 
@@ -314,7 +322,7 @@ def twins(c: Comparison) -> Table | None:
         cells = [Cell(name, name)]
         for key in keys:
             score, before, after = SCORES[key], whole[name][key], without[name][key]
-            cells += [Cell(score.words(value), value_of(value)) for value in (before, after)]
+            cells += [score_cell(score, value) for value in (before, after)]
             cells.append(Cell(score.words(after - before, "+"), value_of(after - before)))
         rows.append(cells)
     return Table("with and without twins", headings, rows)
@@ -356,14 +364,13 @@ def paper(c: Comparison) -> Table | None:
         return None
     score, rows = SCORES["accuracy"], []
     for row in c.paper.to_dict("records"):
-        low, high = float(row["low"]), float(row["high"])
         rows.append(
             [
                 Cell(str(row["method"]), str(row["method"])),
                 Cell(set_name(str(row["test_set"]))),
                 number_cell(row["n"]),
                 Cell(f"{row['paper_accuracy']:.2%}".removesuffix("%"), value_of(row["paper_accuracy"])),
-                Cell(score.words(row["mean"]), value_of(row["mean"]), score.interval(low, high), low, high),
+                score_cell(score, row["mean"], low=row["low"], high=row["high"]),
             ]
         )
     return Table("paper", ["method", "test set", "images", "the paper", "ours"], rows)

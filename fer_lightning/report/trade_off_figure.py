@@ -12,7 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from fer_lightning.presentation.plotting import head, styled
-from fer_lightning.report.figures import COLOURS, MARKS, colour, mark, short
+from fer_lightning.presentation.words import cut
+from fer_lightning.report.figures import COLOURS, MARKS, colour, mark
 
 
 @styled
@@ -60,9 +61,9 @@ def trade_off(
             axes.plot([x_low, x_high], [y, y], color=hue, linewidth=1.3, alpha=0.55)
             axes.plot([x, x], [y_low, y_high], color=hue, linewidth=1.3, alpha=0.55)
             crosses += [((x_low, y), (x_high, y)), ((x, y_low), (x, y_high))]
-        label = None if method in paths else short(method, 24)
+        label = None if method in paths else cut(method, 24)
         axes.plot([x], [y], MARKS[mark(number)], color=hue, ms=8, mec="white", mew=0.8, label=label, zorder=3)
-        points.append((short(name) if ratio is None else f"{ratio:g}", x, y))
+        points.append((cut(name) if ratio is None else f"{ratio:g}", x, y))
         paths.setdefault(method, []).append((ratio or 0, x, y, hue))
     for path in paths.values():
         places = sorted(path)

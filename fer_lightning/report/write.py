@@ -91,8 +91,8 @@ def write_report(c: Comparison, out: Path, command: str | None = None) -> None:
     for name, frame in (("further.csv", c.further), ("sets.csv", c.sets)):
         if frame is not None and len(frame):
             (out / name).write_text(table_to_csv(frame), encoding="utf-8")
-    drawn = pictures.draw(c, out)
-    (out / "report.md").write_text(markdown(c, drawn, command), encoding="utf-8")
+    names = pictures.write_pictures(c, out)
+    (out / "report.md").write_text(markdown(c, names, command), encoding="utf-8")
     (out / "report.html").write_text(page.render(c, command), encoding="utf-8")
 
 

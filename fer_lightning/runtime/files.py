@@ -138,7 +138,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_no_links(folder: Path, deep: bool = True) -> None:
-    """Check that nothing in a folder leads out of it, before it is written to: it may be somebody else's.
+    """Check that nothing in a folder points outside of it, before it is written to: it may be somebody else's.
 
     W&B links its latest run and its logs, submitit its submission scripts: links in ``wandb`` and ``.submitit`` that
     stay in the folder are left alone, and so are those from one W&B run's logs to W&B's own log files, as the next run
@@ -165,7 +165,7 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
                 if {"wandb", ".submitit"}.intersection(inside) and path.resolve().is_relative_to(home):
                     continue
                 raise UserError(
-                    f"{path}: is a link, and nothing is written through one; replace it by what it stands for, "
+                    f"{path}: is a link, and nothing is written through one; replace the link with its target, "
                     "or choose another folder"
                 )
             if stat.S_ISDIR(kind.st_mode) and path.suffix in WRITTEN:
@@ -177,13 +177,13 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Check that a path in a folder, which may be somebody else's, leads to no place outside of it.
+    """Check that a path in a folder, which may be somebody else's, does not point outside of it.
 
     Raises:
-        UserError: it is a link, or lies below one, that leads out.
+        UserError: it is a link, or lies below one, that points outside.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{path}: is a link that leads out of {folder}; replace it by what it stands for")
+        raise UserError(f"{path}: is a link that points outside {folder}; replace the link with its target")
 
 
 def _whole_number(digits: str) -> int:

@@ -27,7 +27,7 @@ def trusted(name: str) -> bool:
 def drop_working_directory() -> None:
     """Remove the folder that ``python -m fer_lightning`` put first, unless it is the checkout of this package.
 
-    Where the user trusts modules of his own (``TRUST``), that folder is searched last: it hides nothing.
+    Where the user trusts modules of his own (``TRUST``), that folder is searched last: it cannot shadow other modules.
     """
     started_by_module_name = sys.argv[:1] == ["-m"]  # while Python looks for the module to run
     own = os.environ.get(_TRUSTED_FOLDER)

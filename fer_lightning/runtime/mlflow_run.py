@@ -119,24 +119,24 @@ def _open(
     if inside is not None and (inside / "mlflow.db").is_symlink():
         raise OSError(f"{inside / 'mlflow.db'} is a link; remove it, or name its target in MLFLOW_TRACKING_URI")
     client = MlflowClient(uri)
-    found = None if earlier is None else _find(client, earlier)
-    if found is not None:
-        _check_artifacts(found, inside)
+    run = None if earlier is None else _find(client, earlier)
+    if run is not None:
+        _check_artifacts(run, inside)
     texts = {key(name): str(value)[:MAX_VALUE] for name, value in params.items()}
-    if found is None:
+    if run is None:
         resolved = resolve_tags({key(name): text for name, text in tags.items()})
         # MLflow adds the address of git's remote, which may hold a token.
         shown = {name: without_login(text) for name, text in resolved.items()}
-        found = client.create_run(_experiment(client, experiment, artifacts), run_name=name, tags=shown)
-        _check_artifacts(found, inside)
-        log.info("MLflow: run %s in %s", found.info.run_id, without_login(uri))
-        _log(client, found.info.run_id, params=texts)
-        return OpenRun(client, uri, found.info.run_id)
-    run_id = found.info.run_id
+        run = client.create_run(_experiment(client, experiment, artifacts), run_name=name, tags=shown)
+        _check_artifacts(run, inside)
+        log.info("MLflow: run %s in %s", run.info.run_id, without_login(uri))
+        _log(client, run.info.run_id, params=texts)
+        return OpenRun(client, uri, run.info.run_id)
+    run_id = run.info.run_id
     log.info("MLflow: run %s continues in %s", run_id, without_login(uri))
     client.update_run(run_id, status="RUNNING")
     # Parameters cannot be changed; what the resumed part changes is a tag.
-    known = found.data.params
+    known = run.data.params
     changed = {key(f"resumed.{name}"): text for name, text in texts.items() if known.get(name, text) != text}
     _log(client, run_id, {name: text for name, text in texts.items() if name not in known}, changed)
     steps = [metric.step for metric in client.get_metric_history(run_id, "epoch")]  # Lightning logs it with every row
@@ -178,9 +178,9 @@ def _experiment(client: Any, name: str, artifacts: str | None) -> str:
     """Id of the experiment, made where it is missing."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return experiment.experiment_id
     try:
         return client.create_experiment(name, artifact_location=artifacts)
     except MlflowException as error:  # another run of the sweep has just made it

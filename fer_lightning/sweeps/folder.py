@@ -22,7 +22,8 @@ from omegaconf import DictConfig, open_dict
 
 from fer_lightning.config.hydra_keys import check_file_names, stays_inside
 from fer_lightning.config.interpolations import bounded
-from fer_lightning.config.schema import CONF_DIR, validate
+from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.config.schema import validate
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import flatten, may_change_results, without_hydra
 from fer_lightning.config.yaml_files import read_yaml

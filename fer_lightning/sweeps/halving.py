@@ -1,4 +1,4 @@
-"""Successive halving: all settings of a grid train a few epochs, and only the best of them train on.
+"""Successive halving: all settings of a grid train a few epochs, and only the best of them continue.
 
 Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", algorithm 1, with
 the factor eta of Li et al. 2018, "Hyperband". Each run has the learning rates of its whole ``trainer.max_epochs``,
@@ -40,7 +40,7 @@ class Search:
     Attributes:
         epochs: epochs at the end of each rung; the last are those of the whole training.
         monitor: the validation score that settings are chosen by.
-        kept: for each finished rung, the numbers of the jobs that train on.
+        kept: for each finished rung, the numbers of the jobs that continue.
     """
 
     epochs: tuple[int, ...]
@@ -214,7 +214,7 @@ def read_search(folder: Path) -> Search | None:
 
 
 def finish_rung(folder: Path, eta: int) -> bool:
-    """Select the settings that train on after a rung, and record the others as stopped.
+    """Select the settings that continue after a rung, and record the others as stopped.
 
     Args:
         folder: the sweep's folder.
@@ -254,7 +254,7 @@ def finish_rung(folder: Path, eta: int) -> bool:
     write_json(folder / RECORD, asdict(Search(search.epochs, search.monitor, (*search.kept, tuple(numbers)))))
     best = max(scores[place] for place in kept)
     print(
-        f"[sweep] {rung}: {len(kept)} of {len(active)} settings train on to epoch {search.epochs[search.rung + 1]}; "
+        f"[sweep] {rung}: {len(kept)} of {len(active)} settings continue to epoch {search.epochs[search.rung + 1]}; "
         f"best {search.monitor} {best:.4f}",
         flush=True,
     )
@@ -262,10 +262,10 @@ def finish_rung(folder: Path, eta: int) -> bool:
 
 
 class SuccessiveHalving(Sweeper):
-    """Hydra sweeper that launches the grid, and after each rung those of its jobs that train on.
+    """Hydra sweeper that launches the grid, and after each rung those of its jobs that continue.
 
     Args:
-        eta: one of so many settings trains on after a rung.
+        eta: one in so many settings continues after a rung.
         rungs: how often settings are trained; see ``rung_epochs``.
         max_batch_size: as of Hydra's ``BasicSweeper``.
         params: as of Hydra's ``BasicSweeper``.

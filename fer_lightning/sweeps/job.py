@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fer_lightning.config import schema
+from fer_lightning.config import safety
 from fer_lightning.runtime import imports, slurm_task
 from fer_lightning.runtime.forked import ForkedProcess
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
@@ -62,7 +62,7 @@ def command(hydra: Any, folder: Path, resume: bool, pause: int | None = None) ->
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
             line += ["--config-dir", source.path]
-        elif source.provider == "main" and Path(source.path) != schema.CONF_DIR:
+        elif source.provider == "main" and Path(source.path) != safety.CONF_DIR:
             line += ["--config-path", source.path]
     line += list(hydra.overrides.task)
     line += [override for override in hydra.overrides.hydra if not override.lstrip("+~").startswith(SWEEP_ONLY)]

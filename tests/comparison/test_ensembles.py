@@ -109,7 +109,7 @@ def test_without_the_option_a_report_has_the_same_bytes_but_for_the_section(
 def test_command_line(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "draw", lambda *_: [])
+    monkeypatch.setattr(pictures, "write_pictures", lambda *_: [])
     main([str(sweep), "--ensemble", "--out", str(tmp_path / "report")])
     out = capsys.readouterr().out
     assert "none (ensemble)" in out

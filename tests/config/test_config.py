@@ -13,7 +13,7 @@ from legs import every_nth, every_third
 from omegaconf import OmegaConf
 
 from fer_lightning import __version__
-from fer_lightning.config import schema
+from fer_lightning.config import safety, schema
 from fer_lightning.config.compose import compose_config
 from fer_lightning.runtime import processes
 from fer_lightning.runtime.errors import UserError
@@ -200,7 +200,7 @@ def test_a_type_from_an_experiment_file_is_checked_too(cli, tmp_path):
 def test_help_lists_every_group_with_its_choices(cli):
     outcome = cli("--help")
     assert outcome.code == 0
-    for group in (path for path in schema.CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"):
+    for group in (path for path in safety.CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"):
         line = next(line for line in outcome.out.splitlines() if line.startswith(f"{group.name}:"))
         for choice in group.glob("*.yaml"):
             assert choice.stem in line
@@ -221,7 +221,7 @@ def test_shell_completion(process, tmp_path):
 
 @pytest.mark.parametrize("group", ["data", "split", "imbalance", "model", "augment", "optim", "logger"])
 def test_the_name_of_a_choice_is_its_file_name(group):
-    for path in (schema.CONF_DIR / group).glob("*.yaml"):
+    for path in (safety.CONF_DIR / group).glob("*.yaml"):
         assert OmegaConf.load(path).name == path.stem
 
 

@@ -239,7 +239,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         fer2013.load(str(tmp_path / "pipe.csv"), str(tmp_path / "cache"))
 
 
-def test_links_that_multiply_are_not_followed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recursive_links_are_not_followed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_FOLDERS", 100)
     for number in range(20):
         (tmp_path / f"link{number}").symlink_to(tmp_path)

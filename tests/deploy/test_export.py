@@ -413,5 +413,5 @@ class TestMistakes:
 def test_a_link_in_the_run_folder_is_not_followed(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "exports").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="exports: is a link that leads out of"):
+    with pytest.raises(UserError, match="exports: is a link that points outside"):
         default_folder(tmp_path / "run" / "checkpoints" / "best.ckpt")

@@ -100,7 +100,7 @@ class TestScores:
         faces = SimpleNamespace(images=np.arange(100)[:, None], labels=labels, classes=EMOTIONS)
         sizes: list[int] = []
 
-        def mark(images: np.ndarray, rows: np.ndarray, kind: str, strength: int, seed: int) -> np.ndarray:
+        def mark(images: np.ndarray, rows: np.ndarray, kind: str, strength: int) -> np.ndarray:
             return np.stack([rows, np.full(len(rows), kind == "darkness" and strength >= 4)], axis=1)
 
         def predict(model: object, images: np.ndarray, device: object) -> np.ndarray:

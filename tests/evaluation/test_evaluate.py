@@ -113,7 +113,7 @@ class TestTheSameNumbers:
         assert scores(read_json(tmp_path / "again" / "metrics.json")) == scores(read_json(trained / "metrics.json"))
 
 
-class TestThePlaceOfUse:
+class TestPriorOptions:
     def test_sets_and_prior_beside_the_plain_scores(self, trained, score, tmp_path):
         out = score(trained, "--set", "0.5", "--prior", "uniform", "--out", str(tmp_path / "again"))
         before, again = read_json(trained / "metrics.json"), read_json(tmp_path / "again" / "metrics.json")

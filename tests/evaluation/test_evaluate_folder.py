@@ -132,8 +132,8 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("anger: a/b", "'anger': 'a/b' names no class; give a word, or null"),
-            ("anger: [angry]", "'anger': ['angry'] names no class"),
+            ("anger: a/b", "'anger': 'a/b' is not a valid class name; give a word, or null"),
+            ("anger: [angry]", "'anger': ['angry'] is not a valid class name"),
             ("anger", "not a mapping; write a line for each class"),
             ("a: [", "not a mapping; write a line for each class"),
             (None, "cannot be read (No such file or directory)"),

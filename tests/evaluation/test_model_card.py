@@ -251,7 +251,7 @@ class TestPush:
         run = write_folder({"checkpoints/best.ckpt": b"", "metrics.json": b"{}"}, tmp_path / "run")
         (tmp_path / "id_rsa").write_text("private")
         (run / "confusion_matrix.png").symlink_to(tmp_path / "id_rsa")
-        with pytest.raises(UserError, match=r"confusion_matrix\.png: is a link that leads out of"):
+        with pytest.raises(UserError, match=r"confusion_matrix\.png: is a link that points outside"):
             upload(run, "text", "confusion_matrix.png", "somebody/faces")
 
     def test_a_bad_name_is_one_line(self, run, monkeypatch):

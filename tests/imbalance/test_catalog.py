@@ -17,7 +17,8 @@ from legs import every_nth, every_third
 from omegaconf import OmegaConf
 
 from fer_lightning.config.imbalance_rules import imbalance_rules
-from fer_lightning.config.schema import CONF_DIR, validate
+from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.config.schema import validate
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance import catalog, combinations
 from fer_lightning.imbalance.mixing import COLUMNS
@@ -134,7 +135,7 @@ class TestTable:
     def test_stages(self):
         stages = {row.name: row.stage for row in catalog.table_rows()}
         assert stages | {
-            "none": "-", "focal": "loss", "ldam_drw": "loss", "weighted": "loss", "imbsam": "optimiser",
+            "none": "-", "focal": "loss", "ldam_drw": "loss", "weighted": "loss", "imbsam": "optimizer",
             "oversample": "sampler", "cmo": "data", "gcl": "second stage", "los": "second stage",
             "tau_norm": "after training",
         } == stages  # fmt: skip
@@ -169,7 +170,7 @@ class TestTable:
         refused = combinations.combinations("balanced_softmax").refused
         assert refused["imbalance/sampler=sqrt"].endswith("with imbalance/sampler=instance or imbalance.loss.tau=0")
         reason = refused["imbalance=gcl imbalance.first_stage=RUN"]
-        assert reason.endswith("model.head.cosine_scale of balanced_softmax is None, here it is 30.0")
+        assert reason.endswith("model.head.cosine_scale of balanced_softmax is null, here it is 30.0")
 
     @pytest.mark.parametrize(
         "methods",
@@ -211,7 +212,7 @@ def test_every_method_runs_at_any_budget(epochs):
         instantiate(cfg.imbalance.sampler, _partial_=True)(labels=labels, seed=0)
         if cfg.imbalance.get("mix"):
             mixer = instantiate(cfg.imbalance.mix, _partial_=True)(labels=labels)
-            drawn = mixer.draw(0, np.full((70, COLUMNS), 0.4, np.float32))
+            drawn = mixer.sample_mixes(0, np.full((70, COLUMNS), 0.4, np.float32))
             assert (drawn.partner >= 0).any(), name
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.imbalance import combinations
 from fer_lightning.imbalance.functional import (
     balancing_margin,
@@ -653,7 +653,7 @@ class TestMethodFiles:
         assert len(list(sampler)) == len(sampler) == len(labels)
         if "mix" in method:
             numbers = np.random.default_rng(1).random((20, 5), dtype=np.float32)
-            partners = instantiate(method.mix, _partial_=True)(labels=labels).draw(10, numbers).partner
+            partners = instantiate(method.mix, _partial_=True)(labels=labels).sample_mixes(10, numbers).partner
             assert ((partners >= -1) & (partners < len(labels))).all()
             assert (partners >= 0).any()
         if "adjust" in method:

@@ -28,14 +28,14 @@ def numbers(times: int, seed: int = 7) -> np.ndarray:
 
 
 def partners(mixer, epoch: int, times: int) -> np.ndarray:
-    return mixer.draw(epoch, numbers(times)).partner.numpy()
+    return mixer.sample_mixes(epoch, numbers(times)).partner.numpy()
 
 
 def mixed(mixer, image, target, other, other_target, times: int = 200, seed: int = 7) -> tuple[Tensor, Tensor, Mixes]:
     """One image mixed with another again and again; all of them with a partner."""
     drawn = numbers(times, seed)
     drawn[:, 0] = 0
-    mixes = mixer.draw(5, drawn)
+    mixes = mixer.sample_mixes(5, drawn)
     batch = (part.expand(times, *part.shape) for part in (image, target, other, other_target))
     return *mixer(*batch, mixes), mixes
 
@@ -46,10 +46,10 @@ class TestEveryMixer:
         faces = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 20, 48, 48), dtype=np.uint8))
         targets, others = torch.eye(7)[torch.arange(20) % 7], torch.eye(7)[torch.arange(20) % 5]
         drawn = numbers(20)
-        mixes = mixer.draw(5, drawn)
+        mixes = mixer.sample_mixes(5, drawn)
         whole = mixer(faces[0], targets, faces[1], others, mixes)
         for row in range(20):
-            alone = mixer.draw(5, drawn[row : row + 1])
+            alone = mixer.sample_mixes(5, drawn[row : row + 1])
             assert all(torch.equal(one[0], many[row]) for one, many in zip(alone, mixes, strict=True))
             batch = (part[row : row + 1] for part in (faces[0], targets, faces[1], others))
             assert all(torch.equal(one[0], many[row]) for one, many in zip(mixer(*batch, alone), whole, strict=True))
@@ -58,7 +58,7 @@ class TestEveryMixer:
         for kind in (torch.uint8, torch.float32):
             images, others = BLACK.to(kind).expand(9, 48, 48).clone(), WHITE.to(kind).expand(9, 48, 48).clone()
             targets, other_targets = one_hot(HAPPY).repeat(9, 1), one_hot(SAD).repeat(9, 1)
-            result, label = mixer(images, targets, others, other_targets, mixer.draw(5, numbers(9)))
+            result, label = mixer(images, targets, others, other_targets, mixer.sample_mixes(5, numbers(9)))
             assert (result.dtype, result.shape) == (kind, (9, 48, 48))
             assert (label.dtype, label.shape) == (torch.float32, (9, 7))
             assert (images == 0).all()
@@ -71,7 +71,7 @@ class TestEveryMixer:
         drawn[:, 0] = np.where(np.arange(50) % 2, 0, 0.9999999)
         if not isinstance(mixer, CMO):
             mixer = type(mixer)(LABELS, prob=0.5)
-        mixes = mixer.draw(5, drawn)
+        mixes = mixer.sample_mixes(5, drawn)
         faces = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 50, 48, 48), dtype=np.uint8))
         images, label = mixer(faces[0], one_hot(HAPPY).repeat(50, 1), faces[1], one_hot(DISGUST).repeat(50, 1), mixes)
         alone = mixes.partner < 0
@@ -216,7 +216,7 @@ class TestCMO:
         """The numbers of docs/methods.md, in percent: 436 of 28,709 images are of disgust."""
         mixer, count = MIXERS[method], len(LABELS)
         own = torch.eye(7)[torch.from_numpy(LABELS)]
-        mixes = mixer.draw(5, numbers(count))
+        mixes = mixer.sample_mixes(5, numbers(count))
         others = own[mixes.partner.clamp(min=0)]
         kept = mixer.label_share(mixes, own, others) if isinstance(mixer, Mixup) else mixes.share
         labels = kept[:, None] * own + (1 - kept[:, None]) * others

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from legs import every_nth, every_third
 from torch import nn
 
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.config.settings import to_plain
 from fer_lightning.imbalance.second_stage import SecondStage, longest_weights, reinitialize, shorten_weights
 from fer_lightning.model.checkpoint import StoredModel, write_checkpoint

@@ -141,16 +141,18 @@ def test_a_proxys_headers_and_the_pages_query_are_not_passed_on(client: TestClie
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
 
-def test_the_oldest_files_make_room(photos: Path) -> None:
+def test_the_oldest_files_make_room(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         folder = photos / str(number)
         folder.mkdir()
         (folder / "a.png").write_bytes(b"x" * 100)
         os.utime(folder / "a.png", (number, number))
-    make_room(photos, size=250, files=10)
+    monkeypatch.setattr(demo_requests, "MAX_KEPT", 250)
+    make_room(photos)
     assert sorted(path.parent.name for path in photos.rglob("*.png")) == ["4", "5", "a1"]
     assert not (photos / "0").exists()
-    make_room(photos, files=1)
+    monkeypatch.setattr(demo_requests, "MAX_FILES", 1)
+    make_room(photos)
     assert [path.parent.name for path in photos.rglob("*.png")] == ["a1"]
 
 

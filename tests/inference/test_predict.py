@@ -249,7 +249,7 @@ class TestForPeople:
         assert tool("c.png").err == ""
 
 
-class TestThePlaceOfUse:
+class TestPriorOptions:
     def test_sets_and_priors_of_rows(self, tool, checkpoint, tmp_path):
         for number, face in enumerate(FACES[:4]):
             save(tmp_path / "faces" / f"{number}.png", face)

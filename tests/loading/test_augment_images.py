@@ -19,7 +19,7 @@ from scipy.stats import binomtest, chi2_contingency, kstest
 from torch.utils.data import DataLoader
 
 from fer_lightning.config.augment import Strengths
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.imbalance.samplers import Entry, InstanceSampler
 from fer_lightning.loading.augment_images import Augmentation
 from fer_lightning.loading.randomness import entry_seed

@@ -164,11 +164,11 @@ def test_confident_mistakes_are_wrong_sorted_and_findable() -> None:
     table = pd.DataFrame(probabilities, columns=probability_columns(EMOTIONS))
     table.insert(0, "label", named[labels])
     table.insert(1, "prediction", named[probabilities.argmax(1)])
-    picked = confident_mistakes(table, limit=10)
-    assert len(picked) == 10
+    picked = confident_mistakes(table)
+    assert len(picked) == 24
     assert (picked["label"] != picked["prediction"]).all()
     wrong = probabilities.argmax(1) != labels
-    np.testing.assert_allclose(picked["confidence"], np.sort(probabilities.max(1)[wrong])[::-1][:10])
+    np.testing.assert_allclose(picked["confidence"], np.sort(probabilities.max(1)[wrong])[::-1][:24])
     np.testing.assert_array_equal(picked["label"], named[labels[picked.index]])
 
 

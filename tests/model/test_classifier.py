@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassF1Score
 
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.data.faces import EMOTIONS, Faces, ImageForm
 from fer_lightning.data.splits import official
 from fer_lightning.data.synthetic import draw

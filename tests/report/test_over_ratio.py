@@ -49,12 +49,12 @@ def test_rows_are_compared_at_their_own_ratio(comparison):
     assert len(over.scores[over.scores["metric"] == "f1_macro"]) == 12
 
 
-def test_where_each_method_begins_to_pay(comparison):
+def test_where_each_method_improves(comparison):
     over = over_ratio(comparison)
     assert over is not None
     said = sentences.on_ratio(over, comparison.baselines)
     weighted = next(text for text in said if text.startswith("weighted") and "macro F1" in text)
-    assert "pays in macro F1 from a ratio of 20 on" in weighted
+    assert "improves macro F1 from ratio 20 upwards" in weighted
     assert "it is worse at 1" in weighted
     focal = next(text for text in said if text.startswith("focal") and "macro F1" in text)
     assert "at no ratio clearly better in macro F1" in focal
@@ -127,4 +127,4 @@ def test_without_ratios_there_is_no_such_part(tmp_path: Path):
         write_run(tmp_path / method, method)
     c = analyse_folders([tmp_path])
     assert over_ratio(c) is None
-    assert "over_ratio.png" not in pictures.draw(c, tmp_path)
+    assert "over_ratio.png" not in pictures.write_pictures(c, tmp_path)

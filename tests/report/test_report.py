@@ -131,7 +131,7 @@ def test_drawn_faces_are_announced_first() -> None:
 )
 def test_pictures_are_drawn_and_linked(case: str, tmp_path: Path) -> None:
     c = CASES[case]()
-    names = pictures.draw(c, tmp_path)
+    names = pictures.write_pictures(c, tmp_path)
     assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
     assert {"method_bars.png", "trade_off.png", "confusion_matrices.png", "reliability.png"} <= set(names)
     assert ("differences.png" in names) == ("confusion_differences.png" in names) == (len(c.differences) > 0)

@@ -1,4 +1,4 @@
-"""Successive halving: which settings train on, what is recorded of the others, and that a survivor is as if alone."""
+"""Successive halving: which settings continue, what is recorded of the others, and that a survivor is as if alone."""
 
 import json
 import math
@@ -186,9 +186,9 @@ def test_rungs_of_a_search(tmp_path, capsys):
     assert search.kept == ((8, 9, 10, 11, 12, 13), (12, 13))
     first, second = capsys.readouterr().out.splitlines()[1:]
     assert first == (
-        "[sweep] rung 1 of 3 (epoch 2 of 8): 3 of 7 settings train on to epoch 4; best val/f1_macro 0.7110"
+        "[sweep] rung 1 of 3 (epoch 2 of 8): 3 of 7 settings continue to epoch 4; best val/f1_macro 0.7110"
     )
-    assert second.startswith("[sweep] rung 2 of 3 (epoch 4 of 8): 1 of 3 settings train on to epoch 8")
+    assert second.startswith("[sweep] rung 2 of 3 (epoch 4 of 8): 1 of 3 settings continue to epoch 8")
     assert status_of(jobs[0].folder) == {
         "status": "stopped",
         "reason": "by the search after rung 1 of 3 (epoch 2 of 8): val/f1_macro 0.1110, place 6 of 7",
@@ -244,7 +244,7 @@ def test_a_search_from_the_command_line_and_its_resume(cli, tmp_path, monkeypatc
     sweep = tmp_path / "search"
     outcome = cli(*line)
     assert outcome.code == 1, "a setting has failed"
-    assert "rung 2 of 3 (epoch 4 of 8): 1 of 2 settings train on to epoch 8" in outcome.out
+    assert "rung 2 of 3 (epoch 4 of 8): 1 of 2 settings continue to epoch 8" in outcome.out
     assert "run the remaining jobs" not in outcome.out, "what failed has lost"
     assert (outcome.json["report"], outcome.json["unfinished"]) == (None, [])
     assert pd.read_csv(sweep / "trials.csv")["optim.lr"].tolist() == [0.7, 0.6, 0.3, 0.4]

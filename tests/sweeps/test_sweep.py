@@ -11,7 +11,7 @@ from legs import every_third
 from sweeps import ENDLESS, status_of, statuses, sweep, training, wait_for
 from wandb_file import read_offline_runs
 
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 
 
 def metrics_of(folder: Path) -> dict:

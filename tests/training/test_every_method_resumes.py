@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import TINY
 
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.training.checkpoints import LastCheckpoint
 
 RUN = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import TINY
 
-from fer_lightning.config.schema import CONF_DIR
+from fer_lightning.config.safety import CONF_DIR
 
 METHODS = sorted(path.stem for path in (CONF_DIR / "imbalance").glob("*.yaml"))
 FEW = ["focal_sam", "crt"]

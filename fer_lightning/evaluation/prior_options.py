@@ -1,4 +1,4 @@
-"""Level of the sets of classes and prior of the place of use, as users give them; read without importing torch."""
+"""Level of the sets of classes and prior of the images in use, as users give them; read without importing torch."""
 
 import csv
 import json
@@ -27,11 +27,11 @@ GivenPrior = str | Path | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class PlaceOfUse:
+class PriorOptions:
     """What a user asks for.
 
     Attributes:
-        level: the share of images of each class whose set of classes is to hold the true class; None for no sets.
+        level: the share of images of each class whose set of classes is to hold the true class; None: not given.
         prior: see ``GivenPrior``; None leaves the probabilities as they are.
         written: how errors name ``level`` and ``prior`` with their values.
     """
@@ -72,11 +72,29 @@ class PlaceOfUse:
             )
 
 
-def given_prior(place: PlaceOfUse, classes: Sequence[str], class_counts: Sequence[int]) -> np.ndarray | None:
-    """The shares of classes that ``place.prior`` names, float64, shape (C,), summing to 1; None for ``estimated``.
+@dataclass(frozen=True, kw_only=True)
+class PriorRequest:
+    """The options ``--set`` and ``--prior`` of a command.
+
+    Attributes:
+        level: see ``PriorOptions``.
+        prior: see ``PriorOptions``, as text.
+    """
+
+    level: float | None = None
+    prior: str | None = None
+
+    @property
+    def prior_options(self) -> PriorOptions:
+        """The options of sets and prior."""
+        return PriorOptions(self.level, self.prior)
+
+
+def given_prior(options: PriorOptions, classes: Sequence[str], class_counts: Sequence[int]) -> np.ndarray | None:
+    """The shares of classes that ``options.prior`` names, float64, shape (C,), summing to 1; None for ``estimated``.
 
     Args:
-        place: with a prior; shares may be counts. A file is a JSON object, or CSV lines of class and number with or
+        options: with a prior; shares may be counts. A file is a JSON object, or CSV lines of class and number with or
             without a header.
         classes: names of the C classes; shares are of all of them, and of no other.
         class_counts: training images of each class.
@@ -84,23 +102,23 @@ def given_prior(place: PlaceOfUse, classes: Sequence[str], class_counts: Sequenc
     Raises:
         UserError: in one line, what cannot be read as shares of the model's classes.
     """
-    if place.prior == ESTIMATED:
+    if options.prior == ESTIMATED:
         return None
-    if place.prior == UNIFORM:
+    if options.prior == UNIFORM:
         return np.full(len(classes), 1 / len(classes))
-    if place.prior == TRAINING:
+    if options.prior == TRAINING:
         counts = np.array(class_counts, dtype=np.float64)
         if not counts.any():
-            raise UserError(f"{place.prior_given}: the checkpoint does not know its training images; give a file")
+            raise UserError(f"{options.prior_given}: the checkpoint does not know its training images; give a file")
         return np.asarray(counts / counts.sum())
     try:
-        if isinstance(place.prior, Mapping):
-            return _shares(list(place.prior.items()), classes)
-        return _shares(_entries(Path(str(place.prior))), classes)
+        if isinstance(options.prior, Mapping):
+            return _shares(list(options.prior.items()), classes)
+        return _shares(_entries(Path(str(options.prior))), classes)
     except FileNotFoundError:
-        raise UserError(f"{place.prior_given}: no such file; give a JSON or CSV file of class and share") from None
+        raise UserError(f"{options.prior_given}: no such file; give a JSON or CSV file of class and share") from None
     except (ValueError, TypeError, OverflowError, RecursionError, csv.Error) as error:
-        raise UserError(f"{place.prior_given}: {shortened(one_line(error), 200)}") from None
+        raise UserError(f"{options.prior_given}: {shortened(one_line(error), 200)}") from None
 
 
 def _shares(entries: Sequence[tuple[str, Any]], classes: Sequence[str]) -> np.ndarray:

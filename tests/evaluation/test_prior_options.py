@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_lightning.evaluation.place_of_use import GivenPrior, PlaceOfUse, describe_prior, given_prior
-from fer_lightning.evaluation.place_scores import find_reference, score_place
+from fer_lightning.evaluation.prior_options import GivenPrior, PriorOptions, describe_prior, given_prior
+from fer_lightning.evaluation.prior_scores import add_prior_scores, find_reference
 from fer_lightning.evaluation.reference import fit_reference, from_card, score_sets, to_card
 from fer_lightning.evaluation.score import Evaluation
 from fer_lightning.metrics import prior
@@ -44,7 +44,7 @@ MODEL = SimpleNamespace(classes=CLASSES, hparams={"class_counts": [60, 30, 10], 
 
 
 def shares_of(given: GivenPrior) -> np.ndarray:
-    shares = given_prior(PlaceOfUse(prior=given), CLASSES, [6, 3, 1])
+    shares = given_prior(PriorOptions(prior=given), CLASSES, [6, 3, 1])
     assert shares is not None
     return shares
 
@@ -98,23 +98,23 @@ class TestOptions:
     @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 90, float("nan")])
     def test_levels_that_are_none(self, level: float) -> None:
         with pytest.raises(UserError, match="must lie between 0 and 1, such as"):
-            PlaceOfUse(level=level).check()
+            PriorOptions(level=level).check()
 
     def test_a_file_that_is_missing(self) -> None:
         with pytest.raises(UserError, match="--prior unifrom: no such file; give uniform, training, estimated"):
-            PlaceOfUse(prior="unifrom").check()
+            PriorOptions(prior="unifrom").check()
 
     def test_named_priors(self) -> None:
         np.testing.assert_allclose(shares_of("uniform"), [1 / 3] * 3)
         np.testing.assert_allclose(shares_of("training"), [0.6, 0.3, 0.1])
         np.testing.assert_allclose(shares_of({"happy": 3, "angry": 1, "sad": 0}), [0.25, 0.75, 0])
-        assert given_prior(PlaceOfUse(prior="estimated"), CLASSES, [6, 3, 1]) is None
+        assert given_prior(PriorOptions(prior="estimated"), CLASSES, [6, 3, 1]) is None
         with pytest.raises(UserError, match="--prior training: the checkpoint does not know its training images"):
-            given_prior(PlaceOfUse(prior="training"), CLASSES, [0, 0, 0])
+            given_prior(PriorOptions(prior="training"), CLASSES, [0, 0, 0])
 
     def test_a_checkpoint_without_validation_scores_names_the_remedy(self) -> None:
         with pytest.raises(UserError, match=r"--set 0\.9: best\.ckpt holds no scores .*\.evaluate best\.ckpt --store"):
-            find_reference(MODEL, Path("best.ckpt"), PlaceOfUse(level=0.9))
+            find_reference(MODEL, Path("best.ckpt"), PriorOptions(level=0.9))
 
     def test_few_images_are_said(self) -> None:
         shares = np.array([0.2, 0.5, 0.3])
@@ -146,7 +146,7 @@ def test_sets_of_test_images() -> None:
 class TestPriorShift:
     def test_the_true_shares_help(self) -> None:
         evaluation = evaluation_of(2000, [0.1, 0.3, 0.6])
-        scored, line = score_place(evaluation, PlaceOfUse(prior="estimated"), MODEL)
+        scored, line = add_prior_scores(evaluation, PriorOptions(prior="estimated"), MODEL)
         metrics = scored.metrics
         assert metrics["test_prior/nll"] < metrics["test/nll"] - 0.1
         assert metrics["test_prior/accuracy"] > metrics["test/accuracy"] + 0.05
@@ -156,9 +156,9 @@ class TestPriorShift:
         assert "prior estimated: sad" in line
 
     def test_the_shares_of_training_change_little(self) -> None:
-        scored, _ = score_place(evaluation_of(1000, [0.6, 0.3, 0.1]), PlaceOfUse(prior="training"), MODEL)
+        scored, _ = add_prior_scores(evaluation_of(1000, [0.6, 0.3, 0.1]), PriorOptions(prior="training"), MODEL)
         assert scored.metrics["test_prior/nll"] == pytest.approx(scored.metrics["test/nll"], abs=0.02)
 
     def test_nothing_asked_for_changes_nothing(self) -> None:
         evaluation = evaluation_of(100, [0.6, 0.3, 0.1])
-        assert score_place(evaluation, PlaceOfUse(), MODEL) == (evaluation, "")
+        assert add_prior_scores(evaluation, PriorOptions(), MODEL) == (evaluation, "")
