@@ -93,8 +93,8 @@ def list_sources(paths: Sequence[str]) -> list[Source]:
     sources = [source for path in paths for source in _resolve(Path(path))]
     if all(source.problem == MISSING for source in sources):
         raise UserError(
-            f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}: does not exist; give an image "
-            "or a folder that does"
+            f"{', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}: does not exist; give files or "
+            "folders that exist"
         )
     return sources
 

@@ -94,7 +94,7 @@ def test_a_method_without_a_part_is_one_line(tmp_path, key):
     (tmp_path / "imbalance").mkdir()
     (tmp_path / "imbalance" / "mine.yaml").write_text(f"defaults: [none@_here_]\nname: mine\n{key}: null\n")
     line = [*TINY, f"hydra.searchpath=[{tmp_path}]", "imbalance=mine"]
-    with pytest.raises(UserError, match=rf"^imbalance\.{key}=None: must say what makes it"), composed(line):
+    with pytest.raises(UserError, match=rf"^imbalance\.{key}=null: must say what makes it"), composed(line):
         pass
 
 

@@ -275,7 +275,7 @@ class TestRuns:
 BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "a class with one image": (
         {**tree(), "rare/a.png": pictures(0, 1)[0]},
-        "has 1 image of rare; each class needs two or more",
+        ": 1 image of rare; each class needs two or more",
     ),
     "classes that differ in case": (
         {**tree(), "Cat/a.png": pictures(0, 1)[0]},

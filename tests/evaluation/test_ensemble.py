@@ -229,7 +229,7 @@ class TestRefused:
         ("words", "reason"),
         every_third(
             [
-                (["0.ckpt"], "1 runs given: an ensemble has 2 to 100"),
+                (["0.ckpt"], "1 run given: an ensemble has 2 to 100"),
                 (["0.ckpt", "0.ckpt"], r"0\.ckpt: is given twice"),
                 (
                     ["0.ckpt", "1.ckpt", "split.val_fraction=0.3"],

@@ -538,10 +538,10 @@ class TestCamera:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.png", "gone"], "gone.png, gone: does not exist; give images, folders, a video or a camera's number"),
+        (["gone.png", "gone"], "gone.png, gone: does not exist; give files or folders that exist"),
         (["face.png", "--every", "0"], "--every 0: must be 1 or more"),
         (["face.png", "--out", "rows.txt"], "--out rows.txt: the name must end in .csv or .jsonl"),
-        (["face.png", "--out", "none/rows.csv"], "none/rows.csv: cannot be written (No such file or directory)"),
+        (["face.png", "--out", "face.png/rows.csv"], "face.png: cannot be made as a folder (File exists)"),
         (["face.png", "--detector", "gone.onnx"], "gone.onnx: no such file; give YuNet"),
         (["face.png", "--detector", "face.png"], "face.png: is not YuNet"),
     ],
@@ -558,7 +558,7 @@ def test_mistakes_are_one_line(tool, tmp_path, arguments, message):
 def test_missing_device_is_reported(tool, tmp_path):
     save(tmp_path / "face.png", FACES[0])
     assert tool("face.png", "--device", "cuda").error == (
-        "error: --device cuda: this machine has no such device; use --device cpu"
+        "error: --device cuda: this machine has no such device; accepted are auto, cpu, cuda and mps; use --device cpu"
     )
 
 
