@@ -14,7 +14,8 @@ import pandas as pd
 from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import is_class_name
-from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
+from fer_lightning.metrics.calibration import COLDEST, HOTTEST, calibration_error, is_temperature, nll
+from fer_lightning.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
 from fer_lightning.metrics.names import is_possible
 from fer_lightning.metrics.predictions import class_indices, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
@@ -50,6 +51,9 @@ LONGEST_TEXT = 200
 
 MAX_ID_BYTES = 2**29
 """Maximum bytes of the ids in memory, where each takes as much as the longest one."""
+
+ROUNDING = 1e-4
+"""Largest difference of a probability that rounding in a copied ``predictions.csv`` explains."""
 
 LARGEST = 2**53
 """Maximum of a number in ``metrics.json``: beyond it, integers are not exact."""
@@ -133,11 +137,33 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
     if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > 0.01).any():
         raise ValueError("predictions.csv holds probabilities that do not sum to 1")
     table["twin_group"] = table["twin_group"].astype(np.int64)
-    accuracy = (table["label"] == table["prediction"])[table["test"] == 1].mean()
-    if not abs(accuracy - metrics["test/accuracy"]) < 1e-3:
-        given = metrics["test/accuracy"]
-        raise ValueError(f"predictions.csv has an accuracy of {accuracy:.4f}, metrics.json one of {given:.4f}")
+    _check_scores(table, probabilities, metrics)
     return table
+
+
+def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[str, Any]) -> None:
+    """Check that ``metrics.json`` has the scores of ``predictions.csv``, whose numbers may be rounded."""
+    labels, predicted = table["label"].to_numpy(np.int64), table["prediction"].to_numpy(np.int64)
+    if (probabilities[np.arange(len(table)), predicted] < probabilities.max(axis=1) - ROUNDING).any():
+        raise ValueError("predictions.csv has predictions that are not the most probable class")
+    for name, member in test_sets(table, metrics).items():
+        if not member.any():
+            continue
+        matrix = confusion_matrix(labels[member], predicted[member], probabilities.shape[1])
+        recall = precision_recall_f1(matrix)[1]
+        scores = {
+            "accuracy": np.trace(matrix) / matrix.sum(),
+            "balanced_accuracy": np.nanmean(recall),
+            "f1_macro": macro_f1(matrix),
+            "worst_recall": np.nanmin(recall),
+            "ece": calibration_error(probabilities[member], labels[member]),
+        }
+        if (probabilities[member, labels[member]] > 0).all():  # one that was rounded to 0 costs 87 nats
+            scores["nll"] = nll(probabilities[member], labels[member])
+        for score, value in scores.items():
+            given = metrics.get(f"{name}/{score}")
+            if given is not None and not abs(value - given) <= 10 * ROUNDING * max(1.0, value):
+                raise ValueError(f"predictions.csv has {name}/{score} of {value:.4f}, metrics.json one of {given:.4f}")
 
 
 def test_sets(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarray]:

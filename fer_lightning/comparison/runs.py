@@ -21,6 +21,9 @@ NOT_A_SETTING = ("seed", "split.fold", "test", *MAY_DIFFER)
 
 FIRST_STAGE = "imbalance.first_stage"
 
+REPEATED = "the same settings and seed as"
+"""Beginning of the reason why a run is left out that another one repeats."""
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -164,7 +167,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
             continue
         same = (run.method, run.repeat, *(tuple(sorted(part.items())) for part in (run.protocol, run.settings)))
         if same in runs:
-            skipped[runs[same].folder] = f"the same settings and seed as {folder.name}, which is newer"
+            skipped[runs[same].folder] = f"{REPEATED} {folder.name}, which is newer"
         runs[same] = run
     order = {folder: place for place, folder in enumerate(folders)}
     return sorted(runs.values(), key=lambda run: order[run.folder]), skipped

@@ -1,6 +1,7 @@
 """Rules of a run beyond types: ranges and contradictions; those of ``imbalance`` are in ``imbalance_rules``."""
 
 import os
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -69,6 +70,10 @@ def _run_rules(cfg: DictConfig) -> None:
     pause, last = cfg.pause_after_epochs, cfg.trainer.max_epochs - 1
     accepted = f"must be from 1 to {last}, below trainer.max_epochs, or null" if last else "one epoch cannot be paused"
     require(pause is None or 1 <= pause <= last, "pause_after_epochs", pause, accepted)
+    project = cfg.logger.project
+    fits = re.fullmatch(r"[^/\\#?%:]{1,128}", str(project)) is not None
+    accepted = "W&B accepts 1 to 128 characters without / \\ # ? % :"
+    require(fits or cfg.logger.name not in ("wandb", "auto"), "logger.project", project, accepted)
     require(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must be between 0 and 4294967295")
     require(cfg.budget in ("steps", "epochs"), "budget", cfg.budget, "must be steps or epochs")
     if cfg.split.name == "paper" and cfg.split.get("val_fraction") is None:

@@ -220,11 +220,17 @@ def _check_names(names: Sequence[str]) -> None:
             f"{reprlib.repr(wrong[0])} cannot name a class: give 1 to 60 printable characters, without / and "
             "without spaces at the ends; rename it"
         )
-    for seen_as, how in ((str.lower, "case"), (_composed, "how accents are encoded")):
+    spellings = ((str.lower, "case"), (_composed, "how accents are encoded"), (_number, "how a number is written"))
+    for seen_as, how in spellings:
         folded = Counter(map(seen_as, names))
         twice = [name for name in names if folded[seen_as(name)] > 1]
         if twice:
             raise UserError(f"the classes {' and '.join(twice[:2])} differ in {how} alone: rename one of them")
+
+
+def _number(name: str) -> str:
+    """``1`` of ``1.0`` and ``01``, as two tables may have it."""
+    return str(float(name)) if re.fullmatch(r"[+-]?\d+(\.\d*)?", name, re.ASCII) else name
 
 
 def _composed(name: str) -> str:

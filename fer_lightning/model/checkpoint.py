@@ -47,6 +47,9 @@ SIDES = range(8, 4097)
 MAX_PICKLE = 2**23
 """Maximum bytes of everything but tensors; a long run has some 10**5."""
 
+MAX_SETTINGS = 5_000
+"""Maximum values of each of the configurations in a checkpoint; a run's has some 200."""
+
 MAX_VALUES = 500_000
 """Maximum number of values, with those counted again that are referred to several times."""
 
@@ -196,10 +199,19 @@ def _check_members(hyper: dict[str, Any]) -> None:
         check(member["form"] == hyper["form"], "its members have images of other sizes")
 
 
+def _size(node: Any) -> int:
+    """Number of values in nested containers."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else None
+    return 1 if children is None else 1 + sum(map(_size, children))
+
+
 def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     for key in ("model", "optim", "config", "provenance"):
         is_mapping = isinstance(hyper[key], dict) and all(isinstance(name, str) for name in hyper[key])
         check(is_mapping, f"its hyper-parameter {key} is not a mapping")
+        check(_size(hyper[key]) <= MAX_SETTINGS, f"its hyper-parameter {key} has more than {MAX_SETTINGS:,} values")
+    size = hyper["model"].get("image_size")
+    check(type(size) is int and size > 0, f"its model.image_size is {repr(size)[:40]}, not a number of pixels")
     for key in ("adjusted", "scorecard"):
         check(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is not a mapping")
     check(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")

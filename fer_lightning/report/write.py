@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fer_lightning.comparison import ensembles
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
+from fer_lightning.comparison.runs import REPEATED
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.escapes import table_to_csv
@@ -113,17 +114,18 @@ def _command(run_dirs: Sequence[str | Path], options: Sequence[str]) -> str:
     return f"python -m fer_lightning.compare {shlex.join([*map(str, shown), *options])}"
 
 
-def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
+def compare_sweep(folders: Sequence[Path], out: Path) -> tuple[Path | None, bool]:
     """Compare a sweep's tested runs at its end, in W&B or MLflow too when they log there.
 
     Returns:
-        The report folder; None, and a line with the reason, when the runs cannot be compared.
+        The report folder (None, and a line with the reason, when the runs cannot be compared), and whether it has all
+        runs.
     """
     try:
         comparison = compare_and_report(folders, out)
     except UserError as error:
         print(f"[sweep] no comparison: {error}", flush=True)
-        return None
+        return None, False
     for trace, name in (("wandb", "W&B"), (RUN_ID_FILE, "MLflow")):
         logged = next((run.folder for run in comparison.runs if (run.folder / trace).exists()), None)
         if logged is None:
@@ -138,7 +140,7 @@ def compare_sweep(folders: Sequence[Path], out: Path) -> Path | None:
             _report_to_mlflow(comparison, out, logger.project)
         else:
             to_wandb.log_report(comparison, out, logger.project, logger.entity)
-    return out
+    return out, all(reason.startswith(REPEATED) for reason in comparison.skipped.values())
 
 
 def _report_to_mlflow(comparison: Comparison, out: Path, experiment: str) -> None:

@@ -69,7 +69,7 @@ class SweepLifecycle(Callback):
                 slurm.prepare_submission()
             jobs = plan(config, folder)
             if launchers.is_parallel(launcher):
-                launchers.check_job_count(launcher)
+                launchers.check_parallel(launcher)
             if not launchers.is_queued(launcher):  # its jobs see other machines than this one
                 refuse_shared_mistake(jobs)
             if halving.is_search(config.hydra.sweeper):

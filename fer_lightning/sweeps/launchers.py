@@ -27,12 +27,32 @@ def is_queued(launcher: DictConfig) -> bool:
     return "submitit_folder" in launcher
 
 
-def check_job_count(launcher: DictConfig) -> None:
-    """Check ``n_jobs`` of a parallel launcher.
+FIXED = {
+    "backend": None,
+    "prefer": "processes",
+    "require": None,
+    "timeout": None,
+    "pre_dispatch": "2*n_jobs",
+    "max_nbytes": None,
+    "mmap_mode": "r",
+}
+"""Options of joblib's launcher that a sweep needs as they are."""
+
+
+def check_parallel(launcher: DictConfig) -> None:
+    """Check the options of a parallel launcher.
 
     Raises:
-        UserError: it is neither positive nor -1.
+        UserError: ``n_jobs`` is neither positive nor -1, ``batch_size`` neither positive nor ``auto``, or another
+            option is changed that has to be as it is.
     """
+    for key, value in FIXED.items():
+        if launcher.get(key, value) != value:
+            shown = "null" if value is None else value
+            raise UserError(f"hydra.launcher.{key}={launcher[key]}: must be {shown} here; leave it out")
+    size = str(launcher.get("batch_size", "auto"))
+    if size != "auto" and not (size.isdecimal() and int(size) > 0):
+        raise UserError(f"hydra.launcher.batch_size={size}: must be at least 1, or auto")
     if launcher.n_jobs < 1 and launcher.n_jobs != -1:
         raise UserError(
             f"hydra.launcher.n_jobs={launcher.n_jobs}: must be at least 1, or -1 for as many as this machine holds"

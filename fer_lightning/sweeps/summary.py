@@ -25,7 +25,7 @@ def summarise(folder: Path, stopped_by: int | None = None, search: Search | None
         search: the progress of a search by successive halving.
 
     Returns:
-        The exit code: 0; 1 when a job failed, or when finished runs cannot be compared; 75 when jobs are left to
+        The exit code: 0; 1 when a job failed, or when a finished run cannot be compared; 75 when jobs are left to
         resume, 130 after Ctrl-C.
     """
     states = job_states(folder, live=False)
@@ -85,9 +85,9 @@ def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> tuple[d
     if compare and (tested := [run for run in scores if run not in untested]):
         from fer_lightning.report.write import compare_sweep
 
-        report = compare_sweep(tested, folder / "report")
+        report, has_all = compare_sweep(tested, folder / "report")
         files |= {"report": str(report)} if report else {}
-        complete &= report is not None
+        complete &= has_all
     if untested:
         from fer_lightning.sweeps.trials import report as rank_trials
 

@@ -30,19 +30,20 @@ MUST_AGREE = (
     "imbalance",
     "model",
     "optim",
+    "augment",
+    "callbacks",
+    "budget",
+    "monitor",
+    "data.batch_size",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+    "trainer.limit_train_batches",
+    "trainer.precision",
 )
 """Parts of the configuration that must be those of the checkpoint; the first that differs is reported."""
 
-MUST_AGREE_IN_EPOCH = ("data.batch_size", "trainer.accumulate_grad_batches")
-"""Further ones within an epoch: another batch size changes which images come first in it."""
-
-MUST_AGREE_IN_CYCLE = (
-    *MUST_AGREE_IN_EPOCH,
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.limit_train_batches",
-    "optim.schedule",
-)
+MUST_AGREE_IN_CYCLE = ("trainer.max_epochs", "trainer.max_steps", "optim.schedule")
 """Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
 
 MUST_AGREE_IN_STAGES = ("trainer.max_epochs",)
@@ -50,7 +51,6 @@ MUST_AGREE_IN_STAGES = ("trainer.max_epochs",)
 
 MAY_CHANGE = (
     "model.weights",
-    "model.freeze_epochs",
     "model.compile",
     "optim.schedule",
     "optim.warmup_fraction",
@@ -91,8 +91,9 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
         processes: of this run, on all devices and nodes.
 
     Raises:
-        UserError: not a safe checkpoint of this project; one of another model or optimizer; one trained on other
-            images, whose training set may hold this run's test images; or another run's that has nothing left to train.
+        UserError: not a safe checkpoint of this project; one of a run with other settings (``MUST_AGREE``); one trained
+            on other images, whose training set may hold this run's test images; or another run's that has nothing left
+            to train.
     """
     if cfg.resume is None:
         return None
@@ -106,7 +107,7 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
         raise UserError(f"resume={cfg.resume}: {path} has no position in the training; give a run's last.ckpt")
     check_training_state(checkpoint, path)
     point = ResumePoint(path, **checkpoint["position"])
-    _check_same_experiment(cfg, checkpoint, data_hash, in_epoch=point.batches > 0)
+    _check_same_experiment(cfg, checkpoint, data_hash)
     if point.batches and len(checkpoint["processes"]) != processes:
         raise UserError(
             f"resume={cfg.resume}: it stopped within an epoch of {len(checkpoint['processes'])} processes; "
@@ -115,7 +116,7 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
     if point.epoch >= cfg.trainer.max_epochs and cfg.resume != "auto":
         raise UserError(
             f"resume={cfg.resume}: it has all {point.epoch} epochs; "
-            f"raise trainer.max_epochs={cfg.trainer.max_epochs} to train on"
+            f"raise trainer.max_epochs={cfg.trainer.max_epochs} to continue"
         )
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
     if best.exists() and best.parent.resolve() != own.resolve() and is_first_process():
@@ -150,13 +151,12 @@ def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
     return (previous, read_checkpoint(previous)) if previous.exists() else (last, None)
 
 
-def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str, in_epoch: bool) -> None:
+def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str) -> None:
     hyper = checkpoint["hyper_parameters"]
     stored = {**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]}
     trained = recorded(stored, f"resume={cfg.resume}")
     keys = (
         *MUST_AGREE,
-        *(MUST_AGREE_IN_EPOCH if in_epoch else ()),
         *(MUST_AGREE_IN_CYCLE if cfg.optim.schedule == "one_cycle" else ()),
         *(MUST_AGREE_IN_STAGES if any(_depends_on_epochs(each) for each in (cfg, trained)) else ()),
     )

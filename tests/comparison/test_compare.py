@@ -24,7 +24,7 @@ from wandb_file import read_offline_runs
 
 from fer_lightning.compare import main
 from fer_lightning.comparison import statistics
-from fer_lightning.comparison.analysis import METRICS, TESTED, Comparison, analyse
+from fer_lightning.comparison.analysis import METRICS, TESTED, Comparison, analyse, analyse_folders
 from fer_lightning.comparison.runs import find_runs, read_runs
 from fer_lightning.config.command_line import run_tool
 from fer_lightning.data.faces import EMOTIONS
@@ -201,10 +201,33 @@ def test_one_seed_has_intervals_from_images_only(tmp_path: Path) -> None:
 
 def test_likelihood_is_the_recorded_one_in_both_tables(tmp_path: Path) -> None:
     """Packed predictions are rounded, and a probability rounded to 0 costs 87 nats."""
-    write_run(tmp_path / "0", "focal", **{"test/nll": 1.234})
+    folder = write_run(tmp_path / "0", "focal")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    recorded = metrics["test/nll"] + 1e-4
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "test/nll": recorded}))
     c = compared(tmp_path)
-    assert c.calibration["nll"].tolist() == [1.234]
-    assert c.summary.query("test_set == 'test' and metric == 'nll'")["mean"].tolist() == [1.234]
+    assert c.calibration["nll"].tolist() == [recorded]
+    assert c.summary.query("test_set == 'test' and metric == 'nll'")["mean"].tolist() == [recorded]
+
+
+@pytest.mark.parametrize("score", ["f1_macro", "balanced_accuracy", "worst_recall", "nll", "ece", "accuracy"])
+@pytest.mark.parametrize("name", ["test", "test_dedup"])
+def test_scores_that_are_not_those_of_the_predictions_are_left_out(tmp_path: Path, score: str, name: str) -> None:
+    folder = write_run(tmp_path / "0", "focal")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, f"{name}/{score}": metrics[f"{name}/{score}"] + 0.01}))
+    with pytest.raises(UserError, match=rf"predictions.csv has {name}/{score} of .*, metrics.json one of"):
+        analyse_folders([tmp_path])
+
+
+def test_probabilities_that_contradict_the_predictions_are_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0", "focal")
+    table = pd.read_csv(folder / "predictions.csv")
+    chances = [column for column in table if column.startswith("p_")]
+    table[chances] = table[chances].to_numpy()[:, ::-1]
+    table.to_csv(folder / "predictions.csv", index=False)
+    with pytest.raises(UserError, match="predictions that are not the most probable class"):
+        analyse_folders([tmp_path])
 
 
 def test_one_run_is_described(tmp_path: Path) -> None:
@@ -317,9 +340,11 @@ def test_what_is_not_comparable_is_refused(tmp_path: Path, other: dict[str, Any]
 
 def test_at_a_sweeps_end_a_refusal_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [write_run(tmp_path / "0", "none"), write_run(tmp_path / "1", "focal", data_hash="other")]
-    assert compare_sweep(folders, tmp_path / "report") is None
+    assert compare_sweep(folders, tmp_path / "report") == (None, False)
     assert capsys.readouterr().out.startswith("[sweep] no comparison: ")
-    assert compare_sweep(folders[:1], tmp_path / "report") == tmp_path / "report"
+    assert compare_sweep(folders[:1], tmp_path / "report") == (tmp_path / "report", True)
+    (folders[1] / "predictions.csv").unlink()
+    assert compare_sweep(folders, tmp_path / "report") == (tmp_path / "report", False)
 
 
 def paper_sets(seed: int) -> dict[str, np.ndarray]:
@@ -539,11 +564,12 @@ def test_methods_that_never_differ(tmp_path: Path) -> None:
         first, second = (write_run(tmp_path / f"{name}{seed}", name, seed) for name in ("none", "focal"))
         (second / "predictions.csv").write_text((first / "predictions.csv").read_text())
         its, own = (json.loads((folder / "metrics.json").read_text()) for folder in (first, second))
-        (second / "metrics.json").write_text(json.dumps({**own, "test/accuracy": its["test/accuracy"]}))
+        scores = {key: value for key, value in its.items() if key.startswith("test")}
+        (second / "metrics.json").write_text(json.dumps({**own, **scores}))
     c = compared(tmp_path)
     assert (c.differences["p"] == 1).all()
     assert (c.mcnemar["p"] == 1).all()
-    assert sentences.answer(c).startswith("No clear winner")
+    assert sentences.answer(c).startswith("none and focal have the same macro F1")
 
 
 def test_what_differs_between_methods_is_reported(tmp_path: Path) -> None:

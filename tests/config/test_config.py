@@ -119,6 +119,8 @@ MISTAKES = [
     (["--resolve"], "--resolve: shows values with --cfg"),
     (["-sc", "query=bash"], "is for the shell; give -sc install=bash"),
     (["data.path=["], "cannot be read as key=value"),
+    (["logger=wandb", "logger.project=a/b"], "logger.project=a/b: W&B accepts 1 to 128 characters without / "),
+    (["logger=wandb", f"logger.project={'a' * 129}"], "W&B accepts 1 to 128 characters"),
     (["imbalance"], "imbalance: must be key=value, such as imbalance=balanced_softmax"),
     (["focal"], "focal: must be key=value, such as imbalance=focal"),
     (["--imbalance", "focal"], "--imbalance; settings have no dashes, such as imbalance=balanced_softmax; "),

@@ -211,6 +211,7 @@ class TestClasses:
         [
             (["Cat", "cat"], "the classes Cat and cat differ in case alone"),
             (["caf\u00e9", "cafe\u0301"], "differ in how accents are encoded alone"),
+            (["0", "1", "1.0"], "the classes 1 and 1.0 differ in how a number is written alone"),
             ([" lead", "b"], "without spaces at the ends; rename it"),
             (["a" * 61, "b"], "cannot name a class"),
             (["a\x1b[31m", "b"], "cannot name a class"),

@@ -94,6 +94,18 @@ def test_a_mistake_in_every_job_ends_non_zero(forked, tmp_path):
                 ("hydra/launcher=parallel", "hydra.launcher.n_jobs=0"),
                 "error: hydra.launcher.n_jobs=0: must be at least 1",
             ),
+            (
+                ("hydra/launcher=parallel", "hydra.launcher.batch_size=0"),
+                "error: hydra.launcher.batch_size=0: must be at least 1, or auto",
+            ),
+            (
+                ("hydra/launcher=parallel", "hydra.launcher.timeout=1"),
+                "error: hydra.launcher.timeout=1.0: must be null here; leave it out",
+            ),
+            (
+                ("hydra/launcher=parallel", "hydra.launcher.prefer=x"),
+                "error: hydra.launcher.prefer=x: must be processes here; leave it out",
+            ),
             (("hydra/launcher=parallel", "hydra.launcher.n_jobs=abc"), "error: hydra.launcher.n_jobs=abc: Value 'abc'"),
         ]
     ),

@@ -46,7 +46,13 @@ WHOLE: dict[str, Any] = {
     "callbacks": {
         "Curves": {"rows": ROWS},
         "TrainClock": {"seconds": 1.0},
-        BEST: {"monitor": "val/f1_macro", "best_model_path": "/x/best.ckpt", "best_model_score": torch.tensor(0.5)},
+        BEST: {
+            "monitor": "val/f1_macro",
+            "best_model_path": "/x/best.ckpt",
+            "best_model_score": torch.tensor(0.5),
+            "best_k_models": {"/x/best.ckpt": torch.tensor(0.5)},
+            "kth_value": torch.tensor(0.5),
+        },
         STOPPER: {"wait_count": 1, "best_score": torch.tensor(0.5)},
         "EMAWeightAveraging": {"latest_update_step": 4},
     },
@@ -142,8 +148,22 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "the steps of its curves are out of order",
     ),
     "another best file": (put("callbacks", BEST, "best_model_path", "/etc/passwd"), "is called 'passwd', not best"),
-    "a best score of no epoch": (put("callbacks", BEST, "best_model_score", torch.tensor(5.0)), "is in no epoch"),
-    "a best score of nan": (put("callbacks", BEST, "best_model_score", torch.tensor(torch.nan)), "is in no epoch"),
+    "a best score of no epoch": (
+        put("callbacks", BEST, "best_model_score", torch.tensor(5.0)),
+        "that of its epochs",
+    ),
+    "a best score of nan": (
+        put("callbacks", BEST, "best_model_score", torch.tensor(torch.nan)),
+        "that of its epochs",
+    ),
+    "another score to beat": (
+        put("callbacks", BEST, "kth_value", torch.tensor(0.0)),
+        "has two best scores",
+    ),
+    "another score of the best": (
+        put("callbacks", BEST, "best_k_models", {"/x/best.ckpt": torch.tensor(0.0)}),
+        "has two best scores",
+    ),
     "a wait of no epochs": (put("callbacks", STOPPER, "wait_count", 100), "it waited 100 of 2 epochs"),
     "a best score to wait for of nan": (
         put("callbacks", STOPPER, "best_score", torch.tensor(torch.nan)),

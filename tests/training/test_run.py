@@ -203,7 +203,7 @@ def test_another_folder_remembers_the_best(cli, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     every_nth(
-        5,
+        3,
         [
             (["imbalance=focal"], "imbalance.name was 'none' there and cannot become 'focal'"),
             (["split.val_fraction=0.2"], "split.val_fraction was None there"),
@@ -211,6 +211,12 @@ def test_another_folder_remembers_the_best(cli, tmp_path):
             (["data.source.seed=1"], "trained on other images"),
             (["optim.lr=0.1"], "optim.lr was"),
             (["trainer.max_epochs=1"], "it has all 1 epochs"),
+            (["data.batch_size=16"], "data.batch_size was 32 there and cannot become 16"),
+            (["augment=light"], "augment.name was 'none' there and cannot become 'light'"),
+            (["callbacks=ema"], "callbacks.ema._target_ was None there"),
+            (["trainer.precision=bf16-mixed"], "trainer.precision was"),
+            (["model.freeze_epochs=1"], "model.freeze_epochs was 0 there and cannot become 1"),
+            (["trainer.gradient_clip_val=9"], "trainer.gradient_clip_val was 1.0 there and cannot become 9.0"),
         ],
     ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
