@@ -6,13 +6,17 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 from fer_lightning.config.command_line import fail
 from fer_lightning.config.hydra_keys import check_file_names, check_named
 from fer_lightning.config.interpolations import bounded
+from fer_lightning.config.safety import recorded
+from fer_lightning.config.same_training import check_same_training
 from fer_lightning.config.schema import validate
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import without_hydra
+from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.run_folder import lock_for_run
@@ -25,7 +29,8 @@ def check_run(config: DictConfig) -> None:
         config: composed, with the ``hydra`` node; its ``hydra.run.dir`` is the run folder.
 
     Raises:
-        UserError: see ``schema.validate``; or the folder holds a run that is not resumed, or is in use.
+        UserError: see ``schema.validate``; or the folder holds a run that is not resumed, or one with other settings,
+            or is in use.
     """
     run = without_hydra(config)
     if config.hydra.job.chdir:
@@ -38,6 +43,22 @@ def check_run(config: DictConfig) -> None:
     check_secrets([("hydra.run.dir", str(folder)), ("hydra.job.name", config.hydra.job.name)])
     if is_first_process() and folder.is_dir():
         lock_for_run(folder, run.resume).release()  # before Hydra writes into it
+        if run.resume == "auto":
+            _check_resumed(run, folder / config.hydra.output_subdir / "config.yaml")
+
+
+def _check_resumed(run: DictConfig, record: Path) -> None:
+    """Check that a run has the settings of the one that it resumes, before the record of those is replaced.
+
+    Raises:
+        UserError: see ``check_same_training``.
+    """
+    try:
+        trained = recorded(read_yaml(record), str(record))
+    except (FileNotFoundError, UserError, YAMLError):
+        return  # the checkpoint has them too
+    if (record.parent.parent / "checkpoints" / "last.ckpt").exists():
+        check_same_training(run, trained)
 
 
 class Validate(Callback):

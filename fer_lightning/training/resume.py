@@ -6,60 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.safety import recorded
-from fer_lightning.config.settings import flatten
+from fer_lightning.config.same_training import check_same_training
 from fer_lightning.model.checkpoint import read_checkpoint
-from fer_lightning.runtime.errors import UserError, first_line
+from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.training.saved_state import check_training_state
 
 log = logging.getLogger(__name__)
-
-MUST_AGREE = (
-    "seed",
-    "split",
-    "labels.name",
-    "labels.targets",
-    "data.drop_duplicates",
-    "imbalance.name",
-    "imbalance",
-    "model",
-    "optim",
-    "augment",
-    "callbacks",
-    "budget",
-    "monitor",
-    "data.batch_size",
-    "trainer.accumulate_grad_batches",
-    "trainer.gradient_clip_val",
-    "trainer.gradient_clip_algorithm",
-    "trainer.limit_train_batches",
-    "trainer.precision",
-)
-"""Parts of the configuration that must be those of the checkpoint; the first that differs is reported."""
-
-MUST_AGREE_IN_CYCLE = ("trainer.max_epochs", "trainer.max_steps", "optim.schedule")
-"""Further ones with ``optim.schedule=one_cycle``, whose last step is fixed from the first."""
-
-MUST_AGREE_IN_STAGES = ("trainer.max_epochs",)
-"""Further ones where something depends on the epoch: the start of a second stage, or the size of the images."""
-
-MAY_CHANGE = (
-    "model.weights",
-    "model.compile",
-    "optim.schedule",
-    "optim.warmup_fraction",
-)
-"""Settings within these parts that may change; they apply to the rest of a resumed run."""
-
-
-ADDED = {"model.head.class_margin": False, "imbalance.feature_views": 0}
-"""Settings that a checkpoint may lack, and the values that describe how it was trained."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +48,9 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
         processes: of this run, on all devices and nodes.
 
     Raises:
-        UserError: not a safe checkpoint of this project; one of a run with other settings (``MUST_AGREE``); one trained
-            on other images, whose training set may hold this run's test images; or another run's that has nothing left
-            to train.
+        UserError: not a safe checkpoint of this project; one of a run with other settings (``check_same_training``);
+            one trained on other images, whose training set may hold this run's test images; or another run's that has
+            nothing left to train.
     """
     if cfg.resume is None:
         return None
@@ -154,38 +111,6 @@ def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:
 def _check_same_experiment(cfg: DictConfig, checkpoint: dict[str, Any], data_hash: str) -> None:
     hyper = checkpoint["hyper_parameters"]
     stored = {**hyper["config"], "model": hyper["model"], "optim": hyper["optim"]}
-    trained = recorded(stored, f"resume={cfg.resume}")
-    keys = (
-        *MUST_AGREE,
-        *(MUST_AGREE_IN_CYCLE if cfg.optim.schedule == "one_cycle" else ()),
-        *(MUST_AGREE_IN_STAGES if any(_depends_on_epochs(each) for each in (cfg, trained)) else ()),
-    )
-    for part in keys:
-        try:
-            with bounded():
-                before = _resolved(trained, part)
-        except OmegaConfBaseException as error:
-            raise UserError(
-                f"resume={cfg.resume}: its configuration is damaged ({first_line(error)}); give another checkpoint"
-            ) from None
-        for key, value in _resolved(cfg, part).items():
-            was = before.get(key, ADDED.get(key))
-            if key not in MAY_CHANGE and was != value:
-                raise UserError(
-                    f"resume={cfg.resume}: {key} was {was!r} there and cannot become {value!r}; give the value that it "
-                    "had, or train anew in another hydra.run.dir"
-                )
+    check_same_training(cfg, recorded(stored, f"resume={cfg.resume}"))
     if hyper["provenance"]["data_hash"] != data_hash:
         raise UserError(f"resume={cfg.resume}: it was trained on other images; give the same data.path and data.source")
-
-
-def _resolved(cfg: DictConfig, part: str) -> dict[str, Any]:
-    node = OmegaConf.select(cfg, part)
-    return flatten(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node, part)
-
-
-def _depends_on_epochs(cfg: DictConfig) -> bool:
-    parts = cfg.imbalance.values()
-    return bool(cfg.model.get("first_image_size")) or any(
-        OmegaConf.is_dict(part) and "epochs" in part for part in parts
-    )

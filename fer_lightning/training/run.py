@@ -27,7 +27,7 @@ from fer_lightning.runtime import signals
 from fer_lightning.runtime.errors import Interrupted, UserError, one_line
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.provenance import environment, git_commit
-from fer_lightning.runtime.run_folder import lock_for_run, write_status
+from fer_lightning.runtime.run_folder import lock_for_run, read_status, write_status
 from fer_lightning.training import build, results, tracking
 from fer_lightning.training.adjust import adjust, fold_margins
 from fer_lightning.training.callbacks import TrainClock
@@ -97,6 +97,7 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
     """
     first = is_first_process()
     lock = lock_for_run(folder, cfg.resume) if first else None
+    was_done = first and read_status(folder)["status"] == "done"
     loggers: list[Any] = []
     signals.reset()
     try:
@@ -108,7 +109,9 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
             write_status(folder, "done")
     except BaseException as error:
         user_error = as_user_error(error, cfg, folder)
-        if first:
+        if was_done and isinstance(error, _NotStartedError):
+            write_status(folder, "done")  # a finished run that cannot be resumed stays finished
+        elif first:
             record_failure(user_error or error, folder)
         tracking.finish(loggers, failed=True)
         if isinstance(error, SystemExit):
@@ -120,6 +123,10 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
         if lock is not None:
             lock.release()
     return trained
+
+
+class _NotStartedError(UserError):
+    """A mistake that was found before the run changed anything."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +157,12 @@ class _Training:
 
 def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> TrainedRun | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = _read_data(cfg, folder)
-    training = _build(data, folder, loggers)
-    features = _keep_features(data, training)
+    try:
+        data = _read_data(cfg, folder)
+        training = _build(data, folder, loggers)
+        features = _keep_features(data, training)
+    except UserError as error:
+        raise _NotStartedError(*error.args) from error
     if not _only_adjusts(cfg):
         with _named_checkpoint(training, data.cfg, folder):
             _fit(training)

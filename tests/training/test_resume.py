@@ -463,6 +463,22 @@ class TestRefused:
         assert "holds a run already; resume it with resume=auto, or choose another folder" in outcome.error
         assert {path: path.read_bytes() for path in before} == before
 
+    def test_a_finished_run_stays_as_it_is(self, cli, tmp_path):
+        run = [*TINY, f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+        assert cli(*run).code == 0
+        kept = [tmp_path / "run" / name for name in ("status.json", "metrics.json", ".hydra/config.yaml")]
+        before = [path.read_bytes() for path in kept]
+        for change, reason in (
+            ("data.batch_size=16", "data.batch_size was 32 there and cannot become 16"),
+            ("imbalance=focal", "imbalance.name was 'none' there and cannot become 'focal'"),
+        ):
+            outcome = cli(*run, change)
+            assert (outcome.code, reason in outcome.error) == (2, True), outcome.error
+            assert [path.read_bytes() for path in kept] == before
+        other = cli(*run, "data.source.seed=1")  # found when the images are read
+        assert (other.code, "trained on other images" in other.error) == (2, True), other.error
+        assert read_status(tmp_path / "run")["status"] == "done"
+
     @pytest.mark.slow
     def test_a_folder_that_is_being_worked_in(self, cli, tmp_path):
         (tmp_path / "run").mkdir()
