@@ -128,6 +128,8 @@ def _read(path: Path) -> tuple[Any, str]:
     """The content of a YAML file, not to be changed, and its text."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        if text.startswith("\ufeff"):  # Hydra would not see a "# @package" behind it
+            raise UserError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
         content = _parse_once(text, str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None

@@ -130,7 +130,8 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(
                 f"{override.input_line}: is a continuous range, and this sweep runs every value; give values, such as "
-                f"{key}=0.1,0.2 or {key}=range(1,4), or a sweeper that chooses them, such as hydra/sweeper=optuna"
+                f"{key}=0.1,0.2 or {key}=range(1,4), or a sweeper that chooses them, such as hydra/sweeper=optuna "
+                "(pip install hydra-optuna-sweeper)"
             )
         try:
             values = override.sweep_string_iterator() if override.is_sweep_override() else None

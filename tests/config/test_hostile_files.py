@@ -269,3 +269,13 @@ def test_a_choice_whose_name_controls_a_terminal_is_not_offered(cli, tmp_path):
     assert outcome.code == 0, outcome.err
     assert "experiment: demo" in outcome.out
     assert "\x1b" not in outcome.out
+
+
+def test_a_byte_order_mark_is_reported(cli, tmp_path):
+    """Behind one, Hydra does not see where the file belongs."""
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "marked.yaml").write_text("\ufeff# @package _global_\nseed: 3\n", encoding="utf-8")
+    outcome = cli(f"--config-dir={tmp_path / 'mine'}", "experiment=marked")
+    assert outcome.code == 2
+    assert outcome.error.endswith("marked.yaml: begins with a byte order mark; save it as UTF-8 without one")
