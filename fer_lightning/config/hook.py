@@ -18,8 +18,8 @@ from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import without_hydra
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process
-from fer_lightning.runtime.run_folder import lock_for_run
 
 
 def check_run(config: DictConfig) -> None:

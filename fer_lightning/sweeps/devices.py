@@ -89,7 +89,7 @@ def acquire(need: Need, per_device: int, give_up: Callable[[], bool]) -> dict[st
     turn = None
     try:
         while not give_up():
-            turn = _lock(queue) if turn is None else turn
+            turn = _acquire(queue) if turn is None else turn
             if turn is not None:
                 slots = _free_slots(folder, need.gpus, need.count, per_device)
                 if len(slots) == need.count:
@@ -121,12 +121,12 @@ def _free_slots(folder: Path, gpus: Sequence[str], count: int, per_device: int) 
 
 def _slot(folder: Path, gpu: str, number: int, per_device: int) -> int | None:
     name = f"gpu-{quote(gpu, safe='')}"
-    slot = _lock(folder / f"{name}.{number}-of-{per_device}")
+    slot = _acquire(folder / f"{name}.{number}-of-{per_device}")
     if slot is None:
         return None
     for other in folder.glob(f"{name}.*"):
         if not other.name.endswith(f"-of-{per_device}"):  # a sweep with another jobs_per_device
-            probe = _lock(other)
+            probe = _acquire(other)
             if probe is None:
                 os.close(slot)
                 return None
@@ -134,7 +134,7 @@ def _slot(folder: Path, gpu: str, number: int, per_device: int) -> int | None:
     return slot
 
 
-def _lock(path: Path) -> int | None:
+def _acquire(path: Path) -> int | None:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -30,8 +30,9 @@ from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_bytes, read_json, write_json
+from fer_lightning.runtime.folder_lock import in_use
 from fer_lightning.runtime.provenance import git_commit
-from fer_lightning.runtime.run_folder import in_use, read_status
+from fer_lightning.runtime.run_folder import read_status
 
 MAX_JOBS = 10_000
 

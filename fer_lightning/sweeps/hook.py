@@ -23,7 +23,8 @@ from fer_lightning.config.schema import check_names
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import check_no_links, write_json
-from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder
+from fer_lightning.runtime.folder_lock import lock_folder
+from fer_lightning.runtime.run_folder import RESUMABLE
 from fer_lightning.sweeps import halving, job, launchers, slurm
 from fer_lightning.sweeps.folder import (
     Job,

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fer_lightning.presentation.printable import printable
-from fer_lightning.runtime.run_folder import in_use
+from fer_lightning.runtime.folder_lock import in_use
 from fer_lightning.sweeps.folder import JobState, job_states, stop_deadline
 from fer_lightning.sweeps.halving import RECORD
 

@@ -15,7 +15,8 @@ from fer_lightning.config.schema import validate
 from fer_lightning.runtime import slurm_task
 from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import read_json
-from fer_lightning.runtime.run_folder import in_use, read_status, write_status
+from fer_lightning.runtime.folder_lock import in_use
+from fer_lightning.runtime.run_folder import read_status, write_status
 from fer_lightning.sweeps import devices, halving, job, slurm
 from fer_lightning.sweeps.folder import stop_deadline
 from fer_lightning.sweeps.launchers import THREADS, is_parallel, is_serial

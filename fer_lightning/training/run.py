@@ -25,9 +25,10 @@ from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime import signals
 from fer_lightning.runtime.errors import Interrupted, UserError, one_line
+from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.provenance import environment, git_commit
-from fer_lightning.runtime.run_folder import lock_for_run, read_status, write_status
+from fer_lightning.runtime.run_folder import read_status, write_status
 from fer_lightning.training import build, results, tracking
 from fer_lightning.training.adjust import adjust, fold_margins
 from fer_lightning.training.callbacks import TrainClock

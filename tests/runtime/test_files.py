@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fer_lightning.runtime import files, run_folder
+from fer_lightning.runtime import files, folder_lock, run_folder
 from fer_lightning.runtime.errors import UserError
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -91,7 +91,7 @@ def test_a_folder_with_a_link_is_refused(tmp_path, name):
     (run / name).parent.mkdir(parents=True)
     (run / name).symlink_to(tmp_path / "victim")
     with pytest.raises(UserError, match="is a link"):
-        run_folder.lock_for_run(run, "auto")
+        folder_lock.lock_for_run(run, "auto")
     assert not (tmp_path / "victim").exists()
 
 
@@ -100,7 +100,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
     """Before the training: the file would be written after it."""
     (tmp_path / name).mkdir(parents=True)
     with pytest.raises(UserError, match="is a folder in place of a file; remove it"):
-        run_folder.lock_for_run(tmp_path, "auto")
+        folder_lock.lock_for_run(tmp_path, "auto")
 
 
 @pytest.mark.parametrize("name", ["in", "in/deep/out.json", "link/out.json"])
@@ -148,9 +148,9 @@ def test_a_second_name_of_a_file_gets_a_copy(tmp_path):
 
 
 def test_a_reader_who_cannot_write_sees_whether_a_job_is_alive(tmp_path):
-    assert not run_folder.in_use(tmp_path)
+    assert not folder_lock.in_use(tmp_path)
     assert list(tmp_path.iterdir()) == [], "a look leaves no file"
-    with run_folder.lock_folder(tmp_path):
+    with folder_lock.lock_folder(tmp_path):
         (tmp_path / ".lock").chmod(0o444)
-        assert run_folder.in_use(tmp_path)
-    assert not run_folder.in_use(tmp_path)
+        assert folder_lock.in_use(tmp_path)
+    assert not folder_lock.in_use(tmp_path)

@@ -13,7 +13,8 @@ from command_line import TINY
 from sweeps import status_of, statuses, wait_for
 
 from fer_lightning.config.safety import CONF_DIR
-from fer_lightning.runtime.run_folder import lock_folder, write_status
+from fer_lightning.runtime.folder_lock import lock_folder
+from fer_lightning.runtime.run_folder import write_status
 from fer_lightning.sweeps import job
 from fer_lightning.sweeps.resume import resume
 

@@ -16,7 +16,8 @@ from command_line import TINY, processes_in
 from omegaconf import OmegaConf
 from sweeps import ENDLESS, rank_one, status_of, statuses, sweep, training, wait_for
 
-from fer_lightning.runtime.run_folder import lock_folder, write_status
+from fer_lightning.runtime.folder_lock import lock_folder
+from fer_lightning.runtime.run_folder import write_status
 from fer_lightning.sweeps import devices, folder, job, launchers, progress
 from fer_lightning.sweeps.devices import Need
 

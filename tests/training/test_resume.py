@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.runtime.files import read_json
-from fer_lightning.runtime.run_folder import RESUMABLE, lock_folder, read_status
+from fer_lightning.runtime.folder_lock import lock_folder
+from fer_lightning.runtime.run_folder import RESUMABLE, read_status
 from fer_lightning.training.checkpoints import LastCheckpoint
 from fer_lightning.training.failures import as_user_error
 
