@@ -103,7 +103,8 @@ def _refuse_processes(trainer: DictConfig) -> None:
 def _begin_folder(cfg: DictConfig, job: DictConfig, folder: Path) -> None:
     """Make the folder with the record of the configuration that Hydra writes for the command line."""
     record = folder / cfg.hydra.output_subdir
-    make_folder(record)
+    for each in (folder, record):
+        make_folder(each)
     hydra = OmegaConf.masked_copy(cfg, ["hydra"])
     for name, content in (("config", job), ("hydra", hydra), ("overrides", cfg.hydra.overrides.task)):
         (record / f"{name}.yaml").write_text(OmegaConf.to_yaml(content), encoding="utf-8")

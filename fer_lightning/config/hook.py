@@ -20,6 +20,7 @@ from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process
+from fer_lightning.runtime.run_folder import read_status
 
 
 def check_run(config: DictConfig) -> None:
@@ -43,12 +44,12 @@ def check_run(config: DictConfig) -> None:
     check_secrets([("hydra.run.dir", str(folder)), ("hydra.job.name", config.hydra.job.name)])
     if is_first_process() and folder.is_dir():
         lock_for_run(folder, run.resume).release()  # before Hydra writes into it
-        if run.resume == "auto":
+        if run.resume == "auto" and read_status(folder)["status"] == "done":
             _check_resumed(run, folder / config.hydra.output_subdir / "config.yaml")
 
 
 def _check_resumed(run: DictConfig, record: Path) -> None:
-    """Check that a run has the settings of the one that it resumes, before the record of those is replaced.
+    """Check that a run has the settings of the finished one that it resumes, before the record of those is replaced.
 
     Raises:
         UserError: see ``check_same_training``.
@@ -57,8 +58,7 @@ def _check_resumed(run: DictConfig, record: Path) -> None:
         trained = recorded(read_yaml(record), str(record))
     except (FileNotFoundError, UserError, YAMLError):
         return  # the checkpoint has them too
-    if (record.parent.parent / "checkpoints" / "last.ckpt").exists():
-        check_same_training(run, trained)
+    check_same_training(run, trained)
 
 
 class Validate(Callback):

@@ -159,7 +159,7 @@ def test_folders(trained, tmp_path):
     with pytest.raises(fl.UserError, match="holds a run already"):
         fl.train(TINY, folder="typed")
     (tmp_path / "file").touch()
-    with pytest.raises(fl.UserError, match=r"file/run: cannot be made \(Not a directory\); choose another folder"):
+    with pytest.raises(fl.UserError, match=r"file/run: cannot be made as a folder \(Not a directory\); give another"):
         fl.train(TINY, folder="file/run")
 
 

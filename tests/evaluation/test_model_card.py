@@ -256,5 +256,5 @@ class TestPush:
 
     def test_a_bad_name_is_one_line(self, run, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        with pytest.raises(UserError, match="--push=a/b/c: is not a repository name; give user/name"):
+        with pytest.raises(UserError, match="--push a/b/c: must be USER/NAME"):
             card.main([str(run), "--push", "a/b/c"])

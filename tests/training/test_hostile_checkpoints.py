@@ -150,11 +150,11 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another best file": (put("callbacks", BEST, "best_model_path", "/etc/passwd"), "is called 'passwd', not best"),
     "a best score of no epoch": (
         put("callbacks", BEST, "best_model_score", torch.tensor(5.0)),
-        "that of its epochs",
+        "is in no epoch",
     ),
     "a best score of nan": (
         put("callbacks", BEST, "best_model_score", torch.tensor(torch.nan)),
-        "that of its epochs",
+        "is in no epoch",
     ),
     "another score to beat": (
         put("callbacks", BEST, "kth_value", torch.tensor(0.0)),
