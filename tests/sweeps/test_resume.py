@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import TINY
-from sweeps import status_of, statuses, wait_for
+from sweeps import status_of, statuses
 
 from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.runtime.folder_lock import lock_folder
