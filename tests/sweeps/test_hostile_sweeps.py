@@ -103,8 +103,9 @@ def test_a_refused_comparison_is_no_success(tmp_path, monkeypatch):
     (tmp_path / "0").mkdir()
     write_status(tmp_path / "0", "done")
     (tmp_path / "0" / "metrics.json").write_text('{"test/accuracy": 1.0}')
-    monkeypatch.setattr("fer_lightning.report.write.compare_sweep", lambda folders, out: None)
-    assert summary.summarise(tmp_path) == 1
+    for answer in ((None, False), (tmp_path / "report", False)):  # refused; a finished run was left out
+        monkeypatch.setattr("fer_lightning.report.write.compare_sweep", lambda folders, out, answer=answer: answer)
+        assert summary.summarise(tmp_path) == 1
     (tmp_path / "0" / "metrics.json").write_text("{")
     assert summary.summarise(tmp_path) == 1
 
