@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -36,7 +37,7 @@ def test_named_paths_exist(page: Path) -> None:
     design = page.name == "design.md"  # its paths are relative to the package
     bases = [ROOT, ROOT / "tests", *([ROOT / "fer_lightning"] if design else [])]
     for path in re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|yaml|toml|md))(?:::\w+)*`", page.read_text()):
-        if ("/" in path or design) and not path.endswith(("/mine.yaml", "report.md")):
+        if ("/" in path or design) and not path.endswith(("/mine.yaml", "/root.yaml", "report.md")):
             assert any((base / path).exists() for base in bases), path
 
 
@@ -139,8 +140,8 @@ def pages_of(nav: list[dict]) -> Iterator[str]:
 def test_the_example_of_a_method_works(cli, tmp_path, monkeypatch) -> None:
     """The two files that docs/contributing.md shows."""
     text = (DOCS / "contributing.md").read_text()
-    [config] = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    [module] = re.findall(r"```python\n(.*?)```", text, re.S)
+    config, sampler_config = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    module, sampler_module = re.findall(r"```python\n(.*?)```", text, re.S)
     (tmp_path / "mydir" / "imbalance").mkdir(parents=True)
     (tmp_path / "mydir" / "imbalance" / "mine.yaml").write_text(config)
     monkeypatch.setenv(TRUST, "my_methods")
@@ -152,3 +153,11 @@ def test_the_example_of_a_method_works(cli, tmp_path, monkeypatch) -> None:
     counts, logits, labels = [5, 1, 4, 9, 6, 4, 6], torch.randn(7, 7), torch.arange(7)
     expected = CrossEntropy(counts, weighting="inverse")(logits, labels)
     torch.testing.assert_close(names["PowerWeighted"](counts, power=power)(logits, labels), expected)
+
+    exec(sampler_module, names)
+    settings = yaml.safe_load(sampler_config)["sampler"]
+    assert settings.pop("_target_").endswith("RootSampler")
+    sizes = np.array([8000, 500])
+    sampler = names["RootSampler"](np.repeat([0, 1], sizes), seed=0, **settings)
+    share = (sampler.sample_epoch(torch.Generator().manual_seed(0)) < sizes[0]).double().mean().item()
+    assert share == pytest.approx((sizes**0.25 / (sizes**0.25).sum())[0], abs=0.02)

@@ -299,6 +299,10 @@ def _compose_files(overrides: tuple[str, ...]) -> DictConfig:
 _compose_own_files = functools.lru_cache(maxsize=64)(_compose_files)
 
 
+OPTIONAL = ("imbalance.loss.power",)
+"""Settings that may be null in every method, also where a method's file has a number (``marc``)."""
+
+
 def check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> None:
     """Refuse keys that ``expected`` lacks and values of another type than there.
 
@@ -313,7 +317,7 @@ def check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], path: str)
             raise UserError(f"{name}={value}: no such key{hint}; {path} has: {keys or 'nothing to set'}")
         if isinstance(value, dict) and isinstance(expected[key], dict):
             check_keys(value, expected[key], name)
-        elif not _same_kind(value, expected[key]):
+        elif not (_same_kind(value, expected[key]) or (value is None and name in OPTIONAL)):
             raise UserError(f"{name}={value}: expected {_kind(expected[key])}, such as {expected[key]}")
 
 

@@ -56,6 +56,7 @@ class EpochSampler(Sampler[Entry]):
     @abstractmethod
     def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return the global list of ``self.epoch``: int64, shape (total,), positions in the training subset."""
+        raise NotImplementedError(f"{type(self).__name__} has no method sample_epoch(self, generator)")
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; Lightning calls this at the start of each epoch."""

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from command_line import TINY
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance.losses import LDAM, ClassBalancedFocal, CrossEntropy, FocalLoss, WeightedBCE
@@ -135,3 +136,11 @@ def test_every_weighted_loss_takes_them(loss):
     assert loss(COUNTS, weights=given).weight.tolist() == given
     power = loss(COUNTS, power=0.25, normalization="sum_1").weight.numpy()
     assert power == pytest.approx(class_weights(COUNTS, "none", "sum_1", power=0.25).numpy(), rel=1e-6)
+
+
+def test_marc_takes_weights_in_place_of_its_power(cli):
+    own = ("imbalance=marc", "imbalance.loss.weights={disgust: 5}", "trainer.max_epochs=2")
+    refused = cli(*TINY, *own)
+    assert refused.code == 2
+    assert "imbalance.loss.power=null" in refused.error
+    assert cli(*TINY, *own, "imbalance.loss.power=null").code == 0
