@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fer_lightning.comparison import ensembles
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
-from fer_lightning.comparison.runs import REPEATED
+from fer_lightning.comparison.runs import REPEATED, find_runs
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.escapes import table_to_csv
@@ -107,7 +107,10 @@ def _summary(c: Comparison) -> pd.DataFrame:
 
 def _command(run_dirs: Sequence[str | Path], options: Sequence[str]) -> str:
     """The command line that makes the report again, with paths from the working directory."""
-    places = [os.path.commonpath(run_dirs)] if len(run_dirs) > 3 else run_dirs  # a sweep passes all its jobs
+    places = run_dirs
+    if len(run_dirs) > 3:  # a sweep passes all its jobs
+        above = os.path.commonpath(run_dirs)
+        places = [above] if set(find_runs([above])) == {Path(each).resolve() for each in run_dirs} else run_dirs
     shown = [
         place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place for place in map(Path, places)
     ]
