@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from fer_lightning.config.interpolations import check_interpolation
 from fer_lightning.config.secrets import without_secrets
 from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.imports import TRUST, trusted
@@ -236,6 +237,10 @@ def check_recorded(argv: Sequence[str]) -> None:
         raise UserError("the recorded command line is nested too deeply; type the sweep's again") from None
     for override in overrides:
         key = override.key_or_group.strip()
+        try:
+            check_interpolation(key, str(override.input_line).partition("=")[2], typed=False)
+        except UserError as error:
+            raise UserError(f"{error}; type the sweep's command line again") from None
         if (override.package or "").split(".")[0] == "hydra":
             raise refusal((key,), override.package, _RECORDED)
         if re.split(r"[./]", key)[0] != "hydra" or key in ("hydra/launcher", "hydra/sweeper", "hydra.sweep.subdir"):

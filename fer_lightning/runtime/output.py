@@ -53,6 +53,8 @@ class Output:
 @contextmanager
 def tolerant_output(needs_reader: bool) -> Iterator[Output]:
     """Let nothing in the block fail because standard output cannot be written; for ``needs_reader`` see ``Output``."""
+    if sys.stdout is None:  # closed by the shell, as in >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
     before, output = sys.stdout, Output(sys.stdout, needs_reader)
     sys.stdout = output
     try:

@@ -1,6 +1,7 @@
 """Standard output on a full disk or a closed pipe, and the folder from which nothing is imported."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,9 @@ def test_nothing_is_imported_from_the_working_directory(tmp_path):
     assert not (tmp_path / "SPRUNG").exists()
     subprocess.run([sys.executable, "-m", "omegaconf"], cwd=tmp_path, env=environment, capture_output=True)
     assert (tmp_path / "SPRUNG").exists(), "it is a trap"
+
+
+def test_a_closed_standard_output_ends_no_command():
+    line = f"{shlex.quote(sys.executable)} -m fer_lightning.methods >&-"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

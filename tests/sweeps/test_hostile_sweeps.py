@@ -59,6 +59,8 @@ def test_a_job_outside_of_the_sweep_is_not_looked_at(tmp_path):
         (["seed=1"], "it has no -m"),
         (["-m", "--experimental-rerun=x"], "--experimental-rerun=x: may not be in a recorded command line"),
         (["-m", "hydra.launcher.setup=[module load cuda]"], "hydra.launcher.setup=module load cuda: is only taken"),
+        (["-m", 'tags=["${oc.env:DATABASE_URL}"]'], "may not read this environment variable"),
+        (["-m", "name=${oc.env:DATABASE_URL}"], "name=${oc.env:DATABASE_URL}: may not read"),
         (["-m", "hydra.run.dir=/x"], "hydra.run.dir=/x: is only taken"),
         (["-m", "optim@hydra.callbacks.x=sgd"], "optim=hydra.callbacks.x: is only taken"),
         (["-m", "~hydra.callbacks.validate"], "hydra.callbacks.validate=None: is only taken"),
