@@ -223,7 +223,8 @@ def _twins(c: Comparison) -> Section | None:
     return Section(
         "Twins",
         "Without twins",
-        "Test images with a pixel-identical twin in training are left out of the second number.",
+        "Test images with a pixel-identical twin in training"
+        + (" are left out of the second number." * c.has_twins or "."),
         [table] if c.has_twins else [],
         sentences=sentences.on_twins(c.twin_changes, c.baselines, has_twins=c.has_twins),
         notes=notes.on_twins(c),

@@ -1,7 +1,6 @@
 """Compare run folders and write the report: tables as files, pictures, ``report.md`` and ``report.html``."""
 
 import logging
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,9 +107,10 @@ def _summary(c: Comparison) -> pd.DataFrame:
 def _command(run_dirs: Sequence[str | Path], options: Sequence[str]) -> str:
     """The command line that makes the report again, with paths from the working directory."""
     places = run_dirs
-    if len(run_dirs) > 3:  # a sweep passes all its jobs
-        above = os.path.commonpath(run_dirs)
-        places = [above] if set(find_runs([above])) == {Path(each).resolve() for each in run_dirs} else run_dirs
+    above = {Path(each).resolve().parent for each in run_dirs}
+    # A sweep passes its jobs one by one; other folders are not searched, which may be large.
+    if len(run_dirs) > 3 and len(above) == 1 and (sweep := above.pop()).joinpath("sweep.json").exists():
+        places = [sweep] if set(find_runs([sweep])) == {Path(each).resolve() for each in run_dirs} else run_dirs
     shown = [
         place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place for place in map(Path, places)
     ]

@@ -745,3 +745,16 @@ def test_every_pair_of_rows_has_one_estimate(tmp_path: Path) -> None:
     assert list(zip(c.pairs["first"], c.pairs["second"], strict=True)) == list(combinations(c.rows, 2))
     assert c.pairs["p_holm"].tolist() == pytest.approx(statistics.holm(c.pairs["p"]).tolist())
     assert (c.pairs["seeds"] == 2).all()
+
+
+def test_the_command_in_a_report_names_the_runs_that_were_given(tmp_path: Path) -> None:
+    """A sweep's folder stands for its jobs; the folder above other runs may hold further ones, or a whole disk."""
+    runs = [write_run(tmp_path / "runs" / str(seed), "none", seed) for seed in range(4)]
+    compare_and_report(runs, tmp_path / "out", quiet())
+    assert all(str(run) in (tmp_path / "out" / "report.md").read_text() for run in runs)
+    (tmp_path / "runs" / "sweep.json").write_text("{}")
+    compare_and_report(runs, tmp_path / "out", quiet())
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"fer_lightning.compare {tmp_path / 'runs'} " in text
+    compare_and_report([*runs[:3], write_run(tmp_path / "other", "none", 4)], tmp_path / "out", quiet())
+    assert str(tmp_path / "other") in (tmp_path / "out" / "report.md").read_text()
