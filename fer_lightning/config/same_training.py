@@ -75,8 +75,10 @@ def check_same_training(cfg: DictConfig, trained: DictConfig) -> None:
             raise UserError(
                 f"resume={cfg.resume}: its configuration is damaged ({first_line(error)}); give another checkpoint"
             ) from None
-        for key, value in _resolved(cfg, part).items():
-            was = before.get(key, ADDED.get(key))
+        now = _resolved(cfg, part)
+        left_out = before if part == "callbacks" else {}  # other parts always have their keys
+        for key in {**now, **left_out}:
+            value, was = now.get(key), before.get(key, ADDED.get(key))
             if key not in MAY_CHANGE and was != value:
                 raise UserError(
                     f"resume={cfg.resume}: {key} was {was!r} there and cannot become {value!r}; give the value that it "

@@ -223,8 +223,7 @@ def _twins(c: Comparison) -> Section | None:
     return Section(
         "Twins",
         "Without twins",
-        "Test images with a pixel-identical twin in training"
-        + (" are left out of the second number." * c.has_twins or "."),
+        "Twins are test images with the same pixels as a training image; scores are with and without them.",
         [table] if c.has_twins else [],
         sentences=sentences.on_twins(c.twin_changes, c.baselines, has_twins=c.has_twins),
         notes=notes.on_twins(c),

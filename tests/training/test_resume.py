@@ -476,6 +476,9 @@ class TestRefused:
             outcome = cli(*run, change)
             assert (outcome.code, reason in outcome.error) == (2, True), outcome.error
             assert [path.read_bytes() for path in kept] == before
+        averaged = [*TINY, f"hydra.run.dir={tmp_path / 'averaged'}"]
+        assert cli(*averaged, "callbacks=ema").code == 0
+        assert "callbacks.ema._target_ was" in cli(*averaged, "resume=auto").error
         other = cli(*run, "data.source.seed=1")  # found when the images are read
         assert (other.code, "trained on other images" in other.error) == (2, True), other.error
         assert read_status(tmp_path / "run")["status"] == "done"
