@@ -27,7 +27,8 @@ def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs that differ in more than their methods.
 
     Raises:
-        UserError: data, labels or split differ, or runs with the same seed were tested on different images.
+        UserError: data, labels or split differ, or runs with the same seed were tested on different images, labels or
+            twins.
     """
     first, test_set = runs[0], primary_test_set(runs[0])
     for run in runs[1:]:
@@ -51,6 +52,10 @@ def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
         if (others := int((run.labels[mine] != reference.labels[its]).sum())) > 0:
             raise _refusal(
                 reference, run, "labels of the test images", f"{its.sum():,}", f"{others:,} of them different"
+            )
+        if (others := int((run.twins[mine] != reference.twins[its]).sum())) > 0:
+            raise _refusal(
+                reference, run, "twins of the test images", f"{its.sum():,}", f"{others:,} with another twin_group"
             )
 
 

@@ -25,10 +25,21 @@ def is_secret(variable: str) -> bool:
 
 
 def environment_secrets() -> list[tuple[str, str]]:
-    """Name and value of each secret of the environment; the path of a key file is not one."""
-    pairs = ((name, value.strip()) for name, value in os.environ.items() if is_secret(name))
+    """Name and value of each secret of the environment; the path of a key file is not one.
+
+    Of the address of a database or proxy, its password and the tokens of its query are secrets.
+    """
+    pairs = [(name, value.strip()) for name, value in os.environ.items() if is_secret(name)]
+    pairs += [(name, part) for name, value in os.environ.items() for part in _secrets_of_address(value)]
     secrets = [(name, value) for name, value in pairs if len(value) >= _SHORTEST and not os.path.exists(value)]
     return [(name, value) for name, value in secrets if value not in _own_words()]
+
+
+def _secrets_of_address(text: str) -> list[str]:
+    """The login (``://user:password@``), its password, and the parameters of the query that are named like secrets."""
+    logins = re.findall(r"(://[^/@\s:]*:([^/@\s]+)@)", text)
+    tokens = [value for name, value in re.findall(r"[?&;]([\w.-]+)=([^&;\s]+)", text) if is_secret(name)]
+    return [*(part for login in logins for part in login), *tokens]
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Errors that the user can correct, and stops by a signal or by ``pause_after_epochs``."""
 
+import re
+
 
 class UserError(Exception):
     """A mistake of the user's, reported in one line without a traceback.
@@ -58,3 +60,8 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """All of an error's text in one line; its type where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def without_login(text: str) -> str:
+    """A text whose addresses have neither user and password nor a query, which may hold a token."""
+    return re.sub(r"\?[\w.%~-]+=[^\s)'\"]*", "?...", re.sub(r"(?<=://)[^/@\s]+@", "", text))

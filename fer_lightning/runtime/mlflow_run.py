@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fer_lightning.runtime.errors import first_line
+from fer_lightning.runtime.errors import UserError, first_line, without_login
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,6 @@ def database(file: Path) -> str:
     return f"sqlite:///{file.absolute()}"
 
 
-def without_login(text: str) -> str:
-    """A text without the user and password of the addresses in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
-
-
 def key(text: str) -> str:
     """The name of a parameter, tag or metric as MLflow accepts it."""
     return posixpath.normpath(re.sub(r"[^\w./: -]", "_", text)).lstrip("./")[:MAX_KEY] or "_"
@@ -90,9 +85,11 @@ def start(
 
     Raises:
         ModuleNotFoundError: MLflow is not installed.
+        UserError: a variable of the environment has a value that MLflow does not accept.
     """
     for variable, value in DEFAULTS.items():
         os.environ.setdefault(variable, value)
+    _check_environment()
     folder.mkdir(parents=True, exist_ok=True)
     own, here = folder / "mlflow.db", None if os.environ.get("MLFLOW_TRACKING_URI") else Path.cwd()
     with only_warn(f"the run is logged to {own}"):
@@ -101,6 +98,17 @@ def start(
         artifacts = (folder / "mlflow_artifacts").absolute().as_uri()
         return _open(database(own), experiment, name, tags, params, earlier, folder, artifacts)
     return None
+
+
+def _check_environment() -> None:
+    try:
+        from mlflow import environment_variables  # itself reads some of them
+
+        for variable in vars(environment_variables).values():
+            if isinstance(variable, environment_variables._EnvironmentVariable):
+                variable.get()
+    except ValueError as error:
+        raise UserError(f"logger=mlflow: {first_line(error)}; correct that variable or unset it") from None
 
 
 def _open(

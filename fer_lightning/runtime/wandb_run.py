@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fer_lightning.runtime.errors import first_line
+from fer_lightning.runtime.errors import UserError, first_line, without_login
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,14 @@ def mode() -> str:
 
 
 def start(mode: str, **arguments: Any) -> Any:
-    """Start a W&B run; offline where the server cannot be reached or refuses."""
+    """Start a W&B run; offline where the server cannot be reached or refuses.
+
+    Raises:
+        UserError: a variable of the environment has a value that W&B does not accept.
+    """
     import wandb
+    from pydantic import ValidationError
+    from wandb.errors import UsageError
 
     def start(mode: Any) -> Any:
         return wandb.init(
@@ -99,10 +105,21 @@ def start(mode: str, **arguments: Any) -> Any:
             load_settings()
             return start(mode)
         except wandb.Error as error:
-            log.warning("W&B is not available (%s); the run is kept offline", first_line(error))
+            failure = without_login(first_line(error))
             wandb.teardown()  # it holds the id
-            load_settings()
-            return start("offline")
+            try:
+                load_settings()
+                run = start("offline")
+            except UsageError:
+                raise UserError(f"logger=wandb: {failure}; correct that setting or variable WANDB_...") from None
+            log.warning("W&B is not available (%s); the run is kept offline", failure)
+            return run
+        except ValidationError as error:
+            found = error.errors()[0]
+            variable = f"WANDB_{'_'.join(map(str, found['loc']))}".upper()
+            raise UserError(
+                f"logger=wandb: {variable}={found['input']}: {found['msg']}; correct that variable or unset it"
+            ) from None
 
 
 def load_settings() -> None:
@@ -144,7 +161,7 @@ def only_warn(consequence: str) -> Iterator[None]:
     try:
         yield
     except (wandb.Error, OSError, *of_the_service) as error:
-        log.warning("W&B failed (%s); %s", first_line(error), consequence)
+        log.warning("W&B failed (%s); %s", without_login(first_line(error)), consequence)
 
 
 @contextmanager

@@ -45,7 +45,8 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
         and where MLflow cannot write.
 
     Raises:
-        UserError: TensorBoard or MLflow is selected and not installed.
+        UserError: TensorBoard or MLflow is selected and not installed, or a variable of the environment has a value
+            that the dashboard does not accept.
     """
     if not is_first_process():
         return []
@@ -55,18 +56,22 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
     if kind == "tensorboard":
         try:
             return [TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard")]
-        except ModuleNotFoundError:
-            raise _not_installed("tensorboard", "TensorBoard") from None
+        except ModuleNotFoundError as error:
+            raise _not_installed("tensorboard", "TensorBoard", error) from None
     if kind == "mlflow":
         try:
             opened = mlflow_logger.open_logger(cfg, run_dir, _resumes_in(run_dir, cfg["resume"]))
-        except ModuleNotFoundError:
-            raise _not_installed("mlflow", "MLflow") from None
+        except ModuleNotFoundError as error:
+            raise _not_installed("mlflow", "MLflow", error) from None
         return [] if opened is None else [opened]
     return []
 
 
-def _not_installed(extra: str, name: str) -> UserError:
+def _not_installed(extra: str, name: str, error: ModuleNotFoundError) -> UserError:
+    if error.name and error.name.partition(".")[0] != extra:  # such as the driver of a database
+        return UserError(
+            f"logger={extra}: {name} needs {error.name}, which is not installed; install it, or use logger=csv"
+        )
     return UserError(
         f"logger={extra}: {name} is not installed; pip install 'fer_lightning[{extra}]', or use logger=csv"
     )

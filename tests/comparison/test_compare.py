@@ -429,6 +429,14 @@ def test_test_sets_of_their_own_are_refused_outside_such_splits(tmp_path: Path) 
         compared(tmp_path / "runs")
 
 
+def test_runs_that_disagree_about_the_twins_are_refused(tmp_path):
+    folders = [write_run(tmp_path / name, name) for name in ("none", "focal")]
+    file = folders[1] / "predictions.csv"
+    pd.read_csv(file).assign(twin_group=0).to_csv(file, index=False)
+    with pytest.raises(UserError, match=r"differ in twins of the test images \(.*with another twin_group\)"):
+        analyse_folders(folders)
+
+
 def test_a_seed_with_other_images_for_one_method_is_refused(tmp_path: Path) -> None:
     write_paper(tmp_path / "runs", 2)
     folder = tmp_path / "runs" / "2-focal-seed1"

@@ -181,6 +181,22 @@ def test_what_resolves_to_a_secret_is_refused_after_resolving_too(tmp_path, monk
     assert TOKEN not in line
 
 
+@pytest.mark.parametrize(
+    ("address", "part"),
+    [
+        ("postgresql://u:pw@db/x", "postgresql://u:pw@db/x"),
+        ("http://user:correct-horse@proxy:3128", "correct-horse"),
+        ("https://host/api?user=me&api_key=0123456789", "0123456789"),
+    ],
+    ids=["database", "proxy", "query"],
+)
+def test_passwords_and_tokens_of_addresses_are_secrets(monkeypatch, address, part):
+    monkeypatch.setenv("ANY_URL", address)
+    with pytest.raises(UserError, match=r"^tags: holds the secret ANY_URL"):
+        check_secrets([("tags", f"[{part}]")])
+    check_secrets([("tags", "https://host/api?user=me, http://proxy:3128")])
+
+
 def test_a_word_of_this_project_is_no_secret(monkeypatch):
     monkeypatch.setenv("API_TOKEN", "undersample")
     monkeypatch.setenv("DB_SECRET", "focal")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fer_lightning.runtime import wandb_run
+from fer_lightning.runtime.errors import UserError
 
 
 def test_settings_of_the_working_directory_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,4 +31,23 @@ def test_settings_of_the_working_directory_are_not_read(tmp_path: Path, monkeypa
         assert not settings.insecure_disable_ssl
         assert Path.cwd() == hostile.parent
     finally:
+        wandb.teardown()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WANDB_QUIET", "maybe"), ("WANDB_SILENT", ""), ("WANDB_RUN_ID", "a/b"), ("WANDB_PROJECT", "a/b")],
+)
+def test_what_wandb_does_not_accept_in_the_environment_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    import wandb
+
+    monkeypatch.setenv(variable, value)
+    wandb.teardown()
+    try:
+        with pytest.raises(UserError, match=r"^logger=wandb: .*; correct that .*variable"):
+            wandb_run.start("offline", dir=tmp_path)
+    finally:
+        monkeypatch.undo()
         wandb.teardown()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.runtime import mlflow_run, provenance
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, without_login
 from fer_lightning.runtime.mlflow_run import OpenRun
 from fer_lightning.training import mlflow_logger, tracking
 from fer_lightning.training.mlflow_logger import SafeMlflowLogger
@@ -228,7 +228,26 @@ def test_names_as_mlflow_takes_them() -> None:
     assert mlflow_run.key("../a//b") == "a/b"
     assert mlflow_run.key("") == mlflow_run.key("..") == "_"
     assert len(mlflow_run.key("x" * 999)) == 250
-    assert mlflow_run.without_login(f"{DEAD}/api failed") == "http://127.0.0.1:9/api failed"
+    assert without_login(f"{DEAD}/api failed") == "http://127.0.0.1:9/api failed"
+    assert without_login("what?\nhttp://h/?token=abc/api (url: /?token=abc/api)") == "what?\nhttp://h/?... (url: /?...)"
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_DISABLE_TELEMETRY"])
+def test_what_mlflow_does_not_accept_in_the_environment_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "maybe")
+    with pytest.raises(UserError, match=rf"^logger=mlflow: .*{variable}.*; correct that variable"):
+        tracking.build_loggers(logger("mlflow"), tmp_path)
+
+
+def test_a_missing_driver_of_the_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+
+    monkeypatch.setattr(mlflow_logger.mlflow_run, "start", refuse)
+    with pytest.raises(UserError, match="MLflow needs psycopg2, which is not installed"):
+        tracking.build_loggers(logger("mlflow"), tmp_path)
 
 
 def test_missing_mlflow_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
