@@ -2,12 +2,15 @@
 
 import csv
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 from fer_lightning.data.pixel_csv import DELIMITERS, MAX_LINE, USAGE_NAMES
 from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "image", "image_path", "filepath", "img", "pth", "name"),
@@ -121,4 +124,8 @@ def _places(header: list[str], source: str) -> dict[str, int]:
     missing = [column for column in ("path", "label") if column not in places]
     if missing:
         raise UserError(f"{source} has no column {' and no column '.join(missing)}: its first line must be path,label")
+    for column, place in places.items():
+        others = [name for name in COLUMNS[column] if name in header and name != header[place]]
+        if others:
+            log.info("%s: its %s is read from the column %s, not %s", source, column, header[place], ", ".join(others))
     return places

@@ -268,7 +268,9 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], jobs: Mapp
         jobs: its jobs, as composed now.
     """
     if then.get("code") != now["code"]:
-        return f"the code changed since it was started (commit {then.get('git_commit')}, now {now['git_commit']})"
+        old, new = then.get("git_commit"), now["git_commit"]
+        where = f"commit {old}, with changes that are not committed" if old == new else f"commit {old}, now {new}"
+        return f"the code changed since it was started ({where})"
     for job, composed in jobs.items():
         file = job.folder / ".hydra" / "config.yaml"
         try:

@@ -106,6 +106,13 @@ class TestLayouts:
         place = write_folder({**files, "labels.csv": table(rows, "Image,Emotion")}, tmp_path / "faces")
         assert not folder.load(str(place)).usage.any()
 
+    def test_the_column_that_is_read_is_named_where_two_could_be(self, tmp_path, caplog):
+        caplog.set_level("INFO")
+        rows = [(path, path.split("/")[0], str(n % 2)) for n, path in enumerate(tree())]
+        place = write_folder({**tree(), "labels.csv": table(rows, "path,label,class")}, tmp_path / "faces")
+        assert folder.load(str(place)).classes == ("Bird house", "cat", "dog")
+        assert "its label is read from the column label, not class" in caplog.text
+
     def test_order_of_reading_does_not_matter(self, tmp_path):
         one = folder.load(str(write_zip(dict(reversed(tree().items())), tmp_path / "a.zip")))
         other = folder.load(str(write_folder(tree(), tmp_path / "a")))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_changed_code_is_refused_without_anyway(cli, tool, tmp_path):
     edit(tmp_path / "sweep" / "sweep.json", code="other")
     for refused in (cli("-m", *FAILING), tool("resume", "sweep")):
         assert refused.code == 2
-        assert "the code changed since it was started" in refused.error
+        assert re.search(r"the code changed since it was started \(commit .*, with changes that are not", refused.error)
         assert refused.error.endswith("sweep --anyway")
     assert tool("resume", "sweep", "--anyway").json["failed"] == ["0-none-seed0", "1-none-seed0"]
 
