@@ -76,12 +76,9 @@ def refuse_double_corrections(method: DictConfig) -> None:
     Raises:
         UserError: naming two that meet.
     """
-    name, loss, sampler = method.name, _loss_correction(method.loss), _sampler_correction(method.sampler)
-    mix, adjust = method.get("mix"), method.get("adjust")
-    pasted = adjusted = None
-    if mix and mix.get("weighted_alpha", 0) > 0:
-        pasted = ("rectangles from rare classes", "imbalance.mix.weighted_alpha=0")
-    if adjust and adjust.tau != 0:
+    name, (loss, sampler, pasted) = method.name, _corrections(method)
+    adjusted = None
+    if _adjusts(method):
         adjusted = ("an adjustment after training", "imbalance=none with the same loss and sampler")
     pairs = ((sampler, loss), (sampler, pasted), (loss, adjusted), (sampler, adjusted), (pasted, adjusted))
     for one, other in pairs:
@@ -89,6 +86,35 @@ def refuse_double_corrections(method: DictConfig) -> None:
             raise UserError(
                 f"imbalance={name}: {one[0]} and {other[0]} correct twice; keep one, with {one[1]} or {other[1]}"
             )
+
+
+def refuse_corrected_first_stage(method: DictConfig, given: str) -> None:
+    """Refuse to adjust a model whose training favoured the rare classes already.
+
+    Args:
+        method: the ``imbalance`` group, with the loss, sampler and mixing of the first stage.
+        given: how the first stage was given, for the error.
+
+    Raises:
+        UserError: naming what its training had.
+    """
+    if _adjusts(method) and (found := next(filter(None, _corrections(method)), None)):
+        raise UserError(
+            f"{given}: its training had {found[0]}, and an adjustment after training corrects again; give a first "
+            "stage that favours no class, such as a run of imbalance=none"
+        )
+
+
+def _adjusts(method: DictConfig) -> bool:
+    return bool(method.get("adjust")) and method.adjust.tau != 0
+
+
+def _corrections(method: DictConfig) -> tuple[tuple[str, str] | None, ...]:
+    """What in the loss, the sampler and the mixing favours rare classes, each with the way without it."""
+    mix, pasted = method.get("mix"), None
+    if mix and mix.get("weighted_alpha", 0) > 0:
+        pasted = ("rectangles from rare classes", "imbalance.mix.weighted_alpha=0")
+    return _loss_correction(method.loss), _sampler_correction(method.sampler), pasted
 
 
 def _loss_correction(loss: DictConfig) -> tuple[str, str] | None:

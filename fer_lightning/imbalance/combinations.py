@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning.config.imbalance_rules import refuse_double_corrections
+from fer_lightning.config.imbalance_rules import refuse_corrected_first_stage, refuse_double_corrections
 from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.runtime.errors import UserError
@@ -107,9 +107,9 @@ def _check_first_stage(first: DictConfig, second: DictConfig) -> None:
     if scales[0] != scales[1]:
         was, now = ("null" if scale is None else scale for scale in scales)
         raise UserError(f"imbalance={second.name}: model.head.cosine_scale of {first.name} is {was}, here it is {now}")
-    if second.get("adjust"):
-        parts = {key: first[key] for key in ("loss", "sampler", "mix") if key in first}
-        refuse_double_corrections(OmegaConf.merge(second, parts))  # type: ignore[arg-type]
+    parts = {key: first[key] for key in ("loss", "sampler", "mix") if key in first}
+    merged = OmegaConf.merge(second, parts)
+    refuse_corrected_first_stage(merged, f"imbalance={second.name}")  # type: ignore[arg-type]
 
 
 def _cosine_scale(method: DictConfig) -> float | None:

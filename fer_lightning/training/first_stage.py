@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lightning.config.imbalance_rules import refuse_double_corrections
+from fer_lightning.config.imbalance_rules import refuse_corrected_first_stage
 from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten, to_plain
@@ -80,11 +80,16 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: Sto
     ours, theirs = (architecture(settings) for settings in (to_plain(cfg.model), hyper["model"]))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
-            was, now = theirs.get(key), ours.get(key)
-            raise UserError(f"{given}: its model.{key} was {was}, here it is {now}; choose the same model")
-    if cfg.imbalance.get("adjust"):
-        parts = {key: trained.imbalance[key] for key in ("loss", "sampler", "mix") if key in trained.imbalance}
-        refuse_double_corrections(OmegaConf.create({**to_plain(cfg.imbalance), **parts}))
+            was, now = ("null" if value is None else value for value in (theirs.get(key), ours.get(key)))
+            its = f"{given}: its model.{key} was {was}"
+            if key == "head.cosine_scale" and "cosine_scale" in cfg.imbalance:
+                raise UserError(
+                    f"{its}, and imbalance={cfg.imbalance.name} needs {now}; give a run with model.{key}={now}, or "
+                    "imbalance.first_stage=null, which trains the first stage too"
+                )
+            raise UserError(f"{its}, here it is {now}; give model.{key}={was}, or another first stage")
+    parts = {key: trained.imbalance[key] for key in ("loss", "sampler", "mix") if key in trained.imbalance}
+    refuse_corrected_first_stage(OmegaConf.create({**to_plain(cfg.imbalance), **parts}), given)
     model.load_state_dict({**model.state_dict(), **checkpoint["state_dict"]})  # factors per class may be new
     log.info("first stage: %s (%s)", path, hyper["config"]["imbalance"]["name"])
 

@@ -171,6 +171,8 @@ class TestTable:
         assert refused["imbalance/sampler=sqrt"].endswith("with imbalance/sampler=instance or imbalance.loss.tau=0")
         reason = refused["imbalance=gcl imbalance.first_stage=RUN"]
         assert reason.endswith("model.head.cosine_scale of balanced_softmax is null, here it is 30.0")
+        reason = refused["imbalance=tau_norm imbalance.first_stage=RUN"]
+        assert reason.startswith("imbalance=tau_norm: its training had class sizes in the loss, and an adjustment ")
 
     @pytest.mark.parametrize(
         "methods",

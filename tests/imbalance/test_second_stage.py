@@ -246,18 +246,26 @@ def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, plain
     every_nth(
         5,
         [
-            (["split.seed=1"], "its split was {'name': 'official'"),
-            (["data.source.seed=1"], "it was trained on other images"),
-            (["model.head.hidden=[32]"], "its model.head.hidden was [64], here it is [32]"),
-            (["model.image_size=64"], "its model.image_size was 48, here it is 64"),
-            (["split.val_fraction=0.2"], "its split was"),
+            (["imbalance=crt", "split.seed=1"], "its split was {'name': 'official'"),
+            (["imbalance=crt", "data.source.seed=1"], "it was trained on other images"),
+            (
+                ["imbalance=crt", "model.head.hidden=[32]"],
+                "its model.head.hidden was [64], here it is [32]; give model.head.hidden=[64], or another first stage",
+            ),
+            (["imbalance=crt", "model.image_size=64"], "its model.image_size was 48, here it is 64"),
+            (["imbalance=crt", "split.val_fraction=0.2"], "its split was"),
+            (
+                ["imbalance=gcl"],
+                "its model.head.cosine_scale was null, and imbalance=gcl needs 30.0; give a run with "
+                "model.head.cosine_scale=30.0, or imbalance.first_stage=null",
+            ),
         ],
     ),
-    ids=["split seed", "images", "head", "input", "split"],
+    ids=["split seed", "images", "head", "input", "split", "gcl"],
 )
 def test_a_first_stage_that_does_not_fit_is_refused(cli, plain, change, message):
     best = plain / "checkpoints" / "best.ckpt"
-    outcome = cli(*STAGED, "imbalance=crt", f"imbalance.first_stage={best}", *change)
+    outcome = cli(*STAGED, f"imbalance.first_stage={best}", *change)
     assert outcome.code == 2
     assert message in outcome.error
 

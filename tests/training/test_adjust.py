@@ -121,7 +121,8 @@ def test_what_is_corrected_already_is_not_corrected_again(cli, plain, tmp_path):
     weighted = tmp_path / "weighted"
     assert cli(*RUN, "trainer.max_epochs=1", "imbalance=weighted", f"hydra.run.dir={weighted}").code == 0
     once = adjusted(cli, plain, tmp_path / "once", "posthoc_logit_adjusted", "imbalance.adjust.tau=1.0")
-    for first, message in ((weighted, "correct twice"), (once, "is adjusted already; give the unadjusted.ckpt")):
+    had = "its training had class weights in the loss, and an adjustment after training corrects again; give a first st"
+    for first, message in ((weighted, had), (once, "is adjusted already; give the unadjusted.ckpt")):
         best = first / "checkpoints" / "best.ckpt"
         outcome = cli(*RUN, "imbalance=posthoc_logit_adjusted", f"imbalance.first_stage={best}")
         assert outcome.code == 2
