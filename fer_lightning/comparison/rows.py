@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fer_lightning.comparison.runs import FinishedRun
+from fer_lightning.imbalance.combinations import weights_by_hand
 from fer_lightning.runtime.errors import UserError
 
 BASELINE = "none"
@@ -67,7 +68,10 @@ def _refusal(first: FinishedRun, other: FinishedRun, what: str, its: str, others
 
 
 def named_rows(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Sort runs into named rows: one per method, model and combination of settings that vary within them."""
+    """Sort runs into named rows: one per method, model and combination of settings that vary within them.
+
+    Class weights by hand are in the name in any case: they make another method of it.
+    """
     several_models = len({run.metrics["model"] for run in runs}) > 1
     methods: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
@@ -77,8 +81,9 @@ def named_rows(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
         differing = varying([run.settings for run in members])
         for run in members:
             parts = [model] if several_models else []
-            values = {key: run.settings.get(key) for key in differing}
-            parts += [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items() if _names(key, value)]
+            values = {key: run.settings.get(key) for key in differing} | weights_by_hand(imbalance, run.settings)
+            named = (f"{key.rsplit('.', 1)[-1]}={value}" for key, value in sorted(values.items()) if _names(key, value))
+            parts += named
             rows.setdefault(" ".join([imbalance, *parts]), []).append(run)
     return rows
 

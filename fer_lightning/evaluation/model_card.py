@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import ImageForm, class_noun
 from fer_lightning.evaluation.hub import upload
+from fer_lightning.imbalance.combinations import weights_by_hand
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import markdown_table, to_code, to_markdown
 from fer_lightning.presentation.printable import printable
@@ -294,6 +296,8 @@ def _recipe(metrics: Mapping[str, Any], config: Mapping[str, Any], members: int)
     optim, trainer, model = config["optim"], config["trainer"], config["model"]
     started = {"none": "random", "imagenet": "ImageNet (timm's hub)"}
     weights = to_code(Path(str(model["weights"])).name)
+    by_hand = weights_by_hand(config["imbalance"]["name"], flatten(config["imbalance"], "imbalance"))
+    class_weights = ", ".join(f"{key.removeprefix('imbalance.loss.')}={value}" for key, value in by_hand.items())
     versions = metrics.get("versions", {})
     facts = {
         "members": f"{members}; learning rate and what follows are the first one's" if members else "",
@@ -304,6 +308,7 @@ def _recipe(metrics: Mapping[str, Any], config: Mapping[str, Any], members: int)
             f"{optim['name']}, learning rate {optim['lr']:g}, weight decay {optim['weight_decay']:g}, "
             f"schedule {optim['schedule']}"
         ),
+        "class weights by hand": to_code(class_weights) if class_weights else "",
         "epochs": to_markdown(f"{trainer['max_epochs']} at most, batches of {config['data']['batch_size']}"),
         "augmentation": to_code(f"augment={config['augment']['name']}"),
         "optimizer steps": _fact(metrics.get("train/steps")),

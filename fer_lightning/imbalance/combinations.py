@@ -6,12 +6,13 @@ Nothing here is a list of methods: the files in ``conf/imbalance`` are composed 
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config.imbalance_rules import refuse_corrected_first_stage, refuse_double_corrections
 from fer_lightning.config.safety import CONF_DIR
+from fer_lightning.config.settings import is_part_of
 from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.runtime.errors import UserError
 
@@ -49,6 +50,22 @@ def compose_method(name: str, **chosen: str) -> DictConfig:
         chosen: ``sampler`` or ``mix``, another choice than the method's.
     """
     return OmegaConf.create(compose_file(FOLDER / f"{name}.yaml", chosen))
+
+
+def weights_by_hand(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The class weights that a run has in place of its method's.
+
+    Args:
+        method: the run's ``imbalance.name``; may be a method of the user's.
+        settings: the run's configuration, flat, with values as they are or as text.
+    """
+    power = compose_method(method).loss.get("power") if method in choices("") else None
+    own = (("imbalance.loss.power", str(power)), ("imbalance.loss.power", "None"), ("imbalance.loss.weights", "None"))
+    return {
+        key: value
+        for key, value in settings.items()
+        if is_part_of(key, ("imbalance.loss.power", "imbalance.loss.weights")) and (key, str(value)) not in own
+    }
 
 
 def stage(name: str) -> str:

@@ -71,6 +71,15 @@ def scores_of(folder: Path, method: str, key: str) -> list[float]:
     return [json.loads(file.read_text())[key] for file in files]
 
 
+def test_class_weights_of_all_runs_stand_in_report_and_terminal(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", 1, settings={"imbalance.loss.weights": {"disgust": 5}})
+    console = quiet()
+    compare_and_report([tmp_path / "sweep"], tmp_path / "report", console)
+    report = tmp_path / "report"
+    for text in (console.export_text(), (report / "report.md").read_text(), (report / "report.html").read_text()):
+        assert "none disgust=5" in text
+
+
 @pytest.mark.nightly
 def test_everything_is_written(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", 3)

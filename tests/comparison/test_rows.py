@@ -6,12 +6,21 @@ from typing import Any
 from fer_lightning.comparison.rows import named_rows
 
 
-def run(**settings: str) -> Any:
+def run(method: str = "none", **settings: str) -> Any:
     loss = {f"imbalance.loss.{key.replace('__', '.')}": value for key, value in settings.items()}
-    return SimpleNamespace(method=("none", "b0"), metrics={"model": "b0"}, settings=loss)
+    return SimpleNamespace(method=(method, "b0"), metrics={"model": "b0"}, settings=loss)
 
 
 def test_a_row_names_only_the_class_weights_that_it_has():
     plain, power = run(power="None", weights="None"), run(power="0.5", weights="None")
     by_hand = run(power="None", weights__disgust="5")
     assert list(named_rows([plain, power, by_hand])) == ["none", "none power=0.5", "none disgust=5"]
+
+
+def test_class_weights_that_all_runs_have_are_named() -> None:
+    by_hand = run(power="None", weights__disgust="5", weights__fear="1.2")
+    assert list(named_rows([by_hand, by_hand])) == ["none disgust=5 fear=1.2"]
+    assert list(named_rows([run(power="0.5", weights="None")])) == ["none power=0.5"]
+    assert list(named_rows([run("marc", power="1.2", weights="None")])) == ["marc"], "its own power"
+    assert list(named_rows([run("marc", power="1.0", weights="None")])) == ["marc power=1.0"]
+    assert list(named_rows([run("mine", power="1.0", weights="None")])) == ["mine power=1.0"], "of an unknown file"

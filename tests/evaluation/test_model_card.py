@@ -138,6 +138,15 @@ class TestText:
         for block in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
+    def test_class_weights_by_hand_are_named(self, run):
+        assert "class weights" not in str(make_card(read_trained_model(run), None))
+        path = run / ".hydra" / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["imbalance"]["loss"]["weights"] = {"disgust": 5, "fear": 2}
+        path.write_text(yaml.safe_dump(config))
+        made = str(make_card(read_trained_model(run), None))
+        assert "| class weights by hand | `weights.disgust=5, weights.fear=2` |" in made
+
     def test_scores_of_another_kind_are_one_line(self, run):
         write_json(run / "metrics.json", {**read_json(run / "metrics.json"), "test/n": "many"})
         with pytest.raises(UserError, match="not those that a run writes"):
