@@ -3,6 +3,7 @@
 The loss, the sampler and the mixer of an imbalance method are built here and nowhere else.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +22,7 @@ from fer_lightning.config.settings import to_plain
 from fer_lightning.config.targets import target
 from fer_lightning.data.faces import Faces, ImageForm
 from fer_lightning.data.splits import Split
+from fer_lightning.imbalance.samplers import EpochSampler
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.imbalance.sharpness import ClassSharpness
 from fer_lightning.imbalance.weights import weights_by_class
@@ -29,7 +31,7 @@ from fer_lightning.loading.datamodule import FERDataModule, Loading
 from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.model.classifier import EmotionClassifier, input_size
 from fer_lightning.runtime import slurm_task
-from fer_lightning.runtime.errors import UserError, first_line
+from fer_lightning.runtime.errors import UserError, first_line, require
 from fer_lightning.runtime.processes import device_count
 from fer_lightning.training.callbacks import CountsOnHost, Curves, EpochLine, StopOnNonFinite
 from fer_lightning.training.checkpoints import AtomicCheckpoints, ExactResume, LastCheckpoint, MovableCheckpoint
@@ -47,7 +49,7 @@ def build_datamodule(cfg: DictConfig, faces: Faces, split: Split) -> FERDataModu
     return FERDataModule(
         faces,
         split,
-        target(cfg.imbalance.sampler, "imbalance.sampler"),
+        target(cfg.imbalance.sampler, "imbalance.sampler", kind=EpochSampler),
         build_augmentation(cfg.augment, faces.form.size),
         Loading(
             cfg.data.batch_size,
@@ -71,11 +73,30 @@ def build_augmentation(cfg: DictConfig, side: int) -> Any:
 
 
 def build_loss(cfg: DictConfig, class_counts: list[int], classes: Sequence[str]) -> nn.Module:
-    """The method's loss for ``class_counts`` training images of the named classes."""
-    loss = cfg.imbalance.loss
-    by_name = loss.get("weights")
+    """The method's loss for ``class_counts`` training images of the named classes.
+
+    Raises:
+        UserError: it cannot be built so, or gives no loss of each image.
+    """
+    node = cfg.imbalance.loss
+    by_name = node.get("weights")
     weights = {} if by_name is None else {"weights": weights_by_class(by_name, classes)}
-    return target(loss, "imbalance.loss")(class_counts=class_counts, **weights)
+    loss: nn.Module = target(node, "imbalance.loss", kind=nn.Module)(class_counts=class_counts, **weights)
+    _try_loss(loss, node["_target_"], len(classes))
+    return loss
+
+
+def _try_loss(loss: nn.Module, name: str, classes: int) -> None:
+    """Check that a loss, which may be the user's own, gives one value per image; it is left as it is."""
+    images = classes + 1
+    tried: Any = copy.deepcopy(loss)
+    if hasattr(tried, "set_epoch"):
+        tried.set_epoch(0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        losses = tried(torch.zeros(images, classes), torch.arange(images) % classes)
+    shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+    accepted = f"gives {shape} for {images} images; it must return the loss of each image, {(images,)}, not their mean"
+    require(shape == (images,), "imbalance.loss._target_", name, accepted)
 
 
 def build_second_stage(cfg: DictConfig) -> SecondStage | None:

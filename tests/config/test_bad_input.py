@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from legs import every_nth
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.runtime.files import read_json
+from fer_lightning.runtime.imports import TRUST
 from fer_lightning.runtime.run_folder import read_status
 
 FACES = tiny_faces()
@@ -149,6 +151,67 @@ BAD_KNOBS: dict[str, tuple[list[str], list[str]]] = {
 def test_bad_value_ends_the_run_in_one_line(cli, tmp_path, case):
     overrides, words = BAD_KNOBS[case]
     assert_refused(cli(*TINY, *overrides), tmp_path, *words)
+
+
+OWN_CODE = """
+import torch
+from torch import nn
+
+class Mean(nn.Module):
+    def __init__(self, class_counts, **settings):
+        super().__init__()
+
+    def forward(self, logits, target):
+        return nn.functional.cross_entropy(logits, target)
+
+class Function:
+    def __init__(self, class_counts, **settings):
+        pass
+
+class Sampler:
+    def __init__(self, labels, seed):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "imbalance.loss._target_=own_code.Mean",
+            "own_code.Mean: gives () for 8 images; it must return the loss of each image, (8,), not their mean",
+        ),
+        (
+            "imbalance.loss._target_=own_code.Function",
+            "own_code.Function: makes a Function, where a torch.nn.modules.module.Module is needed; derive it from",
+        ),
+        (
+            "imbalance.sampler._target_=own_code.Sampler",
+            "own_code.Sampler: makes a Sampler, where a fer_lightning.imbalance.samplers.EpochSampler is needed",
+        ),
+        (
+            "imbalance.loss._target_=own_cod.Mean",
+            "own_cod.Mean: cannot be imported (No module named 'own_cod'); check the name, and that the folder of its "
+            "module is on PYTHONPATH",
+        ),
+        (
+            "imbalance.loss._target_=own_code.Meen",
+            "own_code.Meen: cannot be imported (No module named 'own_code.Meen'; 'own_code' is not a package); check ",
+        ),
+    ],
+)
+def test_code_of_the_user_that_does_not_fit_is_refused_before_training(cli, tmp_path, monkeypatch, override, message):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own_code.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    monkeypatch.delitem(sys.modules, "own_code", raising=False)
+    monkeypatch.setenv(TRUST, "own_code,own_cod")
+    outcome = cli(*TINY, override)
+    assert_refused(outcome, tmp_path, f"{override.partition('=')[0]}={message}")
+    assert not list(tmp_path.rglob("metrics.csv"))
 
 
 def test_val_fraction_that_leaves_a_class_out_of_training(cli, tmp_path):
