@@ -56,6 +56,12 @@ def _weight_rules(loss: DictConfig) -> None:
             f"imbalance.loss.power={power}: imbalance.loss.weights is given too; use one of them, such as the weights "
             "with imbalance.loss.power=null"
         )
+    by_hand = "weights" if weights is not None else "power"
+    if loss.get("alpha", "none") != "none" and loss.get(by_hand) is not None:
+        raise UserError(
+            f"imbalance.loss.alpha={loss.alpha}: imbalance.loss.{by_hand} is given too, in its place; use one of them, "
+            f"such as imbalance.loss.{by_hand} with imbalance.loss.alpha=none"
+        )
 
 
 def _sharpness_rules(cfg: DictConfig) -> None:

@@ -333,6 +333,14 @@ REFUSED = [
     (["imbalance=mixup", "imbalance.mix.alpa=1"], "imbalance.mix.alpa: no such key"),
     (["imbalance=mixup", "imbalance.mix.alpha=much"], "imbalance.mix.alpha=much: expected a number"),
     (["imbalance.loss.power=-1"], "imbalance.loss.power=-1: must be 0 or more, or null"),
+    (
+        ["imbalance=focal", "imbalance.loss.alpha=inverse", "imbalance.loss.power=0.5"],
+        "imbalance.loss.alpha=inverse: imbalance.loss.power is given too, in its place; use one of them",
+    ),
+    (
+        ["imbalance=focal", "imbalance.loss.alpha=inverse", "imbalance.loss.weights={disgust: 5}"],
+        "imbalance.loss.alpha=inverse: imbalance.loss.weights is given too",
+    ),
     (["imbalance.loss.weights=5"], "imbalance.loss.weights=5: must name classes with their weights"),
     (["imbalance.loss.weights={disgust: 5}", "imbalance.loss.power=1"], "imbalance.loss.weights is given too"),
     (["imbalance=oversample", "imbalance.loss.weights={disgust: 5}"], "or imbalance.loss.weights=null"),
