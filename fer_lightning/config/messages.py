@@ -121,7 +121,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            cfg = compose("config", overrides=chosen)
+            cfg = compose("config", overrides=chosen, return_hydra_config=key.startswith("hydra."))
     except HydraException:  # a chosen file is the user's own
         return f"{key}: no such key; --cfg job lists all"
     known = list(_leaves(cfg))

@@ -134,6 +134,10 @@ MISTAKES = [
         ["imbalance=weighted", "imbalance.loss.weights.disgust=5"],
         "imbalance.loss.weights has no keys of its own; give it whole, as in imbalance.loss.weights={disgust: ...}",
     ),
+    (
+        ["-m", "hydra/sweeper=halving", "hydra.sweeper.etaa=3", "optim.lr=0.1,0.2"],
+        "hydra.sweeper.etaa: no such key (did you mean hydra.sweeper.eta?); hydra.sweeper has: eta, rungs, ",
+    ),
     (["optim.lr.disgust=5"], "optim.lr.disgust: optim.lr has no keys of its own; give it whole, as in optim.lr=..."),
 ]
 
