@@ -82,7 +82,7 @@ def keep_features(
     faces, backbone = datamodule.faces, backbone_digest(model.network)
     compute = _Computing(model, faces, device, backbone, cfg.data.cache_dir)
     rows = np.unique(np.concatenate([split.val, *split.tests.values()]))
-    (scored,) = compute("validation and test", rows, 1, None)
+    (scored,) = compute("validation and test" if cfg.test else "validation", rows, 1, None)
     trains = cfg.imbalance.get("second_stage") is not None
     return KeptFeatures(
         backbone, PooledFeatures(rows, scored), _of_training(cfg, datamodule, compute) if trains else None

@@ -1,6 +1,7 @@
 """Second stages on kept features: the same as on images, shared between runs, with a backbone that stays as it was."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,7 @@ def settings(**changes: Any) -> Any:
         "imbalance": {"first_stage": "first", "feature_views": 4, "second_stage": {"trains": "head"}},
         "model": {"first_image_size": None},
         "augment": {"backend": "batched"},
+        "test": True,
         "trainer": {"precision": "auto", "limit_train_batches": None, "fast_dev_run": False, "max_epochs": 3},
     }
     return OmegaConf.merge(cfg, OmegaConf.from_dotlist([f"{key}={value}" for key, value in changes.items()]))
@@ -66,8 +68,9 @@ def parts(images: np.ndarray, **strengths: float) -> tuple[Any, Split]:
 
 
 @pytest.mark.slow
-def test_probabilities_from_kept_features_have_the_same_bits(model, images):
+def test_probabilities_from_kept_features_have_the_same_bits(model, images, caplog):
     datamodule, split = parts(images)
+    caplog.set_level("INFO")
     kept = keep_features(settings(), model, datamodule, split, CPU)
     assert kept is not None
     np.testing.assert_array_equal(kept.scored.rows, np.arange(20, 40))
@@ -76,6 +79,11 @@ def test_probabilities_from_kept_features_have_the_same_bits(model, images):
     expected = predict(model, images[20:], CPU)
     np.testing.assert_array_equal(predict_pooled(model, kept.scored.at(np.arange(20, 40)), CPU), expected)
     assert kept.of(model) is kept.scored
+    keep_features(settings(test=False), model, datamodule, replace(split, tests={"val": split.val}), CPU)
+    assert [line for line in caplog.messages if line.startswith("computing")] == [
+        f"computing the features of {images}, 1 view(s) of each"
+        for images in ("20 validation and test images", "20 training images", "10 validation images")
+    ]
     with torch.no_grad():
         next(model.network.parameters()).add_(1)
     assert kept.of(model) is None
