@@ -41,7 +41,7 @@ MISTAKES = [
         ["+imbalance.sampler.per_klass=3", "imbalance=undersample"],
         "did you mean imbalance.sampler.per_class?",
     ),
-    (["split.fold=1"], "split has: name, val_fraction, train_size"),
+    (["split.fold=1"], "split has: train_size, seed, "),
     (["+split.fold=1"], "split.fold=1: no such key"),
     (["callbacks=ema", "+callbacks.ema.dekay=.9"], "did you mean callbacks.ema.decay?"),
     (["~seed"], "seed: is missing"),
