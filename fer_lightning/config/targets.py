@@ -26,7 +26,8 @@ def target(
         kind: class of what it makes.
 
     Returns:
-        A function. It raises UserError where the target does not take what is given to it, or makes another kind.
+        A function. It raises UserError where the target does not take what is given to it, lacks a method, or makes
+        another kind.
 
     Raises:
         UserError: the target cannot be imported.
@@ -53,6 +54,9 @@ def target(
                 f"{given}: cannot be used there ({error}); name one that takes "
                 f"{', '.join(arguments) or 'the settings beside it'}, such as a file of conf/ does"
             ) from None
+        if inspect.isabstract(build.func):
+            missing = ", ".join(sorted(vars(build.func)["__abstractmethods__"]))
+            raise UserError(f"{given}: has no method {missing}; define it")
         made = build(**arguments)
         if not isinstance(made, kind):
             raise UserError(

@@ -6,7 +6,7 @@ resumed epoch has the order of the interrupted one. Lightning must not replace t
 ``Trainer(use_distributed_sampler=False)``.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     position: int
 
 
-class EpochSampler(Sampler[Entry]):
+class EpochSampler(Sampler[Entry], ABC):
     """Base of the training samplers: distributes an epoch's global list over the processes.
 
     The list is truncated to a multiple of the number of processes, so that all processes make the same number of steps.
@@ -56,7 +56,6 @@ class EpochSampler(Sampler[Entry]):
     @abstractmethod
     def sample_epoch(self, generator: torch.Generator) -> Tensor:
         """Return the global list of ``self.epoch``: int64, shape (total,), positions in the training subset."""
-        raise NotImplementedError(f"{type(self).__name__} has no method sample_epoch(self, generator)")
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; Lightning calls this at the start of each epoch."""

@@ -157,6 +157,8 @@ OWN_CODE = """
 import torch
 from torch import nn
 
+from fer_lightning.imbalance.samplers import EpochSampler
+
 class Mean(nn.Module):
     def __init__(self, class_counts, **settings):
         super().__init__()
@@ -174,6 +176,10 @@ class Sampler:
 
     def __len__(self):
         return len(self.labels)
+
+class Unfinished(EpochSampler):
+    def __init__(self, labels, seed):
+        super().__init__(labels, seed, len(labels))
 """
 
 
@@ -191,6 +197,10 @@ class Sampler:
         (
             "imbalance.sampler._target_=own_code.Sampler",
             "own_code.Sampler: makes a Sampler, where a fer_lightning.imbalance.samplers.EpochSampler is needed",
+        ),
+        (
+            "imbalance.sampler._target_=own_code.Unfinished",
+            "own_code.Unfinished: has no method sample_epoch; define it",
         ),
         (
             "imbalance.loss._target_=own_cod.Mean",
