@@ -14,7 +14,14 @@ import pandas as pd
 from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import is_class_name
-from fer_lightning.metrics.calibration import COLDEST, HOTTEST, calibration_error, is_temperature, nll
+from fer_lightning.metrics.calibration import (
+    COLDEST,
+    HOTTEST,
+    apply_temperature,
+    calibration_error,
+    is_temperature,
+    nll,
+)
 from fer_lightning.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
 from fer_lightning.metrics.names import is_possible
 from fer_lightning.metrics.predictions import class_indices, probability_columns, read_predictions_csv
@@ -160,10 +167,33 @@ def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[
         }
         if (probabilities[member, labels[member]] > 0).all():  # one that was rounded to 0 costs 87 nats
             scores["nll"] = nll(probabilities[member], labels[member])
+            if metrics.get("temperature") is not None:
+                calibrated = apply_temperature(probabilities[member], metrics["temperature"])
+                scores["nll_calibrated"] = nll(calibrated, labels[member])
         for score, value in scores.items():
             given = metrics.get(f"{name}/{score}")
-            if given is not None and not abs(value - given) <= 10 * ROUNDING * max(1.0, value):
+            # A low temperature magnifies what was rounded.
+            magnified = max(1.0, 1 / metrics["temperature"]) if score == "nll_calibrated" else 1.0
+            if given is not None and not abs(value - given) <= 10 * ROUNDING * magnified * max(1.0, value):
                 raise ValueError(f"predictions.csv has {name}/{score} of {value:.4f}, metrics.json one of {given:.4f}")
+        _check_coverage(matrix.sum(axis=1), name, metrics)
+
+
+def _check_coverage(counts: np.ndarray, name: str, metrics: dict[str, Any]) -> None:
+    """Check that the coverage of sets of classes is the mean of that of each class.
+
+    Args:
+        counts: images of each class, shape (C,).
+        name: of the test set.
+        metrics: ``metrics.json``.
+    """
+    of_classes = [metrics.get(f"{name}/set_coverage/{each}") for each in metrics["train/class_counts"]]
+    given = metrics.get(f"{name}/set_coverage")
+    if given is None or any(value is None and n for value, n in zip(of_classes, counts, strict=True)):
+        return
+    mean = sum(n * value for value, n in zip(of_classes, counts, strict=True) if n) / counts.sum()
+    if abs(mean - given) > ROUNDING:
+        raise ValueError(f"metrics.json has {name}/set_coverage of {given:.4f}, and of its classes {mean:.4f}")
 
 
 def test_sets(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from fer_lightning.runtime.errors import UserError
 
 _NAMES = re.compile(
-    r"KEY(?!BOARD|MAP)|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|PASS(?=_|$)|CREDENTIAL|_(PWD|PAT)$", re.IGNORECASE
+    r"KEY(?!BOARD|MAP)|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|PASS(?=_|$)|CREDENTIAL|CREDS|COOKIE|JWT|BEARER|WEBHOOK"
+    r"|PRIVATE|AUTH(?!OR)|(^|_|-)(PWD|PAT|DSN|SIG|SIGNATURE)$",
+    re.IGNORECASE,
 )
 """What the name of an environment variable contains whose value is a secret."""
 
@@ -27,18 +29,19 @@ def is_secret(variable: str) -> bool:
 def environment_secrets() -> list[tuple[str, str]]:
     """Name and value of each secret of the environment; the path of a key file is not one.
 
-    Of the address of a database or proxy, its password and the tokens of its query are secrets.
+    Of one with several lines, as of a key in PEM form, each line is one; of the address of a database or proxy, its
+    login and the tokens of its query.
     """
-    pairs = [(name, value.strip()) for name, value in os.environ.items() if is_secret(name)]
-    pairs += [(name, part) for name, value in os.environ.items() for part in _secrets_of_address(value)]
+    pairs = [(name, line.strip()) for name, value in os.environ.items() for line in _secrets(name, value)]
     secrets = [(name, value) for name, value in pairs if len(value) >= _SHORTEST and not os.path.exists(value)]
     return [(name, value) for name, value in secrets if value not in _own_words()]
 
 
-def _secrets_of_address(text: str) -> list[str]:
-    """The login (``://user:password@``), its password, and the parameters of the query that are named like secrets."""
-    logins = re.findall(r"(://[^/@\s:]*:([^/@\s]+)@)", text)
-    tokens = [value for name, value in re.findall(r"[?&;]([\w.-]+)=([^&;\s]+)", text) if is_secret(name)]
+def _secrets(name: str, value: str) -> list[str]:
+    if is_secret(name):
+        return [value, *value.splitlines()]
+    logins = re.findall(r"(://(?:[^/@\s:]*:)?([^/@\s]+)@)", value)
+    tokens = [text for key, text in re.findall(r"[?&;]([\w.-]+)=([^&;\s]+)", value) if is_secret(key)]
     return [*(part for login in logins for part in login), *tokens]
 
 
@@ -79,3 +82,19 @@ def without_secrets(text: str) -> str:
     for _, value in environment_secrets():
         text = text.replace(value, "...")
     return text
+
+
+def check_variables(prefix: str) -> None:
+    """Check that a dashboard uploads no secret from its own variables, such as ``WANDB_NOTES``.
+
+    Args:
+        prefix: of their names. Secrets among them, and the addresses of servers, are not uploaded.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    check_secrets(
+        (name, value)
+        for name, value in os.environ.items()
+        if name.startswith(prefix) and not is_secret(name) and "://" not in value
+    )

@@ -4,6 +4,7 @@ Always one process and float32, however the model was trained: every image count
 the same numbers again.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,14 @@ from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import tta
 from fer_lightning.evaluation.probabilities import PooledFeatures, predict, predict_pooled
 from fer_lightning.evaluation.reference import Reference, fit_reference, score_sets
-from fer_lightning.metrics.calibration import apply_temperature, calibration_error, fit_temperature, nll
+from fer_lightning.metrics.calibration import COLDEST, apply_temperature, calibration_error, fit_temperature, nll
 from fer_lightning.metrics.classification import classification_metrics, grouped_recall
 from fer_lightning.metrics.names import ALL_SCORES, FURTHER, GROUPS, HEADLINES, SCORES
 from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.words import percent
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def evaluate(  # noqa: PLR0913 - what is scored, and three things that may be kn
         metrics |= grouped_recall(recalls, model.hparams["class_counts"], f"{name}/")
     validation = probabilities[np.searchsorted(union, split.val)]
     if temperature is None and len(split.val):
-        temperature = fit_temperature(validation, faces.labels[split.val])
+        temperature = _fitted(validation, faces.labels[split.val])
     if reference is None and temperature is not None and len(split.val):
         reference = fit_reference(apply_temperature(validation, temperature), faces.labels[split.val])
     metrics["temperature"] = temperature
@@ -110,6 +113,18 @@ def evaluate(  # noqa: PLR0913 - what is scored, and three things that may be kn
         unseen = [name for name in split.tests if name != "val"]  # where the test images are left alone, val is scored
         metrics |= score_sets(predictions, unseen, faces.classes, temperature, reference)
     return Evaluation(metrics, predictions, augmented, shared, reference)
+
+
+def _fitted(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """The temperature of the validation images; None where the coldest is best, which only says that all are right."""
+    temperature = fit_temperature(probabilities, labels)
+    if temperature > 1.01 * COLDEST:
+        return temperature
+    log.warning(
+        "not calibrated: the model is right about all %d validation images, so no temperature fits them best",
+        len(labels),
+    )
+    return None
 
 
 def _predicted(

@@ -224,6 +224,8 @@ def differences(rows: pd.DataFrame, numbers: Mapping[str, int], title: str, subt
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10), prune="both"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
         axes.set_xlabel("worse  ·  points  ·  better", fontsize=9, color=FAINT)
+    if np.ptp(panels[0].get_xlim()) < 0.2:  # equal scores
+        panels[0].set_xlim(-0.1, 0.1)
     return figure
 
 

@@ -194,7 +194,7 @@ def on_ratio(c: Comparison, over: OverRatio) -> list[str]:
     texts = [f"{text} at {ratio:g}" for ratio, text in known.items()]
     if len(set(known.values())) > 1:
         return [
-            f"Training images: {', '.join(texts)}. A larger ratio has fewer images too, and scores fall for both "
-            "reasons; split.total holds their number."
+            f"Training images: {', '.join(texts)}. A larger ratio has fewer images too, and scores change for "
+            "both reasons; split.total holds their number."
         ]
     return [f"Training images: {next(iter(known.values()))} at every ratio."] if known else []

@@ -86,12 +86,12 @@ def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int) -> str:
     if means[first] == means[second]:
         return f"{first} and {second} have the same {name}, {percent(means[first])}, and no other has a higher one."
     lead = f"{first} has the highest {name}, {percent(means[first])}"
-    if seeds == 1:
-        return (
-            f"{lead}, {points(means[first] - means[second])} above {second}; with one seed that ranks these models, "
-            "not the methods."
-        )
     gaps = _gaps_of(first, pairs)
+    if seeds == 1:
+        paired = gaps[second]["difference"] if second in gaps else np.nan
+        gap = means[first] - means[second] if np.isnan(paired) else paired
+        lead += f", {points(gap)} above {second}" if gap > 0 else f", though {second} has no lower one with its seed"
+        return f"{lead}; with one seed that ranks these models, not the methods."
     correction = "" if len(pairs) == 1 else f" over all {len(pairs)} pairs"
     beaten = {other for other, gap in gaps.items() if gap["difference"] > 0 and gap["p_holm"] < SIGNIFICANT}
     close = [other for other in ranked[1:] if other not in beaten]
@@ -189,6 +189,7 @@ def against_baseline(differences: pd.DataFrame, baselines: Mapping[str, str], te
     for metric in sorted(TESTED, key=lambda metric: metric != PRIMARY):
         name = SCORES[metric].heading
         unclear: dict[tuple[str, bool], list[str]] = {}
+        equal: dict[str, list[str]] = {}
         rows = known[known["metric"] == metric].to_dict("records")
         for row in rows:
             method, base, gap = row["method"], baselines[row["method"]], row["difference"]
@@ -197,8 +198,12 @@ def against_baseline(differences: pd.DataFrame, baselines: Mapping[str, str], te
                 verb = "beats" if gap > 0 else "is worse than"
                 seeds = "" if row["pairs"] > 1 else ", as far as one seed can show"
                 sentences.append(f"{method} {verb} {base} in {name} by {points(abs(gap))} ({_evidence(size)}){seeds}.")
+            elif row["low"] == row["high"]:
+                equal.setdefault(base, []).append(method)
             else:
                 unclear.setdefault((base, row["p"] < SIGNIFICANT), []).append(_with_interval(method, row))
+        for base, methods in equal.items():
+            sentences.append(f"{listed(methods)}: the same {name} as {base} on every resample of the test images.")
         for (base, alone), methods in unclear.items():
             start = f"Not clear once {len(rows)} methods are corrected for" if alone else "Inconclusive"
             sentences.append(
@@ -277,17 +282,16 @@ def on_twins(changes: pd.DataFrame, baselines: Mapping[str, str], has_twins: boo
 
 def on_seeds(c: Comparison) -> list[str]:
     """How large a difference must be for these seeds and images to find it in most cases."""
-    seeds = [len(members) for members in c.rows.values()]
-    if max(seeds) == 1:
+    rows = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
+    if max(len(members) for members in c.rows.values()) == 1 or (len(rows) and rows["pairs"].max() == 1):
         return [
             "One seed cannot rank methods: a second seed may reverse the order. Repeat with more seeds, as in "
             "-m seed=0,1,2,3,4."
         ]
-    rows = c.differences[(c.differences["test_set"] == c.test_set) & (c.differences["metric"] == PRIMARY)]
-    rows = rows[rows["detectable"] > 0]
+    rows = rows[(rows["detectable"] > 0) & (rows["pairs"] > 1)]
     if rows.empty:
         return []
-    number = str(max(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+    number = span(rows["pairs"])
     alone, corrected = (float(rows[key].median()) for key in ("detectable", "detectable_all"))
     if alone > 1:
         return [

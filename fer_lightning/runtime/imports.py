@@ -34,13 +34,36 @@ def drop_working_directory() -> None:
     if started_by_module_name and not sys.flags.safe_path and sys.path[0] != _ROOT:
         own = own or sys.path[0]
         del sys.path[0]
+    given = _python_path()
+    if any(map(_is_here, given)) and (here := _working_directory()) not in (_ROOT, *map(os.path.normpath, given)):
+        sys.path[:] = [path for path in sys.path if path != here]
     if own and os.environ.get(TRUST) and own not in sys.path:
         os.environ[_TRUSTED_FOLDER] = own
         sys.path.append(own)
 
 
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return ""
+
+
+def _python_path() -> list[str]:
+    path = os.environ.get("PYTHONPATH")
+    return path.split(os.pathsep) if path else []
+
+
+def _is_here(path: str) -> bool:
+    """Whether an entry of PYTHONPATH is the working directory, such as the first one of ``$PYTHONPATH:/folder``.
+
+    Where it is named in full, that is the user's wish.
+    """
+    return not os.path.isabs(path) and os.path.normpath(path) == "."
+
+
 def environment() -> dict[str, str]:
     """Environment variables with which a new Python process imports from the same folders as this one."""
-    given = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    given = [os.path.abspath(path) for path in _python_path() if not _is_here(path)]
     own = [_ROOT] if sys.path[:1] == [_ROOT] and not sys.flags.safe_path else []
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys([*own, *given]))}

@@ -122,7 +122,7 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
 
     Raises:
         HydraException: a line that cannot be parsed.
-        UserError: a range without steps, or more than ``MAX_JOBS`` jobs.
+        UserError: a range without steps, a random order, or more than ``MAX_JOBS`` jobs.
     """
     grid: dict[str, list[str]] = {}
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -133,6 +133,10 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
                 f"{override.input_line}: is a continuous range, and this sweep runs every value; give values, such as "
                 f"{key}=0.1,0.2 or {key}=range(1,4), or a sweeper that chooses them, such as hydra/sweeper=optuna "
                 "(pip install hydra-optuna-sweeper)"
+            )
+        if override.is_sweep_override() and getattr(override.value(), "shuffle", False):
+            raise UserError(
+                f"{override.input_line}: is in another order each time, and jobs keep their number; leave out shuffle"
             )
         try:
             values = override.sweep_string_iterator() if override.is_sweep_override() else None

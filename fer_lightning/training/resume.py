@@ -49,8 +49,8 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
 
     Raises:
         UserError: not a safe checkpoint of this project; one of a run with other settings (``check_same_training``);
-            one trained on other images, whose training set may hold this run's test images; or another run's that has
-            nothing left to train.
+            one trained on other images, whose training set may hold this run's test images; another run's that has
+            nothing left to train; or one beside the best checkpoint of another training.
     """
     if cfg.resume is None:
         return None
@@ -76,11 +76,37 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
             f"raise trainer.max_epochs={cfg.trainer.max_epochs} to continue"
         )
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
-    if best.exists() and best.parent.resolve() != own.resolve() and is_first_process():
-        own.mkdir(parents=True, exist_ok=True)
-        read_checkpoint(best)  # it may be anything in another's folder
-        replace_file(own / "best.ckpt", best.read_bytes())
+    if best.exists():
+        is_others = best.parent.resolve() != own.resolve()
+        _check_best(best, checkpoint, damaged_is_refused=is_others)
+        if is_others and is_first_process():
+            own.mkdir(parents=True, exist_ok=True)
+            replace_file(own / "best.ckpt", best.read_bytes())
     return point
+
+
+def _check_best(best: Path, checkpoint: dict[str, Any], damaged_is_refused: bool) -> None:
+    """Check that the best checkpoint so far is of the training that ``checkpoint`` resumes.
+
+    Raises:
+        UserError: it is another's, or damaged; the next better epoch may replace a damaged one of the run itself.
+    """
+    try:
+        kept = read_checkpoint(best)
+    except UserError:
+        if damaged_is_refused:
+            raise
+        return
+    try:
+        rows = list(kept["callbacks"]["Curves"]["rows"])
+    except (KeyError, TypeError):  # it may be anything that holds a model
+        rows = [None]
+    if any(
+        repr(one) != repr(other) for one, other in zip(rows, checkpoint["callbacks"]["Curves"]["rows"], strict=False)
+    ):
+        raise UserError(
+            f"{best}: is of another training than last.ckpt; remove it, and the later epochs choose the best"
+        )
 
 
 def saved_step(folder: Path) -> int:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from fer_lightning.config.secrets import check_variables
 from fer_lightning.runtime import wandb_run
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.processes import is_first_process
@@ -45,13 +46,14 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
         and where MLflow cannot write.
 
     Raises:
-        UserError: TensorBoard or MLflow is selected and not installed, or a variable of the environment has a value
-            that the dashboard does not accept.
+        UserError: TensorBoard or MLflow is selected and not installed, or a variable of the dashboard holds a secret,
+            or a value that it does not accept.
     """
     if not is_first_process():
         return []
     kind = cfg["logger"]["name"]
     if kind == "wandb" or (kind == "auto" and wandb_run.has_login()):
+        check_variables("WANDB_")
         return [_wandb_logger(cfg, run_dir)]
     if kind == "tensorboard":
         try:
@@ -59,6 +61,7 @@ def build_loggers(cfg: Mapping[str, Any], run_dir: Path) -> list[Logger]:
         except ModuleNotFoundError as error:
             raise _not_installed("tensorboard", "TensorBoard", error) from None
     if kind == "mlflow":
+        check_variables("MLFLOW_")
         try:
             opened = mlflow_logger.open_logger(cfg, run_dir, _resumes_in(run_dir, cfg["resume"]))
         except ModuleNotFoundError as error:

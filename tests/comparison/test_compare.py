@@ -164,7 +164,10 @@ def test_winner_that_is_not_clear() -> None:
     )
     turned = pd.DataFrame([("b", "a", -0.01, -0.03, 0.01, -0.04, 0.02, 0.3), *clear], columns=columns)
     assert sentences.winner(means, turned, seeds=3) == sentence
-    assert "with one seed that ranks these models" in sentences.winner(means, pairs, seeds=1)
+    one = sentences.winner(means, pairs.assign(difference=0.004), seeds=1)
+    assert "0.4 points above b; with one seed that ranks these models" in one, "of the seeds in common"
+    one = sentences.winner(means, pairs.assign(difference=-0.004), seeds=1)
+    assert "60.0 %, though b has no lower one with its seed; with one seed" in one
     unknown = pairs.assign(**dict.fromkeys(columns[2:], np.nan))
     assert "cannot be distinguished from b and c" in sentences.winner(means, unknown, seeds=3)
 

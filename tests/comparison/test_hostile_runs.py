@@ -161,6 +161,11 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge score": (change(test__accuracy=1e300), "not a number"),
     "a score of 55": (change(test__f1_macro=55), "not a number from 0 to 1"),
     "a score of NaN": (change(test__f1_macro=float("nan")), "f1_macro is nan"),
+    "another temperature": (change(temperature=0.1), "nll_calibrated of"),
+    "a coverage that is not that of its classes": (
+        change(test__set_coverage=0.5, **{f"test__set_coverage__{emotion}": 0.9 for emotion in EMOTIONS}),
+        "test/set_coverage of 0.5000, and of its classes 0.9000",
+    ),
     "another accuracy": (change(test__accuracy=0.99), "metrics.json one of 0.9900"),
     "counts of one emotion": (change(train__class_counts={"happy": 1}), "class_counts"),
     "counts as text": (change(train__class_counts=dict.fromkeys(EMOTIONS, "1")), "class_counts"),

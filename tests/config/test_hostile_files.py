@@ -187,14 +187,28 @@ def test_what_resolves_to_a_secret_is_refused_after_resolving_too(tmp_path, monk
         ("postgresql://u:pw@db/x", "postgresql://u:pw@db/x"),
         ("http://user:correct-horse@proxy:3128", "correct-horse"),
         ("https://host/api?user=me&api_key=0123456789", "0123456789"),
+        ("https://0123456789abcdef@host/1", "0123456789abcdef"),
+        ("https://host/c?sv=1&sig=0123456789", "0123456789"),
     ],
-    ids=["database", "proxy", "query"],
+    ids=["database", "proxy", "query", "user alone", "signed"],
 )
 def test_passwords_and_tokens_of_addresses_are_secrets(monkeypatch, address, part):
     monkeypatch.setenv("ANY_URL", address)
     with pytest.raises(UserError, match=r"^tags: holds the secret ANY_URL"):
         check_secrets([("tags", f"[{part}]")])
     check_secrets([("tags", "https://host/api?user=me, http://proxy:3128")])
+
+
+@pytest.mark.parametrize(
+    "name", ["API_CREDS", "AUTH_HEADER", "SESSION_COOKIE", "A_JWT", "SLACK_WEBHOOK", "GPG_PRIVATE", "SENTRY_DSN"]
+)
+def test_names_of_secrets(monkeypatch, name):
+    monkeypatch.setenv(name, f"first-line-{TOKEN[:4]}\nsecond-line")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "somebody")
+    check_secrets([("tags", "somebody")])
+    for text in ("first-line-" + TOKEN[:4], "second-line"):
+        with pytest.raises(UserError, match=f"tags: holds the secret {name}"):
+            check_secrets([("tags", text)])
 
 
 def test_a_word_of_this_project_is_no_secret(monkeypatch):

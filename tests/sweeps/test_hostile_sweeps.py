@@ -84,6 +84,7 @@ def test_a_recorded_command_line_says_no_more_than_a_file_may(tmp_path, argv, na
                 ["optim.lr=interval(0,1)"],
                 "optim.lr=interval(0,1): is a continuous range, and this sweep runs every value",
             ),
+            (["seed=shuffle(range(4))"], "seed=shuffle(range(4)): is in another order each time"),
             (["seed=range(1000000000)"], "seed=range(1000000000): makes more than 10000 jobs"),
             (["imbalance=glob(zz*)"], "imbalance: no value"),
             (["hydra.sweep.subdir=../x"], "hydra.sweep.subdir=../x: points outside the sweep's folder"),

@@ -133,6 +133,10 @@ def test_nothing_is_imported_from_the_working_directory_that_a_file_names(proces
     outcome = process("resume", "sweep", module="fer_lightning.sweep", PYTHONSAFEPATH="")
     assert outcome.json["failed"] == ["0-none-seed0", "1-none-seed0"], outcome.err
     assert not (tmp_path / "SPRUNG").exists()
+    paths = f"{os.pathsep}{Path(__file__).parents[2]}"  # an empty entry, as in PYTHONPATH=$PYTHONPATH:/folder
+    assert process("--help", PYTHONPATH=paths).code == 0
+    assert process("--help", PYTHONPATH=paths, PYTHONSAFEPATH="").code == 0
+    assert not (tmp_path / "SPRUNG").exists()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
     subprocess.run([sys.executable, "-m", "fer_lightning"], cwd=named, env=environment, check=False)
     assert (tmp_path / "SPRUNG").exists(), "it is a trap"

@@ -483,6 +483,18 @@ class TestRefused:
         assert (other.code, "trained on other images" in other.error) == (2, True), other.error
         assert read_status(tmp_path / "run")["status"] == "done"
 
+    def test_the_best_checkpoint_of_another_training(self, cli, tmp_path):
+        for name, words in (("run", ["pause_after_epochs=1", "trainer.max_epochs=2"]), ("other", ["seed=1"])):
+            assert cli(*TINY, *words, f"hydra.run.dir={tmp_path / name}").code in (0, 75)
+        best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        own = best.read_bytes()
+        run = [*TINY, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+        for content in ((tmp_path / "other" / "checkpoints" / "best.ckpt").read_bytes(), own):
+            best.write_bytes(content)
+            outcome = cli(*run)
+            assert outcome.code == (0 if content == own else 2), outcome.err
+            assert content == own or "best.ckpt: is of another training than last.ckpt; remove it" in outcome.error
+
     @pytest.mark.slow
     def test_a_folder_that_is_being_worked_in(self, cli, tmp_path):
         (tmp_path / "run").mkdir()

@@ -42,6 +42,18 @@ def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
+@pytest.mark.parametrize(
+    ("kind", "variable"), [("wandb", "WANDB_NOTES"), ("wandb", "WANDB_JOB_TYPE"), ("mlflow", "MLFLOW_RUN_CONTEXT")]
+)
+def test_a_secret_in_a_variable_of_the_dashboard_is_not_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, variable: str
+) -> None:
+    monkeypatch.setenv("ACME_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv(variable, '{"note": "try 0123456789abcdef"}')
+    with pytest.raises(UserError, match=rf"^{variable}: holds the secret ACME_API_KEY"):
+        tracking.build_loggers(logger(kind), tmp_path)
+
+
 class Toy(L.LightningModule):
     """Logs what the real module logs."""
 
