@@ -71,26 +71,28 @@ def decode(data: bytes, where: str) -> np.ndarray:
     flags = cv2.IMREAD_GRAYSCALE if mode in ("L", "1", "LA", "I", "I;16", "F") else cv2.IMREAD_COLOR
     image = None
     if pixels and not truncated:
-        deep = _is_deep_pnm(data)
-        image = _decode_deep_pnm(data) if deep else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        scaled = _is_scaled_pnm(data)
+        image = _decode_scaled_pnm(data) if scaled else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
         raise UserError(f"{where} {reason}: replace or remove it")
     return image
 
 
-def _is_deep_pnm(data: bytes) -> bool:
-    """Whether a PGM or PPM file has more than 8 bits per value: OpenCV takes their largest for 65535."""
+def _is_scaled_pnm(data: bytes) -> bool:
+    """Whether white is another number than 255 in a PGM or PPM file: OpenCV takes it for 255, or for 65535."""
     words = re.sub(rb"#[^\n]*", b"", data[:MAX_PADDING]).split(maxsplit=4)
     is_pnm = len(words) > 3 and words[0] in (b"P2", b"P3", b"P5", b"P6")
-    return is_pnm and words[3].isdigit() and len(words[3]) < 6 and int(words[3]) > 255
+    return is_pnm and words[3].isdigit() and len(words[3]) < 6 and int(words[3]) != 255
 
 
-def _decode_deep_pnm(data: bytes) -> np.ndarray | None:
+def _decode_scaled_pnm(data: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
             if image.mode == "RGB":
                 return np.asarray(image)[:, :, ::-1].copy()
+            if image.mode == "L":
+                return np.asarray(image).copy()
             return (np.asarray(image, np.float32) / 257).round().astype(np.uint8)  # Pillow scales to 65535
     except Exception:  # as in _header
         return None

@@ -270,10 +270,12 @@ def test_other_sizes_and_colours_are_converted_and_counted(tmp_path: Path, caplo
     np.testing.assert_array_equal(faces.images[4:], FACES.images[4:])
 
 
-def test_a_deep_pgm_has_the_gray_of_its_8_bits() -> None:
+def test_a_pgm_with_another_white_has_the_gray_of_8_bits() -> None:
     gray = FACES.images[0]
     deep = b"P5\n# 12 bits\n48 48\n4095\n" + np.round(gray / 255 * 4095).astype(">u2").tobytes()
     np.testing.assert_array_equal(decode(deep, "a.pgm"), gray)
+    coarse = b"P5 48 48 100\n" + np.round(gray / 255 * 100).astype(np.uint8).tobytes()
+    assert np.abs(decode(coarse, "a.pgm").astype(int) - gray).max() <= 2
     colour = b"P6 48 48 1023\n" + np.round(np.dstack([gray, gray * 0, gray]) / 255 * 1023).astype(">u2").tobytes()
     assert np.abs(decode(colour, "a.ppm").astype(int) - np.dstack([gray, gray * 0, gray])).max() <= 1
     with pytest.raises(UserError, match="is not an image that can be read"):
