@@ -5,7 +5,8 @@
 
 The first writes the finished runs of a sweep to docs/results/paper/runs.tar.xz. The second puts them back into
 outputs/results/paper, in this checkout or in another one: there ``python -m fer_lightning.sweep resume`` continues with
-the runs that are missing, and ``python -m fer_lightning.compare`` reads them.
+the runs that are missing, and ``python -m fer_lightning.compare`` reads them. A folder of several
+sweeps is kept likewise. The scores of searches (trials.csv) are also written beside the archive.
 """
 
 import argparse
@@ -47,23 +48,26 @@ def main() -> None:
         print(RUNS / options.folder.absolute().name)
 
 
-def pack(sweep: Path, file: Path) -> int:
-    """Write the finished runs of a sweep to an archive; returns how many."""
-    sweep = sweep.resolve()
-    started_in = read_json(sweep / "sweep.json")["cwd"]
-    runs = [run for run in find_runs([sweep]) if read_json(run / "status.json").get("status") == "done"]
+def pack(folder: Path, file: Path) -> int:
+    """Write the finished runs of a sweep, or of the sweeps in a folder, to an archive; returns how many."""
+    folder = folder.resolve()
+    sweeps = sorted(path.parent for path in folder.rglob("sweep.json"))
+    started_in = read_json(sweeps[0] / "sweep.json")["cwd"]
+    runs = [run for run in find_runs([folder]) if read_json(run / "status.json").get("status") == "done"]
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w:xz", preset=9) as archive:
-        for path in _kept(sweep, runs):
+        for path in _kept(sweeps, runs):
             content = _content(path, started_in)
-            member = tarfile.TarInfo(str(path.relative_to(sweep.parent)))
+            member = tarfile.TarInfo(str(path.relative_to(folder.parent)))
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    if trials := [pd.read_csv(path) for sweep in sweeps if (path := sweep / "trials.csv").exists()]:
+        pd.concat(trials).to_csv(file.with_name("trials.csv"), index=False)
     return len(runs)
 
 
-def _kept(sweep: Path, runs: list[Path]) -> Iterator[Path]:
-    yield from (sweep / name for name in OF_SWEEP if (sweep / name).exists())
+def _kept(sweeps: list[Path], runs: list[Path]) -> Iterator[Path]:
+    yield from (sweep / name for sweep in sweeps for name in OF_SWEEP if (sweep / name).exists())
     for pattern in OF_RUN:  # files of one kind together: they compress better
         yield from (path for run in runs for path in sorted(run.glob(pattern)))
 

@@ -6,6 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from archives import image_files, tiny_faces, write_zip
 
@@ -48,6 +49,20 @@ def test_a_packed_sweep_compares_and_resumes(tmp_path, monkeypatch):
     for checkout in (first, second):
         run("-m", "fer_lightning.compare", sweep, "--out", "report", cwd=checkout)
     assert (second / "report/summary.csv").read_text() == (first / "report/summary.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_folder_of_searches_is_kept_with_one_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "benchmarks")
+    words = ("-m", "fer_lightning", "-m", "data=synthetic", "data.source.images=200", "model=test_efficientnet")
+    words += ("model.weights=none", "trainer.max_epochs=1", "trainer.accelerator=cpu", "figures=false", "logger=csv")
+    for knob in ("gamma=1.0,3.0", "alpha=none,inverse"):
+        folder = f"hydra.sweep.dir=outputs/results/knobs/{knob.partition('=')[0]}"
+        run(*words, "test=false", "imbalance=focal", f"imbalance.loss.{knob}", folder, cwd=tmp_path)
+    assert "4 finished runs" in run("benchmarks/results.py", "pack", "outputs/results/knobs", cwd=tmp_path)
+    assert len(pd.read_csv(tmp_path / "docs/results/knobs/trials.csv")) == 4
 
 
 def test_what_was_not_kept_is_one_line():
