@@ -15,7 +15,7 @@ from fer_lightning.runtime.run_folder import checkpoint_file
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw saliency maps, of single faces or as means over the model's test images."""
+    """Draw saliency maps, of single images or faces, or as means over the model's test images."""
     parser = Parser(prog="python -m fer_lightning.explain", description=main.__doc__)
     parser.add_argument("checkpoint", type=checkpoint_file, help="a run's folder, or its checkpoints/best.ckpt")
     parser.add_argument(

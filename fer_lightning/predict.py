@@ -14,7 +14,7 @@ from fer_lightning.runtime.run_folder import checkpoint_file
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Classify each face, and report how accurate the model is."""
+    """Classify images, or the faces in them, and report how accurate the model is."""
     parser = Parser(
         prog="python -m fer_lightning.predict",
         description=main.__doc__,

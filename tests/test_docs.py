@@ -103,6 +103,12 @@ def test_the_page_of_methods_says_what_the_files_say(path: Path) -> None:
     assert f"`{path.stem}`" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_number_of_methods_is_right(page: str) -> None:
+    methods = list((CONF_DIR / "imbalance").glob("*.yaml"))
+    assert f" {len(methods)} methods" in (ROOT / page).read_text()
+
+
 def test_the_readme_is_read_in_three_minutes() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.split()) <= 1500
@@ -147,6 +153,11 @@ def test_the_example_of_a_method_works(cli, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(TRUST, "my_methods")
     outcome = cli("--config-dir", "mydir", "imbalance=mine", "imbalance.loss.power=1", "--cfg", "job")
     assert outcome.code == 0, outcome.err
+    typo = cli("--config-dir", "mydir", "imbalance=mine", "imbalance.loss.powr=1")
+    assert (
+        typo.error
+        == "error: imbalance.loss.powr: no such key (did you mean imbalance.loss.power?); imbalance.loss has: power"
+    )
     _, power = yaml.safe_load(outcome.out)["imbalance"]["loss"].values()
     names: dict = {}
     exec(module, names)

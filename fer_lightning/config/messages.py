@@ -1,9 +1,12 @@
 """One-line messages for the errors of Hydra, OmegaConf and YAML: what was given, what is accepted."""
 
 import difflib
+import itertools
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from yaml import YAMLError
 
 from fer_lightning.config.safety import CONF_DIR
-from fer_lightning.runtime.errors import first_line, one_line
+from fer_lightning.runtime.errors import UserError, first_line, one_line
 
 METHOD_KEYS = {
     "imbalance/sampler": "this method has a sampler of its own",
@@ -118,11 +121,12 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     groups = "|".join(path.name for path in CONF_DIR.iterdir() if path.is_dir())
     chosen = [re.sub(",.*", "", word) for word in overrides if re.fullmatch(rf"({groups})(/\w+)?=[\w,]+", word)]
     chosen = [word for word in chosen if not word.startswith(f"{key}=")]
+    chosen += [f"hydra.searchpath={json.dumps([str(folder)])}" for folder in _own_folders(overrides)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             cfg = compose("config", overrides=chosen, return_hydra_config=key.startswith("hydra."))
-    except HydraException:  # a chosen file is the user's own
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError):  # of a chosen file of the user's own
         return f"{key}: no such key; --cfg job lists all"
     known = list(_leaves(cfg))
     for part, reason in METHOD_KEYS.items():
@@ -137,6 +141,13 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     siblings = [name for name in known if parent and name.rpartition(".")[0] == parent and "._" not in name]
     listed = f"; {parent} has: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
     return f"{key}: no such key{similar_key(key, known)}{listed or '; --cfg job lists all'}"
+
+
+def _own_folders(words: Sequence[str]) -> list[Path]:
+    """The folder of ``--config-dir`` of a command line, where it is given."""
+    given = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    given += [after for word, after in itertools.pairwise(words) if word in ("--config-dir", "-cd")]
+    return [Path(folder).absolute() for folder in given[:1]]
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -73,6 +73,7 @@ class Folder:
     Attributes:
         path: of the folder.
         hidden: folders below it that are left out, besides those of Git and Jupyter.
+        empty: folders below it that hold nothing.
     """
 
     form = "folder"
@@ -80,6 +81,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.hidden: list[str] = []
+        self.empty: list[str] = []
         self._names = sorted(self._list())
 
     def _list(self) -> Iterator[str]:
@@ -89,6 +91,8 @@ class Folder:
             deep_enough = len(below.parts) + 1 >= MAX_DEPTH
             hidden = [name for name in folders if name.startswith(".") and name not in _TOOLS]
             self.hidden += [(below / name).as_posix() for name in hidden]
+            if not folders and all(map(_is_litter, files)):
+                self.empty.append(below.as_posix())
             folders[:] = [] if deep_enough else [name for name in folders if not _is_litter(name)]
             folders_seen, files_seen = folders_seen + 1, files_seen + len(files)
             if folders_seen > MAX_FOLDERS or files_seen > MAX_MEMBERS:

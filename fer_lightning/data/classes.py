@@ -123,7 +123,9 @@ def group_classes(
         classes_of[name] = emotions.get(name, name) if key is None else mapping[key]
     unknown = set(mapping) - {name.lower() for name in names} - {known_emotion(name) for name in names}
     if unknown:
-        log.info("data.classes names classes that the data do not have: %s", ", ".join(sorted(unknown)))
+        free = [name for name in names if name.lower() not in mapping]
+        hinted = ", ".join(f"{name}{did_you_mean(name, free)}" for name in sorted(unknown))
+        log.warning("data.classes names classes that the data do not have: %s", hinted)
     left = {name for name in classes_of.values() if name is not None}
     final = as_emotions(left)
     classes_of = {name: None if given is None else final.get(given, given) for name, given in classes_of.items()}

@@ -28,6 +28,9 @@ TABLES = (".csv", ".tsv", ".txt")
 PARTS = ("train", "val", "test", "test")
 """Names of the parts, in the order of ``USAGES``."""
 
+ANY_COLOR = "any"
+"""In place of ``color``: three channels, of gray images too, which True refuses."""
+
 GRAY_SIDE = 48
 """Side of stored gray images, in pixels, where none is given: FER-2013's."""
 
@@ -36,7 +39,7 @@ def load(
     path: str | None,
     classes: str | None = None,
     only: Sequence[str] | None = None,
-    color: bool | None = None,
+    color: bool | str | None = None,
     image_size: int | None = None,
     cache_dir: str | None = None,
 ) -> Faces:
@@ -51,7 +54,7 @@ def load(
         classes: file that renames, merges or leaves out classes; see ``classes.read_mapping``.
         only: classes to keep.
         color: keep three channels; False converts all images to gray; None does so too, but refuses a set of both
-            kinds.
+            kinds; ``ANY_COLOR`` converts gray images to three channels.
         image_size: side of the stored images in pixels; None is 48 for gray images, and for colour the median side
             of the images, at most 224.
         cache_dir: folder of the parsed arrays; None is the user's cache folder.
@@ -71,7 +74,7 @@ class Reading:
 
     classes: str | None = None
     only: Sequence[str] | None = None
-    color: bool | None = None
+    color: bool | str | None = None
     image_size: int | None = None
     cache_dir: str | None = None
 
@@ -128,13 +131,15 @@ def _read(
     directory = Path(reading.cache_dir).expanduser() if reading.cache_dir else default_cache_dir()
     plan = "\n".join(f"{path}\t{label}\t{part}" for path, label, part in zip(paths, labels, usage, strict=True))
     one_kind = reading.color is None
-    key = content_key(container, paths, f"{form}{', all alike' * one_kind}\n{classes}\n{plan}")
+    gray_too = reading.color == ANY_COLOR
+    kinds = ", all alike" * one_kind + ", gray too" * gray_too
+    key = content_key(container, paths, f"{form}{kinds}\n{classes}\n{plan}")
 
     def build(allocate: Allocate) -> Faces:
         ids = image_ids(container, paths)
         order = np.argsort(ids, kind="stable")
         place = np.argsort(order, kind="stable")
-        images = read_images(container, paths, place, form, allocate((len(paths), *form.shape)), one_kind)
+        images = read_images(container, paths, place, form, allocate((len(paths), *form.shape)), one_kind, gray_too)
         described = f"{kind} {container.form}"
         return Faces.from_arrays(
             images, np.array(labels)[order], usage[order], ids[order], kind=described, classes=classes
@@ -176,7 +181,10 @@ def find_labels(container: Container, names: Sequence[str], inside: str) -> list
     """The files of a table of labels, or those in folders of classes."""
     table = _table(container, names)
     if table is None:
-        return in_folders(container, names, inside)
+        files = in_folders(container, names, inside)
+        if others := [name for name in names if name.lower().endswith((".csv", ".tsv"))]:
+            log.warning("Ignored %s: its first line does not name the columns path and label", _some(others))
+        return files
     folder = str(PurePosixPath(table).parent).removeprefix(".")
     with container.open(table) as stream:
         files = read_label_table(stream, f"{container.path}: {table}", names, folder)
@@ -237,13 +245,19 @@ def in_folders(container: Container, names: Sequence[str], inside: str) -> list[
 
 
 def _log_ignored(names: Sequence[str], container: Container) -> None:
-    """Log the files in folders that are not read as images, such as ``.gif``, and hidden folders."""
+    """Log the files in folders that are not read as images, such as ``.gif``, and hidden and empty folders."""
     others = [name for name in names if "/" in name and not name.lower().endswith(IMAGE_SUFFIXES)]
     if others:
         endings = sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in others})
         log.info("Ignored %d files that are not images (%s)", len(others), ", ".join(endings[:5]))
-    if isinstance(container, Folder) and container.hidden:
-        log.info("Ignored hidden folders: %s", ", ".join(map(printable, sorted(container.hidden)[:5])))
+    if isinstance(container, Folder):
+        for kind, folders in (("hidden", container.hidden), ("empty", container.empty)):
+            if folders:
+                log.info("Ignored %s folders: %s", kind, _some(sorted(folders)))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:5]))
 
 
 def _check_parts(files: Sequence[LabelledFile], classes_of: Mapping[str, str | None], where: Path) -> None:

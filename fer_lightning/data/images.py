@@ -105,6 +105,7 @@ def read_images(
     form: ImageForm,
     out: np.ndarray,
     one_kind: bool = False,
+    gray_too: bool = False,
 ) -> np.ndarray:
     """Decode files to one form and log how many had another size or colour.
 
@@ -115,6 +116,7 @@ def read_images(
         form: of the images.
         out: uint8, (n, *form.shape), filled and returned.
         one_kind: refuse a set of both gray and colour images.
+        gray_too: convert gray images to colour, which are refused otherwise where the form has colour.
 
     Raises:
         UserError: as ``decode``, after all files were tried; a gray image where colour is asked for; or both kinds.
@@ -145,7 +147,7 @@ def read_images(
     if broken:
         named = [*broken[1:SHOWN], *([f"{len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else [])]
         raise UserError(f"{problem}; and so {listed(named)}" if named else problem)
-    if form.color and gray:
+    if form.color and gray and not gray_too:
         raise UserError(
             f"{container.path}: {gray:,} of {len(names):,} images are gray (the first: {first_gray}): data.color=true "
             "needs colour images; use data.color=false, or leave them out"

@@ -71,7 +71,7 @@ def _rows(
         if number > MAX_ROWS:
             raise UserError(f"{source} has more than {MAX_ROWS:,} rows: give a smaller table")
         if len(row) < width:
-            raise UserError(f"{where}: {len(row)} columns, and {width} are needed")
+            raise UserError(f"{where}: {len(row)} column{'s' * (len(row) > 1)}, and {width} are needed")
         if any(cell.strip() for cell in row[columns:]):  # a path with a comma shifts the columns after it
             raise UserError(
                 f"{where}: {len(row)} columns, and the first line names {columns}: put a text that holds the separator "

@@ -83,23 +83,22 @@ def official(
     test = np.union1d(by_usage["PrivateTest"], by_usage["Test"])
     if len(train) == 0:
         raise UserError("split=official needs Training images, and the data have none: use split=kfold")
-    was_cut = val_fraction is not None or len(test) == 0 or len(val) == 0
     if len(test) == 0:
         train, test = _cut(faces, train, FALLBACK_TEST_FRACTION, _stream(0, "test"))
         if len(test) == 0:
             raise UserError("split=official needs test images, or two images of a class to cut them from Training")
+        published = class_noun(faces.classes) == "emotion"
         log.warning(
-            "The data name no test images: testing on %d images cut from the training images; scores are not "
-            "comparable with published ones",
+            "The data name no test images: testing on %d images cut from the training images%s",
             len(test),
+            "; scores are not comparable with published ones" * published,
         )
     if val_fraction is None and len(val) == 0:
         val_fraction = FALLBACK_VAL_FRACTION
         log.info("The data name no validation images: validating on %g of the training images", val_fraction)
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
-    split = _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
-    return _with_log(faces, split) if was_cut else split
+    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
 
 
 def count_parts(faces: Faces, split: Split) -> str:
@@ -174,7 +173,7 @@ def paper(
     large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
     named = {"test": large if subset == "large" else balanced, "test_large": large, "test_balanced": balanced}
     _warn_of_persons(faces, train, named["test"])
-    return _with_log(faces, _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile))
+    return _finish(faces, seed, train, val, named, train_size, drop_duplicates, profile)
 
 
 def kfold(
@@ -232,7 +231,7 @@ def kfold(
         train = np.flatnonzero((fold_of != fold) & (fold_of != val_fold))
     else:
         train, val = _cut(faces, np.flatnonzero(fold_of != fold), val_fraction, _stream(seed, "val"))
-    return _with_log(faces, _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile))
+    return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
 
 
 def _warn_of_persons(faces: Faces, train: np.ndarray, test: np.ndarray) -> None:
@@ -241,12 +240,6 @@ def _warn_of_persons(faces: Faces, train: np.ndarray, test: np.ndarray) -> None:
             "split=paper draws images, not persons: %d persons are in train and in test; split=kfold keeps them apart",
             len(np.intersect1d(faces.groups[train], faces.groups[test])),
         )
-
-
-def _with_log(faces: Faces, split: Split) -> Split:
-    """Log the images of each class in each part; returns ``split``."""
-    log.info("Images of each %s, train + val + test: %s", class_noun(faces.classes), count_parts(faces, split))
-    return split
 
 
 def _finish(

@@ -12,7 +12,7 @@ from fer_lightning.data.faces import ImageForm
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime import provenance
 
-INPUT = "images: uint8 (batch, height, width, 3), red, green, blue, one face each; any size, the middle square is used"
+INPUT = "images: uint8 (batch, height, width, 3), red, green, blue; any size, the middle square is used"
 OUTPUT = (
     "probabilities: float32 (batch, C), in the order of class_names, calibrated with temperature; each row sums to 1"
 )

@@ -33,8 +33,8 @@ def write_tables(folder: Path, metrics: dict[str, Any], evaluation: Evaluation) 
     tables = {"": evaluation.predictions, **{f"_{key}": table for key, table in evaluation.augmented.items()}}
     for suffix, table in tables.items():
         (folder / f"predictions{suffix}.csv").write_text(table_to_csv(table), encoding="utf-8")
-    files = ", ".join(f"predictions{suffix}.csv" for suffix in tables)
-    log.info("wrote metrics.json and %s to %s", files, folder)
+    files = ["metrics.json", *(f"predictions{suffix}.csv" for suffix in tables)]
+    log.info("wrote %s to %s", words.listed(files), folder)
 
 
 def write_figures(

@@ -19,6 +19,7 @@ from fer_lightning.config.rules import label_rules, split_rules
 from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.data.classes import match_classes
 from fer_lightning.data.faces import Faces, ImageForm
+from fer_lightning.data.folder import ANY_COLOR
 from fer_lightning.data.from_config import load_faces, split_faces
 from fer_lightning.data.splits import Split, whole
 from fer_lightning.model.classifier import EmotionClassifier
@@ -53,7 +54,8 @@ def load_split(model: EmotionClassifier, overrides: list[str]) -> tuple[DictConf
         loaded = load_faces(cfg)
         if loaded.form != model.form:
             raise UserError(
-                f"data={cfg.data.name}: has {loaded.form} images, and the model was trained on {model.form} ones"
+                f"data={cfg.data.name}: has {loaded.form} images, and the model was trained on {model.form} ones; "
+                "leave data.color and data.image_size out"
             )
         faces = match_classes(loaded, model.classes)
         is_other = _is_other_set(model, overrides)
@@ -155,6 +157,8 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     label_rules(cfg.labels)
     if given["data"]["drop_duplicates"] != stored["data"]["drop_duplicates"]:
         raise UserError("data.drop_duplicates: cannot be changed; it determines which images the model has seen")
+    if model.form.color and "color" in cfg.data and cfg.data.color is None:
+        cfg.data.color = ANY_COLOR
     return cfg
 
 
@@ -188,7 +192,7 @@ def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
     cfg.data = compose_file(files[name])
     cfg.data.drop_duplicates = trained.drop_duplicates
     if "image_size" in cfg.data:
-        cfg.data.image_size, cfg.data.color = form.size, form.color
+        cfg.data.image_size, cfg.data.color = form.size, None if form.color else False
     if name == FOLDER:
         cfg.labels = OmegaConf.load(safety.CONF_DIR / "labels" / "fer.yaml")
 

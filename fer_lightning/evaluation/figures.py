@@ -103,10 +103,11 @@ def class_distribution(
 
 
 def _logged(metrics: pd.DataFrame, column: str, by: str = "epoch") -> pd.Series:
-    """Mean of a column of ``metrics.csv`` per epoch (or step) that has it; empty when it was never logged."""
+    """Mean of a column of ``metrics.csv`` per epoch, from 1 (or step) that has it; empty when it was never logged."""
     if column not in metrics or by not in metrics:
         return pd.Series(dtype=float)
-    return metrics[[by, column]].dropna().groupby(by)[column].mean()
+    series = metrics[[by, column]].dropna().groupby(by)[column].mean()
+    return series.set_axis(series.index + 1) if by == "epoch" else series
 
 
 def _line(axes: Axes, series: pd.Series, label: str, colour: str, marker: str, dashed: bool = False) -> None:

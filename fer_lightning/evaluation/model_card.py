@@ -209,7 +209,7 @@ def _title(trained: TrainedModel) -> str:
 def _data(trained: TrainedModel) -> str:
     if trained.metrics.get("synthetic"):
         return "drawn (synthetic) faces"
-    return "FER-2013" if trained.real else printable(trained.metrics.get("data"))
+    return "FER-2013" if trained.real else printable(trained.metrics.get("data_folder") or trained.metrics.get("data"))
 
 
 def _architecture(model: Mapping[str, Any]) -> str:
@@ -273,7 +273,7 @@ def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     random_share = f"a random {cut:.0%} of the training images" if cut else ""
     if name == "official" and not drawn and metrics.get("data") != "fer2013":
         text = "The parts of the data; those that they lack were cut from the training images."
-        chosen = random_share if cut else "of the data, or a tenth of the training images"
+        chosen = random_share
     elif name == "official":
         text = "The competition's split: trained on Training, tested on PrivateTest"
         text += " (drawn faces use the same names)." if drawn else " (all of `test/` where the data do not name it)."
@@ -282,14 +282,16 @@ def _protocol(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         fold = to_markdown(f", fold {split['fold']} of {split['folds']}") if "folds" in split else ""
         seed = to_markdown(metrics["seed"])
         text = f"{to_code(f'split={name}')}{fold}: all images pooled and split at random with seed {seed}."
-        chosen = random_share if cut else ""
-    if chosen:
-        text += f" The epoch with the highest macro F1 on the validation images ({chosen}) was kept."
-    else:
+        chosen = random_share if cut else "the next fold" if name == "kfold" else ""
+    if name == "paper" and not cut:
         text += " There are no validation images: the last epoch was kept."
+    else:
+        which = f" ({chosen})" if chosen else ""
+        text += f" The epoch with the highest macro F1 on the validation images{which} was kept."
     images = sum(metrics["train/class_counts"].values())
-    labels = to_code(f"labels={metrics['labels']}")
-    return f"{text} {images:,} training images, {metrics['test/n']:,} test images; {labels}."
+    own = metrics["labels"] == "fer" and not drawn and metrics.get("data") != "fer2013"
+    labels = "" if own else "; " + to_code(f"labels={metrics['labels']}")
+    return f"{text} {images:,} training images, {metrics['test/n']:,} test images{labels}."
 
 
 def _recipe(metrics: Mapping[str, Any], config: Mapping[str, Any], members: int) -> str:

@@ -201,8 +201,8 @@ def print_table(metrics: Mapping[str, Any], classes: Sequence[str], name: str = 
     if metrics.get(f"{name}/nll_calibrated") is not None:
         before, after = (percent(metrics[f"{name}/{key}"], digits=2) for key in ("ece", "ece_calibrated"))
         console.print(
-            f"temperature {metrics['temperature']:.2f}: NLL {metrics[f'{name}/nll']:.3f} -> "
-            f"{metrics[f'{name}/nll_calibrated']:.3f}, calibration error {before} -> {after}",
+            f"temperature {metrics['temperature']:.2f}: NLL {metrics[f'{name}/nll']:z.3f} -> "
+            f"{metrics[f'{name}/nll_calibrated']:z.3f}, calibration error {before} -> {after}",
             highlight=False,
         )
     if metrics.get(f"{name}/set_coverage") is not None:

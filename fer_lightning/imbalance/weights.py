@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fer_lightning.config.messages import did_you_mean
 from fer_lightning.runtime.errors import UserError, require
@@ -14,6 +14,9 @@ SCHEMES = ("none", "inverse", "inverse_sqrt", "effective")
 
 NORMALIZATIONS = ("balanced", "sum_C", "sum_1")
 """Scale of the weights: mean 1 over images, sum C over classes, or sum 1 over classes."""
+
+MOST_SHOWN = 20
+"""Most classes whose weights are shown one by one."""
 
 
 def class_weights(
@@ -99,6 +102,21 @@ def weights_by_class(weights: Mapping[str, float], classes: Sequence[str]) -> li
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
         require(is_number, f"imbalance.loss.weights.{name}", weight, "must be a number above 0")
     return [float(weights.get(name, 1)) for name in classes]
+
+
+def weights_in_words(loss: nn.Module, classes: Sequence[str]) -> str:
+    """The class weights that a loss holds as a buffer ``weight``, (C,): ``happy 0.57, disgust 9.4``.
+
+    Of more than ``MOST_SHOWN`` classes the smallest and the largest; empty where there are none, or all are equal.
+    """
+    held = [buffer for name, buffer in loss.named_buffers() if name.rpartition(".")[2] == "weight"]
+    if not held or held[0].shape != (len(classes),) or bool((held[0] == held[0][0]).all()):
+        return ""
+    pairs = list(zip(classes, held[0].tolist(), strict=True))
+    if len(pairs) <= MOST_SHOWN:
+        return ", ".join(f"{name} {weight:.3g}" for name, weight in pairs)
+    (low, least), (high, most) = (choose(pairs, key=lambda pair: pair[1]) for choose in (min, max))
+    return f"{least:.3g} ({low}) to {most:.3g} ({high})"
 
 
 def log_prior(class_counts: Sequence[int]) -> Tensor:

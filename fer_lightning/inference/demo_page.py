@@ -178,9 +178,10 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
             answers, notice = answer_photo(model, photo, device)
         except UserError as error:
             return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{to_html(str(error))}</p>'
-        return gradio.update(value=draw_boxes(photo, answers), visible=True), as_html(
-            answers, notice, model.classes, card
-        )
+        text = as_html(answers, notice, model.classes, card)
+        if answers[0].box == (0, 0, *photo.shape[1::-1]):  # nothing that the photo above does not show
+            return gradio.update(value=None, visible=False), text
+        return gradio.update(value=draw_boxes(photo, answers), visible=True), text
 
     with gradio.Blocks(title="fer_lightning", analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(

@@ -188,7 +188,7 @@ def explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
         images,
         areas,
     )
-    print(json.dumps({"checkpoint": str(checkpoint), "faces": result.checked, "deletion_auc": result.deletion}))
+    print(json.dumps({"checkpoint": str(checkpoint), "images": result.checked, "deletion_auc": result.deletion}))
 
 
 def _make_folder(folder: Path) -> None:

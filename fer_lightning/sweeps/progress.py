@@ -75,7 +75,8 @@ class Progress:
             if before and (before.status, before.changed) == (state.status, state.changed):
                 continue
             self.printed[state.job.folder] = state
-            if state.status == "stopped":  # the search prints one line for a rung
+            was_seen = before is not None and before.status == "paused"
+            if state.status == "stopped" and was_seen:  # the search prints one line for a rung
                 continue
             job = f"[sweep] job {state.job.number + 1} of {len(states)}"
             if state.status == "running":

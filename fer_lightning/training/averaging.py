@@ -1,5 +1,6 @@
 """Stochastic weight averaging: resumed with the same bits, and scored with the weights that are saved."""
 
+import logging
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fer_lightning.config.rules import first_averaged_epoch
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.model.classifier import EmotionClassifier
+
+log = logging.getLogger(__name__)
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -46,6 +49,16 @@ class StochasticWeightAveraging(WeightAveraging):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._update(trainer, pl_module)  # of an epoch without validation
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        number = 0 if self._average_model is None else int(self._average_model.n_averaged)
+        first = first_averaged_epoch(self.start, trainer.max_epochs or 1) + 1
+        if trainer.is_global_zero:
+            ends = (
+                f"epochs {first} to {first + number - 1}" if number > 1 else "one epoch: training ended before a second"
+            )
+            log.info("callbacks=swa: the mean of the weights at the end of %s", ends)
 
     def _update(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         average = self._average_model

@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from fer_lightning.config.settings import to_plain
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.faces import Faces, class_noun
 from fer_lightning.data.from_config import load_faces, split_faces
-from fer_lightning.data.splits import Split
+from fer_lightning.data.splits import Split, count_parts
 from fer_lightning.evaluation.score import evaluate
+from fer_lightning.imbalance.weights import weights_in_words
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.model.classifier import EmotionClassifier
@@ -191,6 +192,8 @@ def _build(data: _Data, folder: Path, loggers: list[Any]) -> _Training:
     datamodule = build.build_datamodule(cfg, faces, data.split)
     drawn = datamodule.drawn_counts
     loss = build.build_loss(cfg, datamodule.class_counts, datamodule.faces.classes)
+    if weights := weights_in_words(loss, faces.classes):
+        log.info("Class weights in the loss: %s", weights)
     second_stage = build.build_second_stage(cfg)
     loggers += tracking.build_loggers(to_plain(cfg), folder)
     clock = TrainClock()
@@ -257,6 +260,7 @@ def _log_images(faces: Faces, split: Split, folder: Path) -> None:
     if faces.synthetic:
         log.info("NOTE: these faces are drawn (synthetic); no number of this run says anything about FER-2013")
     sizes = len(split.train), len(split.val), len(split.tests["test"])
+    log.info("Images of each %s, train + val + test: %s", class_noun(faces.classes), count_parts(faces, split))
     log.info("train %d  val %d  test %d images; %s", *sizes, folder)
 
 

@@ -252,6 +252,11 @@ class TestRuns:
         model = EmotionClassifier.load(tmp_path / "run" / "checkpoints" / "best.ckpt")
         assert (model.classes, model.form) == (("Bird house", "cat", "dog"), ImageForm(60, True))
         assert model.in_channels == 3
+        from fer_lightning import evaluate
+
+        write_folder(tree(), tmp_path / "gray")
+        evaluate.main(["run/checkpoints/best.ckpt", "data=folder", "data.path=gray", "--out", "again"])
+        assert json.loads((tmp_path / "again" / "metrics.json").read_text())["test/n"] == 42
         assert cv2.imread(str(tmp_path / "run" / "mistakes.png")) is not None
 
     @pytest.mark.nightly
@@ -311,6 +316,10 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "a comma in a path": (
         {**tree(), "l.csv": table([("cat/00.png", "cat", "train"), ("dog/00.png", "dog", "train,", "x")])},
         "row 2: 5 columns, and the first line names 3: put a text that holds the separator in quotes",
+    ),
+    "a row that is cut short": (
+        {**tree(), "l.csv": b"path,label\ncat/00.png\n"},
+        "row 1: 1 column, and 2 are needed",
     ),
     "an unknown part": (
         {**tree(), "l.csv": table([("cat/00.png", "cat", "dev")])},
@@ -404,11 +413,10 @@ class TestPersons:
             splits.kfold(faces, seed=0, folds=13)
 
 
-def test_counts_of_parts_that_were_cut(tmp_path, caplog):
+def test_counts_of_parts(tmp_path):
     faces = folder.load(str(write_folder(tree(), tmp_path / "faces")))
-    with caplog.at_level("INFO"):
-        split = splits.official(faces, seed=0)
-    assert "Images of each class, train + val + test: Bird house 10+1+1, cat " in caplog.text
+    split = splits.official(faces, seed=0)
+    assert splits.count_parts(faces, split).startswith("Bird house 10+1+1, cat ")
     many = replace(faces, classes=(*faces.classes, *(f"class {n}" for n in range(18))))
     assert splits.count_parts(many, split).startswith("train 0 to ")
 
@@ -416,9 +424,30 @@ def test_counts_of_parts_that_were_cut(tmp_path, caplog):
 def test_files_that_are_left_out_are_counted(tmp_path, caplog):
     extra = {"cat/x.gif": b"GIF89a", "dog/deep/y.HEIC": b"", "dog/notes": b"", "README": b"", ".old/cat/a.png": b""}
     caplog.set_level("INFO")
-    folder.load(str(write_folder(tree() | extra | {".git/cat/a.png": b"", "cat/.DS_Store": b""}, tmp_path / "faces")))
+    litter = {".git/cat/a.png": b"", "cat/.DS_Store": b"", "fish/.DS_Store": b""}
+    place = write_folder(
+        tree() | extra | litter | {"list.csv": table([("cat/00.png", "dog")], "a,b")}, tmp_path / "faces"
+    )
+    (place / "bird").mkdir()
+    folder.load(str(place))
     assert "Ignored 3 files that are not images (.gif, .heic, no ending)" in caplog.text
     assert "Ignored hidden folders: .old" in caplog.messages
+    assert "Ignored empty folders: bird, fish" in caplog.messages
+    assert "Ignored list.csv: its first line does not name the columns path and label" in caplog.messages
+
+
+def test_a_misspelt_name_of_the_mapping_is_seen(caplog):
+    group_classes(["cat", "dog"], {"cat": "pet", "cats": "pet", "dgo": "pet"})
+    assert caplog.messages == ["data.classes names classes that the data do not have: cats, dgo (did you mean dog?)"]
+
+
+def test_gray_images_become_colour_where_both_are_asked_for(tmp_path):
+    place = str(write_folder({**tree(color=True), "cat/x.png": pictures(0, 1)[0]}, tmp_path / "faces"))
+    faces = folder.load(place, color=folder.ANY_COLOR, image_size=48)
+    gray = faces.images[list(faces.ids).index("cat/x.png")]
+    np.testing.assert_array_equal(gray, np.stack([DRAWN.images[DRAWN.labels == 0][0]] * 3))
+    with pytest.raises(UserError, match="1 of 43 images are gray"):
+        folder.load(place, color=True, image_size=48)
 
 
 def test_a_link_to_nothing_is_named(tmp_path):

@@ -113,9 +113,17 @@ class TestText:
         for emotion in EMOTIONS:
             text = text.replace(f'"{emotion}"', f'"{emotion}fish"').replace(f'/{emotion}"', f'/{emotion}fish"')
         (run / "metrics.json").write_text(text)
+        metrics = read_json(run / "metrics.json")
+        write_json(run / "metrics.json", {**metrics, "synthetic": False, "data": "folder", "data_folder": "aquarium"})
         card.main([str(run)])
         text = written(run / "README.md").text
         assert "angryfish, disgustfish" in text
+        assert f"# aquarium {metrics['model']} none" in text
+        assert "labels=fer" not in text
+        assert (
+            "were cut from the training images. The epoch with the highest macro F1 on the validation images was kept."
+            in text
+        )
         for words in ("emotion labels", "hiring", "AI Act", "Demographics", "face.jpg", "--faces"):
             assert words not in text
         assert "**Where images show people**" in text

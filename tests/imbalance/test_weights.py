@@ -9,7 +9,15 @@ from command_line import TINY
 
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.imbalance.losses import LDAM, ClassBalancedFocal, CrossEntropy, FocalLoss, WeightedBCE
-from fer_lightning.imbalance.weights import NORMALIZATIONS, SCHEMES, class_weights, log_prior, weights_by_class
+from fer_lightning.imbalance.second_stage_losses import SecondStageWeights
+from fer_lightning.imbalance.weights import (
+    NORMALIZATIONS,
+    SCHEMES,
+    class_weights,
+    log_prior,
+    weights_by_class,
+    weights_in_words,
+)
 from fer_lightning.runtime.errors import UserError
 
 COUNTS = [3995, 436, 4097, 7215, 4830, 3171, 4965]
@@ -144,3 +152,13 @@ def test_marc_takes_weights_in_place_of_its_power(cli):
     assert refused.code == 2
     assert "imbalance.loss.power=null" in refused.error
     assert cli(*TINY, *own, "imbalance.loss.power=null").code == 0
+
+
+def test_the_weights_of_a_loss_are_named(cli):
+    outcome = cli(*TINY, "imbalance.loss.weights={disgust: 5}")
+    assert "Class weights in the loss: angry 1, disgust 5, fear 1, happy 1, sad 1, surprise 1, neutral 1" in outcome.out
+    assert not weights_in_words(CrossEntropy(COUNTS), EMOTIONS)
+    second = SecondStageWeights(COUNTS, 4, 0.25, None, weighting="inverse")
+    assert weights_in_words(second, EMOTIONS).startswith("angry 1.03, disgust 9.41, fear 1, ")
+    many = CrossEntropy(range(1, 22), weighting="inverse")
+    assert weights_in_words(many, [f"class {n}" for n in range(21)]) == "0.524 (class 20) to 11 (class 0)"

@@ -199,6 +199,10 @@ def test_without_a_face_the_central_square_is_used(opened: Opened, tmp_path: Pat
     expect(notice).to_be_visible()
     expect(notice).to_contain_text("No face was detected. The central square of the picture is used instead")
     assert len(headings(opened.page)) == 1
+    expect(opened.page.locator("#boxes img")).to_be_visible()
+    opened.give(np.full((200, 200, 3), (90, 120, 150), np.uint8), tmp_path / "square.png")
+    expect(opened.page.locator("#boxes")).not_to_be_visible()
+    expect(opened.page.locator("#answers .face")).to_have_count(1)
 
 
 @pytest.mark.slow  # a browser

@@ -158,7 +158,7 @@ class TestTestSet:
         areas = done.json["deletion_auc"]
         assert set(areas) == {"salient first", "at random", "salient last"}
         assert all(0 < area < 1 for area in areas.values())
-        assert done.json["faces"] == saved["right"].sum()
+        assert done.json["images"] == saved["right"].sum()
 
     @pytest.mark.slow
     def test_other_images_may_be_named_and_options_may_come_first(self, tool, tmp_path):

@@ -209,7 +209,7 @@ def test_curves_mark_the_best_epoch_and_draw_what_was_logged() -> None:
     (train, validation) = loss.get_lines()
     np.testing.assert_allclose(train.get_ydata(), log["train/loss"].dropna())
     np.testing.assert_allclose(validation.get_ydata(), log["val/loss"].dropna())
-    np.testing.assert_array_equal(train.get_xdata(), range(6))
+    np.testing.assert_array_equal(train.get_xdata(), range(1, 7))
     assert len(score.get_lines()) == 4
     (rates,) = rate.get_lines()
     np.testing.assert_array_equal(rates.get_xdata(), log["step"])

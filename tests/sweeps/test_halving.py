@@ -17,9 +17,11 @@ from sweeps import status_of
 from fer_lightning.comparison.runs import read_runs
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.run_folder import write_status
 from fer_lightning.sweeps import halving, job
 from fer_lightning.sweeps.folder import Job, job_states
 from fer_lightning.sweeps.halving import Search, best_score, rung_epochs, select, spans, trials_of
+from fer_lightning.sweeps.progress import Progress
 from fer_lightning.sweeps.search_table import search_table
 
 FAKE_RUN = """
@@ -283,3 +285,19 @@ def test_a_survivor_has_the_bits_of_a_run_that_never_stopped(forked, tmp_path):
     rate = rates[int(winner.name[0])]
     assert forked(*run, f"optim.lr={rate}", "hydra.run.dir=whole").code == 0
     assert differences(winner, fingerprint(tmp_path / "whole")) == []
+
+
+def test_a_job_that_is_stopped_as_soon_as_it_pauses_is_reported(tmp_path, capsys):
+    jobs = planned(tmp_path, 0.1, 0.2)[:2]
+    for each, status in zip(jobs, ("paused", "running"), strict=True):
+        each.folder.mkdir()
+        paused = {"pause_after_epochs": 1} if status == "paused" else {}
+        write_status(each.folder, "interrupted" if paused else "running", **paused)
+    progress = Progress(tmp_path, redrawn=False)
+    for each in jobs:
+        write_status(each.folder, "stopped", "by the search", pause_after_epochs=1)
+    progress.start()
+    progress.stop()
+    assert [line.partition(" in ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "[sweep] job 2 of 4 stopped"
+    ]

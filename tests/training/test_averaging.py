@@ -73,8 +73,10 @@ def last(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_mean_of_the_last_epochs_is_validated_and_saved(fit, faces, tmp_path):
+def test_the_mean_of_the_last_epochs_is_validated_and_saved(fit, faces, tmp_path, caplog):
+    caplog.set_level("INFO")
     ends, trainer = fit("trainer.max_epochs=4", "callbacks.swa.start=0.5")
+    assert "callbacks=swa: the mean of the weights at the end of epochs 3 to 4" in caplog.messages
     saved = last(tmp_path)
     assert len(ends.networks) == 4
     raw = [network[STEM] for network in ends.networks]

@@ -48,6 +48,9 @@ def finished(cli, tmp_path) -> tuple[Path, dict]:
 
 def test_the_run_folder_holds_the_contract(finished):
     folder, line = finished
+    log = (folder / "train.log").read_text()
+    assert "Images of each emotion, train + val + test: angry " in log
+    assert "Class weights in the loss: angry " in log
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("test", "test_dedup", "val"):
         for key in ("n", "accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "nll", "ece"):
