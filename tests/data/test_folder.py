@@ -294,7 +294,7 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
         {**tree(), "Cat/a.png": pictures(0, 1)[0]},
         "the classes Cat and cat differ in case alone",
     ),
-    "one class": ({f"cat/{n}.png": p for n, p in enumerate(pictures(3, 9))}, "has one class only, cat"),
+    "one class": ({f"cat/{n}.png": p for n, p in enumerate(pictures(3, 9))}, "one class only, cat"),
     "a test class that training lacks": (
         {**with_parts(), "test/rare/a.png": pictures(0, 1)[0], "test/rare/b.png": pictures(0, 1)[0]},
         "no training image of rare, which other parts have",
@@ -352,7 +352,7 @@ def test_bad_data_end_in_one_line(cli, tmp_path, case):
             (tree(), ["data.image_size=8"], "data.image_size=8: must be from 16 to 1024 pixels"),
             (tree(), ["data.only=[cat,dgo]"], "data.only: the data have no class dgo (did you mean dog?)"),
             (tree(), ["data.classes=no.yaml"], "data.classes=no.yaml: cannot be read"),
-            (tree(), ["data.only=[cat]"], "has one class only, cat"),
+            (tree(), ["data.only=[cat]"], "one class only, cat"),
         ]
     ),
     ids=["mixed colour", "image size", "only", "mapping", "one class"],

@@ -119,7 +119,7 @@ class TestFiles:
         every_third(
             [
                 ([], "no image given"),
-                (["gone.png"], "gone.png: does not exist; give images, folders"),
+                (["gone.png"], "gone.png: does not exist; give files or folders"),
                 (["images", "--out", "images/one.png"], "--out images/one.png: cannot be made"),
                 (["--test-set", "--emotion", "happy"], "--class happy: --test-set explains every class"),
                 (["--test-set", "--faces"], "--faces: --test-set explains every class"),
