@@ -166,7 +166,7 @@ def test_folders(trained, tmp_path):
 REFUSED = {
     "imbalance=focl": "imbalance=focl: no such choice (did you mean focal?)",
     "imbalance.loss.gama=1": "imbalance.loss.gama: no such key (did you mean imbalance.loss.gamma?)",
-    "optim.lr=fast": "optim.lr: ",
+    "optim.lr=fast": "optim.lr=fast: must be a number",
     "optim.lr=-1": "optim.lr=-1",
     "nonsense": "nonsense: must be key=value",
     "seed=0,1": "seed=0,1: several values make several runs; call this once for each, or sweep with",

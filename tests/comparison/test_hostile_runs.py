@@ -161,7 +161,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge score": (change(test__accuracy=1e300), "not a number"),
     "a score of 55": (change(test__f1_macro=55), "not a number from 0 to 1"),
     "a score of NaN": (change(test__f1_macro=float("nan")), "f1_macro is nan"),
-    "another temperature": (change(temperature=0.1), "nll_calibrated of"),
+    "another temperature": (change(temperature=0.1, test__nll_calibrated=1.0), "nll_calibrated of"),
     "a coverage that is not that of its classes": (
         change(test__set_coverage=0.5, **{f"test__set_coverage__{emotion}": 0.9 for emotion in EMOTIONS}),
         "test/set_coverage of 0.5000, and of its classes 0.9000",

@@ -335,7 +335,9 @@ class TestTrust:
         (tmp_path / "mine" / "imbalance").mkdir(parents=True)
         for name, text in self.OWN.files.items():
             (tmp_path / "mine" / name).write_text(text)
-        outcome = process("--config-dir=mine", "-m", *TINY, "imbalance=found", FER_LIGHTNING_TRUST="trap")
+        outcome = process(
+            "--config-dir=mine", "-m", *TINY, "imbalance=found", FER_LIGHTNING_TRUST="trap", PYTHONSAFEPATH=""
+        )
         assert outcome.code == 0, outcome.out + outcome.err
 
     @pytest.mark.parametrize(

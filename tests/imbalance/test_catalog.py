@@ -321,7 +321,7 @@ REFUSED = [
     (["imbalance=tau_norm", "split=paper"], "split=paper has no validation images to choose tau on; set split.val_fr"),
     (["imbalance=tau_norm", "imbalance.adjust.tau=much"], "imbalance.adjust.tau=much: must be 0 or more, or null"),
     (["imbalance=posthoc_logit_adjusted", "model.head.cosine_scale=16"], "which a cosine head does not have; use null"),
-    (["imbalance=ldam_drw", "imbalance.cosine_scale=null"], "imbalance.cosine_scale=None: this loss has margins betw"),
+    (["imbalance=ldam_drw", "imbalance.cosine_scale=null"], "imbalance.cosine_scale=null: this loss has margins betw"),
     (["imbalance=ldam_drw", "imbalance.cosine_scale=16"], "it must be imbalance.loss.scale=30.0"),
     (["imbalance=cmo", "imbalance.mix.off_share=0.5"], "imbalance.mix.off_share=0.5: must be 0 or more and below 0.5"),
     (

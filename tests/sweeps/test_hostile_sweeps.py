@@ -86,7 +86,7 @@ def test_a_recorded_command_line_says_no_more_than_a_file_may(tmp_path, argv, na
             ),
             (["seed=shuffle(range(4))"], "seed=shuffle(range(4)): is in another order each time"),
             (["seed=range(1000000000)"], "seed=range(1000000000): makes more than 10000 jobs"),
-            (["imbalance=glob(zz*)"], "imbalance: no value"),
+            (["imbalance=glob(zz*)"], "imbalance=glob(zz*): no value"),
             (["hydra.sweep.subdir=../x"], "hydra.sweep.subdir=../x: points outside the sweep's folder"),
             (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths are relative to the folder you start in"),
             (["imbalance=glob(*focal*)", "optim.lr=-1"], "optim.lr=-1.0: must be positive"),

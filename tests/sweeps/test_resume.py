@@ -62,7 +62,7 @@ def test_the_same_command_runs_failed_jobs_again(cli, tmp_path):
         ((*FAILING, "seed=0,1"), "sweep: it has 2 jobs, and this command line has 4"),
         pytest.param(
             (*TINY, "optim.lr=-1,-3", "hydra.sweep.dir=sweep"),
-            "sweep: job 1 was 'optim.lr=-2' and is 'optim.lr=-3'",
+            "1-none-seed0: optim.lr was -2 and is -3, which would mix results",
             marks=pytest.mark.nightly,
         ),
     ],
