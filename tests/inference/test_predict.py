@@ -161,7 +161,7 @@ class TestRows:
         save(tmp_path / "face.png", FACES[0])
         outcome = tool("bare", "face.png", "--format", "jsonl")
         bare, face = objects_of(outcome.out)
-        assert bare["status"].startswith("no images in this folder (.jpg, .jpeg, .png")
+        assert bare["status"].startswith("no images in this folder (.jpg, .jpeg, .jfif, .png")
         assert face["status"] == "ok"
         assert outcome.code == 101
 
