@@ -61,8 +61,10 @@ def pack(folder: Path, file: Path) -> int:
             member = tarfile.TarInfo(str(path.relative_to(folder.parent)))
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    if trials := [pd.read_csv(path) for sweep in sweeps if (path := sweep / "trials.csv").exists()]:
-        pd.concat(trials).to_csv(file.with_name("trials.csv"), index=False)
+    trials = {sweep.name: pd.read_csv(sweep / "trials.csv") for sweep in sweeps if (sweep / "trials.csv").exists()}
+    if trials:
+        named = [frame.assign(sweep=name) if len(sweeps) > 1 else frame for name, frame in trials.items()]
+        pd.concat(named).to_csv(file.with_name("trials.csv"), index=False)
     return len(runs)
 
 
