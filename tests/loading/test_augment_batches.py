@@ -82,6 +82,30 @@ class TestPurity:
         torch.testing.assert_close(result, resized, atol=0.01, rtol=0)
 
 
+class TestColour:
+    SMOOTH = F.interpolate(IMAGES[:24, :9, :9].unflatten(0, (8, 3)).float(), (48, 48), mode="bicubic")
+    IMAGES = SMOOTH.clamp(0, 255).round().to(torch.uint8)
+
+    @pytest.mark.parametrize("size", [32, 48, 96])
+    @pytest.mark.parametrize("strengths", [STRONG, Strengths(hflip=0.5, rotate=15.0, scale=0.15, translate=0.1)])
+    def test_each_channel_changes_as_a_gray_image_does(self, strengths, size):
+        augmentation = BatchedAugmentation(strengths, 48)
+        changes = augmentation.sample(seeds(8))
+        result = augmentation(self.IMAGES, changes, size)
+        assert result.shape == (8, 3, size, size)
+        for channel in range(3):
+            gray = augmentation(self.IMAGES[:, channel].contiguous(), changes, size)
+            # OpenCV rounds to levels, and to 1/32 of a pixel, over which these images change by up to 1.7 levels.
+            torch.testing.assert_close(result[:, channel].float(), gray, atol=3, rtol=0)
+
+    def test_neither_the_batch_nor_its_order_changes_an_image(self):
+        augmentation = BatchedAugmentation(STRONG, 48)
+        before, changes = self.IMAGES.clone(), augmentation.sample(seeds(8))
+        whole = augmentation(self.IMAGES, changes, 64)
+        assert torch.equal(torch.cat([augmentation(self.IMAGES[k:][:1], changes[k:][:1], 64) for k in range(8)]), whole)
+        assert torch.equal(before, self.IMAGES)
+
+
 class TestStrengths:
     @pytest.mark.parametrize("probability", [0.2, 0.5, 1.0])
     @pytest.mark.parametrize("rotate", [0.0, 1e-7])

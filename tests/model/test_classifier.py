@@ -17,6 +17,7 @@ from legs import every_third
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassF1Score
 
@@ -197,6 +198,17 @@ class TestInput:
         mean, std = sum((0.485, 0.456, 0.406)) / 3, sum((0.229, 0.224, 0.225)) / 3
         expected = ((images / 255 - mean) / std)[:, None].expand(-1, channels, -1, -1)
         torch.testing.assert_close(self.seen(model, images), expected)
+
+    @pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("size", [48, 64])
+    def test_each_colour_is_normalised_by_its_own_mean_and_deviation(self, kind, layout, size):
+        images = torch.randint(0, 256, (20, 3, 48, 48), dtype=torch.uint8).to(kind).contiguous(memory_format=layout)
+        settings = {**TINY_MODEL, "image_size": size, "in_channels": 3}
+        model = EmotionClassifier(settings, {}, [1] * 7, {}, {}, form={"size": 48, "color": True}).eval()
+        mean, std = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        resized = F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(self.seen(model, images), (resized / 255 - mean) / std, atol=1e-5, rtol=1e-5)
 
     def test_resized_to_the_models_input(self):
         seen = self.seen(classifier(image_size=96), torch.full((2, 48, 48), 51, dtype=torch.uint8))
