@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -21,6 +22,9 @@ UNIFORM, TRAINING, ESTIMATED = "uniform", "training", "estimated"
 
 MAX_FILE = 2**20
 """Maximum bytes of a file of shares."""
+
+MAX_SHARE = 1e15
+"""Of a class, or the count of its images; larger numbers lose ones when they are added."""
 
 GivenPrior = str | Path | Mapping[str, float]
 """``uniform``, ``training``, ``estimated``, a file of class and share, or shares by class."""
@@ -117,8 +121,22 @@ def given_prior(options: PriorOptions, classes: Sequence[str], class_counts: Seq
         return _shares(_entries(Path(str(options.prior))), classes)
     except FileNotFoundError:
         raise UserError(f"{options.prior_given}: no such file; give a JSON or CSV file of class and share") from None
-    except (ValueError, TypeError, OverflowError, RecursionError, csv.Error) as error:
+    except RecursionError:
+        raise UserError(f"{options.prior_given}: is nested too deeply for shares; give class and share") from None
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{options.prior_given}: {shortened(one_line(error), 200)}") from None
+
+
+def _share(name: str, given: Any) -> float:
+    try:
+        share = float(given)
+    except (ValueError, TypeError, OverflowError):  # OverflowError: a whole number of 400 digits
+        share = math.nan
+    if not 0 <= share < MAX_SHARE:
+        raise ValueError(
+            f"{name}: {shortened(str(given), 50)!r}; a share or count is a number from 0 to {MAX_SHARE:.0e}"
+        )
+    return share
 
 
 def _shares(entries: Sequence[tuple[str, Any]], classes: Sequence[str]) -> np.ndarray:
@@ -134,9 +152,9 @@ def _shares(entries: Sequence[tuple[str, Any]], classes: Sequence[str]) -> np.nd
     if missing := [name for name in classes if name not in names]:
         raise ValueError(f"lacks {', '.join(missing)}; give 0 for a class that does not occur")
     numbers = dict(entries)
-    shares = np.array([float(numbers[name]) for name in classes])
-    if not ((shares >= 0) & (shares < 1e300 / len(shares))).all() or not shares.any():
-        raise ValueError("shares or counts must be 0 or more, and not all 0")
+    shares = np.array([_share(name, numbers[name]) for name in classes])
+    if not shares.any():
+        raise ValueError("the shares or counts are all 0")
     return np.asarray(shares / shares.sum())
 
 

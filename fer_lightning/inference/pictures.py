@@ -20,7 +20,10 @@ from fer_lightning.runtime.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".gif")
 
-OTHER_IMAGES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".tga", ".ppm", ".pnm", ".pbm", ".svg", ".psd")
+OTHER_IMAGES = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".ppm", ".pnm", ".pbm", ".svg", ".psd", ".ico", ".pcx"),
+    *(".dds", ".exr", ".hdr", ".xbm", ".xpm", ".apng", ".dng", ".cr2", ".nef", ".arw"),
+)
 """Suffixes of images that cannot be read; in a folder they are reported, and other files are ignored."""
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *OTHER_IMAGES)
