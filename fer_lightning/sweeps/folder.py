@@ -152,24 +152,22 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
     return grid
 
 
-def refuse_shared_mistake(jobs: Mapping[Job, DictConfig]) -> None:
-    """Refuse the sweep for a mistake that all its jobs share, unless they are all done.
+def find_mistakes(jobs: Mapping[Job, DictConfig]) -> dict[Job, str]:
+    """Jobs that are not done and whose configuration is refused, with the reason.
 
     Raises:
-        UserError: the mistake.
+        UserError: all jobs have the same mistake, and are not all done.
     """
-    shared = ""
-    for composed in jobs.values():
+    mistakes: dict[Job, str] = {}
+    for job, composed in jobs.items():
         try:
-            run = without_hydra(composed)
-            validate(run, composed.hydra.runtime.choices, composed.hydra.searchpath)
-            return
+            validate(without_hydra(composed), composed.hydra.runtime.choices, composed.hydra.searchpath)
         except UserError as mistake:
-            if shared not in ("", str(mistake)):
-                return
-            shared = str(mistake)
-    if any(read_status(job.folder)["status"] != "done" for job in jobs):
-        raise UserError(shared)
+            mistakes[job] = str(mistake)
+    waiting = {job: mistake for job, mistake in mistakes.items() if read_status(job.folder)["status"] != "done"}
+    if waiting and len(mistakes) == len(jobs) and len(set(mistakes.values())) == 1:
+        raise UserError(next(iter(waiting.values())))
+    return waiting
 
 
 def sweep_record(jobs: Mapping[Job, DictConfig], folder: Path, argv: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import explain
 from fer_lightning.config.schema import check_names
 from fer_lightning.config.secrets import check_secrets
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import check_no_links, write_json
 from fer_lightning.runtime.folder_lock import lock_folder
@@ -29,9 +31,9 @@ from fer_lightning.sweeps import halving, job, launchers, slurm
 from fer_lightning.sweeps.folder import (
     Job,
     describe_changes,
+    find_mistakes,
     plan,
     read_sweep,
-    refuse_shared_mistake,
     request_stop,
     sweep_record,
 )
@@ -71,12 +73,12 @@ class SweepLifecycle(Callback):
             jobs = plan(config, folder)
             if launchers.is_parallel(launcher):
                 launchers.check_parallel(launcher)
-            if not launchers.is_queued(launcher):  # its jobs see other machines than this one
-                refuse_shared_mistake(jobs)
+            # Jobs of a cluster see other machines than this one.
+            mistakes = {} if launchers.is_queued(launcher) else find_mistakes(jobs)
             if halving.is_search(config.hydra.sweeper):
                 halving.check_search(config.hydra, jobs)
             folder.mkdir(parents=True, exist_ok=True)
-            self._start(config, folder, jobs)
+            self._start(config, folder, jobs, mistakes)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             fail(error)
         except (HydraException, OmegaConfBaseException) as error:
@@ -87,7 +89,9 @@ class SweepLifecycle(Callback):
             traceback.print_exc()
             raise SystemExit(1) from error
 
-    def _start(self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig]) -> None:
+    def _start(
+        self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig], mistakes: Mapping[Job, str]
+    ) -> None:
         self.lock = lock_folder(folder)
         check_no_links(folder)
         record_start(folder, jobs, self.anyway)
@@ -104,6 +108,8 @@ class SweepLifecycle(Callback):
             launchers.set_job_count(config, [composed.trainer for composed in jobs.values()])
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, lambda signum, frame: self._stop(config, folder, signum))
+        for planned, mistake in mistakes.items():
+            print(printable(f"[sweep] will fail: {planned.folder.name}: {mistake}"), flush=True)
         self.progress = Progress(
             folder, redrawn=sys.stdout.isatty() and not launchers.is_serial(config.hydra.runtime.choices)
         )

@@ -122,6 +122,7 @@ def test_different_mistakes_do_not_refuse_the_sweep(cli, tmp_path):
     outcome = cli("-m", *TINY, "seed=0", "optim.lr=-1,-2", "hydra.sweep.dir=sweep")
     assert outcome.code == 1
     assert len(outcome.json["failed"]) == 2
+    assert "[sweep] will fail: 0-none-seed0: optim.lr=-1.0: must be" in outcome.out.split("job 1 of 2")[0]
 
 
 @pytest.mark.nightly
