@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fer_lightning.comparison import run_files
 from fer_lightning.config.settings import MAY_DIFFER, is_part_of
+from fer_lightning.evaluation import run_files
 from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import natural_key
@@ -138,6 +138,8 @@ def read_run(folder: Path) -> FinishedRun:
     if settings.get(FIRST_STAGE, "None") != "None":
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")
+    if metrics.get("weights_hash"):
+        settings["model.weights_hash"] = metrics["weights_hash"][:12]
     return FinishedRun(
         folder=folder,
         metrics=metrics,
@@ -155,9 +157,13 @@ def read_run(folder: Path) -> FinishedRun:
 def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, str]]:
     """Read run folders; returns the finished ones, and for the others the reason why they are left out.
 
-    Of runs that repeat each other (same settings, seed and data) only the newest counts: it is not a new seed.
+    Of runs that repeat each other (same settings, seed and data) only the newest counts: it is not a new seed. A run
+    is left out whose predictions are those of another seed to the last digit, and one whose training images differ in
+    number from those of another run with the same data, split and seed.
     """
     runs: dict[Any, FinishedRun] = {}
+    counts: dict[Any, FinishedRun] = {}
+    answers: dict[Any, FinishedRun] = {}
     skipped: dict[Path, str] = {}
     for folder in sorted(folders, key=lambda folder: _written(folder)):
         try:
@@ -165,12 +171,28 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
         except ValueError as error:
             skipped[folder] = str(error)
             continue
+        first = counts.setdefault(_split_of(run), run)
+        if first.metrics["train/class_counts"] != run.metrics["train/class_counts"]:
+            skipped[folder] = (
+                f"its train/class_counts are not those of {first.folder.name}, with the same data and split"
+            )
+            continue
+        first = answers.setdefault((run.method, run.ids.tobytes(), run.probabilities.tobytes()), run)
+        if first.repeat != run.repeat:
+            skipped[folder] = f"its predictions are those of {first.folder.name} to the last digit: no other seed"
+            continue
         same = (run.method, run.repeat, *(tuple(sorted(part.items())) for part in (run.protocol, run.settings)))
         if same in runs:
             skipped[runs[same].folder] = f"{REPEATED} {folder.name}, which is newer"
         runs[same] = run
     order = {folder: place for place, folder in enumerate(folders)}
     return sorted(runs.values(), key=lambda run: order[run.folder]), skipped
+
+
+def _split_of(run: FinishedRun) -> tuple[Any, ...]:
+    """What decides which images a run trains on."""
+    parts = sorted(item for item in run.settings.items() if item[0].startswith(("data.", "split.")))
+    return (*run.protocol.values(), *run.repeat, *parts)
 
 
 def _written(folder: Path) -> float:

@@ -41,7 +41,7 @@ def fail(error: Exception | str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a file that the user can correct."""
 
 

@@ -4,13 +4,16 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fer_lightning.config.command_line import fail
 from fer_lightning.config.hydra_keys import check_file_names, check_named
-from fer_lightning.config.interpolations import bounded
+from fer_lightning.config.interpolations import as_hydras
+from fer_lightning.config.messages import explain
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.same_training import check_same_training
 from fer_lightning.config.schema import validate
@@ -37,7 +40,7 @@ def check_run(config: DictConfig) -> None:
     if config.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: paths are relative to the folder you start in; leave it false")
     validate(run, config.hydra.runtime.choices, config.hydra.searchpath)
-    with bounded():
+    with as_hydras(config):
         check_named(config.hydra.run.dir, "hydra.run.dir")
         folder = Path(config.hydra.run.dir)
         check_file_names(config.hydra.job.name, config.hydra.output_subdir)
@@ -69,6 +72,8 @@ class Validate(Callback):
             check_run(config)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             fail(error)
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(explain(error))
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(1) from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -85,6 +86,22 @@ def bounded() -> Iterator[None]:
         Container.resolve_parse_tree = resolve  # type: ignore[method-assign]
         if exceeded:
             raise UserError(f"configuration: its ${{...}} expand to more than {_MOST} values; remove those that repeat")
+
+
+@contextmanager
+def as_hydras(config: DictConfig) -> Iterator[None]:
+    """As ``bounded``; and ``${hydra:...}`` reads ``config`` within the block, as when Hydra runs it.
+
+    Args:
+        config: composed, with the ``hydra`` node.
+    """
+    hydra = HydraConfig.instance()
+    before, hydra.cfg = hydra.cfg, config  # type: ignore[assignment]
+    try:
+        with bounded():
+            yield
+    finally:
+        hydra.cfg = before
 
 
 def check_expansion(config: DictConfig) -> None:

@@ -77,6 +77,11 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(unknown.group(1) if unknown else str(error.full_key), overrides)  # type: ignore[attr-defined]
+    if "HydraConfig was not set" in str(error):
+        key = getattr(error, "full_key", None) or "configuration"
+        return (
+            f"{key}: ${{hydra:...}} has no value yet where this is read; give the text itself, or use ${{now:%Y-%m-%d}}"
+        )
     if isinstance(error, OmegaConfBaseException):
         wrapped = re.fullmatch("UserError raised while resolving interpolation: (.+)", first_line(error))
         return wrapped.group(1) if wrapped else f"{error.full_key or 'configuration'}: {first_line(error)}"

@@ -13,6 +13,8 @@ from fer_lightning.runtime.processes import device_count, visible_gpus
 
 MONITORS = ("val/f1_macro", "val/balanced_accuracy", "val/accuracy")
 VOTES = "fer2013new.csv of https://github.com/microsoft/FERPlus, or a csv with the columns path and the ten votes"
+_TIME = re.compile(r"\d+(:\d{1,2}){3}")
+"""Of Lightning's Timer."""
 NEED_A_PATH = ("fer_lightning.data.folder.", "fer_lightning.data.layouts.")
 """Modules of data sets that are not downloaded."""
 
@@ -245,8 +247,10 @@ def _trainer_rules(cfg: DictConfig) -> None:
         value = trainer[key]  # Lightning takes any text for true
         known = not isinstance(value, str) or (key, value) == ("deterministic", "warn")
         require(known, f"trainer.{key}", value, "is text; give true, false or a number, without quotes")
+    batches = trainer.limit_train_batches
+    require(batches is None or batches > 0, "trainer.limit_train_batches", batches, "trains on nothing; give 1 or more")
     limit = trainer.max_time  # YAML reads 1:00:00:00 as a number
-    is_text = limit is None or isinstance(limit, str | DictConfig)
+    is_text = limit is None or isinstance(limit, DictConfig) or (isinstance(limit, str) and _TIME.fullmatch(limit))
     require(is_text, "trainer.max_time", limit, "must be text of the form DD:HH:MM:SS, in quotes, or null")
     precision = str(trainer.precision)
     require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")

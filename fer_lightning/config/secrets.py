@@ -10,10 +10,16 @@ from fer_lightning.runtime.errors import UserError
 
 _NAMES = re.compile(
     r"KEY(?!BOARD|MAP)|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|PASS(?=_|$)|CREDENTIAL|CREDS|COOKIE|JWT|BEARER|WEBHOOK"
-    r"|PRIVATE|AUTH(?!OR)|(^|_|-)(PWD|PAT|DSN|SIG|SIGNATURE)$",
+    r"|PRIVATE|AUTH(?!OR)|SESSION_?ID|(^|_|-)(PWD|PAT|DSN|SIG|SIGNATURE|OTP|PIN|PIN_CODE|SALT)$",
     re.IGNORECASE,
 )
 """What the name of an environment variable contains whose value is a secret."""
+
+_ASSIGNMENTS = re.compile(r"""(?<![\w.-])([\w.-]+)["']?\s*[=:](?=\s*["']?([^\s"'&;,]+))""")
+"""Key and value within a value: the query of an address, the settings of a database, JSON."""
+
+_SCHEMES = re.compile(r"\b(?:Bearer|Basic) +([\w.~+/=-]+)")
+"""The credentials of a header."""
 
 _SHORTEST = 8
 """Characters; shorter values, such as ``true``, would be found in any text."""
@@ -30,7 +36,7 @@ def environment_secrets() -> list[tuple[str, str]]:
     """Name and value of each secret of the environment; the path of a key file is not one.
 
     Of one with several lines, as of a key in PEM form, each line is one; of the address of a database or proxy, its
-    login and the tokens of its query.
+    login and the tokens of its query; also those of settings (``host=db password=...``), of JSON and of a header.
     """
     pairs = [(name, line.strip()) for name, value in os.environ.items() for line in _secrets(name, value)]
     secrets = [(name, value) for name, value in pairs if len(value) >= _SHORTEST and not os.path.exists(value)]
@@ -41,8 +47,8 @@ def _secrets(name: str, value: str) -> list[str]:
     if is_secret(name):
         return [value, *value.splitlines()]
     logins = re.findall(r"(://(?:[^/@\s:]*:)?([^/@\s]+)@)", value)
-    tokens = [text for key, text in re.findall(r"[?&;]([\w.-]+)=([^&;\s]+)", value) if is_secret(key)]
-    return [*(part for login in logins for part in login), *tokens]
+    tokens = [text for key, text in _ASSIGNMENTS.findall(value) if is_secret(key)]
+    return [*(part for login in logins for part in login), *tokens, *_SCHEMES.findall(value)]
 
 
 @functools.cache

@@ -167,6 +167,16 @@ class Tar(_Archive):
             name = f"{member.name}/" if member.isdir() else member.name
             plain = (member.isfile() and not member.issparse()) or member.isdir()
             yield name, member.size, plain, member
+        self._check_end()
+
+    def _check_end(self) -> None:
+        """Check that nothing but zeros follows the last member: tarfile takes a damaged header for the end."""
+        stream = self._tar.fileobj
+        assert stream is not None
+        stream.seek(self._tar.offset)
+        while piece := stream.read(MAX_PIECE):
+            if piece.strip(b"\0"):
+                raise tarfile.ReadError(f"data after its end, {self._tar.offset:,} bytes from its beginning")
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""

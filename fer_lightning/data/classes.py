@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -61,6 +62,18 @@ def as_emotions(names: Iterable[str]) -> dict[str, str]:
     return {name: emotion for name, emotion in emotions.items() if emotion is not None}
 
 
+class _TwiceError(ValueError):
+    """A name is there twice."""
+
+
+class _EachNameOnce(yaml.BaseLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise _TwiceError(twice)
+        return super().construct_mapping(node, deep)
+
+
 def read_mapping(path: Path) -> dict[str, str | None]:
     """Read a YAML or JSON file with a line for each class that is renamed, merged with another or left out.
 
@@ -72,7 +85,9 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     """
     try:
         # BaseLoader keeps every value a string: a class may be called 0 or no.
-        content = yaml.load(read_bytes(path, MAX_BYTES).decode("utf-8"), Loader=yaml.BaseLoader)
+        content = yaml.load(read_bytes(path, MAX_BYTES).decode("utf-8"), Loader=_EachNameOnce)
+    except _TwiceError as error:
+        raise UserError(f"data.classes={path}: {error.args[0]!r} is there twice; keep one line") from None
     except OSError as error:
         raise UserError(f"data.classes={path}: cannot be read ({error.strerror}); give a YAML or JSON file") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):

@@ -125,6 +125,8 @@ def _places(header: list[str], source: str) -> dict[str, int]:
     if missing:
         raise UserError(f"{source} has no column {' and no column '.join(missing)}: its first line must be path,label")
     for column, place in places.items():
+        if header.count(header[place]) > 1:
+            raise UserError(f"{source} has the column {header[place]} twice: remove or rename one of them")
         others = [name for name in COLUMNS[column] if name in header and name != header[place]]
         if others:
             log.info("%s: its %s is read from the column %s, not %s", source, column, header[place], ", ".join(others))

@@ -116,6 +116,8 @@ def _find_columns(header: list[str], source: str) -> dict[str, int]:
             f"{source} has no column {' and no column '.join(missing)}: its first line must name"
             " emotion, pixels and Usage, as in fer2013.csv or icml_face_data.csv"
         )
+    if twice := next((header[place] for place in places.values() if header.count(header[place]) > 1), None):
+        raise UserError(f"{source} has the column {twice} twice: remove or rename one of them")
     return places
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.faces import Faces, ImageForm
+from fer_lightning.data.images import as_face, as_picture
 from fer_lightning.data.splits import Split, official
 from fer_lightning.data.synthetic import draw
 from fer_lightning.deploy import check
@@ -45,7 +46,7 @@ def export_checkpoint(request: ExportRequest) -> None:
         )
     name = "ensemble" if model.members else model.hparams["model"]["name"]
     out = request.out or default_folder(request.checkpoint) / f"{name}{request.suffix}"
-    faces, split = _drawn_faces() if request.drawn_faces else _own_faces(model, request.overrides)
+    faces, split = _drawn_faces(model.form) if request.drawn_faces else _own_faces(model, request.overrides)
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"model{request.suffix}"
         result = export(model, request.format, request.int8, faces, split, file)
@@ -78,9 +79,11 @@ def _own_faces(model: EmotionClassifier, overrides: list[str]) -> tuple[Faces, S
     return faces, split
 
 
-def _drawn_faces() -> tuple[Faces, Split]:
+def _drawn_faces(form: ImageForm) -> tuple[Faces, Split]:
     log.info("compared on drawn faces, not on the test images")
     faces = draw(DRAWN_FACES)
+    images = np.stack([as_face(as_picture(image), form) for image in faces.images])
+    faces = Faces.from_arrays(images, faces.labels, faces.usage, faces.ids, faces.kind, synthetic=True)
     return faces, official(faces, 0)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from fer_lightning.deploy.graph import Deployable, as_faces, as_strings
@@ -42,7 +42,8 @@ def write(model: EmotionClassifier, temperature: float, metadata: dict[str, Any]
     """
     if name == "safetensors":
         weights = {key: value.contiguous() for key, value in model.network.state_dict().items()}
-        save_file(weights, path, metadata=as_strings({**metadata, "input": WEIGHTS_INPUT, "output": WEIGHTS_OUTPUT}))
+        about = as_strings({**metadata, "input": WEIGHTS_INPUT, "output": WEIGHTS_OUTPUT})
+        path.write_bytes(save(weights, metadata=about))
         return
     deployable = Deployable(model, temperature).eval()
     example = torch.zeros(_EXAMPLE, dtype=torch.uint8)

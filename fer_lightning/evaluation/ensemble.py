@@ -1,5 +1,6 @@
 """An ensemble of trained models as one checkpoint, with its own scores."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -119,7 +120,10 @@ def _checkpoint_of(run: Path) -> Path:
 def _check_alike(paths: Sequence[Path], members: Sequence[EmotionClassifier]) -> None:
     """Refuse members with other classes or images, or that were trained on other data or another split."""
     first = _protocol(members[0])
+    known: dict[str, Path] = {}
     for path, member in zip(paths, members, strict=True):
+        if (other := known.setdefault(_digest(member), path)) != path:
+            raise UserError(f"{path}: has the same weights as {other}; give each model once")
         if member.members:
             raise UserError(f"{path}: is an ensemble; give its members instead")
         for what, value in _protocol(member).items():
@@ -128,6 +132,15 @@ def _check_alike(paths: Sequence[Path], members: Sequence[EmotionClassifier]) ->
                     f"{path}: its {what} differ from those of {paths[0]} ({value}; {first[what]}); give models that "
                     "share classes, images, data and split"
                 )
+
+
+def _digest(model: EmotionClassifier) -> str:
+    """Of its weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _protocol(model: EmotionClassifier) -> dict[str, str]:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import ImageForm, class_noun
+from fer_lightning.evaluation import run_files
 from fer_lightning.evaluation.hub import upload
 from fer_lightning.imbalance.combinations import weights_by_hand
 from fer_lightning.metrics import names
@@ -106,6 +107,11 @@ def _read_run(folder: Path) -> TrainedModel:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(f"{folder}: metrics.json or .hydra/config.yaml cannot be read ({reason})") from None
+    if metrics.get("test/accuracy") is not None and (folder / "predictions.csv").exists():
+        try:
+            run_files.read_predictions(folder, run_files.read_metrics(folder))
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}; test it again with resume=auto") from None
     return TrainedModel(metrics, config, folder)
 
 

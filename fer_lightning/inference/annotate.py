@@ -12,7 +12,7 @@ import numpy as np
 from fer_lightning.inference.detect import Box
 from fer_lightning.inference.pictures import Picture, Source
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import replace_file
+from fer_lightning.runtime.files import check_inside, replace_file
 
 LEAST_SIDE = 320
 """Pixels of the shorter side below which a picture is enlarged, so that labels fit."""
@@ -187,4 +187,5 @@ class Drawings:
             number += 1
             free = name.with_stem(f"{name.stem}-{number}")
         self._used.add(free)
+        check_inside((self._folder / free).parent, self._folder)
         return self._folder / free

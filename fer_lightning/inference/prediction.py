@@ -83,6 +83,8 @@ def _check(request: PredictionRequest) -> None:
     request.prior_options.check()
     if request.out is not None and request.out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {request.out}: the name must end in .csv or .jsonl")
+    if request.out is not None and (request.out.parent / "status.json").exists():
+        raise UserError(f"--out {request.out}: lies in a run folder, whose own files have such names; choose another")
     if request.draw is not None:
         _check_drawings(request.draw, request.paths)
 

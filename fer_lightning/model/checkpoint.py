@@ -244,7 +244,7 @@ def _check_scorecard(card: dict[Any, Any]) -> None:
         in_range = not (is_score and is_number) or is_possible(key, value)
         check(isinstance(key, str) and fits and in_range, f"its scorecard has {str(key)[:80]}={str(value)[:40]!r}")
     if card.get("test/accuracy") is not None:
-        complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int
+        complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int and card["test/n"] > 0
         check(complete, "its scorecard is incomplete")
     given = card.get("temperature")
     check(given is None or is_temperature(given), f"its temperature is {given}, not from {COLDEST} to {HOTTEST}")

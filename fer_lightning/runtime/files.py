@@ -25,6 +25,9 @@ MAX_BITS = 128
 WRITTEN = (".json", ".csv", ".png", ".ckpt", ".log", ".yaml")
 """Suffixes of the files of a run folder."""
 
+OVERWRITTEN = (".log", ".yaml", ".csv", ".png", ".md", ".html")
+"""Suffixes of files that are written in place, and not by ``replace_file``."""
+
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file as ``replace_file``; several processes may, such as a sweep and its job."""
@@ -170,7 +173,7 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
                 )
             if stat.S_ISDIR(kind.st_mode) and path.suffix in WRITTEN:
                 raise UserError(f"{path}: is a folder in place of a file; remove it, or choose another folder")
-            if stat.S_ISREG(kind.st_mode) and kind.st_nlink > 1 and path.suffix in (".log", ".yaml", ".csv", ".png"):
+            if stat.S_ISREG(kind.st_mode) and kind.st_nlink > 1 and path.suffix in OVERWRITTEN:
                 replace_file(path, read_bytes(path))
             elif not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
                 raise UserError(f"{path}: is neither a file nor a folder; remove it, or choose another folder")

@@ -1,5 +1,6 @@
 """Origin of a result: the commit of the code, the versions of the libraries, the machine."""
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +35,15 @@ def git_commit(folder: Path = Path(__file__).parent) -> str | None:
         commit = git("rev-parse", "HEAD")
         return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def file_hash(path: str | Path) -> str | None:
+    """128 bits of a file's SHA-256, hexadecimal; None where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except OSError:
         return None
 
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from fer_lightning.config.hydra_keys import check_file_names, stays_inside
-from fer_lightning.config.interpolations import bounded
+from fer_lightning.config.interpolations import as_hydras
 from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.config.schema import validate
 from fer_lightning.config.secrets import check_secrets
@@ -322,14 +321,9 @@ def job_folder(composed: DictConfig) -> str:
     Raises:
         UserError: it would lie elsewhere, or its name would hold a secret.
     """
-    hydra = HydraConfig.instance()
-    before, hydra.cfg = hydra.cfg, composed  # type: ignore[assignment]  # ${hydra:...} reads the global configuration
-    try:
-        with bounded():
-            name = str(composed.hydra.sweep.subdir)
-            check_file_names(str(composed.hydra.job.name), composed.hydra.output_subdir, name)
-    finally:
-        hydra.cfg = before
+    with as_hydras(composed):
+        name = str(composed.hydra.sweep.subdir)
+        check_file_names(str(composed.hydra.job.name), composed.hydra.output_subdir, name)
     check_secrets([("hydra.sweep.subdir", name)])
     return name
 

@@ -84,7 +84,7 @@ class SweepLifecycle(Callback):
         except (HydraException, OmegaConfBaseException) as error:
             fail(explain(error))
         except OSError as error:
-            fail(f"{error.filename}: {error.strerror}; choose another folder with hydra.sweep.dir=FOLDER")
+            fail(f"{error.filename or 'a file'}: {error.strerror}; choose another folder with hydra.sweep.dir=FOLDER")
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(1) from error

@@ -38,6 +38,9 @@ def run_job(cfg: DictConfig) -> float:
     _ignore_signals_in_worker()
     search = halving.read_search(sweep) if halving.is_search(hydra.sweeper) else None
     done = read_status(folder)["status"] == "done"
+    if done and search is None and not cfg.trainer.fast_dev_run and not _has_results(folder):
+        log.warning("job %s: is done, but its results are missing or damaged; they are made again", folder.name)
+        done = False
     if search is not None:
         done = not search.is_active(hydra.job.num) or search.has_trained(folder)
     if not done and not _must_stop(sweep) and (not is_first or _wait_until_free(folder, sweep)):
@@ -86,6 +89,14 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool,
         slurm.settle(folder, process.wait(), signals)
     if is_first:
         job.record_end(folder, process.wait(), stop_requested)
+
+
+def _has_results(folder: Path) -> bool:
+    try:
+        metrics = read_json(folder / "metrics.json")
+    except (FileNotFoundError, UserError):
+        return False
+    return "test/accuracy" not in metrics or (folder / "predictions.csv").is_file()
 
 
 def _record_failure(folder: Path, reason: str) -> None:

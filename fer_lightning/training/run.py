@@ -28,7 +28,7 @@ from fer_lightning.runtime import signals
 from fer_lightning.runtime.errors import Interrupted, UserError, one_line
 from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process
-from fer_lightning.runtime.provenance import environment, git_commit
+from fer_lightning.runtime.provenance import environment, file_hash, git_commit
 from fer_lightning.runtime.run_folder import read_status, write_status
 from fer_lightning.training import build, results, tracking
 from fer_lightning.training.adjust import adjust, fold_margins
@@ -202,6 +202,9 @@ def _build(data: _Data, folder: Path, loggers: list[Any]) -> _Training:
     start = find_resume_point(cfg, folder, faces.data_hash, trainer.world_size)
     if start is not None and cfg.pause_after_epochs is not None and start.epoch >= cfg.pause_after_epochs:
         signals.raise_paused(cfg.pause_after_epochs)  # it was stopped between the save and the pause
+    # The file of the initial weights may be another one when the run resumes.
+    begun = file_hash(cfg.model.weights) if start is None else start.weights_hash
+    data.provenance["weights_hash"] = None if data.first_stage is not None else begun
     counts, resumed = dict(zip(faces.classes, datamodule.class_counts, strict=True)), start is not None
     parts = (data.provenance, loss, second_stage, data.first_stage)
     model = build.build_model(cfg, counts, faces.form, *parts, resumed)

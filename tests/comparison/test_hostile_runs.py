@@ -17,9 +17,9 @@ from legs import every_third
 from run_folders import write_run
 
 from fer_lightning.comparison.analysis import analyse, analyse_folders
-from fer_lightning.comparison.run_files import NEEDED
 from fer_lightning.comparison.runs import find_runs, read_run, read_runs
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.evaluation.run_files import NEEDED
 from fer_lightning.metrics.names import SCORES, SHARES
 from fer_lightning.report.sections import sections
 from fer_lightning.runtime.errors import UserError

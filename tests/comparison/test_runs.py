@@ -97,6 +97,31 @@ def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
     assert "newer" in skipped[old]
 
 
+def test_a_copy_under_another_seed_is_no_second_seed(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "0", seed=0), write_run(tmp_path / "1", seed=1)]
+    (folders[1] / "predictions.csv").write_bytes((folders[0] / "predictions.csv").read_bytes())
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    (folders[1] / "metrics.json").write_text(json.dumps({**first, "seed": second["seed"]}))
+    runs, skipped = read_runs(folders)
+    assert [run.folder for run in runs] == folders[:1]
+    assert skipped == {folders[1]: "its predictions are those of 0 to the last digit: no other seed"}
+
+
+def test_training_images_that_contradict_those_of_the_same_split(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "0"), write_run(tmp_path / "1", "focal")]
+    metrics = json.loads((folders[1] / "metrics.json").read_text())
+    metrics["train/class_counts"]["disgust"] += 1
+    (folders[1] / "metrics.json").write_text(json.dumps(metrics))
+    runs, skipped = read_runs(folders)
+    assert [run.folder for run in runs] == folders[:1]
+    assert skipped[folders[1]].startswith("its train/class_counts are not those of 0")
+
+
+def test_other_initial_weights_are_another_setting(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(seed), seed=seed, weights_hash=str(seed) * 32) for seed in (0, 1)]
+    assert [run.settings["model.weights_hash"] for run in read_runs(folders)[0]] == ["0" * 12, "1" * 12]
+
+
 def test_metrics_that_lack_something_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"metrics\.json lacks data_hash, labels"):
         read_run(write_run(tmp_path / "0", data_hash=None, labels=None))

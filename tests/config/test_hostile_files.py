@@ -189,8 +189,12 @@ def test_what_resolves_to_a_secret_is_refused_after_resolving_too(tmp_path, monk
         ("https://host/api?user=me&api_key=0123456789", "0123456789"),
         ("https://0123456789abcdef@host/1", "0123456789abcdef"),
         ("https://host/c?sv=1&sig=0123456789", "0123456789"),
+        ("https://host/#access_token=0123456789", "0123456789"),
+        ("host=db user=u password=correct-horse dbname=x", "correct-horse"),
+        ('{"user": "u", "password": "correct-horse"}', "correct-horse"),
+        ("Authorization: Bearer 0123456789", "0123456789"),
     ],
-    ids=["database", "proxy", "query", "user alone", "signed"],
+    ids=["database", "proxy", "query", "user alone", "signed", "fragment", "settings", "JSON", "header"],
 )
 def test_passwords_and_tokens_of_addresses_are_secrets(monkeypatch, address, part):
     monkeypatch.setenv("ANY_URL", address)
@@ -200,7 +204,11 @@ def test_passwords_and_tokens_of_addresses_are_secrets(monkeypatch, address, par
 
 
 @pytest.mark.parametrize(
-    "name", ["API_CREDS", "AUTH_HEADER", "SESSION_COOKIE", "A_JWT", "SLACK_WEBHOOK", "GPG_PRIVATE", "SENTRY_DSN"]
+    "name",
+    [
+        *("API_CREDS", "AUTH_HEADER", "SESSION_COOKIE", "A_JWT", "SLACK_WEBHOOK", "GPG_PRIVATE", "SENTRY_DSN"),
+        *("OTP", "MY_PIN_CODE", "SESSION_ID", "HASH_SALT"),
+    ],
 )
 def test_names_of_secrets(monkeypatch, name):
     monkeypatch.setenv(name, f"first-line-{TOKEN[:4]}\nsecond-line")

@@ -352,6 +352,22 @@ def flipped_zip(folder: Path) -> Path:
     return path
 
 
+def doubled(path: Path) -> Path:
+    path.write_bytes(2 * path.read_bytes())
+    return path
+
+
+def tar_with_a_hole(folder: Path) -> Path:
+    """A block of zeros, as a lost sector leaves it, where tarfile sees the end of the archive."""
+    path = write_tar(image_files(FACES), folder / "archive.tar")
+    with tarfile.open(path) as archive:
+        start = archive.getmembers()[30].offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 1024] = bytes(1024)
+    path.write_bytes(data)
+    return path
+
+
 def drop(files: dict[str, bytes], start: str) -> None:
     for name in [name for name in files if name.startswith(start)]:
         del files[name]
@@ -377,6 +393,15 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"fer2013\.csv\.gz is damaged or cut short",
     ),
     "tar cut short": (truncated("csv in a tar", 0.5), r"fer2013\.tar\.gz is damaged or cut short"),
+    "tar with a hole": (tar_with_a_hole, r"archive\.tar is damaged or cut short \(data after its end, [\d,]+ bytes"),
+    "two tars in one file": (
+        lambda folder: doubled(write_tar(image_files(FACES), folder / "archive.tar")),
+        r"archive\.tar is damaged or cut short \(data after its end",
+    ),
+    "a column twice": (
+        text_file(f"emotion,pixels,Usage,emotion\n0,{PIXELS},Training,1\n"),
+        r"fer2013\.csv has the column emotion twice: remove or rename one",
+    ),
     "tar that is no tar": (text_file("hello", "fer2013.tar.gz"), r"fer2013\.tar\.gz is damaged or cut short"),
     "empty file": (text_file(""), r"fer2013\.csv is empty"),
     "blank csv": (text_file("\n\n"), r"fer2013\.csv is empty"),

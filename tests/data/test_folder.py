@@ -15,7 +15,7 @@ from command_line import TINY, Outcome
 from legs import every_third
 
 from fer_lightning.data import archives, folder, layouts, splits
-from fer_lightning.data.classes import as_emotions, group_classes
+from fer_lightning.data.classes import as_emotions, group_classes, read_mapping
 from fer_lightning.data.faces import EMOTIONS, USAGES, ImageForm
 from fer_lightning.data.synthetic import draw
 from fer_lightning.evaluation.scorecard import make_scorecard, scorecard_line
@@ -325,6 +325,10 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
         {**tree(), "l.csv": table([("cat/00.png", "cat", "dev")])},
         "row 1: split 'dev'; accepted: train",
     ),
+    "a column twice": (
+        {**tree(), "l.csv": b"path,label,label\ncat/00.png,cat,dog\n"},
+        "l.csv has the column label twice: remove or rename one of them",
+    ),
     "not UTF-8": ({**tree(), "l.csv": b"path,label\ncat/00.png,c\xe4t\n"}, "l.csv is not UTF-8 text with columns"),
     "an image that is none": ({**tree(), "cat/x.png": b"GIF"}, "cat/x.png is not an image that can be read"),
 }
@@ -371,6 +375,13 @@ def test_gray_and_colour_mixed_are_refused_unless_all_are_converted(tmp_path):
     message = "gray images \\(such as cat/x.png\\) and colour ones \\(such as .*data.color=false .* data.color=true"
     with pytest.raises(UserError, match=message):  # in spite of the cached ones
         folder.load(str(place), **cache)
+
+
+@pytest.mark.parametrize("text", ["cat: x\ncat: y\ndog: x\n", '{"cat": "x", "cat": "y", "dog": "x"}'])
+def test_a_class_that_is_mapped_twice_is_refused(tmp_path, text):
+    (tmp_path / "classes.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"classes\.yaml: 'cat' is there twice; keep one line"):
+        read_mapping(tmp_path / "classes.yaml")
 
 
 def test_a_file_name_that_is_not_utf8_is_refused(cli, tmp_path):

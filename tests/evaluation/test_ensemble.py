@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +273,11 @@ class TestRefused:
         with pytest.raises(UserError, match=reason):
             ensemble.main([str(files[0]), str(tmp_path / "other.ckpt"), "-o", str(tmp_path / "e.ckpt")])
         assert not (tmp_path / "e.ckpt").exists()
+
+    def test_the_same_weights_twice(self, files, tmp_path):
+        copy = shutil.copy(files[0], tmp_path / "copy.ckpt")
+        with pytest.raises(UserError, match=r"copy\.ckpt: has the same weights as .*0\.ckpt; give each model once"):
+            ensemble.main([str(files[0]), str(copy), "-o", str(tmp_path / "e.ckpt")])
 
     def test_an_ensemble_of_ensembles(self, files, written, tmp_path):
         with pytest.raises(UserError, match=r"both\.ckpt: is an ensemble; give its members"):

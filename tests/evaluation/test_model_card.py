@@ -49,6 +49,7 @@ def real_run(run) -> Path:
     metrics |= {"synthetic": False, "data": "fer2013", "test/n": 3589, "test_dedup/n": 3301}
     write_json(run / "metrics.json", metrics)
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    (run / "predictions.csv").unlink()  # of other faces
     config["model"]["weights"] = "/home/somebody/secret/v2.safetensors"
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     return run
@@ -115,6 +116,7 @@ class TestText:
         (run / "metrics.json").write_text(text)
         metrics = read_json(run / "metrics.json")
         write_json(run / "metrics.json", {**metrics, "synthetic": False, "data": "folder", "data_folder": "aquarium"})
+        (run / "predictions.csv").unlink()  # of emotions
         card.main([str(run)])
         text = written(run / "README.md").text
         assert "angryfish, disgustfish" in text
@@ -155,7 +157,16 @@ class TestText:
         made = str(make_card(read_trained_model(run), None))
         assert "| class weights by hand | `weights.disgust=5, weights.fear=2` |" in made
 
+    def test_scores_that_are_not_those_of_the_predictions_are_refused(self, run):
+        write_json(run / "metrics.json", {**read_json(run / "metrics.json"), "test/accuracy": 0.99})
+        with pytest.raises(
+            UserError, match=r"run: predictions\.csv has test/accuracy of 0\.\d+, metrics\.json one of 0\.99"
+        ):
+            card.main([str(run)])
+        assert not (run / "README.md").exists()
+
     def test_scores_of_another_kind_are_one_line(self, run):
+        (run / "predictions.csv").unlink()
         write_json(run / "metrics.json", {**read_json(run / "metrics.json"), "test/n": "many"})
         with pytest.raises(UserError, match="not those that a run writes"):
             card.main([str(run)])

@@ -391,6 +391,18 @@ class TestDrawings:
         assert not changed[bottom + 10 :].any()
         assert changed[top - 30 : top - 5, left : left + 100].mean() > 0.9, "a filled label above the box"
 
+    def test_nothing_is_written_through_a_linked_folder(self, tool, tmp_path):
+        save(tmp_path / "in" / "sub" / "face.png", FACES[0])
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "drawn").mkdir()
+        (tmp_path / "drawn" / "sub").symlink_to(tmp_path / "elsewhere")
+        outcome = tool("in", "--draw", "drawn")
+        assert outcome.code == 2
+        assert outcome.error == (
+            "error: drawn/sub: is a link that points outside drawn; replace the link with its target"
+        )
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+
     def test_small_gray_faces_are_enlarged(self, tool, tmp_path):
         save(tmp_path / "in" / "face.png", FACES[0])
         assert tool("in", "--draw", "drawn").code == 0

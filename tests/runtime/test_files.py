@@ -137,13 +137,14 @@ def test_links_that_libraries_make_are_accepted(tmp_path, folder):
     files.check_no_links(tmp_path)
 
 
-def test_a_second_name_of_a_file_gets_a_copy(tmp_path):
+@pytest.mark.parametrize("name", ["train.log", "report.html", "report.md", "summary.csv"])
+def test_a_second_name_of_a_file_gets_a_copy(tmp_path, name):
     victim, run = tmp_path / "victim", tmp_path / "run"
     victim.write_text("precious")
     run.mkdir()
-    os.link(victim, run / "train.log")
+    os.link(victim, run / name)
     files.check_no_links(run)
-    (run / "train.log").write_text("changed")
+    (run / name).write_text("changed")
     assert victim.read_text() == "precious"
 
 

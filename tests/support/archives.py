@@ -75,8 +75,8 @@ def write_zip(files: Mapping[str, bytes], path: Path) -> Path:
 
 
 def write_tar(files: Mapping[str, bytes], path: Path) -> Path:
-    """Write the files into a tar.gz."""
-    with tarfile.open(path, "w:gz") as archive:
+    """Write the files into a tar, compressed unless its name ends in ``.tar``."""
+    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -82,7 +82,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         raise ValueError("not tested (test=false); a sweep ranks such runs by their validation scores in trials.csv")
     if missing:
         raise ValueError(f"metrics.json lacks {', '.join(missing)}")
-    for key in (*TEXTS, *({"git_commit", "precision", "first_stage/imbalance"} & metrics.keys())):
+    for key in (*TEXTS, *({"git_commit", "precision", "first_stage/imbalance", "weights_hash"} & metrics.keys())):
         value = metrics[key]
         is_name = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.isprintable()
         _check(value is None or is_name, key, value, "a name")
@@ -229,6 +229,8 @@ def read_config(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         is_open = isinstance(value, str) and "${" in value
         if value != metrics[key] and not is_open:
             raise ValueError(f"config.yaml has {setting}={str(value)[:40]}, metrics.json {key}={metrics[key]}")
+    if config.get("data.name") == "synthetic" and metrics.get("synthetic") is not True:
+        raise ValueError("config.yaml has data.name=synthetic, metrics.json synthetic=" + str(metrics.get("synthetic")))
     return config
 
 
