@@ -250,7 +250,9 @@ def _trainer_rules(cfg: DictConfig) -> None:
     batches = trainer.limit_train_batches
     require(batches is None or batches > 0, "trainer.limit_train_batches", batches, "trains on nothing; give 1 or more")
     limit = trainer.max_time  # YAML reads 1:00:00:00 as a number
-    is_text = limit is None or isinstance(limit, DictConfig) or (isinstance(limit, str) and _TIME.fullmatch(limit))
+    is_text = (
+        limit is None or isinstance(limit, DictConfig) or (isinstance(limit, str) and bool(_TIME.fullmatch(limit)))
+    )
     require(is_text, "trainer.max_time", limit, "must be text of the form DD:HH:MM:SS, in quotes, or null")
     precision = str(trainer.precision)
     require(precision in PRECISIONS, "trainer.precision", precision, f"must be one of {', '.join(PRECISIONS)}")

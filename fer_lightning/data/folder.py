@@ -183,7 +183,7 @@ def find_labels(container: Container, names: Sequence[str], inside: str) -> list
     if table is None:
         files = in_folders(container, names, inside)
         if others := [name for name in names if name.lower().endswith((".csv", ".tsv"))]:
-            log.warning("Ignored %s: its first line does not name the columns path and label", _some(others))
+            log.warning("Ignored %s: its first line does not name the columns path and label, in UTF-8", _some(others))
         return files
     folder = str(PurePosixPath(table).parent).removeprefix(".")
     with container.open(table) as stream:

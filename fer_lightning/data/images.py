@@ -71,22 +71,24 @@ def decode(data: bytes, where: str) -> np.ndarray:
     flags = cv2.IMREAD_GRAYSCALE if mode in ("L", "1", "LA", "I", "I;16", "F") else cv2.IMREAD_COLOR
     image = None
     if pixels and not truncated:
-        scaled = _is_scaled_pnm(data)
-        image = _decode_scaled_pnm(data) if scaled else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = _decode_pnm(data) if _is_odd_pnm(data) else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
         raise UserError(f"{where} {reason}: replace or remove it")
     return image
 
 
-def _is_scaled_pnm(data: bytes) -> bool:
-    """Whether white is another number than 255 in a PGM or PPM file: OpenCV takes it for 255, or for 65535."""
+def _is_odd_pnm(data: bytes) -> bool:
+    """Whether a PGM or PPM file is text, some forms of which OpenCV cannot read, or white is another number than 255,
+    which OpenCV takes for 255, or for 65535.
+    """
     words = re.sub(rb"#[^\n]*", b"", data[:MAX_PADDING]).split(maxsplit=4)
     is_pnm = len(words) > 3 and words[0] in (b"P2", b"P3", b"P5", b"P6")
-    return is_pnm and words[3].isdigit() and len(words[3]) < 6 and int(words[3]) != 255
+    is_scaled = is_pnm and words[3].isdigit() and len(words[3]) < 6 and int(words[3]) != 255
+    return is_scaled or (is_pnm and words[0] in (b"P2", b"P3"))
 
 
-def _decode_scaled_pnm(data: bytes) -> np.ndarray | None:
+def _decode_pnm(data: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
             if image.mode == "RGB":

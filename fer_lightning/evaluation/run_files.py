@@ -157,7 +157,8 @@ def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[
         if not member.any():
             continue
         matrix = confusion_matrix(labels[member], predicted[member], probabilities.shape[1])
-        recall = precision_recall_f1(matrix)[1]
+        of_classes = dict(zip(("precision", "recall", "f1"), precision_recall_f1(matrix), strict=True))
+        recall = of_classes["recall"]
         scores = {
             "accuracy": np.trace(matrix) / matrix.sum(),
             "balanced_accuracy": np.nanmean(recall),
@@ -165,6 +166,9 @@ def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[
             "worst_recall": np.nanmin(recall),
             "ece": calibration_error(probabilities[member], labels[member]),
         }
+        for score, values in of_classes.items():
+            for each, value in zip(metrics["train/class_counts"], values, strict=True):
+                scores |= {} if np.isnan(value) else {f"{score}/{each}": value}
         if (probabilities[member, labels[member]] > 0).all():  # one that was rounded to 0 costs 87 nats
             scores["nll"] = nll(probabilities[member], labels[member])
             if metrics.get("temperature") is not None:

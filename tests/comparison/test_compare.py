@@ -223,7 +223,10 @@ def test_likelihood_is_the_recorded_one_in_both_tables(tmp_path: Path) -> None:
     assert c.summary.query("test_set == 'test' and metric == 'nll'")["mean"].tolist() == [recorded]
 
 
-@pytest.mark.parametrize("score", ["f1_macro", "balanced_accuracy", "worst_recall", "nll", "ece", "accuracy"])
+@pytest.mark.parametrize(
+    "score",
+    ["f1_macro", "balanced_accuracy", "worst_recall", "nll", "ece", "accuracy", "recall/sad", "precision/happy"],
+)
 @pytest.mark.parametrize("name", ["test", "test_dedup"])
 def test_scores_that_are_not_those_of_the_predictions_are_left_out(tmp_path: Path, score: str, name: str) -> None:
     folder = write_run(tmp_path / "0", "focal")

@@ -280,6 +280,9 @@ def test_a_pgm_with_another_white_has_the_gray_of_8_bits() -> None:
     assert np.abs(decode(colour, "a.ppm").astype(int) - np.dstack([gray, gray * 0, gray])).max() <= 1
     with pytest.raises(UserError, match="is not an image that can be read"):
         decode(deep[:-9], "a.pgm")
+    text = " ".join(map(str, gray.ravel())).encode()
+    for start in (b"P2 48 48 255\n", b"P2\n# text\n48 48\n255\n"):
+        np.testing.assert_array_equal(decode(start + text, "a.pgm"), gray)
 
 
 def test_jpeg_archive_is_read(tmp_path: Path) -> None:

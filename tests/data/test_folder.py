@@ -444,7 +444,7 @@ def test_files_that_are_left_out_are_counted(tmp_path, caplog):
     assert "Ignored 3 files that are not images (.gif, .heic, no ending)" in caplog.text
     assert "Ignored hidden folders: .old" in caplog.messages
     assert "Ignored empty folders: bird, fish" in caplog.messages
-    assert "Ignored list.csv: its first line does not name the columns path and label" in caplog.messages
+    assert "Ignored list.csv: its first line does not name the columns path and label, in UTF-8" in caplog.messages
 
 
 def test_a_misspelt_name_of_the_mapping_is_seen(caplog):
