@@ -10,13 +10,16 @@ from pathlib import Path
 
 from fer_lightning.config.command_line import Parser, run_tool
 from fer_lightning.report.audit import audit
+from fer_lightning.runtime.files import check_inside
+
+DEFAULT_OUT = Path("outputs/audit")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Find duplicates, conflicting labels and blank images in a data set, or the labels that are probably wrong."""
     parser = Parser(prog="python -m fer_lightning.audit", description=main.__doc__)
     parser.add_argument("overrides", nargs="*", help="data.path=FILE, or other key=value as for a run")
-    parser.add_argument("--out", type=Path, default=Path("outputs/audit"), help="folder for the table and the picture")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for the table and the picture")
     parser.add_argument(
         "--correlation",
         type=float,
@@ -35,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--votes", metavar="FILE", help="FER+ votes: precision and recall of the list (with --label-errors)"
     )
     options = vars(parser.parse_intermixed_args(arguments))
+    if options["out"] == DEFAULT_OUT:
+        check_inside(DEFAULT_OUT, Path.cwd())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     audit(**options)
 

@@ -10,6 +10,8 @@ secrets again in what was resolved.
 import copy
 import functools
 import importlib
+import importlib.util
+import os
 import re
 import traceback
 from collections.abc import Mapping, Sequence
@@ -325,6 +327,23 @@ def _check_target(parts: tuple[str, ...], value: Any) -> None:
             f"{key}={short(value)}: is not code of this project and is not run; "
             f"if it is yours, trust it in the environment: {TRUST}={short(value)}"
         )
+    if value not in project_targets() and not _is_of_its_module(value):
+        raise UserError(
+            f"{key}={short(value)}: is no name of a module that you trust, but of what that module uses; "
+            f"name it whole to trust it: {TRUST}={short(value)}"
+        )
+
+
+def _is_of_its_module(target: str) -> bool:
+    """Whether a trusted target is named whole, or is of a module: ``own.torch.hub.load`` is torch's, not own's."""
+    if target in map(str.strip, os.environ.get(TRUST, "").split(",")):
+        return True
+    try:
+        if importlib.util.find_spec(target.partition(".")[0]) is None:
+            return True  # there is none, which is reported where it is imported
+        return importlib.util.find_spec(target.rpartition(".")[0]) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False
 
 
 def _check_search_path(paths: Sequence[str]) -> None:

@@ -109,7 +109,8 @@ def _read_run(folder: Path) -> TrainedModel:
         raise UserError(f"{folder}: metrics.json or .hydra/config.yaml cannot be read ({reason})") from None
     if metrics.get("test/accuracy") is not None and (folder / "predictions.csv").exists():
         try:
-            run_files.read_predictions(folder, run_files.read_metrics(folder))
+            run_files.read_predictions(folder, checked := run_files.read_metrics(folder))
+            run_files.read_config(folder, checked)
         except ValueError as error:
             raise UserError(f"{folder}: {error}; test it again with resume=auto") from None
     return TrainedModel(metrics, config, folder)

@@ -23,7 +23,7 @@ from fer_lightning.metrics.calibration import (
     nll,
 )
 from fer_lightning.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
-from fer_lightning.metrics.names import is_possible
+from fer_lightning.metrics.names import contradiction, is_possible
 from fer_lightning.metrics.predictions import class_indices, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
@@ -101,6 +101,8 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         ):
             _check(value is None or _is_number(value), key, value, "a number")
             _check(value is None or section == "train" or is_possible(key, value), key, value, "a number from 0 to 1")
+    if wrong := contradiction(metrics, "val/", list(counts)):  # those of test images are computed again
+        raise ValueError(f"metrics.json: {wrong}")
     temperature = metrics.get("temperature")
     fits = temperature is None or is_temperature(temperature)
     _check(fits, "temperature", temperature, f"from {COLDEST} to {HOTTEST}")
@@ -174,10 +176,11 @@ def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[
             if metrics.get("temperature") is not None:
                 calibrated = apply_temperature(probabilities[member], metrics["temperature"])
                 scores["nll_calibrated"] = nll(calibrated, labels[member])
+                scores["ece_calibrated"] = calibration_error(calibrated, labels[member])
         for score, value in scores.items():
             given = metrics.get(f"{name}/{score}")
             # A low temperature magnifies what was rounded.
-            magnified = max(1.0, 1 / metrics["temperature"]) if score == "nll_calibrated" else 1.0
+            magnified = max(1.0, 1 / metrics["temperature"]) if score.endswith("_calibrated") else 1.0
             if given is not None and not abs(value - given) <= 10 * ROUNDING * magnified * max(1.0, value):
                 raise ValueError(f"predictions.csv has {name}/{score} of {value:.4f}, metrics.json one of {given:.4f}")
         _check_coverage(matrix.sum(axis=1), name, metrics)

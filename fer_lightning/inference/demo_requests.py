@@ -197,6 +197,8 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                if scope["path"] == UPLOAD and message["status"] >= 500:  # what Gradio cannot read
+                    message = {**message, "status": 400}
                 MutableHeaders(scope=message).update(SENT)
             await send(message)
 

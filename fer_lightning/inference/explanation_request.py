@@ -5,6 +5,9 @@ from pathlib import Path
 
 from fer_lightning.inference.face_options import FaceOptions
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import check_inside
+
+DEFAULT_OUT = Path("explained")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class ExplanationRequest(FaceOptions):
     inputs: list[str]
     test_set: bool = False
     class_name: str | None = None
-    out: Path = Path("explained")
+    out: Path = DEFAULT_OUT
 
     def check(self) -> None:
         """Refuse contradictory options.
@@ -31,6 +34,8 @@ class ExplanationRequest(FaceOptions):
         Raises:
             UserError: an option of single faces with ``test_set``, or no input without it.
         """
+        if self.out == DEFAULT_OUT:
+            check_inside(self.out, Path.cwd())
         if not (self.inputs or self.test_set):
             raise UserError("no image given: name images or folders, or give --test-set for the model's test images")
         for option, value in (("class", self.class_name), ("faces", self.faces), ("detector", self.detector)):

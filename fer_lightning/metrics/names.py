@@ -1,5 +1,8 @@
 """The scores of a run: their keys in ``metrics.json``, and how they are named and printed everywhere."""
 
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -64,6 +67,34 @@ HEADLINES = ("accuracy", "balanced_accuracy", "f1_macro", "worst_recall")
 
 SHARE = MetricFormat("")
 """A share in percent that has no heading of its own."""
+
+
+def contradiction(scores: Mapping[str, Any], prefix: str, classes: Sequence[str]) -> str | None:
+    """What a score of all classes and those of each class say against each other; None where they agree.
+
+    Args:
+        scores: keys as in ``metrics.json``; what is missing is not checked.
+        prefix: of the keys, such as ``test/``.
+        classes: names of the classes.
+    """
+
+    def of_classes(score: str) -> list[float]:
+        values = [scores.get(f"{prefix}{score}/{name}", math.nan) for name in classes]
+        defined = [float(value) for value in values if value is not None]
+        return [] if any(map(math.isnan, defined)) else defined
+
+    recall, f1 = of_classes("recall"), of_classes("f1")
+    limits = {
+        "balanced_accuracy": (statistics.fmean(recall),) * 2 if recall else None,
+        "worst_recall": (min(recall),) * 2 if recall else None,
+        "accuracy": (min(recall), max(recall)) if recall else None,
+        "f1_macro": (statistics.fmean(f1),) * 2 if f1 else None,
+    }
+    for score, limit in limits.items():
+        given = scores.get(f"{prefix}{score}")
+        if given is not None and limit is not None and not limit[0] - 1e-3 <= given <= limit[1] + 1e-3:
+            return f"{prefix}{score} is {given:.4f}, which the scores of its classes rule out"
+    return None
 
 
 def is_possible(key: str, value: float) -> bool:

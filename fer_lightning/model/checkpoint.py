@@ -7,7 +7,7 @@ tensors lie densely in their storage, and containers do not multiply.
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
 from fer_lightning.metrics.conformal import MOST_KEPT
-from fer_lightning.metrics.names import is_possible
+from fer_lightning.metrics.names import contradiction, is_possible
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import MAX_BITS, replace_file_by
 
@@ -229,11 +229,11 @@ def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     )
     check(named, "its classes are not names")
     check(are_counts and len(counts) == len(classes), f"class_counts are not those of {len(classes)} classes")
-    _check_scorecard(hyper["scorecard"] or {})
+    _check_scorecard(hyper["scorecard"] or {}, classes)
     _check_reference(hyper["scorecard"] or {}, classes)
 
 
-def _check_scorecard(card: dict[Any, Any]) -> None:
+def _check_scorecard(card: dict[Any, Any], classes: Sequence[str]) -> None:
     for key, value in card.items():
         if isinstance(key, str) and key.startswith(SCORES):
             continue  # lists, see _check_reference
@@ -246,6 +246,9 @@ def _check_scorecard(card: dict[Any, Any]) -> None:
     if card.get("test/accuracy") is not None:
         complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int and card["test/n"] > 0
         check(complete, "its scorecard is incomplete")
+    for prefix in ("test/", "test_dedup/"):
+        wrong = contradiction(card, prefix, classes)
+        check(wrong is None, f"its scorecard's {wrong}")
     given = card.get("temperature")
     check(given is None or is_temperature(given), f"its temperature is {given}, not from {COLDEST} to {HOTTEST}")
 

@@ -3,6 +3,7 @@
 The test images are not used: settings chosen on the test images would get a test score that is too high.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
         UserError: a run's files are damaged.
     """
     trials = [(_overrides(run), _checked(metrics, run)) for run, metrics in runs.items()]
+    _check_same_images(list(runs), trials)
     table, monitor = rank(trials), trials[0][1]["monitor"]
     settings = list(table.columns[: table.columns.get_loc("seeds")])
     noun = "setting" if len(table) == 1 else "settings"
@@ -103,6 +105,22 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     return out / "trials.csv"
 
 
+def _check_same_images(runs: Sequence[Path], trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
+    """Check that runs with the same settings of the data had the same images.
+
+    Raises:
+        UserError: naming two runs.
+    """
+    first: dict[tuple[str, ...], tuple[Path, Any]] = {}
+    for run, (overrides, metrics) in zip(runs, trials, strict=True):
+        settings = tuple(sorted(line for line in overrides if re.match(r"\+*(data|split|labels)[.=]", line)))
+        other, images = first.setdefault(settings, (run, metrics.get("data_hash")))
+        if metrics.get("data_hash") != images:
+            raise UserError(
+                f"{other.name} and {run.name} had different images (data_hash): they cannot be ranked together"
+            )
+
+
 def _overrides(run: Path) -> list[str]:
     """The recorded overrides of a run; none where they were not recorded."""
     try:
@@ -120,6 +138,9 @@ def _checked(metrics: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     """
     numbers = [metrics.get(key) for key in (*SCORES, "train/seconds")]
     numbers += [metrics[key] for key in FURTHER if metrics.get(key) is not None]
+    classes = list(metrics["train/class_counts"]) if isinstance(metrics.get("train/class_counts"), dict) else []
+    if wrong := names.contradiction(metrics, "val/", classes):
+        raise UserError(f"{run / 'metrics.json'}: damaged, {wrong}")
     if metrics.get("monitor") not in SCORES or not all(isinstance(each, int | float) for each in numbers):
         raise UserError(f"{run / 'metrics.json'}: damaged, without the scores of the validation images")
     return metrics

@@ -5,6 +5,7 @@ Every trap is sprung once without the guard, so that it is known to be one.
 
 import ast
 import contextlib
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -349,6 +350,15 @@ class TestTrust:
         assert outcome.code == 2
         assert self.OWN.named in outcome.error
         assert "FER_LIGHTNING_TRUST=trap.Sampler" in outcome.error
+
+    def test_a_trusted_module_is_not_a_way_to_what_it_imports(self, attack, tmp_path, monkeypatch):
+        monkeypatch.setenv(safety.TRUST, "trap")
+        (tmp_path / "trap.py").write_text("import torch\n" + self.SAMPLER)
+        text = {name: text.replace("trap.Sampler", "trap.torch.hub.load") for name, text in self.OWN.files.items()}
+        assert any("trap.torch.hub.load" in each for each in text.values())
+        outcome = attack(dataclasses.replace(self.OWN, files=text))
+        assert outcome.code == 2
+        assert "trap.torch.hub.load: is no name of a module that you trust" in outcome.error
 
     def test_a_trusted_package_does_not_trust_a_key_of_its_name(self, attack, tmp_path, monkeypatch):
         monkeypatch.setenv(safety.TRUST, "bait")

@@ -8,7 +8,7 @@ from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.report.write import compare_and_report
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
-from fer_lightning.sweeps.trials import rank
+from fer_lightning.sweeps.trials import rank, report
 
 
 def metrics(accuracy: float, seconds: float = 10.0) -> dict[str, object]:
@@ -31,6 +31,19 @@ def test_seeds_form_one_trial_ranked_by_the_monitored_score():
     assert table["val/accuracy"].tolist() == pytest.approx([0.57, 0.55])
     assert table["sd"].tolist() == pytest.approx([0.02 / 2**0.5, 0.1 / 2**0.5])
     assert table["seconds"].tolist() == [20, 10]
+
+
+def test_runs_of_different_images_are_not_ranked(tmp_path):
+    runs = {tmp_path / str(k): {**metrics(0.5), "data_hash": str(k)} for k in range(2)}
+    with pytest.raises(UserError, match=r"0 and 1 had different images \(data_hash\): they cannot be ranked together"):
+        report(runs, tmp_path)
+
+
+def test_a_score_that_those_of_the_classes_rule_out_is_not_ranked(tmp_path):
+    classes = {"train/class_counts": {"a": 1, "b": 1}, "val/f1/a": 0.2, "val/f1/b": 0.4}
+    report({tmp_path / "0": {**metrics(0.7), **classes}}, tmp_path)
+    with pytest.raises(UserError, match=r"damaged, val/f1_macro is 0\.9\d*, which the scores of its classes"):
+        report({tmp_path / "0": {**metrics(0.1), **classes}}, tmp_path)
 
 
 def test_one_setting_is_a_table_of_one_row():
