@@ -11,12 +11,14 @@ from command_line import TINY, Outcome, with_first
 from legs import every_third
 from photographs import group, landscape
 
-from fer_lightning import explain
+from fer_lightning import audit, explain
 from fer_lightning.config import command_line
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.data.synthetic import draw
 from fer_lightning.inference import saliency_figures
+from fer_lightning.inference.explanation_request import ExplanationRequest
 from fer_lightning.inference.saliency import MeanMaps
+from fer_lightning.runtime.errors import UserError
 
 PNG = b"\x89PNG"
 
@@ -232,3 +234,20 @@ def test_without_captum_the_extra_is_named(process, tmp_path, checkpoint, images
     assert done.code == 2
     assert done.error == "error: saliency maps need captum: pip install 'fer_lightning[explain]'"
     assert not (tmp_path / "explained").exists()
+
+
+def test_a_link_in_place_of_the_default_folder_is_not_followed(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "explained").symlink_to(tmp_path)
+    monkeypatch.chdir(work)
+    with pytest.raises(UserError, match="explained: is a link that points outside"):
+        ExplanationRequest(checkpoint=Path("best.ckpt"), inputs=["a.png"]).check()
+
+
+def test_nor_one_in_place_of_the_folder_of_an_audit(tmp_path, monkeypatch):
+    (tmp_path / "work" / "outputs").mkdir(parents=True)
+    (tmp_path / "work" / "outputs" / "audit").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(UserError, match="outputs/audit: is a link that points outside"):
+        audit.main(["data=synthetic"])
