@@ -19,6 +19,9 @@ def sweep(run, tmp_path_factory):
         shutil.copytree(run.folder, copy, ignore=shutil.ignore_patterns("checkpoints"))
         metrics = json.loads((copy / "metrics.json").read_text())
         (copy / "metrics.json").write_text(json.dumps({**metrics, "imbalance": method, "seed": seed}))
+        table = pd.read_csv(copy / "predictions.csv", dtype={"id": str})
+        table["p_happy"] *= 1 - seed * 1e-9  # predictions of another seed are never the same to the last digit
+        table.to_csv(copy / "predictions.csv", index=False)
         config = OmegaConf.load(copy / ".hydra" / "config.yaml")
         OmegaConf.update(config, "imbalance.name", method)
         OmegaConf.update(config, "seed", seed)
