@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 # Before anything imports torch: idle OpenMP threads that spin starve the other processes of a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Memory of a batch, which is freed and allocated in each step, comes in large pages: clearing small ones takes up to a
-# seventh of a step on a CPU. See docs/performance.md.
+# Before torch allocates: memory of a batch, which is freed and allocated in each step, comes in large pages, since
+# clearing small ones takes a part of each step on a CPU.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _MODULES = {

@@ -3,7 +3,7 @@
 The same operations and strengths as ``augment_images.Augmentation``, sampled for each image on its own. The change of
 an image is a function of its seed alone, so it depends neither on the batch nor on the device. The warp samples at the
 network's input size: one interpolation instead of a warp and a resize. On a CPU, OpenCV warps colour images, in
-steps of 1/32 pixel and rounded to whole numbers: ``grid_sample`` takes twice as long for them.
+steps of 1/32 pixel and rounded to whole numbers: ``grid_sample`` takes longer for them.
 """
 
 import cv2
@@ -87,7 +87,7 @@ class BatchedAugmentation:
         if images.device.type != "cpu":
             return self._change(images, changes, size)
         if images.ndim == 4 and self.strengths.moves:
-            return self._relit(_warped(images, changes[:, _MOVE], size), changes)
+            return self._relight_and_erase(_warped(images, changes[:, _MOVE], size), changes)
         side = size if self.strengths.moves else images.shape[-1]
         changed = torch.empty((*images.shape[:-2], side, side))
         for part in parts_in_cache(len(images), images.shape[1:].numel()):
@@ -104,9 +104,9 @@ class BatchedAugmentation:
             pixels = channels if pixels.ndim == 4 else channels.squeeze(1)
         elif s.hflip:
             pixels = torch.where(_for_each(changes[:, _FLIP], pixels) < 0, pixels.flip(-1), pixels)
-        return self._relit(pixels, changes)
+        return self._relight_and_erase(pixels, changes)
 
-    def _relit(self, pixels: Tensor, changes: Tensor) -> Tensor:
+    def _relight_and_erase(self, pixels: Tensor, changes: Tensor) -> Tensor:
         s = self.strengths
         if s.relights:
             factor, shift = (_for_each(changes[:, column], pixels) for column in (_FACTOR, _SHIFT))

@@ -80,8 +80,8 @@ def contradiction(scores: Mapping[str, Any], prefix: str, classes: Sequence[str]
 
     def of_classes(score: str) -> list[float]:
         values = [scores.get(f"{prefix}{score}/{name}", math.nan) for name in classes]
-        defined = [float(value) for value in values if value is not None]
-        return [] if any(map(math.isnan, defined)) else defined
+        defined = [value for value in values if value is not None]
+        return defined if all(isinstance(value, int | float) and math.isfinite(value) for value in defined) else []
 
     recall, f1 = of_classes("recall"), of_classes("f1")
     limits = {

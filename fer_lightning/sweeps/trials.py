@@ -138,9 +138,9 @@ def _checked(metrics: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     """
     numbers = [metrics.get(key) for key in (*SCORES, "train/seconds")]
     numbers += [metrics[key] for key in FURTHER if metrics.get(key) is not None]
-    classes = list(metrics["train/class_counts"]) if isinstance(metrics.get("train/class_counts"), dict) else []
-    if wrong := names.contradiction(metrics, "val/", classes):
-        raise UserError(f"{run / 'metrics.json'}: damaged, {wrong}")
     if metrics.get("monitor") not in SCORES or not all(isinstance(each, int | float) for each in numbers):
         raise UserError(f"{run / 'metrics.json'}: damaged, without the scores of the validation images")
+    counts = metrics.get("train/class_counts")
+    if wrong := names.contradiction(metrics, "val/", list(counts) if isinstance(counts, dict) else []):
+        raise UserError(f"{run / 'metrics.json'}: damaged, {wrong}")
     return metrics

@@ -18,12 +18,11 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.hub import upload
 from fer_lightning.evaluation.model_card import (
     MARKER,
-    TrainedModel,
     make_card,
-    read_trained_model,
     write_card,
 )
 from fer_lightning.evaluation.scorecard import store
+from fer_lightning.evaluation.trained_model import TrainedModel, read_trained_model
 from fer_lightning.model.checkpoint import StoredModel
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json, write_json

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
@@ -54,6 +55,14 @@ def test_an_upload_reaches_the_model_with_nothing_else(client: TestClient, photo
     photo = {"path": str(photos / "a1" / "me.png"), "meta": {"_type": "gradio.FileData"}}
     assert json.loads(text) == {"data": [photo], "fn_index": 0, "trigger_id": 4, "session_hash": "s1"}
     assert call(client, None, data=[None])[0] == 200
+
+
+def test_an_upload_that_gradio_cannot_read_is_the_clients_mistake(photos: Path) -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
+
+    client = TestClient(Guard(fails, photos), base_url=PAGE)
+    assert client.post(demo_requests.UPLOAD, files={"files": b"x"}).status_code == 400
 
 
 @pytest.mark.parametrize(

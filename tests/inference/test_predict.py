@@ -377,6 +377,17 @@ class TestFiles:
         assert {path.name for path in tmp_path.iterdir()} == {"in", "clip.mp4"}
 
 
+def test_a_runs_own_predictions_are_not_overwritten(tool, tmp_path):
+    save(tmp_path / "face.png", FACES[0])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text("{}")
+    outcome = tool("face.png", "--out", "run/predictions.csv")
+    assert outcome.code == 2
+    assert outcome.error == (
+        "error: --out run/predictions.csv: is the run's own record of its test images; choose another name"
+    )
+
+
 class TestDrawings:
     def test_box_and_words_in_colour(self, tool, tmp_path):
         save(tmp_path / "in" / "portrait.png", portrait())
