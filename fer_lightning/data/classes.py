@@ -68,9 +68,9 @@ class _TwiceError(ValueError):
 
 class _EachNameOnce(yaml.BaseLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise _TwiceError(twice)
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if (most := names.most_common(1)) and most[0][1] > 1:
+            raise _TwiceError(most[0][0])
         return super().construct_mapping(node, deep)
 
 
