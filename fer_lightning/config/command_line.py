@@ -54,7 +54,7 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
             command without a message; False for a command that writes to a folder, which only warns.
     """
     safety.guard_hydra()
-    escape_messages()
+    escape_messages(hide=without_secrets)
     os.environ.update(imports.environment())
     with tolerant_output(needs_reader=prints_results) as output:
         _run(main)

@@ -7,6 +7,7 @@ import logging
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
@@ -44,8 +45,13 @@ def shortened(text: str, longest: int = LONGEST) -> str:
     return f"{text[: longest - end - 5]} ... {text[-end:]}"
 
 
-def escape_messages() -> None:
-    """From now on escape what log records and warnings of this process contain, whatever their handlers."""
+def escape_messages(hide: Callable[[str], str] = str) -> None:
+    """From now on escape what log records and warnings of this process contain, whatever their handlers.
+
+    Args:
+        hide: applied to every text, such as one that leaves secrets out.
+    """
+    _Record.hide = staticmethod(hide)
     if logging.getLogRecordFactory() is not _Record:
         logging.setLogRecordFactory(_Record)
     warnings.formatwarning = _format_warning
@@ -59,12 +65,14 @@ def format_traceback(error: BaseException) -> str:
 class _Record(logging.LogRecord):
     """A log record whose arguments are escaped; line feeds remain in the text of the program itself."""
 
+    hide: Callable[[str], str] = staticmethod(str)
+
     def getMessage(self) -> str:
         arguments = self.args
         if isinstance(arguments, tuple):
             self.args = tuple(_plain(each) for each in arguments)
         try:
-            return printable(super().getMessage(), keep="\n\t")
+            return printable(self.hide(super().getMessage()), keep="\n\t")
         finally:
             self.args = arguments
 
@@ -76,4 +84,4 @@ def _plain(argument: Any) -> Any:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
 ) -> str:
-    return printable(f"{filename}:{lineno}: {category.__name__}: {message}", keep="\n") + "\n"
+    return printable(_Record.hide(f"{filename}:{lineno}: {category.__name__}: {message}"), keep="\n") + "\n"

@@ -1,6 +1,7 @@
 """What others wrote reaches the screen without control characters."""
 
 import logging
+import os
 import unicodedata
 import warnings
 
@@ -22,6 +23,7 @@ def escaped_messages(monkeypatch):
     factory = logging.getLogRecordFactory()
     module.escape_messages()
     yield
+    module.escape_messages(hide=str)
     logging.setLogRecordFactory(factory)
 
 
@@ -71,6 +73,20 @@ def test_logs_and_warnings_are_escaped(escaped_messages, caplog, capsys):
     assert caplog.messages[0].replace("\n", "").isprintable()
     assert caplog.messages[0].count("\n") == 1
     assert "\x1b" not in warnings.formatwarning(Warning(HOSTILE), Warning, "file", 1)
+
+
+def test_logs_and_warnings_of_a_command_hold_no_secret(monkeypatch, escaped_messages, caplog):
+    """Those of other packages too: urllib3 writes the whole address of a server that does not answer."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1/?token=q4wertyuiop")
+    warned = []
+
+    def main():
+        logging.getLogger("urllib3").warning("Retrying: %s", os.environ["MLFLOW_TRACKING_URI"])
+        warned.append(warnings.formatwarning(Warning("q4wertyuiop"), Warning, "file", 1))
+
+    run_tool(main)
+    assert caplog.messages == ["Retrying: http://localhost:1/?token=..."]
+    assert warned == ["file:1: Warning: ...\n"]
 
 
 def test_long_text_keeps_both_ends():
