@@ -42,6 +42,7 @@ class FinishedRun:
         twins: int64, shape (n,): images with the same number have the same pixels.
         members: name of a test set -> bool, shape (n,): which images belong to it.
         fold: the fold of a cross-validation, else None.
+        first_stage: path and digest of the first stage that another run trained; None without one, or without a digest.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class FinishedRun:
     twins: np.ndarray
     members: dict[str, np.ndarray]
     fold: str | None
+    first_stage: tuple[str, str] | None = None
 
     def number(self, key: str) -> float:
         """A number of ``metrics.json``; NaN where it has none."""
@@ -135,7 +137,10 @@ def read_run(folder: Path) -> FinishedRun:
     table = run_files.read_predictions(folder, metrics)
     config = run_files.read_config(folder, metrics)
     settings = {printable(key): printable(value) for key, value in config.items() if not is_part_of(key, NOT_A_SETTING)}
+    first_stage = None
     if settings.get(FIRST_STAGE, "None") != "None":
+        if "first_stage_hash" in metrics:
+            first_stage = settings[FIRST_STAGE], metrics["first_stage_hash"]
         # By its method: each seed has a checkpoint of its own.
         settings[FIRST_STAGE] = metrics.get("first_stage/imbalance", "a checkpoint")
     if metrics.get("weights_hash"):
@@ -151,6 +156,7 @@ def read_run(folder: Path) -> FinishedRun:
         twins=table["twin_group"].to_numpy(np.int64),
         members=run_files.test_sets(table, metrics),
         fold=str(config["split.fold"]) if "split.fold" in config else None,
+        first_stage=first_stage,
     )
 
 
@@ -158,12 +164,14 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
     """Read run folders; returns the finished ones, and for the others the reason why they are left out.
 
     Of runs that repeat each other (same settings, seed and data) only the newest counts: it is not a new seed. A run
-    is left out whose predictions are those of another seed to the last digit, and one whose training images differ in
-    number from those of another run with the same data, split and seed.
+    is left out whose predictions are those of another seed to the last digit, one whose training images differ in
+    number from those of another run with the same data, split and seed, and one whose first stage was replaced since
+    another run began with it.
     """
     runs: dict[Any, FinishedRun] = {}
     counts: dict[Any, FinishedRun] = {}
     answers: dict[Any, FinishedRun] = {}
+    stages: dict[str, FinishedRun] = {}
     skipped: dict[Path, str] = {}
     for folder in sorted(folders, key=lambda folder: _written(folder)):
         try:
@@ -180,6 +188,10 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
         first = answers.setdefault((run.method, run.ids.tobytes(), run.probabilities.tobytes()), run)
         if first.repeat != run.repeat:
             skipped[folder] = f"its predictions are those of {first.folder.name} to the last digit: no other seed"
+            continue
+        first = run if run.first_stage is None else stages.setdefault(run.first_stage[0], run)
+        if first.first_stage != run.first_stage:
+            skipped[folder] = f"its first stage has other weights than that of {first.folder.name}, with the same path"
             continue
         same = (run.method, run.repeat, *(tuple(sorted(part.items())) for part in (run.protocol, run.settings)))
         if same in runs:

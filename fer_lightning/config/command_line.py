@@ -5,7 +5,8 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
@@ -41,8 +42,11 @@ def fail(error: Exception | str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a file that the user can correct."""
+CORRECTABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ESTALE),
+)
+"""Errors of a file or its path that the user can correct."""
 
 
 def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
@@ -53,11 +57,14 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
         prints_results: standard output that cannot be written is an error, and one that its reader has closed ends the
             command without a message; False for a command that writes to a folder, which only warns.
     """
+    if not _has_working_directory():
+        fail("the working directory does not exist any more; change to one that does")
     safety.guard_hydra()
     escape_messages(hide=without_secrets)
     os.environ.update(imports.environment())
     with tolerant_output(needs_reader=prints_results) as output:
-        _run(main)
+        with one_line_errors():
+            main()
         output.flush()
         if output.error is not None:
             text = f"standard output could not be written ({output.error.strerror})"
@@ -66,9 +73,18 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
             print(f"warning: {text}; the results are in the run folder", file=sys.stderr)
 
 
-def _run(main: Callable[[], None]) -> None:
+def _has_working_directory() -> bool:
     try:
-        main()
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line for a mistake of the user's, and with a traceback for a bug."""
+    try:
+        yield
     except UserError as error:
         fail(error)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -77,10 +93,10 @@ def _run(main: Callable[[], None]) -> None:
         fail("interrupted", code=130)
     except OSError as error:
         made = any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__))
-        if not made and error.errno not in UNWRITABLE:
+        if not made and error.errno not in CORRECTABLE:
             _report_bug(error)
         what = f"{error.filename or 'a file'}: cannot be {'created' if made else 'used'}"
-        fail(f"{what} ({error.strerror}); choose another folder")
+        fail(f"{what} ({error.strerror}); choose another place")
     except Exception as error:
         _report_bug(error)
 

@@ -1,19 +1,15 @@
 """The Hydra callback that validates a run before its folder exists."""
 
-import traceback
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fer_lightning.config.command_line import fail
+from fer_lightning.config.command_line import one_line_errors
 from fer_lightning.config.hydra_keys import check_file_names, check_named
 from fer_lightning.config.interpolations import as_hydras
-from fer_lightning.config.messages import explain
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.same_training import check_same_training
 from fer_lightning.config.schema import validate
@@ -68,12 +64,5 @@ class Validate(Callback):
     """Hydra callback that validates before the run folder is created, so that a typo leaves no folder behind."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
+        with one_line_errors():  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             check_run(config)
-        except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
-            fail(error)
-        except (HydraException, OmegaConfBaseException) as error:
-            fail(explain(error))
-        except Exception as error:
-            traceback.print_exc()
-            raise SystemExit(1) from error

@@ -1,6 +1,5 @@
 """An ensemble of trained models as one checkpoint, with its own scores."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from fer_lightning.evaluation.checkpoint_split import FOLDER, load_split
 from fer_lightning.evaluation.probabilities import pick_device
 from fer_lightning.evaluation.reference import to_card
 from fer_lightning.evaluation.score import evaluate, headline, print_table
-from fer_lightning.model.checkpoint import HYPER_PARAMETERS, MAX_MEMBERS, write_checkpoint
+from fer_lightning.model.checkpoint import HYPER_PARAMETERS, MAX_MEMBERS, weights_digest, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.provenance import environment, git_commit
@@ -122,7 +121,7 @@ def _check_alike(paths: Sequence[Path], members: Sequence[EmotionClassifier]) ->
     first = _protocol(members[0])
     known: dict[str, Path] = {}
     for path, member in zip(paths, members, strict=True):
-        if (other := known.setdefault(_digest(member), path)) != path:
+        if (other := known.setdefault(weights_digest(member.state_dict()), path)) != path:
             raise UserError(f"{path}: has the same weights as {other}; give each model once")
         if member.members:
             raise UserError(f"{path}: is an ensemble; give its members instead")
@@ -132,15 +131,6 @@ def _check_alike(paths: Sequence[Path], members: Sequence[EmotionClassifier]) ->
                     f"{path}: its {what} differ from those of {paths[0]} ({value}; {first[what]}); give models that "
                     "share classes, images, data and split"
                 )
-
-
-def _digest(model: EmotionClassifier) -> str:
-    """Of its weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _protocol(model: EmotionClassifier) -> dict[str, str]:

@@ -82,7 +82,10 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         raise ValueError("not tested (test=false); a sweep ranks such runs by their validation scores in trials.csv")
     if missing:
         raise ValueError(f"metrics.json lacks {', '.join(missing)}")
-    for key in (*TEXTS, *({"git_commit", "precision", "first_stage/imbalance", "weights_hash"} & metrics.keys())):
+    for key in (
+        *TEXTS,
+        *({"git_commit", "precision", "first_stage/imbalance", "first_stage_hash", "weights_hash"} & metrics.keys()),
+    ):
         value = metrics[key]
         is_name = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.isprintable()
         _check(value is None or is_name, key, value, "a name")

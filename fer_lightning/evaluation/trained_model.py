@@ -8,9 +8,10 @@ from typing import Any
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import ImageForm, class_noun
 from fer_lightning.evaluation import run_files
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
-from fer_lightning.runtime.run_folder import read_status
+from fer_lightning.runtime.run_folder import read_status, tested_checkpoint
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,28 @@ def _read_run(folder: Path) -> TrainedModel:
             run_files.read_config(folder, checked)
         except ValueError as error:
             raise UserError(f"{folder}: {error}; test it again with resume=auto") from None
+    _check_checkpoint(folder, metrics)
     return TrainedModel(metrics, config, folder)
+
+
+def _check_checkpoint(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Refuse a run whose checkpoint, where it was kept, is not the model that its ``metrics.json`` describes.
+
+    Raises:
+        UserError: naming the first thing that differs.
+    """
+    from fer_lightning.model.checkpoint import read_checkpoint
+
+    try:
+        path = tested_checkpoint(folder)
+    except UserError:
+        return
+    hyper = read_checkpoint(path)["hyper_parameters"]
+    counts = dict(zip(hyper["classes"], hyper["class_counts"], strict=True))
+    stored = {**(hyper["scorecard"] or {}), "train/class_counts": counts}
+    for key in stored.keys() & metrics.keys():
+        if stored[key] != metrics[key]:
+            raise UserError(
+                f"{folder}: {path.name} is of another model than metrics.json ({key} is {stored[key]} there, "
+                f"{printable(metrics[key])} here); put the run's own file back, or train it again"
+            )

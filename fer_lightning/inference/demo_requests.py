@@ -237,7 +237,11 @@ class Guard:
 async def _answer(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
     status, text = refusal
     # The rest of the body is not read, so the connection cannot be used again.
-    await PlainTextResponse(text, status, {**SENT, "Connection": "close"})(scope, receive, send)
+    response = PlainTextResponse(text, status, {**SENT, "Connection": "close"})
+    try:
+        await response(scope, receive, send)
+    except Exception as error:  # the server has answered already, as it does a malformed body
+        log.warning("a request failed (%s)", type(error).__name__)
 
 
 def _in_time(receive: Receive) -> Receive:

@@ -5,6 +5,7 @@ claims more than the file holds, so that memory is bounded by the size of the fi
 tensors lie densely in their storage, and containers do not multiply.
 """
 
+import hashlib
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,15 @@ class StoredModel(NamedTuple):
     def read(cls, path: Path) -> "StoredModel":
         """Read it; raises as ``read_checkpoint``."""
         return cls(path, read_checkpoint(path))
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Hex digest of the names and values of a model's weights and batch statistics, 128 bits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

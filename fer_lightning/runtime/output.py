@@ -53,9 +53,12 @@ class Output:
 @contextmanager
 def tolerant_output(needs_reader: bool) -> Iterator[Output]:
     """Let nothing in the block fail because standard output cannot be written; for ``needs_reader`` see ``Output``."""
-    if sys.stdout is None:  # closed by the shell, as in >&-
+    is_closed = sys.stdout is None  # by the shell, as in >&-
+    if is_closed:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
     before, output = sys.stdout, Output(sys.stdout, needs_reader)
+    if is_closed:
+        output.error = OSError(errno.EBADF, os.strerror(errno.EBADF))
     sys.stdout = output
     try:
         yield output

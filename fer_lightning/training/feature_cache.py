@@ -29,6 +29,7 @@ from fer_lightning.evaluation.probabilities import PooledFeatures, batch_size
 from fer_lightning.loading.augment_batches import BatchedAugmentation
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.loading.randomness import entry_seed
+from fer_lightning.model.checkpoint import weights_digest
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.model.network import head_name
 from fer_lightning.training.first_stage import architecture
@@ -167,12 +168,8 @@ class _Computing:
 
 def backbone_digest(network: nn.Module) -> str:
     """Hex digest of the names and values of a network's weights and batch statistics, without its head."""
-    digest, head = hashlib.blake2b(digest_size=16), f"{head_name(network)}."
-    for name, value in sorted(network.state_dict().items()):
-        if not name.startswith(head):
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().numpy())
-    return digest.hexdigest()
+    head = f"{head_name(network)}."
+    return weights_digest({name: value for name, value in network.state_dict().items() if not name.startswith(head)})
 
 
 def _digest(content: bytes) -> str:

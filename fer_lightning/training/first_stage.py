@@ -11,7 +11,7 @@ from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten, to_plain
 from fer_lightning.data.from_config import split_seed
-from fer_lightning.model.checkpoint import StoredModel
+from fer_lightning.model.checkpoint import StoredModel, weights_digest
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 
@@ -92,6 +92,25 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: Sto
     refuse_corrected_first_stage(OmegaConf.create({**to_plain(cfg.imbalance), **parts}), given)
     model.load_state_dict({**model.state_dict(), **checkpoint["state_dict"]})  # factors per class may be new
     log.info("first stage: %s (%s)", path, hyper["config"]["imbalance"]["name"])
+
+
+def same_first_stage(first_stage: StoredModel, begun: str | None) -> str:
+    """The digest of a first stage's weights.
+
+    Args:
+        first_stage: as it is now.
+        begun: the digest of the one that the training began with; None for a new training.
+
+    Raises:
+        UserError: it is another model than that, and so are features and adjustments that come from it.
+    """
+    digest = weights_digest(first_stage.content["state_dict"])
+    if begun not in (None, digest):
+        raise UserError(
+            f"imbalance.first_stage={first_stage.path}: has other weights than when this run began; put the former "
+            "model back, or train anew in another hydra.run.dir"
+        )
+    return digest
 
 
 def _images(cfg: DictConfig, key: str, given: str) -> Any:

@@ -51,7 +51,8 @@ def collect_metrics(
         trainer: of the finished training.
         datamodule: its images.
         seconds: spent in training steps.
-        provenance: ``data_hash``, ``weights_hash``, ``git_commit`` and ``versions``.
+        provenance: ``data_hash``, ``weights_hash``, ``first_stage_hash`` with another run's first stage,
+            ``git_commit`` and ``versions``.
         first_stage: see ``first_stage_metrics``; with the views kept of each training image (``feature_cache``).
     """
     content = tested.content

@@ -28,12 +28,14 @@ class ResumePoint:
         epoch: the next one, from 0.
         batches: of that epoch that are done already.
         weights_hash: of the file of initial weights that the training began with, if any.
+        first_stage: digest of the weights of the first stage that it began with, if any.
     """
 
     path: Path
     epoch: int
     batches: int
     weights_hash: str | None
+    first_stage: str | None
 
 
 def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> ResumePoint | None:
@@ -65,9 +67,9 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
     if "position" not in checkpoint:  # saved by another program's Trainer
         raise UserError(f"resume={cfg.resume}: {path} has no position in the training; give a run's last.ckpt")
     check_training_state(checkpoint, path)
-    point = ResumePoint(
-        path, **checkpoint["position"], weights_hash=checkpoint["hyper_parameters"]["provenance"].get("weights_hash")
-    )
+    provenance = checkpoint["hyper_parameters"]["provenance"]
+    begun = (provenance.get(key) for key in ("weights_hash", "first_stage_hash"))
+    point = ResumePoint(path, *(checkpoint["position"][key] for key in ("epoch", "batches")), *begun)
     _check_same_experiment(cfg, checkpoint, data_hash)
     if point.batches and len(checkpoint["processes"]) != processes:
         raise UserError(

@@ -10,7 +10,7 @@ import pytest
 from run_folders import TEST_COUNTS, write_run
 
 from fer_lightning.api.run import Run
-from fer_lightning.comparison.runs import find_runs, read_run, read_runs
+from fer_lightning.comparison.runs import FIRST_STAGE, find_runs, read_run, read_runs
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.score import print_table
 from fer_lightning.presentation.escapes import table_to_csv
@@ -87,6 +87,16 @@ def test_a_first_stage_of_its_own_makes_no_other_experiment(tmp_path: Path) -> N
     file = folders[1] / "metrics.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "first_stage/imbalance": "mixup"}))
     assert read_run(folders[1]).settings["imbalance.first_stage"] == "mixup"
+
+
+def test_a_first_stage_that_was_replaced_is_no_other_seed(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / str(number), "crt", seed, settings={FIRST_STAGE: f"none-{path}"}, first_stage_hash=digest)
+        for number, (seed, path, digest) in enumerate([(0, "a", "1" * 32), (1, "a", "2" * 32), (2, "b", "3" * 32)])
+    ]
+    runs, skipped = read_runs(folders)
+    assert [run.folder for run in runs] == [folders[0], folders[2]]
+    assert skipped == {folders[1]: "its first stage has other weights than that of 0, with the same path"}
 
 
 def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:

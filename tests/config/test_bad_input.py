@@ -282,3 +282,41 @@ def test_a_good_run_leaves_a_good_status(cli, tmp_path):
     assert read_json(run / "metrics.json")["test/n"] == 14
     assert np.isfinite(outcome.json["test/f1_macro"])
     assert os.listdir(run / "checkpoints")
+
+
+LONG = "y" * 300
+"""Longer than a name may be on the usual file systems."""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    every_nth(
+        4,
+        [
+            ("fer_lightning", [*TINY, f"resume={LONG}"]),
+            ("fer_lightning", [*TINY, f"hydra.run.dir={LONG}"]),
+            ("fer_lightning", [*TINY, f"model.weights={LONG}"]),
+            ("fer_lightning", [*TINY, "imbalance=crt", f"imbalance.first_stage={LONG}"]),
+            ("fer_lightning.compare", [LONG]),
+            ("fer_lightning.card", [LONG]),
+            ("fer_lightning.predict", [LONG, "image.png"]),
+            ("fer_lightning.sweep", ["status", LONG]),
+            ("fer_lightning.sweep", ["resume", LONG]),
+            ("fer_lightning.ensemble", [LONG, f"{LONG}2"]),
+        ],
+    ),
+)
+def test_a_name_that_is_too_long_is_one_line(forked, module, arguments):
+    outcome = forked(*arguments, module=module)
+    assert outcome.code == 2
+    assert "File name too long" in outcome.error
+
+
+def test_a_working_directory_that_was_deleted_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    code = "import os, runpy\nos.rmdir(os.getcwd())\nrunpy.run_module('fer_lightning.compare', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the working directory does not exist any more; change to one that does\n",
+    )

@@ -49,6 +49,7 @@ def real_run(run) -> Path:
     write_json(run / "metrics.json", metrics)
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
     (run / "predictions.csv").unlink()  # of other faces
+    shutil.rmtree(run / "checkpoints")
     config["model"]["weights"] = "/home/somebody/secret/v2.safetensors"
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     return run
@@ -116,6 +117,7 @@ class TestText:
         metrics = read_json(run / "metrics.json")
         write_json(run / "metrics.json", {**metrics, "synthetic": False, "data": "folder", "data_folder": "aquarium"})
         (run / "predictions.csv").unlink()  # of emotions
+        shutil.rmtree(run / "checkpoints")
         card.main([str(run)])
         text = written(run / "README.md").text
         assert "angryfish, disgustfish" in text
@@ -166,9 +168,25 @@ class TestText:
 
     def test_scores_of_another_kind_are_one_line(self, run):
         (run / "predictions.csv").unlink()
+        shutil.rmtree(run / "checkpoints")
         write_json(run / "metrics.json", {**read_json(run / "metrics.json"), "test/n": "many"})
         with pytest.raises(UserError, match="not those that a run writes"):
             card.main([str(run)])
+
+    def test_the_checkpoint_of_another_run_is_refused(self, run, trained):
+        best = run / "checkpoints" / "best.ckpt"
+        model = StoredModel.read(best)
+        store(model, {**model.content["hyper_parameters"]["scorecard"], "seed": 7})
+        with pytest.raises(
+            UserError, match=r"best\.ckpt is of another model than metrics\.json \(seed is 7 there, 0 here"
+        ):
+            card.main([str(run)])
+        shutil.copy(trained / "checkpoints" / "best.ckpt", best)
+        metrics = read_json(run / "metrics.json")
+        write_json(run / "metrics.json", {**metrics, "train/class_counts": {name: 1 for name in EMOTIONS}})
+        with pytest.raises(UserError, match=r"of another model than metrics\.json \(train/class_counts is"):
+            card.main([str(run)])
+        assert not (run / "README.md").exists()
 
     def test_a_checkpoint_has_a_card_from_its_scorecard(self, trained, capfd):
         card.main([str(trained / "checkpoints" / "best.ckpt")])

@@ -241,6 +241,23 @@ def test_a_first_stage_of_another_run_leaves_all_epochs_to_the_second(cli, plain
 
 
 @pytest.mark.slow
+def test_a_first_stage_that_was_replaced_is_refused_on_resume(cli, plain, tmp_path):
+    """Features, adjustments and seeds would come from another model than the run began with."""
+    first, run = tmp_path / "first.ckpt", f"hydra.run.dir={tmp_path / 'run'}"
+    shutil.copy(plain / "checkpoints" / "best.ckpt", first)
+    arguments = [*STAGED, "imbalance=crt", f"imbalance.first_stage={first}", "trainer.max_epochs=2", run]
+    assert cli(*arguments, "pause_after_epochs=1").code == 75
+    replaced = torch.load(first, weights_only=True)
+    next(iter(replaced["state_dict"].values())).add_(1e-3)
+    torch.save(replaced, first)
+    outcome = cli(*arguments, "resume=auto")
+    assert outcome.code == 2
+    assert f"imbalance.first_stage={first}: has other weights than when this run began" in outcome.error
+    shutil.copy(plain / "checkpoints" / "best.ckpt", first)
+    assert cli(*arguments, "resume=auto").code == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     every_nth(

@@ -271,6 +271,21 @@ class TestServer:
         assert [path for path in server.temporary.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.nightly
+def test_a_malformed_request_is_one_line_on_the_terminal(checkpoint: Path, tmp_path: Path) -> None:
+    server = start(checkpoint, tmp_path / "temporary")
+    request = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(f"{request}Transfer-Encoding: chunked\r\n\r\nZZ\r\n".encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+    with urllib.request.urlopen(server.url, timeout=20) as answer:
+        assert answer.status == 200
+    code, shown = stop(server, signal.SIGTERM)
+    assert code == 0
+    assert "Invalid HTTP request" in shown
+    assert "Traceback" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
