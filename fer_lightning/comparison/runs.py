@@ -1,6 +1,7 @@
 """Finished runs, read back from their folders."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,20 +165,30 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
     """Read run folders; returns the finished ones, and for the others the reason why they are left out.
 
     Of runs that repeat each other (same settings, seed and data) only the newest counts: it is not a new seed. A run
-    is left out whose predictions are those of another seed to the last digit, one whose training images differ in
-    number from those of another run with the same data, split and seed, and one whose first stage was replaced since
-    another run began with it.
+    is left out whose labels or twins are not those of most runs with the same test images of the same data, one whose
+    predictions are those of another seed to the last digit, one whose training images differ in number from those of
+    another run with the same data, split and seed, and one whose first stage was replaced since another run began with
+    it.
     """
     runs: dict[Any, FinishedRun] = {}
     counts: dict[Any, FinishedRun] = {}
     answers: dict[Any, FinishedRun] = {}
     stages: dict[str, FinishedRun] = {}
+    read: list[FinishedRun] = []
     skipped: dict[Path, str] = {}
     for folder in sorted(folders, key=lambda folder: _written(folder)):
         try:
-            run = read_run(folder)
+            read.append(read_run(folder))
         except ValueError as error:
             skipped[folder] = str(error)
+    facts: dict[Any, Counter[bytes]] = {}
+    for run in read:
+        facts.setdefault(_test_images_of(run), Counter())[_facts_of(run)] += 1
+    for run in read:
+        folder = run.folder
+        known = facts[_test_images_of(run)]
+        if known[_facts_of(run)] < max(known.values()):
+            skipped[folder] = "its labels or twins are not those of the other runs with the same data and test images"
             continue
         first = counts.setdefault(_split_of(run), run)
         if first.metrics["train/class_counts"] != run.metrics["train/class_counts"]:
@@ -199,6 +210,15 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
         runs[same] = run
     order = {folder: place for place, folder in enumerate(folders)}
     return sorted(runs.values(), key=lambda run: order[run.folder]), skipped
+
+
+def _test_images_of(run: FinishedRun) -> tuple[Any, ...]:
+    """What decides the label and the twins of each test image."""
+    return (*run.protocol.values(), run.metrics.get("drop_duplicates"), run.ids.tobytes())
+
+
+def _facts_of(run: FinishedRun) -> bytes:
+    return run.labels.tobytes() + run.twins.tobytes()
 
 
 def _split_of(run: FinishedRun) -> tuple[Any, ...]:

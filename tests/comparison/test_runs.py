@@ -89,6 +89,24 @@ def test_a_first_stage_of_its_own_makes_no_other_experiment(tmp_path: Path) -> N
     assert read_run(folders[1]).settings["imbalance.first_stage"] == "mixup"
 
 
+def test_a_run_that_contradicts_the_others_about_the_images_is_left_out(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    file = folders[1] / "predictions.csv"
+    pd.read_csv(file).assign(twin_group=0).to_csv(file, index=False)
+    runs, skipped = read_runs(folders)
+    assert [run.folder for run in runs] == [folders[0], folders[2]]
+    assert "are not those of the other runs" in skipped[folders[1]]
+
+
+def test_a_test_set_that_the_predictions_lack_is_named(tmp_path: Path) -> None:
+    """It would be missing in the whole comparison."""
+    folder = write_run(tmp_path / "run")
+    file = folder / "predictions.csv"
+    pd.read_csv(file).drop(columns="test_dedup").to_csv(file, index=False)
+    with pytest.raises(ValueError, match=r"predictions\.csv lacks test_dedup, of which metrics\.json has scores"):
+        read_run(folder)
+
+
 def test_a_first_stage_that_was_replaced_is_no_other_seed(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / str(number), "crt", seed, settings={FIRST_STAGE: f"none-{path}"}, first_stage_hash=digest)
