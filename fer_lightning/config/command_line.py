@@ -63,12 +63,17 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
     escape_messages(hide=without_secrets)
     os.environ.update(imports.environment())
     with tolerant_output(needs_reader=prints_results) as output:
-        with one_line_errors():
-            main()
+        try:
+            with one_line_errors():
+                main()
+        except SystemExit as end:
+            if end.code:
+                raise
+            output.needs_reader = True  # what --help or --version prints
         output.flush()
         if output.error is not None:
             text = f"standard output could not be written ({output.error.strerror})"
-            if prints_results:
+            if output.needs_reader:
                 fail(f"{text}; free space, or print to another file", code=1)
             print(f"warning: {text}; the results are in the run folder", file=sys.stderr)
 

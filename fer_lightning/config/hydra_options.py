@@ -9,6 +9,7 @@ from hydra._internal.utils import get_args_parser as hydra_parser
 
 from fer_lightning.config.messages import as_setting
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.output import need_reader
 
 
 def replace_parser(version: str) -> None:
@@ -25,6 +26,8 @@ def replace_parser(version: str) -> None:
         def parse_args(*arguments: Any) -> Any:
             given = parser.parse_intermixed_args(*arguments)
             _check_options(given)
+            if given.cfg or given.info or given.help or given.hydra_help or given.shell_completion:
+                need_reader()
             return given
 
         parser.parse_args = parse_args

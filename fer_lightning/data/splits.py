@@ -98,6 +98,8 @@ def official(
         log.info("The data name no validation images: validating on %g of the training images", val_fraction)
     if val_fraction is not None:
         train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
+        if len(val) == 0:
+            log.warning("No validation image can be cut: the training images are of one person, or alike")
     return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
 
 
@@ -287,7 +289,7 @@ def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.r
 
     Greedy: groups are processed from large to small, in random order among equal sizes; each is assigned to the part
     that is furthest below its targets for the group's classes. If every group has one image, each part ends within
-    one image of its target in every class.
+    one image of its target in every class. No part with a target stays empty where there are groups enough.
 
     Args:
         labels: (n,) class of each image.
@@ -313,6 +315,12 @@ def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.r
         part = tied[np.argmax(lacking[tied].sum(axis=1))]
         part_of[members[group]] = part
         np.subtract.at(lacking[part], own, 1)
+    parts = np.array([part_of[members[group][0]] for group in order])
+    for empty in np.setdiff1d(np.flatnonzero(targets.sum(axis=1)), parts):
+        spare = np.flatnonzero(np.bincount(parts)[parts] > 1)
+        if len(spare):  # the smallest group of a part that keeps others
+            parts[spare[-1]] = empty
+            part_of[members[order[spare[-1]]]] = empty
     return part_of
 
 

@@ -16,7 +16,8 @@ class Output:
 
     Args:
         stream: the text stream to write to.
-        needs_reader: whether a pipe that its reader has closed ends the process, with ``CLOSED_PIPE``.
+        needs_reader: whether what is printed is the result, so that an error of the stream is one of the process, and a
+            pipe that its reader has closed ends it, with ``CLOSED_PIPE``.
     """
 
     def __init__(self, stream: Any, needs_reader: bool) -> None:
@@ -48,6 +49,12 @@ class Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def need_reader() -> None:
+    """From now on what is printed is the result of the process: see ``Output``."""
+    if isinstance(sys.stdout, Output):
+        sys.stdout.needs_reader = True
 
 
 @contextmanager

@@ -126,6 +126,8 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
     (saved,) = checkpoint["optimizer_states"]
     states, groups = saved["state"], saved["param_groups"]
     parameters = [parameter for group in groups for parameter in group["params"]]
+    # torch numbers them in their order; in another one, moments would be applied to other parameters.
+    check(parameters == list(range(len(parameters))), "its optimizer's parameters are not in their order")
     check(set(states) <= set(parameters) and parameters, "its optimizer has states of no parameter")
     adam = str(hyper["optim"]["name"]).startswith("adam")
     if step and (adam or hyper["optim"].get("momentum")):
@@ -147,8 +149,9 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
 
 def _check_schedule(checkpoint: dict[str, Any]) -> None:
     (schedule,) = checkpoint["lr_schedulers"]
-    made = schedule["last_epoch"]
-    check(type(made) is int and abs(made - checkpoint["global_step"]) <= 1, f"its learning rate is of step {made}")
+    made, step = schedule["last_epoch"], checkpoint["global_step"]
+    check(type(made) is int and made == step, f"its learning rate is of step {made}, not {step}")
+    check(schedule["_step_count"] == made + 1, f"its schedule counts {schedule['_step_count']} steps")
 
 
 def _check_callbacks(checkpoint: dict[str, Any]) -> None:

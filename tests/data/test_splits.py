@@ -320,6 +320,15 @@ def test_twins_never_straddle_folds(twinned: Faces) -> None:
     assert np.ptp(counts, axis=0).max() <= 2
 
 
+@pytest.mark.parametrize("persons", [2, 5])
+def test_a_cut_has_a_person_at_least(plain: Faces, persons: int) -> None:
+    """A tenth of the images is less than half a person."""
+    people = replace(plain, groups=np.arange(len(plain)) % persons)
+    split = official(people, seed=0, val_fraction=0.1)
+    assert len(set(people.groups[split.val])) == 1
+    assert not set(people.groups[split.train]) & set(people.groups[split.val])
+
+
 def test_kfold_validation_may_be_cut_from_the_rest(plain: Faces) -> None:
     made = kfold(plain, 0, folds=2, val_fraction=0.25)
     assert len(made.val) == pytest.approx(len(plain) / 8, abs=4)

@@ -73,3 +73,12 @@ def test_results_that_cannot_be_printed_are_an_error():
     done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: standard output could not be written (Bad file descriptor)")
+
+
+@pytest.mark.parametrize("options", [["--cfg", "job"], ["--help"], ["--version"]])
+def test_what_is_only_shown_is_a_result(options):
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-m", "fer_lightning", *options]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output could not be written (No space left on device)")

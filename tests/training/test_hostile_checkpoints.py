@@ -42,7 +42,7 @@ WHOLE: dict[str, Any] = {
             "param_groups": [{"lr": 0.1, "params": [0]}, {"lr": 0.1, "params": [1]}],
         }
     ],
-    "lr_schedulers": [{"last_epoch": 4}],
+    "lr_schedulers": [{"last_epoch": 4, "_step_count": 5}],
     "callbacks": {
         "Curves": {"rows": ROWS},
         "TrainClock": {"seconds": 1.0},
@@ -102,6 +102,12 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "steps of the future": (put("optimizer_states", 0, "state", 1, "step", 1e9), "made 1e.09 steps of 4"),
     "no schedule": (put("lr_schedulers", []), "not enough values"),
+    "a schedule of the next step": (put("lr_schedulers", 0, "last_epoch", 5), "its learning rate is of step 5, not 4"),
+    "a schedule of other steps": (put("lr_schedulers", 0, "_step_count", 9), "its schedule counts 9 steps"),
+    "parameters in another order": (
+        put("optimizer_states", 0, "param_groups", [{"lr": 0.1, "params": [1]}, {"lr": 0.1, "params": [0]}]),
+        "its optimizer's parameters are not in their order",
+    ),
     "a schedule of another step": (put("lr_schedulers", 0, "last_epoch", 77), "its learning rate is of step 77"),
     "a time of nan": (put("callbacks", "TrainClock", "seconds", float("nan")), "its training took nan seconds"),
     "a time of text": (put("callbacks", "TrainClock", "seconds", "x"), "its training took x seconds"),
