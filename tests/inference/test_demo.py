@@ -271,7 +271,7 @@ class TestServer:
         assert [path for path in server.temporary.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.nightly
+@pytest.mark.slow  # a server
 def test_a_malformed_request_is_one_line_on_the_terminal(checkpoint: Path, tmp_path: Path) -> None:
     server = start(checkpoint, tmp_path / "temporary")
     request = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
