@@ -170,55 +170,61 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
     another run with the same data, split and seed, and one whose first stage was replaced since another run began with
     it.
     """
-    runs: dict[Any, FinishedRun] = {}
-    counts: dict[Any, FinishedRun] = {}
-    answers: dict[Any, FinishedRun] = {}
-    stages: dict[str, FinishedRun] = {}
     read: list[FinishedRun] = []
     skipped: dict[Path, str] = {}
-    for folder in sorted(folders, key=lambda folder: _written(folder)):
+    for folder in sorted(folders, key=_written):
         try:
             read.append(read_run(folder))
         except ValueError as error:
             skipped[folder] = str(error)
-    facts: dict[Any, Counter[bytes]] = {}
+    minority = _minority(read)
+    runs: dict[Any, FinishedRun] = {}
+    earlier: dict[Any, FinishedRun] = {}
     for run in read:
-        facts.setdefault(_test_images_of(run), Counter())[_facts_of(run)] += 1
-    for run in read:
-        folder = run.folder
-        known = facts[_test_images_of(run)]
-        if known[_facts_of(run)] < max(known.values()):
-            skipped[folder] = "its labels or twins are not those of the other runs with the same data and test images"
-            continue
-        first = counts.setdefault(_split_of(run), run)
-        if first.metrics["train/class_counts"] != run.metrics["train/class_counts"]:
-            skipped[folder] = (
-                f"its train/class_counts are not those of {first.folder.name}, with the same data and split"
-            )
-            continue
-        first = answers.setdefault((run.method, run.ids.tobytes(), run.probabilities.tobytes()), run)
-        if first.repeat != run.repeat:
-            skipped[folder] = f"its predictions are those of {first.folder.name} to the last digit: no other seed"
-            continue
-        first = run if run.first_stage is None else stages.setdefault(run.first_stage[0], run)
-        if first.first_stage != run.first_stage:
-            skipped[folder] = f"its first stage has other weights than that of {first.folder.name}, with the same path"
+        wrong = minority.get(run.folder) or _contradiction(run, earlier)
+        if wrong is not None:
+            skipped[run.folder] = wrong
             continue
         same = (run.method, run.repeat, *(tuple(sorted(part.items())) for part in (run.protocol, run.settings)))
         if same in runs:
-            skipped[runs[same].folder] = f"{REPEATED} {folder.name}, which is newer"
+            skipped[runs[same].folder] = f"{REPEATED} {run.folder.name}, which is newer"
         runs[same] = run
     order = {folder: place for place, folder in enumerate(folders)}
     return sorted(runs.values(), key=lambda run: order[run.folder]), skipped
 
 
-def _test_images_of(run: FinishedRun) -> tuple[Any, ...]:
-    """What decides the label and the twins of each test image."""
-    return (*run.protocol.values(), run.metrics.get("drop_duplicates"), run.ids.tobytes())
+def _minority(runs: Sequence[FinishedRun]) -> dict[Path, str]:
+    """The runs whose labels or twins are not those of most runs with the same test images, and the reason for it."""
+    votes: dict[Any, Counter[bytes]] = {}
+    ballots = []
+    for run in runs:
+        images = (*run.protocol.values(), run.metrics.get("drop_duplicates"), run.ids.tobytes())
+        answer = run.labels.tobytes() + run.twins.tobytes()
+        votes.setdefault(images, Counter())[answer] += 1
+        ballots.append((run.folder, images, answer))
+    reason = "its labels or twins are not those of the other runs with the same data and test images"
+    return {folder: reason for folder, images, answer in ballots if votes[images][answer] < max(votes[images].values())}
 
 
-def _facts_of(run: FinishedRun) -> bytes:
-    return run.labels.tobytes() + run.twins.tobytes()
+def _contradiction(run: FinishedRun, earlier: dict[Any, FinishedRun]) -> str | None:
+    """Why a run and an earlier one cannot both be what they say; None where they can.
+
+    Args:
+        run: the run.
+        earlier: the first run of each kind, to which this one is added.
+    """
+    first = earlier.setdefault(("split", *_split_of(run)), run)
+    if first.metrics["train/class_counts"] != run.metrics["train/class_counts"]:
+        return f"its train/class_counts are not those of {first.folder.name}, with the same data and split"
+    first = earlier.setdefault(("answers", run.method, run.ids.tobytes(), run.probabilities.tobytes()), run)
+    if first.repeat != run.repeat:
+        return f"its predictions are those of {first.folder.name} to the last digit: no other seed"
+    if run.first_stage is not None:
+        path, _ = run.first_stage
+        first = earlier.setdefault(("first stage", path), run)
+        if first.first_stage != run.first_stage:
+            return f"its first stage has other weights than that of {first.folder.name}, with the same path"
+    return None
 
 
 def _split_of(run: FinishedRun) -> tuple[Any, ...]:

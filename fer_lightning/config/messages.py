@@ -76,7 +76,7 @@ def explain(error: Exception, overrides: Sequence[str] | None = None) -> str:
         return f"{error.full_key}={wrong[1]}: must be {KINDS[wrong[2].lower()]}"
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(unknown.group(1) if unknown else str(error.full_key), overrides)  # type: ignore[attr-defined]
+        return _unknown_key(unknown.group(1) if unknown else str(getattr(error, "full_key", "")), overrides)
     if "HydraConfig was not set" in str(error):
         key = getattr(error, "full_key", None) or "configuration"
         return (

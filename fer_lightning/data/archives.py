@@ -158,7 +158,7 @@ class Tar(_Archive):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # "r:" because tarfile would otherwise decompress further layers itself, without a limit.
+        # "r:" because tarfile would otherwise decompress further layers itself, without a limit. Open while this lives.
         self._tar = tarfile.open(fileobj=cast(IO[bytes], unpacked(path, MAX_ARCHIVE)), mode="r:")  # noqa: SIM115
         self._members = _safe_members(path, self._list())
 

@@ -97,9 +97,7 @@ def official(
         val_fraction = FALLBACK_VAL_FRACTION
         log.info("The data name no validation images: validating on %g of the training images", val_fraction)
     if val_fraction is not None:
-        train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
-        if len(val) == 0:
-            log.warning("No validation image can be cut: the training images are of one person, or alike")
+        train, val = _cut_val(faces, train, val_fraction, seed)
     return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
 
 
@@ -171,7 +169,7 @@ def paper(
         tests["balanced"].append(test[: balanced_size - balanced_train_size])
     train, val = np.concatenate(trains[subset]), np.array([], np.int64)
     if val_fraction is not None:
-        train, val = _cut(faces, train, val_fraction, _stream(seed, "val"))
+        train, val = _cut_val(faces, train, val_fraction, seed)
     large, balanced = np.concatenate(tests["large"]), np.concatenate(tests["balanced"])
     named = {"test": large if subset == "large" else balanced, "test_large": large, "test_balanced": balanced}
     _warn_of_persons(faces, train, named["test"])
@@ -232,7 +230,7 @@ def kfold(
         val = np.flatnonzero(fold_of == val_fold)
         train = np.flatnonzero((fold_of != fold) & (fold_of != val_fold))
     else:
-        train, val = _cut(faces, np.flatnonzero(fold_of != fold), val_fraction, _stream(seed, "val"))
+        train, val = _cut_val(faces, np.flatnonzero(fold_of != fold), val_fraction, seed)
     return _finish(faces, seed, train, val, {"test": test}, train_size, drop_duplicates, profile)
 
 
@@ -280,6 +278,14 @@ def _cut(faces: Faces, pool: np.ndarray, fraction: float, rng: np.random.Generat
     return pool[part == 0], pool[part == 1]
 
 
+def _cut_val(faces: Faces, train: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split training images into (rest, validation); see ``_cut``."""
+    train, val = _cut(faces, train, fraction, _stream(seed, "val"))
+    if len(val) == 0:
+        log.warning("No validation image can be cut: the training images are of one person, or alike")
+    return train, val
+
+
 def _groups(faces: Faces) -> np.ndarray:
     return faces.twins if faces.groups is None else faces.groups
 
@@ -306,22 +312,20 @@ def _deal(labels: np.ndarray, groups: np.ndarray, targets: np.ndarray, rng: np.r
     order = order[np.argsort(-sizes[order], kind="stable")]
     members = np.split(np.argsort(group_of, kind="stable"), np.cumsum(sizes)[:-1])
     lacking = targets.astype(np.float64)
-    part_of = np.empty(len(labels), np.int64)
+    part_of = np.empty(len(sizes), np.int64)
     for group in order:
         own = labels[members[group]]
         need = lacking[:, own].sum(axis=1)
         # Parts of equal size tie often; without this second key the first part would get every remainder.
         tied = np.flatnonzero(need >= need.max() - 1e-9)
         part = tied[np.argmax(lacking[tied].sum(axis=1))]
-        part_of[members[group]] = part
+        part_of[group] = part
         np.subtract.at(lacking[part], own, 1)
-    parts = np.array([part_of[members[group][0]] for group in order])
-    for empty in np.setdiff1d(np.flatnonzero(targets.sum(axis=1)), parts):
-        spare = np.flatnonzero(np.bincount(parts)[parts] > 1)
+    for empty in np.setdiff1d(np.flatnonzero(targets.sum(axis=1)), part_of):
+        spare = order[np.bincount(part_of)[part_of[order]] > 1]
         if len(spare):  # the smallest group of a part that keeps others
-            parts[spare[-1]] = empty
-            part_of[members[order[spare[-1]]]] = empty
-    return part_of
+            part_of[spare[-1]] = empty
+    return part_of[group_of]
 
 
 def _subset(faces: Faces, pool: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -50,6 +50,9 @@ SECTIONS = ("data", "split", "imbalance", "model", "augment", "optim", "trainer"
 
 BUDGETS = ("steps", "epochs")
 
+TEST_SET = re.compile(r"test(_\w{1,40})?")
+"""Names of test sets."""
+
 COLUMNS = ("id", "label", "prediction", "test", "twin_group")
 """Columns that ``predictions.csv`` must have, besides those of the probabilities."""
 
@@ -208,9 +211,9 @@ def _check_coverage(counts: np.ndarray, name: str, metrics: dict[str, Any]) -> N
 
 def test_sets(table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, np.ndarray]:
     """Name of a test set -> bool, shape (n,): which rows belong to it."""
-    members = {name: table[name].to_numpy() == 1 for name in table.columns if re.fullmatch(r"test(_\w{1,40})?", name)}
-    scored = {key.removesuffix("/n") for key in metrics if re.fullmatch(r"test(_\w{1,40})?/n", key)}
-    if lacking := sorted(scored - members.keys()):
+    members = {name: table[name].to_numpy() == 1 for name in table.columns if TEST_SET.fullmatch(name)}
+    scored = {name for name, _, score in (key.partition("/") for key in metrics) if score == "n"}
+    if lacking := sorted(filter(TEST_SET.fullmatch, scored - members.keys())):
         raise ValueError(f"predictions.csv lacks {', '.join(lacking)}, of which metrics.json has scores")
     for name, member in members.items():
         n = metrics.get(f"{name}/n")

@@ -97,13 +97,13 @@ def _check_checkpoint(folder: Path, metrics: Mapping[str, Any]) -> None:
 
     try:
         path = tested_checkpoint(folder)
-    except UserError:
+    except UserError:  # removed to free its space
         return
     hyper = read_checkpoint(path)["hyper_parameters"]
     counts = dict(zip(hyper["classes"], hyper["class_counts"], strict=True))
     stored = {**(hyper["scorecard"] or {}), "train/class_counts": counts}
-    for key in stored.keys() & metrics.keys():
-        if stored[key] != metrics[key]:
+    for key in stored:
+        if key in metrics and stored[key] != metrics[key]:
             raise UserError(
                 f"{folder}: {path.name} is of another model than metrics.json ({key} is {stored[key]} there, "
                 f"{printable(metrics[key])} here); put the run's own file back, or train it again"

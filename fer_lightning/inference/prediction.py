@@ -31,8 +31,8 @@ MAX_SMOOTHING = 60
 """Seconds."""
 
 
-RECORD = "predictions.csv"
-"""Of a run's test images, in its folder."""
+RECORDS = ("predictions.csv", "metrics.csv")
+"""Tables that a run writes to its folder."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def _check(request: PredictionRequest) -> None:
     request.prior_options.check()
     if request.out is not None and request.out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {request.out}: the name must end in .csv or .jsonl")
-    if request.out is not None and request.out.name == RECORD and (request.out.parent / "status.json").exists():
-        raise UserError(f"--out {request.out}: is the run's own record of its test images; choose another name")
+    if request.out is not None and request.out.name in RECORDS and (request.out.parent / "status.json").exists():
+        raise UserError(f"--out {request.out}: is the run's own record; choose another name")
     if request.draw is not None:
         _check_drawings(request.draw, request.paths)
 

@@ -94,7 +94,7 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: Sto
     log.info("first stage: %s (%s)", path, hyper["config"]["imbalance"]["name"])
 
 
-def same_first_stage(first_stage: StoredModel, begun: str | None) -> str:
+def first_stage_hash(first_stage: StoredModel, begun: str | None) -> str:
     """The digest of a first stage's weights.
 
     Args:

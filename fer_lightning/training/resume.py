@@ -28,14 +28,14 @@ class ResumePoint:
         epoch: the next one, from 0.
         batches: of that epoch that are done already.
         weights_hash: of the file of initial weights that the training began with, if any.
-        first_stage: digest of the weights of the first stage that it began with, if any.
+        first_stage_hash: digest of the weights of the first stage that it began with, if any.
     """
 
     path: Path
     epoch: int
     batches: int
     weights_hash: str | None
-    first_stage: str | None
+    first_stage_hash: str | None
 
 
 def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: int) -> ResumePoint | None:
@@ -68,8 +68,8 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
         raise UserError(f"resume={cfg.resume}: {path} has no position in the training; give a run's last.ckpt")
     check_training_state(checkpoint, path)
     provenance = checkpoint["hyper_parameters"]["provenance"]
-    begun = (provenance.get(key) for key in ("weights_hash", "first_stage_hash"))
-    point = ResumePoint(path, *(checkpoint["position"][key] for key in ("epoch", "batches")), *begun)
+    begun = {key: provenance.get(key) for key in ("weights_hash", "first_stage_hash")}
+    point = ResumePoint(path, **checkpoint["position"], **begun)
     _check_same_experiment(cfg, checkpoint, data_hash)
     if point.batches and len(checkpoint["processes"]) != processes:
         raise UserError(

@@ -37,9 +37,9 @@ from fer_lightning.training.checkpoints import ExactResume
 from fer_lightning.training.failures import as_user_error, record_failure
 from fer_lightning.training.feature_cache import KeptFeatures, keep_features
 from fer_lightning.training.first_stage import (
+    first_stage_hash,
     first_stage_metrics,
     read_first_stage,
-    same_first_stage,
     with_split_of_first_stage,
 )
 from fer_lightning.training.resume import ResumePoint, find_resume_point
@@ -211,9 +211,8 @@ def _build(data: _Data, folder: Path, loggers: list[Any]) -> _Training:
     begun = file_hash(cfg.model.weights) if start is None else start.weights_hash
     data.provenance["weights_hash"] = None if data.first_stage is not None else begun
     if data.first_stage is not None:
-        data.provenance["first_stage_hash"] = same_first_stage(
-            data.first_stage, None if start is None else start.first_stage
-        )
+        begun = None if start is None else start.first_stage_hash
+        data.provenance["first_stage_hash"] = first_stage_hash(data.first_stage, begun)
     counts, resumed = dict(zip(faces.classes, datamodule.class_counts, strict=True)), start is not None
     parts = (data.provenance, loss, second_stage, data.first_stage)
     model = build.build_model(cfg, counts, faces.form, *parts, resumed)

@@ -320,6 +320,12 @@ def test_twins_never_straddle_folds(twinned: Faces) -> None:
     assert np.ptp(counts, axis=0).max() <= 2
 
 
+def test_a_cut_of_one_person_is_said_to_be_empty(plain: Faces, caplog: pytest.LogCaptureFixture) -> None:
+    split = official(replace(plain, groups=np.zeros(len(plain), np.int64)), seed=0, val_fraction=0.1)
+    assert len(split.val) == 0
+    assert "No validation image can be cut" in caplog.text
+
+
 @pytest.mark.parametrize("persons", [2, 5])
 def test_a_cut_has_a_person_at_least(plain: Faces, persons: int) -> None:
     """A tenth of the images is less than half a person."""

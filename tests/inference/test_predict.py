@@ -377,15 +377,14 @@ class TestFiles:
         assert {path.name for path in tmp_path.iterdir()} == {"in", "clip.mp4"}
 
 
-def test_a_runs_own_predictions_are_not_overwritten(tool, tmp_path):
+@pytest.mark.parametrize("name", ["predictions.csv", "metrics.csv"])
+def test_a_runs_own_records_are_not_overwritten(tool, tmp_path, name):
     save(tmp_path / "face.png", FACES[0])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "status.json").write_text("{}")
-    outcome = tool("face.png", "--out", "run/predictions.csv")
+    outcome = tool("face.png", "--out", f"run/{name}")
     assert outcome.code == 2
-    assert outcome.error == (
-        "error: --out run/predictions.csv: is the run's own record of its test images; choose another name"
-    )
+    assert outcome.error == f"error: --out run/{name}: is the run's own record; choose another name"
 
 
 class TestDrawings:
