@@ -165,8 +165,10 @@ def main() -> None:
     import cv2
 
     from fer_lightning.data import fer2013, synthetic
+    from fer_lightning.runtime.processes import keep_freed_memory
 
     cv2.setNumThreads(0)
+    keep_freed_memory()  # as a run does; the others gain by it too
     plain = fer2013.load(arguments.data) if arguments.data else synthetic.draw(arguments.images * 5 // 4 + 200)
     training = np.flatnonzero(plain.usage == 0)
     rows = np.sort(np.random.default_rng(0).choice(training, min(arguments.images, len(training)), replace=False))

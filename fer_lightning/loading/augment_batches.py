@@ -140,12 +140,13 @@ def _warped(images: Tensor, moves: Tensor, size: int) -> Tensor:
     # From coordinates of -1 to 1 to pixels, whose centres are whole numbers.
     linear = maps[..., :2] * (side / size)
     constant = (maps[..., 2] + 1) * (side / 2) - 0.5 + linear.sum(-1) * (1 - size) / 2
+    to_pixels = np.concatenate([linear, constant[..., None]], axis=-1)
     warped = np.empty((len(images), size, size, 3), np.uint8)
-    for number, planes in enumerate(images.numpy()):
-        to_pixels = np.column_stack([linear[number], constant[number]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        picture = cv2.merge(list(planes))
-        cv2.warpAffine(picture, to_pixels, (size, size), warped[number], flags, cv2.BORDER_REFLECT)
+    picture = np.empty((side, side, 3), np.uint8)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    for planes, each, changed in zip(images.numpy(), to_pixels, warped, strict=True):
+        cv2.merge(tuple(planes), picture)
+        cv2.warpAffine(picture, each, (size, size), changed, flags, cv2.BORDER_REFLECT)
     return torch.from_numpy(warped).permute(0, 3, 1, 2)
 
 

@@ -179,8 +179,8 @@ class EmotionClassifier(L.LightningModule):
         factor, shift = (each.repeat(size) for each in (1 / std, -255 * torch.tensor(self.mean) / std))
         rows = prepared.permute(0, 2, 3, 1).view(-1, size, 3 * size)
         for part in parts:
-            pixels = images[part].permute(0, 2, 3, 1).reshape(-1, size, 3 * size)
-            torch.addcmul(shift, pixels.float(), factor, out=rows[part])
+            pixels = rows[part].copy_(images[part].permute(0, 2, 3, 1).reshape(-1, size, 3 * size))
+            torch.addcmul(shift, pixels, factor, out=pixels)
 
     def _normalised(self, images: Tensor, size: int) -> Tensor:
         pixels = (images if self.form.color else images.unsqueeze(1)).float() / 255

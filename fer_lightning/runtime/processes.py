@@ -1,8 +1,10 @@
 """Which process of a run this is, which devices it may use, and how much a core works on; imports no torch."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,19 @@ def parts_in_cache(count: int, size: int) -> Iterator[slice]:
     """
     few = max(1, _IN_CACHE // size)
     return (slice(start, start + few) for start in range(0, count, few))
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of ``mallopt``, mallopt(3)."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that a batch frees, and the next one takes.
+
+    glibc returns large blocks at once, so that each batch on a CPU would clear its pages anew. Nothing is done where
+    the C library is another one.
+    """
+    with suppress(AttributeError, TypeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)

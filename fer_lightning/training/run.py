@@ -27,7 +27,7 @@ from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime import signals
 from fer_lightning.runtime.errors import Interrupted, UserError, one_line
 from fer_lightning.runtime.folder_lock import lock_for_run
-from fer_lightning.runtime.processes import is_first_process
+from fer_lightning.runtime.processes import is_first_process, keep_freed_memory
 from fer_lightning.runtime.provenance import environment, file_hash, git_commit
 from fer_lightning.runtime.run_folder import read_status, write_status
 from fer_lightning.training import build, results, tracking
@@ -303,6 +303,7 @@ def _named_checkpoint(training: _Training, cfg: DictConfig, folder: Path) -> Ite
 
 def _fit(training: _Training) -> None:
     """Train, from a checkpoint where there is one; afterwards no process waits for another."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     trainer, datamodule, start = training.trainer, training.datamodule, training.start
     if start is not None:
