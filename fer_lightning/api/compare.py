@@ -51,12 +51,12 @@ def compare(
     if not isinstance(given, Sequence) or not all(isinstance(run, str | Path | Run) for run in given) or not given:
         raise UserError(f"runs={shortened(repr(runs))}: must be runs, folders of runs or sweeps, or a list of these")
     folders = [run.folder if isinstance(run, Run) else Path(run) for run in given]
-    folder = None if out is None else as_path(out, "out")
+    report = None if out is None else as_path(out, "out")
     comparison = analyse_folders(folders, baseline, votes, ensemble)
     for folder, reason in comparison.skipped.items():
         warnings.warn(f"left out of the comparison: {folder}: {reason}", stacklevel=2)
     if show:
         terminal.print_comparison(comparison, terminal.default_console())
-    if folder is not None:
-        write_report(comparison, folder)
+    if report is not None:
+        write_report(comparison, report)
     return comparison

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,22 +109,49 @@ class FinishedRun:
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     """List the run folders at or below ``paths``, in the order of their names (2 before 10), each once.
 
+    Links below them are not followed, which may lead anywhere: a link to a folder, and a folder that cannot be listed,
+    are among the run folders, for ``read_run`` to give the reason why they are left out.
+
     Raises:
         UserError: a path that is not a folder, or nothing that looks like a run below any of them.
     """
     run_folders: dict[Path, None] = {}
+
+    def add_unreadable(error: OSError) -> None:
+        run_folders[Path(error.filename)] = None
+
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; give the folders of runs or of sweeps")
-        for root, folders, files in os.walk(path):
+        for root, folders, files in os.walk(path.resolve(), onerror=add_unreadable):
             folders.sort(key=natural_key)
-            if {"metrics.json", "status.json"} & set(files) or ".hydra" in folders:
-                run_folders[Path(root).resolve()] = None
+            if _is_run(files, folders):
+                run_folders[Path(root)] = None
                 folders.clear()
+            for linked in filter(Path.is_symlink, (Path(root, name) for name in folders)):
+                if _leads_to_run(linked):
+                    run_folders[linked] = None
     if not run_folders:
         names = ", ".join(map(str, paths))
         raise UserError(f"no run folder in {names}; a run folder holds metrics.json and predictions.csv")
     return list(run_folders)
+
+
+def _is_run(files: Collection[str], folders: Collection[str]) -> bool:
+    return bool({"metrics.json", "status.json"} & set(files)) or ".hydra" in folders
+
+
+def _leads_to_run(linked: Path) -> bool:
+    """Whether a linked folder is a run or holds runs."""
+    try:
+        names = os.listdir(linked)
+        return _is_run(names, names) or any(_is_run(inside, inside) for inside in _listed(linked, names))
+    except OSError:
+        return False
+
+
+def _listed(folder: Path, names: Sequence[str]) -> Iterator[list[str]]:
+    return (os.listdir(folder / name) for name in names if (folder / name).is_dir())
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -133,11 +160,20 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         ValueError: the run is not finished or its files do not fit together; the message is the reason.
     """
+    if folder.is_symlink():
+        raise ValueError(f"is a link, which is not followed; give the folder {os.readlink(folder)} itself")
     run_files.read_status(folder)
     metrics = run_files.read_metrics(folder)
     table = run_files.read_predictions(folder, metrics)
     config = run_files.read_config(folder, metrics)
-    settings = {printable(key): printable(value) for key, value in config.items() if not is_part_of(key, NOT_A_SETTING)}
+    fold = _fold(config, metrics)
+    repeat = {"${seed}": str(metrics["seed"]), "${split.fold}": fold}
+    settings = {
+        # Only the seed of a second stage is meant to differ between the runs of one row.
+        printable(key): printable(value if key.endswith(".seed") else repeat.get(str(value), value))
+        for key, value in config.items()
+        if not is_part_of(key, NOT_A_SETTING)
+    }
     first_stage = None
     if settings.get(FIRST_STAGE, "None") != "None":
         if "first_stage_hash" in metrics:
@@ -156,9 +192,20 @@ def read_run(folder: Path) -> FinishedRun:
         probabilities=table[probability_columns(list(metrics["train/class_counts"]))].to_numpy(np.float64),
         twins=table["twin_group"].to_numpy(np.int64),
         members=run_files.test_sets(table, metrics),
-        fold=str(config["split.fold"]) if "split.fold" in config else None,
+        fold=fold,
         first_stage=first_stage,
     )
+
+
+def _fold(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str | None:
+    """The fold of a cross-validation, which may have been given as the seed; None in other splits."""
+    if "split.fold" not in config:
+        return None
+    written = config["split.fold"]
+    fold = str(metrics["seed"] if written == "${seed}" else written)
+    if not fold.isdecimal():
+        raise ValueError(f"config.yaml has split.fold={fold[:40]}, not a whole number")
+    return fold
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, str]]:

@@ -18,7 +18,7 @@ from fer_lightning.config.messages import explain
 from fer_lightning.config.rules import label_rules, split_rules
 from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.data.classes import match_classes
-from fer_lightning.data.faces import Faces, ImageForm
+from fer_lightning.data.faces import USAGES, Faces, ImageForm
 from fer_lightning.data.folder import ANY_COLOR
 from fer_lightning.data.from_config import load_faces, split_faces
 from fer_lightning.data.splits import Split, whole
@@ -205,11 +205,20 @@ def _check_unseen(
     Raises:
         UserError: some of them did.
     """
-    if is_other:
+    is_trained = faces.data_hash == model.hparams["provenance"]["data_hash"]
+    if is_other and is_trained:
+        raise UserError(
+            f"data.path={configs[0].data.path}: has the images that trained this model; leave data and data.path out "
+            "to score its own test images"
+        )
+    if not is_trained:
+        if not is_other and (faces.usage[split.tests["test"]] < USAGES.index("PrivateTest")).any():
+            raise UserError(
+                "the images or labels are not those that trained this model, and its test images were cut from them: "
+                "a new cut may hold training images; give the data as they were, or score other images with "
+                "data=folder data.path=DIR"
+            )
         log.info("it is unknown whether any of these images trained the model: checkpoints do not list their images")
-        return
-    if faces.data_hash != model.hparams["provenance"]["data_hash"]:
-        log.info("these are not the images the model was trained with")
         return
     own = [_trained_config(each, []) for each in model.members or [model]]
     if all(map(_split_alike, own, configs)):

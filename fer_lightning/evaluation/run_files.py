@@ -93,6 +93,8 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         is_name = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.isprintable()
         _check(value is None or is_name, key, value, "a name")
     _check(metrics["budget"] in BUDGETS, "budget", metrics["budget"], " or ".join(BUDGETS))
+    duplicates = metrics.get("drop_duplicates")
+    _check(duplicates in (None, "train"), "drop_duplicates", duplicates, "train or null")
     counts = metrics["train/class_counts"]
     is_complete = isinstance(counts, dict) and len(counts) > 1 and all(map(_is_count, counts.values()))
     _check(is_complete, "train/class_counts", counts, "a number of images for each class")

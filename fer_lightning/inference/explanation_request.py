@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_lightning.inference.face_options import FaceOptions
+from fer_lightning.inference.face_options import FaceOptions, check_pictures_folder
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import check_inside
 
@@ -32,7 +32,7 @@ class ExplanationRequest(FaceOptions):
         """Refuse contradictory options.
 
         Raises:
-            UserError: an option of single faces with ``test_set``, or no input without it.
+            UserError: an option of single faces with ``test_set``, no input without it, or an input in ``out``.
         """
         if self.out == DEFAULT_OUT:
             check_inside(self.out, Path.cwd())
@@ -42,3 +42,5 @@ class ExplanationRequest(FaceOptions):
             if value and self.test_set:
                 given = f"--{option}" if value is True else f"--{option} {value}"
                 raise UserError(f"{given}: --test-set explains every class of the test images; leave it out")
+        if not self.test_set:
+            check_pictures_folder("--out", self.out, self.inputs)

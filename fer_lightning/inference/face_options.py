@@ -1,8 +1,11 @@
-"""The options of face detection that ``predict`` and ``explain`` share; read without importing OpenCV."""
+"""The options that ``predict`` and ``explain`` share; read without importing OpenCV."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from fer_lightning.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +34,23 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector", type=Path, metavar="FILE.onnx", help="detect with YuNet from this file instead of OpenCV's Haar"
     )
+
+
+def check_pictures_folder(option: str, folder: Path, paths: Sequence[str]) -> None:
+    """Refuse to write pictures into a folder that inputs are read from.
+
+    Args:
+        option: that names the folder.
+        folder: for the pictures.
+        paths: of the inputs.
+
+    Raises:
+        UserError: ``folder`` is a file, or holds inputs.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{option} {folder}: is a file; give a folder")
+    target = folder.resolve()
+    for path in map(Path, paths):
+        given = path.resolve()
+        if target == given.parent or (given.is_dir() and target.is_relative_to(given)):
+            raise UserError(f"{option} {folder}: {path} is read from there; choose a folder outside")

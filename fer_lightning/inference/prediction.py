@@ -16,7 +16,7 @@ from fer_lightning.evaluation.prior_options import ESTIMATED, PriorOptions, Prio
 from fer_lightning.inference import answers, detect, pictures, stream, tracks
 from fer_lightning.inference.annotate import Drawings
 from fer_lightning.inference.answers import OK, Answerer, Row
-from fer_lightning.inference.face_options import FaceOptions
+from fer_lightning.inference.face_options import FaceOptions, check_pictures_folder
 from fer_lightning.inference.pictures import Source
 from fer_lightning.metrics import conformal
 from fer_lightning.presentation.printable import printable
@@ -90,22 +90,7 @@ def _check(request: PredictionRequest) -> None:
     if request.out is not None and request.out.name in RECORDS and (request.out.parent / "status.json").exists():
         raise UserError(f"--out {request.out}: is the run's own record; choose another name")
     if request.draw is not None:
-        _check_drawings(request.draw, request.paths)
-
-
-def _check_drawings(folder: Path, paths: list[str]) -> None:
-    """Refuse to draw into a folder that inputs are read from.
-
-    Raises:
-        UserError: ``folder`` is a file, or holds inputs.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--draw {folder}: is a file; give a folder")
-    target = folder.resolve()
-    for path in map(Path, paths):
-        given = path.resolve()
-        if target == given.parent or (given.is_dir() and target.is_relative_to(given)):
-            raise UserError(f"--draw {folder}: {path} is read from there; choose a folder outside")
+        check_pictures_folder("--draw", request.draw, request.paths)
 
 
 def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:

@@ -14,6 +14,9 @@ from fer_lightning.presentation.words import listed, percent, span
 NAMED_BY_ROW = ("model.name", "model.head.cosine_scale", "model.head.class_scale", "model.head.class_margin")
 """Settings that may differ between methods without a note: the row names the model, the method sets the others."""
 
+MAX_NAMED = 3
+"""Runs that a note names."""
+
 
 def on_scores(c: Comparison) -> list[str]:
     """About seeds and the interval of a single method."""
@@ -165,9 +168,20 @@ def on_calibration(c: Comparison) -> list[str]:
     return ["No run has a temperature (none had validation images to fit it on): calibration is as trained."]
 
 
+def on_missing_scores(c: Comparison) -> list[str]:
+    """Test sets that only some runs have scores of, which are therefore left out for all."""
+    names = sorted(set().union(*(run.members for run in c.runs)))
+    notes = []
+    for name in names:
+        if lacking := [run.name for run in c.runs if name not in run.members]:
+            shown = listed(lacking[:MAX_NAMED]) + " and others" * (len(lacking) > MAX_NAMED)
+            notes.append(f"No scores on {name}: {shown} {'has' if len(lacking) == 1 else 'have'} none.")
+    return notes
+
+
 def on_protocol(c: Comparison) -> list[str]:
     """What differs between the runs besides the method, and which folders were skipped."""
-    notes = []
+    notes = on_missing_scores(c)
     steps = list(dict.fromkeys(span(run.training_steps for run in members) for members in c.rows.values()))
     if len(steps) > 1:
         notes.append(

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 
 from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.presentation.printable import printable
-from fer_lightning.report import sentences, tables
+from fer_lightning.report import notes, sentences, tables
 from fer_lightning.report.protocol import key
 from fer_lightning.report.tables import Cell
 
@@ -37,7 +37,7 @@ def print_comparison(c: Comparison, console: Console) -> None:
         _say(console, f"... and {len(whole.rows) - len(rows)} more in the report")
     if c.ensembles is not None:
         _print_ensembles(c, console)
-    for sentence in sentences.highlights(c):
+    for sentence in (*sentences.highlights(c), *notes.on_missing_scores(c)):
         _say(console, f"- {sentence}")
 
 

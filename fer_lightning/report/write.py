@@ -60,6 +60,8 @@ def compare_and_report(
         check_inside(out, Path(run_dirs[0]))  # a run of somebody else's
     elif Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
+    elif (Path(out) / "status.json").exists():
+        raise UserError(f"--out {out}: is a run's folder, whose pictures the report would replace; give another folder")
     comparison = analyse_folders(run_dirs, baseline, votes, ensemble)
     terminal.print_comparison(comparison, console)
     _log_skipped(comparison)

@@ -92,6 +92,10 @@ def test_what_is_left_out_is_a_warning(run, sweep, tmp_path):
         comparison = fl.compare([run, tmp_path])
     assert warned[0].filename == __file__
     assert list(comparison.skipped) == [tmp_path]
+    with pytest.warns(UserWarning, match="left out"):
+        fl.compare([run, tmp_path], out=tmp_path / "report")
+    assert {path.name for path in tmp_path.iterdir()} == {"status.json", "report"}
+    assert (tmp_path / "report" / "report.html").exists()
     with pytest.raises(fl.UserError, match=r"no run can be compared \(1 found\)"):
         fl.compare([tmp_path])
     with pytest.raises(fl.UserError, match="is not a folder; give the folders of runs or of sweeps"):

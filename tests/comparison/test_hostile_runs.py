@@ -167,6 +167,8 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
         "test/set_coverage of 0.5000, and of its classes 0.9000",
     ),
     "another accuracy": (change(test__accuracy=0.99), "metrics.json one of 0.9900"),
+    "a list for drop_duplicates": (change(drop_duplicates=["train"]), "drop_duplicates is .* not train or null"),
+    "a fold that is no number": (lambda folder: setting(folder, split={"fold": "${imbalance.name}"}), "split.fold="),
     "counts of one emotion": (change(train__class_counts={"happy": 1}), "class_counts"),
     "counts as text": (change(train__class_counts=dict.fromkeys(EMOTIONS, "1")), "class_counts"),
     "steps of a half": (change(train__steps=0.5), "train/steps is 0.5"),
@@ -219,6 +221,26 @@ def test_a_malformed_run_is_left_out_and_named(case: str, good: Path, bad: Path)
     runs, skipped = read_runs([bad, good])
     assert [run.folder for run in runs] == [good]
     assert list(skipped) == [bad]
+
+
+def test_linked_and_unreadable_folders_are_left_out_and_named(good: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "sweep" / "closed").mkdir(parents=True)
+    shutil.copytree(good, tmp_path / "sweep" / "own")
+    for name, target in (("run", good), ("runs", good.parent), ("notes", tmp_path)):
+        (tmp_path / "sweep" / name).symlink_to(target)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    runs, skipped = read_runs(find_runs([tmp_path / "sweep"]))
+    assert [run.folder.name for run in runs] == ["own"]
+    reasons = {folder.name: reason for folder, reason in skipped.items()}
+    assert set(reasons) == {"closed", "run", "runs"}
+    assert reasons["run"] == f"is a link, which is not followed; give the folder {good} itself"
 
 
 def test_scores_are_checked_under_their_own_names() -> None:

@@ -107,6 +107,15 @@ def test_a_test_set_that_the_predictions_lack_is_named(tmp_path: Path) -> None:
         read_run(folder)
 
 
+def test_values_given_as_the_seed_are_the_seed(tmp_path: Path) -> None:
+    """A fold is a number; another setting that follows the seed makes each run a setting of its own."""
+    given = {"split.fold": "${seed}", "optim.weight_decay": "${seed}", "imbalance.second_stage.seed": "${seed}"}
+    runs = [read_run(write_run(tmp_path / str(seed), seed=seed, settings=given)) for seed in range(2)]
+    assert [run.repeat for run in runs] == [(0, "0"), (1, "1")]
+    assert [run.settings["optim.weight_decay"] for run in runs] == ["0", "1"]
+    assert {run.settings["imbalance.second_stage.seed"] for run in runs} == {"${seed}"}
+
+
 def test_a_first_stage_that_was_replaced_is_no_other_seed(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / str(number), "crt", seed, settings={FIRST_STAGE: f"none-{path}"}, first_stage_hash=digest)

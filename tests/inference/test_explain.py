@@ -122,7 +122,8 @@ class TestFiles:
             [
                 ([], "no image given"),
                 (["gone.png"], "gone.png: does not exist; give files or folders"),
-                (["images", "--out", "images/one.png"], "--out images/one.png: cannot be made"),
+                (["images", "--out", "images/one.png"], "--out images/one.png: is a file; give a folder"),
+                (["images", "--out", "images"], "--out images: images is read from there; choose a folder outside"),
                 (["--test-set", "--emotion", "happy"], "--class happy: --test-set explains every class"),
                 (["--test-set", "--faces"], "--faces: --test-set explains every class"),
                 (

@@ -18,7 +18,7 @@ from fer_lightning.comparison.analysis import Comparison
 from fer_lightning.metrics.names import SCORES
 from fer_lightning.presentation.escapes import to_markdown
 from fer_lightning.presentation.plotting import row_shares
-from fer_lightning.report import page, page_charts, pictures, sections, sentences, tables, terminal
+from fer_lightning.report import notes, page, page_charts, pictures, sections, sentences, tables, terminal
 from fer_lightning.report.markdown import markdown
 from fer_lightning.report.protocol import protocol
 
@@ -98,6 +98,17 @@ def test_terminal_shows_scores_and_says_what_is_left_out() -> None:
     assert f"{table.loc[(best, 'f1_macro'), 'mean'] * 100:.1f} ± 0.8" in shown
     assert "more in the report" in shown
     assert shown.index(best) < shown.index("none"), "best macro F1 first"
+
+
+def test_a_test_set_that_some_runs_lack_is_named() -> None:
+    c = made_up(2, 3)
+    assert not notes.on_missing_scores(c)
+    (name, members) = list(c.rows.items())[-1]
+    lacking = replace(members[-1], members={"test": members[-1].members["test"]})
+    c = replace(c, rows={**c.rows, name: [*members[:-1], lacking]}, sizes={"test": 3589})
+    line = f"No scores on test_dedup: {lacking.name} has none."
+    assert line in printed(c, 140)
+    assert to_markdown(line) in markdown(c, [])
 
 
 def test_report_opens_with_answer_picture_and_scores(tmp_path: Path) -> None:
