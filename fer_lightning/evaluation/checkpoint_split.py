@@ -139,7 +139,8 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
             if OmegaConf.is_dict(OmegaConf.select(cfg, override.key_or_group)):
                 raise UserError(f"{override.input_line}: a whole group cannot be replaced; give one of its keys")
             OmegaConf.update(cfg, override.key_or_group, override.value())
-            if not f"{override.key_or_group}.".startswith(CHANGEABLE):
+            is_name = override.key_or_group in ("data.name", "split.name", "labels.name")  # recorded, and nothing else
+            if is_name or not f"{override.key_or_group}.".startswith(CHANGEABLE):
                 raise UserError(
                     f"{override.input_line}: describes the trained model and cannot be changed; accepted are keys of "
                     "data, split and labels, and trainer.accelerator"

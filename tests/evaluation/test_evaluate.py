@@ -185,6 +185,7 @@ class TestOtherImages:
                 "optim.lr=3: describes the trained model and cannot be changed; accepted are",
             ),
             (["model.name=resnet18"], "model.name=resnet18: describes the trained model"),
+            (["split.name=paper"], "split.name=paper: describes the trained model"),
             (["imbalance.name=focal"], "imbalance.name=focal: describes the trained model"),
             (["split.val_fraction=["], "cannot be read as key=value"),
             (["split.val_fraction=2"], "split.val_fraction=2: must lie between 0 and 1"),
