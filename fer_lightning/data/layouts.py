@@ -8,7 +8,6 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -149,7 +148,7 @@ def keep_persons_together(faces: Faces, names: re.Pattern[str]) -> Faces:
     log.info("Parts that are cut keep each of %d persons in one part", len(read))
     if unread := sum(match is None for match in found):
         log.warning("The names of %d files do not show the person", unread)
-    return replace(faces, groups=component[person].astype(np.int64))
+    return faces.with_groups(component[person].astype(np.int64))
 
 
 def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:

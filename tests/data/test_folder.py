@@ -424,6 +424,20 @@ class TestPersons:
             splits.kfold(faces, seed=0, folds=13)
 
 
+    def test_other_persons_are_other_data(self, tmp_path):
+        hashes = []
+        for shown in ("ABCDEF", "ABCDEE", "ABCDEF"):
+            folder = tmp_path / str(len(hashes))
+            drawn = iter(encode(face) for face in DRAWN.images)
+            files = {
+                f"{emotion}/S{ord(letter):03}_00{number}_00000017.png": next(drawn)
+                for emotion in ("happy", "sad")
+                for number, letter in enumerate(shown)
+            }
+            hashes.append(layouts.ck48(str(write_folder(files, folder))).data_hash)
+        assert hashes[0] == hashes[2] != hashes[1]
+
+
 def test_counts_of_parts(tmp_path):
     faces = folder.load(str(write_folder(tree(), tmp_path / "faces")))
     split = splits.official(faces, seed=0)
