@@ -110,13 +110,14 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     """List the run folders at or below ``paths``, in the order of their names (2 before 10), each once.
 
     Raises:
-        UserError: a path that is not a folder, or nothing that looks like a run below any of them.
+        UserError: a path that is not a folder, a folder that cannot be read, or nothing that looks like a run below any
+            of them.
     """
     run_folders: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; give the folders of runs or of sweeps")
-        for root, folders, files in os.walk(path):
+        for root, folders, files in os.walk(path, onerror=_refuse_unreadable):
             folders.sort(key=natural_key)
             if {"metrics.json", "status.json"} & set(files) or ".hydra" in folders:
                 run_folders[Path(root).resolve()] = None
@@ -125,6 +126,10 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         names = ", ".join(map(str, paths))
         raise UserError(f"no run folder in {names}; a run folder holds metrics.json and predictions.csv")
     return list(run_folders)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); allow it, or give the folders of runs")
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -175,8 +175,8 @@ def leaked(faces: Faces, duplicates: Duplicates, usage: int) -> pd.DataFrame:
     """Count the images of a usage that have a duplicate in the training images.
 
     Returns:
-        Indexed by class: ``images`` of the usage, ``exact`` with an identical one there, ``near`` with an identical or a
-        nearly identical one.
+        Indexed by class: ``images`` of the usage, ``exact`` with an identical one there, ``near`` with an identical or
+        a nearly identical one.
     """
     findings = duplicates.findings
     known = findings[np.array([faces.parts[0] in parts.split() for parts in findings["twin_in"]], bool)]
@@ -285,7 +285,9 @@ class _BestPairs:
         new = pd.DataFrame({"one": one, "other": other, "correlation": similarity, "apart": apart})
         self._pairs = pd.concat([self._pairs, new], ignore_index=True)
         if len(self._pairs) > 2 * MOST_PAIRS:
-            self._pairs = self._pairs.sort_values(["apart", "correlation"], ascending=False, kind="stable").head(MOST_PAIRS)
+            self._pairs = self._pairs.sort_values(["apart", "correlation"], ascending=False, kind="stable").head(
+                MOST_PAIRS
+            )
 
     def chosen(self) -> tuple[pd.DataFrame, int]:
         """The pairs, in descending order of correlation, and the number of those that they are the best of."""

@@ -166,8 +166,7 @@ def _sections(faces: Faces, duplicates: Duplicates) -> dict[str, list[Example]]:
     examples = {
         "Groups of identical images in different splits": _twins_that_differ(duplicates, faces.usage),
         f"Nearly identical pairs{where}, with their correlation r": [
-            Example((one, other), f"r = {value:.3f}")
-            for one, other, value in pairs.itertuples(index=False)
+            Example((one, other), f"r = {value:.3f}") for one, other, value in pairs.itertuples(index=False)
         ],
         "Groups of identical images with different labels": _twins_that_differ(duplicates, faces.labels),
         "Blank images": [Example((index,)) for index in blank],

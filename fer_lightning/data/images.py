@@ -212,8 +212,8 @@ def image_ids(container: archives.Container, paths: Sequence[str]) -> np.ndarray
     longest = max(ids, key=len, default="")
     if len(longest) * len(ids) > MAX_ID_CHARACTERS:
         raise UserError(
-            f"{container.path}: the path {longest[:80]}... has {len(longest):,} characters, too many beside {len(ids):,} "
-            "images: shorten it"
+            f"{container.path}: the path {longest[:80]}... has {len(longest):,} characters, too many beside "
+            f"{len(ids):,} images: shorten it"
         )
     if len(set(ids)) < len(ids):
         twice = next(name for name, count in Counter(ids).items() if count > 1)

@@ -181,10 +181,10 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
     if len(lists) > 1:
         raise UserError(f"{container.path} holds several lists of labels ({', '.join(lists[:3])}): give one of them")
     images: dict[str, str] = {}
-    for name in (name for name in names if name.lower().endswith(IMAGE_SUFFIXES)):
-        other = images.setdefault(PurePosixPath(name).name.lower(), name)
-        if other != name:
-            raise UserError(f"{container.path}: {other} and {name} have one name, and the list no folders: remove one")
+    for path in (name for name in names if name.lower().endswith(IMAGE_SUFFIXES)):
+        other = images.setdefault(PurePosixPath(path).name.lower(), path)
+        if other != path:
+            raise UserError(f"{container.path}: {other} and {path} have one name, and the list no folders: remove one")
     where = f"{container.path}: {lists[0]}"
     with container.open(lists[0]) as stream:
         content = stream.read(MAX_LIST + 1)

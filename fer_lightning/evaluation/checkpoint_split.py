@@ -184,7 +184,7 @@ def _is_other_set(model: EmotionClassifier, overrides: list[str]) -> bool:
 
 
 def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
-    """Replace the trained choice of ``conf/data``, read in the model's form; all but FER-2013 have labels of their own."""
+    """Replace the trained choice of ``conf/data``, read in the model's form; all but FER-2013 have own labels."""
     files = {path.stem: path for path in (safety.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")

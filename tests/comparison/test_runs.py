@@ -1,8 +1,10 @@
 """Reading run folders back."""
 
+import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from fer_lightning.comparison.runs import FIRST_STAGE, find_runs, read_run, read
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.score import print_table
 from fer_lightning.presentation.escapes import table_to_csv
+from fer_lightning.runtime.errors import UserError
 
 
 def test_a_run_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
@@ -184,3 +187,17 @@ def test_runs_are_found_in_number_order_and_once(tmp_path: Path) -> None:
         write_run(tmp_path / "sweep" / name, seed=int(name.split("-")[0]))
     found = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "2-focal-seed0"])
     assert [folder.name for folder in found] == ["0-none-seed0", "2-focal-seed0", "10-none-seed1"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if Path(path).name == "0":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"sweep/0: cannot be read \(Permission denied\); allow it"):
+        find_runs([tmp_path / "sweep"])
