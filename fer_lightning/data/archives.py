@@ -8,6 +8,7 @@ files also the number of bytes read.
 import bz2
 import gzip
 import io
+import logging
 import lzma
 import os
 import re
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
 
 from fer_lightning.runtime.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
 
 MAX_DEPTH = 6
 """Depth to which folders are searched, so that a home folder given by mistake is not walked completely."""
@@ -339,6 +342,16 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> tupl
         elif litter < len(parts) - 1 and _is_hidden(parts[litter]):
             hidden["/".join(parts[: litter + 1])] = None
     return members, list(hidden)
+
+
+def log_left_out(container: Container) -> None:
+    """Log the folders whose files are not among the names of a container."""
+    empty, deep = (container.empty, container.deep) if isinstance(container, Folder) else ([], [])
+    for kind, folders in (("hidden", container.hidden), ("empty", empty)):
+        if folders:
+            log.info("Ignored %s folders: %s", kind, ", ".join(sorted(folders)[:5]))
+    if deep:
+        log.warning("Ignored folders more than %d levels deep: %s", MAX_DEPTH - 1, ", ".join(sorted(deep)[:5]))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from fer_lightning.data.archives import (
     Tar,
     Zip,
     is_tar,
+    log_left_out,
     open_file,
     readable_errors,
 )
@@ -168,6 +169,7 @@ def _find(container: Container) -> _Content:
 
 
 def _read_container(container: Container) -> Faces:
+    log_left_out(container)
     names, is_csv = _find(container)
     if not is_csv:
         return read_image_tree(container, names)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fer_lightning.data import classes as class_names
-from fer_lightning.data.archives import MAX_DEPTH, Container, Folder, Tar, Zip, is_tar, open_file, readable_errors
+from fer_lightning.data.archives import Container, Folder, Tar, Zip, is_tar, log_left_out, open_file, readable_errors
 from fer_lightning.data.cache import Allocate, cached, content_key, default_cache_dir
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, ImageForm, image_ids, read_images, typical_side
@@ -182,7 +182,7 @@ def _find(source: Path, inside: str, find: Find, accepted: str) -> tuple[Contain
                 return container, read_label_table(stream, str(source), container.names(), "")
         else:
             raise UserError(f"data.path={source} is not a folder, archive or table: give {accepted}")
-    _log_left_out(container)
+    log_left_out(container)
     return container, find(
         container, [name for name in container.names() if name.startswith(inside and f"{inside}/")], inside
     )
@@ -261,16 +261,6 @@ def _log_ignored(names: Sequence[str]) -> None:
     if others:
         endings = sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in others})
         log.info("Ignored %d files that are not images (%s)", len(others), ", ".join(endings[:5]))
-
-
-def _log_left_out(container: Container) -> None:
-    """Log the folders whose files are not among the names of a container."""
-    empty, deep = (container.empty, container.deep) if isinstance(container, Folder) else ([], [])
-    for kind, folders in (("hidden", container.hidden), ("empty", empty)):
-        if folders:
-            log.info("Ignored %s folders: %s", kind, _some(sorted(folders)))
-    if deep:
-        log.warning("Ignored folders more than %d levels deep: %s", MAX_DEPTH - 1, _some(sorted(deep)))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -155,11 +155,7 @@ def read_images(
             pixels += math.prod(_header(data)[0])
             problem = problem or str(error)
             broken.append(name)
-        if pixels > FREE_PIXELS + PIXELS_PER_BYTE * packed:
-            raise UserError(
-                f"{container.path}: the images up to {name} have {pixels:,} pixels, too many for {packed:,} bytes: "
-                "reduce them to the size that is needed"
-            )
+        _check_pixels(f"{container.path}: the images up to {name}", pixels, packed)
         if image is None:
             continue
         out[place] = as_face(image, form)
@@ -173,9 +169,7 @@ def read_images(
                 f"{container.path} has gray images (such as {first_gray}) and colour ones (such as {first_colour}): "
                 "use data.color=false to convert all to gray, or leave the gray ones out and use data.color=true"
             )
-    if broken:
-        named = [*broken[1:SHOWN], *([f"{len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else [])]
-        raise UserError(f"{problem}; and so {listed(named)}" if named else problem)
+    _check_broken(problem, broken)
     if form.color and gray and not gray_too:
         raise UserError(
             f"{container.path}: {gray:,} of {len(names):,} images are gray (the first: {first_gray}): data.color=true "
@@ -184,6 +178,19 @@ def read_images(
     if converted:
         log.info("Converted %d images of another size or colour to %s", converted, form)
     return out
+
+
+def _check_pixels(which: str, pixels: int, packed: int) -> None:
+    if pixels > FREE_PIXELS + PIXELS_PER_BYTE * packed:
+        raise UserError(
+            f"{which} have {pixels:,} pixels, too many for {packed:,} bytes: reduce them to the size that is needed"
+        )
+
+
+def _check_broken(problem: str, broken: Sequence[str]) -> None:
+    if broken:
+        named = [*broken[1:SHOWN], *([f"{len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else [])]
+        raise UserError(f"{problem}; and so {listed(named)}" if named else problem)
 
 
 def typical_side(container: archives.Container, names: Sequence[str]) -> int:
