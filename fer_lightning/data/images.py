@@ -165,10 +165,7 @@ def read_images(
         else:
             first_colour = first_colour or name
         if one_kind and first_gray and first_colour:
-            raise UserError(
-                f"{container.path} has gray images (such as {first_gray}) and colour ones (such as {first_colour}): "
-                "use data.color=false to convert all to gray, or leave the gray ones out and use data.color=true"
-            )
+            raise _both_kinds(container, first_gray, first_colour)
     _check_broken(problem, broken)
     if form.color and gray and not gray_too:
         raise UserError(
@@ -178,6 +175,13 @@ def read_images(
     if converted:
         log.info("Converted %d images of another size or colour to %s", converted, form)
     return out
+
+
+def _both_kinds(container: archives.Container, gray: str, colour: str) -> UserError:
+    return UserError(
+        f"{container.path} has gray images (such as {gray}) and colour ones (such as {colour}): use data.color=false to "
+        "convert all to gray, or leave the gray ones out and use data.color=true"
+    )
 
 
 def _check_pixels(which: str, pixels: int, packed: int) -> None:
