@@ -42,7 +42,7 @@ MAX_SEGMENTS = 1024
 MAX_PADDING = 1024
 """Maximum bytes between two segments, which Pillow reads one by one."""
 
-FREE_PIXELS, PIXELS_PER_BYTE = 2**33, 256
+FREE_PIXELS, PIXELS_PER_BYTE = 2**31, 256
 """Maximum pixels of all images of a set: so many, and so many more for each byte of the archive or of the files.
 
 Photographs have 1 to 50 pixels per byte; a blank PNG has 1,000, and in a zip 100,000.
@@ -179,8 +179,8 @@ def read_images(
 
 def _both_kinds(container: archives.Container, gray: str, colour: str) -> UserError:
     return UserError(
-        f"{container.path} has gray images (such as {gray}) and colour ones (such as {colour}): use data.color=false to "
-        "convert all to gray, or leave the gray ones out and use data.color=true"
+        f"{container.path} has gray images (such as {gray}) and colour ones (such as {colour}): use "
+        "data.color=false to convert all to gray, or leave the gray ones out and use data.color=true"
     )
 
 
