@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,10 @@ def _leads_to_run(linked: Path) -> bool:
     """Whether a linked folder is a run or holds runs."""
     try:
         names = os.listdir(linked)
-        return _is_run(names, names) or any(_is_run(inside, inside) for inside in _listed(linked, names))
+        below = (os.listdir(linked / name) for name in names if (linked / name).is_dir())
+        return _is_run(names, names) or any(_is_run(inside, inside) for inside in below)
     except OSError:
         return False
-
-
-def _listed(folder: Path, names: Sequence[str]) -> Iterator[list[str]]:
-    return (os.listdir(folder / name) for name in names if (folder / name).is_dir())
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -103,7 +103,7 @@ def _data_rules(cfg: DictConfig) -> None:
     require(data.device in ("auto", "cpu"), "data.device", data.device, "must be auto (where the model is) or cpu")
     accepted = "must be train (remove training images that have an exact twin in a test set), or null"
     require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, accepted)
-    label_rules(cfg.labels)
+    label_rules(cfg.labels, data)
     votes = cfg.labels.votes
     exists = votes is None or Path(votes).expanduser().is_file()
     require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
@@ -128,17 +128,20 @@ def _augment_rules(cfg: DictConfig) -> None:
     Strengths(**{str(key): value for key, value in cfg.augment.items() if key not in ("name", "backend")})
 
 
-def label_rules(labels: DictConfig) -> None:
+def label_rules(labels: DictConfig, data: DictConfig) -> None:
     """Check that votes are given exactly where they are used.
 
     Raises:
-        UserError: ``votes`` is missing or not used, or ``targets`` is unknown.
+        UserError: ``votes`` is missing or not used, ``targets`` is unknown, or the data select their classes while they
+            are read, so that images whose class the votes would change are missing.
     """
     votes, targets = labels.votes, labels.targets
     if labels.name == "fer":
         for key, value in (("votes", votes), ("targets", targets)):
             require(value is None, f"labels.{key}", value, "labels=fer has no votes; use labels=ferplus")
         return
+    accepted = f"has FER+'s votes for FER-2013's images, and data={data.name} its own labels; use data=fer2013"
+    require("classes" not in data.source, "labels", labels.name, accepted)
     require(votes is not None, "labels.votes", votes, f"labels={labels.name} needs the votes; give {VOTES}")
     require(targets in ("majority", "soft"), "labels.targets", targets, "must be majority or soft")
 

@@ -8,6 +8,7 @@ files also the number of bytes read.
 import bz2
 import gzip
 import io
+import logging
 import lzma
 import os
 import re
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
 
 from fer_lightning.runtime.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
 
 MAX_DEPTH = 6
 """Depth to which folders are searched, so that a home folder given by mistake is not walked completely."""
@@ -38,6 +41,9 @@ MAX_ARCHIVE = 2**32
 MAX_MEMBERS = 1_000_000
 """Maximum number of members of an archive, or files of a folder; Kaggle's has 35,887, AffectNet 291,651."""
 
+MAX_NAME = 4096
+"""Maximum characters of a member's name, as of a path on Linux."""
+
 MAX_PIECE = 2**25
 """Maximum bytes of a single read, and of an image file."""
 
@@ -45,7 +51,7 @@ UTF8_FLAG = 0x800
 """The bit of a zip member's flags that says that its name is UTF-8."""
 
 _UNPACK = "unpack it and give the folder or file"
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx", "lost+found"}
 _TOOLS = {".git", ".ipynb_checkpoints"}
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
@@ -53,10 +59,17 @@ T = TypeVar("T")
 
 
 class Container(Protocol):
-    """Named files that can be opened one at a time."""
+    """Named files that can be opened one at a time.
+
+    Attributes:
+        path: of the folder or archive.
+        form: what it is: folder, zip or tar.
+        hidden: folders in it that are left out, besides those of Git and Jupyter.
+    """
 
     path: Path
     form: str
+    hidden: list[str]
 
     def names(self) -> list[str]:
         """Relative paths of all files, with forward slashes, in the order that is fastest to read."""
@@ -66,14 +79,20 @@ class Container(Protocol):
         """Open one of ``names()`` as a binary stream."""
         ...
 
+    def is_current(self) -> bool:
+        """Whether the archive that was opened is still the one at its path."""
+        ...
+
 
 class Folder:
-    """The files below a folder.
+    """The files below a folder; see ``Container``.
 
     Attributes:
-        path: of the folder.
-        hidden: folders below it that are left out, besides those of Git and Jupyter.
         empty: folders below it that hold nothing.
+        deep: folders below it that are too deep to be searched.
+
+    Raises:
+        UserError: a folder cannot be read, or there are too many.
     """
 
     form = "folder"
@@ -82,18 +101,22 @@ class Folder:
         self.path = path
         self.hidden: list[str] = []
         self.empty: list[str] = []
+        self.deep: list[str] = []
         self._names = sorted(self._list())
 
     def _list(self) -> Iterator[str]:
         folders_seen = files_seen = 0
-        for folder, folders, files in os.walk(self.path, followlinks=True):
+        for folder, folders, files in os.walk(self.path, onerror=_refuse_unreadable, followlinks=True):
             below = Path(folder).relative_to(self.path)
             deep_enough = len(below.parts) + 1 >= MAX_DEPTH
-            hidden = [name for name in folders if name.startswith(".") and name not in _TOOLS]
+            hidden = [name for name in folders if _is_hidden(name)]
             self.hidden += [(below / name).as_posix() for name in hidden]
             if not folders and all(map(_is_litter, files)):
                 self.empty.append(below.as_posix())
-            folders[:] = [] if deep_enough else [name for name in folders if not _is_litter(name)]
+            folders[:] = [name for name in folders if not _is_litter(name)]
+            if deep_enough:
+                self.deep += [(below / name).as_posix() for name in folders]
+                folders.clear()
             folders_seen, files_seen = folders_seen + 1, files_seen + len(files)
             if folders_seen > MAX_FOLDERS or files_seen > MAX_MEMBERS:
                 raise UserError(
@@ -110,13 +133,28 @@ class Folder:
         """Open a file below the folder."""
         return open_file(self.path / name)
 
+    def is_current(self) -> bool:
+        """True: its files are opened one by one."""
+        return True
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}): allow it, or remove the folder")
+
 
 class _Archive:
+    path: Path
     _members: Mapping[str, Any]
+    _file: IO[bytes]
+    hidden: list[str]
 
     def names(self) -> list[str]:
         """Paths of the visible members, in the archive's order."""
         return list(self._members)
+
+    def is_current(self) -> bool:
+        """Whether the archive that was opened is still the one at its path."""
+        return self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
 
 
 class Zip(_Archive):
@@ -126,8 +164,9 @@ class Zip(_Archive):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip = zipfile.ZipFile(path)
-        self._members = _safe_members(path, self._list())
+        self._file = open_file(path)  # open while this lives
+        self._zip = zipfile.ZipFile(self._file)
+        self._members, self.hidden = _safe_members(path, self._list())
 
     def _list(self) -> Iterator[tuple[str, int, bool, zipfile.ZipInfo]]:
         for info in self._zip.infolist():
@@ -158,9 +197,10 @@ class Tar(_Archive):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # "r:" because tarfile would otherwise decompress further layers itself, without a limit. Open while this lives.
-        self._tar = tarfile.open(fileobj=cast(IO[bytes], unpacked(path, MAX_ARCHIVE)), mode="r:")  # noqa: SIM115
-        self._members = _safe_members(path, self._list())
+        self._file = cast(IO[bytes], unpacked(path, MAX_ARCHIVE))  # open while this lives
+        # "r:" because tarfile would otherwise decompress further layers itself, without a limit.
+        self._tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
+        self._members, self.hidden = _safe_members(path, self._list())
 
     def _list(self) -> Iterator[tuple[str, int, bool, tarfile.TarInfo]]:
         for member in self._tar:
@@ -171,8 +211,7 @@ class Tar(_Archive):
 
     def _check_end(self) -> None:
         """Check that nothing but zeros follows the last member: tarfile takes a damaged header for the end."""
-        stream = self._tar.fileobj
-        assert stream is not None
+        stream = self._file
         stream.seek(self._tar.offset)
         while piece := stream.read(MAX_PIECE):
             if piece.strip(b"\0"):
@@ -229,6 +268,9 @@ class Limited(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._stream.seek(offset, whence)
 
@@ -254,20 +296,28 @@ class Limited(io.RawIOBase):
         super().close()
 
 
-def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict[str, T]:
+def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> tuple[dict[str, T], list[str]]:
     """Map names with forward slashes to the visible files among (name, bytes, is file or folder, member).
 
+    Returns:
+        The files; and the hidden folders that hold others.
+
     Raises:
-        UserError: a member points out of the archive, is a link or device, is too large, or has the name of another
-            one; names the first.
+        UserError: a member points out of the archive, is a link or device, is too large, or has a name that is too long
+            or that of another one; names the first.
     """
-    members, total = {}, 0
+    members: dict[str, T] = {}
+    hidden: dict[str, None] = {}
+    total = 0
     for number, (raw, size, plain, member) in enumerate(found):
-        name = raw.replace("\\", "/").removeprefix("./")
-        parts = name.split("/")
+        given = raw.replace("\\", "/")
+        parts = [part for part in given.split("/") if part not in ("", ".")]
+        name = "/".join(parts)
         total += size
         remedy = "get the data elsewhere"
-        if ".." in parts or name.startswith("/") or re.match("[A-Za-z]:", name):
+        if len(raw) > MAX_NAME:
+            reason, remedy = f"has a name of {len(raw):,} characters, and at most {MAX_NAME:,} are read", _UNPACK
+        elif ".." in parts or given.startswith("/") or re.match("[A-Za-z]:", name):
             reason = "points out of the archive"
         elif not plain:
             reason = "is a link, a device or a sparse file"
@@ -284,9 +334,24 @@ def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> dict
             reason = ""
         if reason:
             raise UserError(f"{path}: member {raw[:200]!r} {reason}; nothing was unpacked; {remedy}")
-        if not name.endswith("/") and not any(_is_litter(part) for part in parts):
+        if given.endswith("/") or not parts:
+            continue
+        litter = next((place for place, part in enumerate(parts) if _is_litter(part)), None)
+        if litter is None:
             members[name] = member
-    return members
+        elif litter < len(parts) - 1 and _is_hidden(parts[litter]):
+            hidden["/".join(parts[: litter + 1])] = None
+    return members, list(hidden)
+
+
+def log_left_out(container: Container) -> None:
+    """Log the folders whose files are not among the names of a container."""
+    empty, deep = (container.empty, container.deep) if isinstance(container, Folder) else ([], [])
+    for kind, folders in (("hidden", container.hidden), ("empty", empty)):
+        if folders:
+            log.info("Ignored %s folders: %s", kind, ", ".join(sorted(folders)[:5]))
+    if deep:
+        log.warning("Ignored folders more than %d levels deep: %s", MAX_DEPTH - 1, ", ".join(sorted(deep)[:5]))
 
 
 @contextmanager
@@ -311,6 +376,10 @@ def readable_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged or packed in an unknown way ({one_line(error)}): get it again") from error
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror or one_line(error)}") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") and name not in _TOOLS
 
 
 def _is_litter(name: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
+from fer_lightning.runtime.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,13 @@ def _read(entry: Path, shape: tuple[int, ...], report: bool) -> np.ndarray | Non
     if not all((entry / name).is_file() for name in (META, VALUES)):  # a pipe would block
         return None
     try:
-        meta = json.loads((entry / META).read_text())
+        meta = read_json(entry / META)
         values: np.ndarray = np.load(entry / VALUES, mmap_mode="r")
         intact = meta == {"format": FORMAT, VALUES: crc32(entry / VALUES)}
         if not intact or (values.shape, values.dtype) != (shape, np.float32):
             raise ValueError("its values are not those of its checksum and shape")
         return values
-    except (OSError, EOFError, ValueError) as error:
+    except Exception as error:  # NumPy's reader raises many types on damaged files, also for lack of memory
         if report:
             log.info("Cached features in %s are unusable (%s): computing them again", entry, error)
         return None

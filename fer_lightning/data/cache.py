@@ -18,6 +18,7 @@ from fer_lightning.data.archives import Container, Folder, open_file
 from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
 from fer_lightning.data.faces import Faces
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _read(entry: Path, report: bool) -> Faces | None:
     try:
         if not all((entry / name).is_file() for name in ("meta.json", IMAGES, INDEX)):  # a pipe would block
             raise ValueError("a file is missing")
-        meta = json.loads((entry / "meta.json").read_text())
+        meta = read_json(entry / "meta.json")
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, not {FORMAT}")
         if crc32(entry / INDEX) != meta[INDEX]:
@@ -143,7 +144,7 @@ def _read(entry: Path, report: bool) -> Faces | None:
         if not faces.is_intact():
             raise ValueError("its images or labels are not those of its hash")
         return faces
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy's readers raise many types on damaged files, also for lack of memory
         if report:
             log.info("Cached images in %s are unusable (%s): rebuilding them", entry, error)
         return None

@@ -1,8 +1,8 @@
 """Entries of a cache folder: read, or built beside it by one process and renamed into place."""
 
-import contextlib
 import logging
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable
@@ -28,7 +28,8 @@ def read_or_build(
     """Return what an entry holds; build and store it first if there is none.
 
     Safe for concurrent processes: one builds, the others wait for it. Entries appear whole or not at all; a damaged or
-    outdated one is built again. If the folder cannot be written, the content is built without being stored.
+    outdated one is built again, and so is a link in its place: the cache folder may be somebody else's. If the folder
+    cannot be written, the content is built without being stored.
 
     Args:
         entry: folder of the entry; the folder that it is in is created if missing.
@@ -41,26 +42,27 @@ def read_or_build(
         The content as it was read, or as it was built if it could not be stored.
     """
     # First without the lock: entries are renamed into place when complete, and the folder may be read-only.
-    content = read(False)
+    content = None if entry.is_symlink() else read(False)
     if content is not None:
         return content
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         held = filelock.FileLock(entry.with_name(f"{entry.name}.lock")).acquire()
     except (OSError, NotImplementedError) as error:
-        log.warning("Cache folder %s cannot be used (%s): continuing without it", entry.parent, error)
-        return build(None)
+        return _build_alone(entry.parent, error, build)
     with held:
-        content = read(True)
+        content = None if entry.is_symlink() else read(True)
         if content is not None:
             return content
-        building = _start(entry)
+        try:
+            building = _start(entry)
+        except OSError as error:
+            return _build_alone(entry.parent, error, build)
         try:
             content = build(building)
             try:
                 write(building, content)
-                if entry.exists():
-                    shutil.rmtree(entry)
+                _remove(entry)
                 building.rename(entry)
             except OSError as error:
                 log.warning("%s could not be stored (%s): continuing without it", entry, error)
@@ -71,14 +73,30 @@ def read_or_build(
             shutil.rmtree(building, ignore_errors=True)
 
 
+def _build_alone(folder: Path, error: Exception, build: Callable[[Path | None], T]) -> T:
+    log.warning("Cache folder %s cannot be used (%s): continuing without it", folder, error)
+    return build(None)
+
+
 def _start(entry: Path) -> Path:
-    """The folder in which an entry is built; the caller holds the lock."""
+    """A new folder in which an entry is built; the caller holds the lock.
+
+    Raises:
+        OSError: it cannot be made, or what a killed process left cannot be removed.
+    """
     for leftover in entry.parent.glob(f".{entry.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building = entry.parent / f".{entry.name}-{os.getpid()}"
-    with contextlib.suppress(OSError):  # then nothing is stored, and a warning says so
-        building.mkdir()
+        _remove(leftover)
+    building = entry.parent / f".{entry.name}-{secrets.token_hex(8)}"
+    building.mkdir()  # an error where something of this name is there: nothing is built in a folder of others
     return building
+
+
+def _remove(path: Path) -> None:
+    """Remove what is there, if anything; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -186,7 +186,7 @@ def select_classes(faces: Faces, mapping: Mapping[str, str | None] | None, only:
 
 
 def match_classes(faces: Faces, classes: tuple[str, ...]) -> Faces:
-    """The images of a set whose class a model knows, labelled by the model's classes.
+    """The images of a set whose class a model knows, labelled by the model's classes; without soft targets.
 
     Raises:
         UserError: the model knows none of the classes.
@@ -216,6 +216,7 @@ def match_classes(faces: Faces, classes: tuple[str, ...]) -> Faces:
         usage=faces.usage[kept],
         ids=faces.ids[kept],
         twins=faces.twins[kept],
+        soft=None,  # of the set's own classes
         groups=None if faces.groups is None else faces.groups[kept],
         classes=classes,
     )

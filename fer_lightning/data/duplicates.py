@@ -27,7 +27,13 @@ HASH_DISTANCE = 16
 Of all pairs of FER-2013's images that correlate by 0.95 or more, it misses 1 in 1,600; by 0.9 or more, 6 in 100.
 """
 
-_BLOCK = 512
+MOST_PAIRS = 100_000
+"""Maximum number of near duplicates that are returned as pairs; n images that are all alike have n (n - 1) / 2."""
+
+_BLOCK, _COLUMNS = 512, 8192
+_DENSE = 0.25
+"""Share of pairs with close hashes in a block above which the pixels of all its pairs are compared at once."""
+
 _HALF = IMAGE_SIZE // 2
 
 
@@ -41,13 +47,16 @@ class Duplicates:
             ``group`` (number within its kind; near duplicates of near duplicates are one group), ``conflict`` (1 where
             the group has several labels), ``twin_in`` (usages that contain a duplicate of this image),
             ``correlation`` (with its nearest image; near only).
-        pairs: ``one``, ``other`` (indices of the images) and ``correlation`` of the near duplicates; identical images
-            are represented by the first of them.
+        pairs: ``one``, ``other`` (indices of the images) and ``correlation`` of the near duplicates in different
+            usages, or of all where there are none; identical images are represented by the first of them. The
+            ``MOST_PAIRS`` with the highest correlation.
+        pairs_found: number of those that ``pairs`` is taken from.
     """
 
     counts: dict[str, int]
     findings: pd.DataFrame
     pairs: pd.DataFrame
+    pairs_found: int
 
 
 def find_duplicates(faces: Faces, correlation: float = 0.95) -> Duplicates:
@@ -71,9 +80,6 @@ def find_duplicates(faces: Faces, correlation: float = 0.95) -> Duplicates:
     _, first, unique = np.unique(faces.twins, return_index=True, return_inverse=True)
     deviation = np.concatenate([_gray(faces.images[part]).std(axis=(1, 2)) for part in _parts(len(faces))])
     candidates = first[deviation[first] >= BLANK]
-    one, other, similarity = near_pairs(faces.images, candidates, min(correlation, *CORRELATIONS))
-    one, other = unique[candidates[one]], unique[candidates[other]]
-
     copies = np.zeros((len(first), len(USAGES)), np.int64)
     np.add.at(copies, (unique, faces.usage), 1)
     twins = _other_copies(copies, unique, faces.usage)
@@ -83,25 +89,29 @@ def find_duplicates(faces: Faces, correlation: float = 0.95) -> Duplicates:
     for usage in np.unique(faces.usage):
         inside = copies[:, usage]
         counts[f"exact/{faces.parts[usage]}/redundant"] = int(inside.sum() - np.count_nonzero(inside))
+    neighbours = {threshold: _Neighbours(copies) for threshold in sorted({correlation, *CORRELATIONS}, reverse=True)}
+    nearest, best = np.zeros(len(first)), _BestPairs(faces.usage)
+    for places, others, similarity in near_pairs(faces.images, candidates, min(neighbours)):
+        one, other = unique[candidates[places]], unique[candidates[others]]
+        for end in (one, other):
+            np.maximum.at(nearest, end, similarity)
+        for threshold, around in neighbours.items():
+            around.add(one[similarity >= threshold], other[similarity >= threshold])
+        chosen = similarity >= correlation
+        best.add(first[one[chosen]], first[other[chosen]], similarity[chosen])
     near = exact
-    for threshold in sorted({correlation, *CORRELATIONS}, reverse=True):
-        chosen = similarity >= threshold
-        group, around = _connect(one[chosen], other[chosen], copies)
-        groups = _groups(faces, group[unique], around[unique])
+    for threshold, found in neighbours.items():
+        groups = _groups(faces, found.groups()[unique], found.around[unique])
         kind = f"near@{threshold:g}"
-        counts[f"{kind}/pairs"] = int(np.count_nonzero(chosen))
-        counts |= _count_groups(kind, faces, groups, around[unique] | twins)
+        counts[f"{kind}/pairs"] = found.pairs
+        counts |= _count_groups(kind, faces, groups, found.around[unique] | twins)
         if threshold == correlation:
             near = groups
-    nearest = np.zeros(len(first))
-    for end in (one, other):
-        np.maximum.at(nearest, end, similarity)
     near["correlation"] = nearest[unique[near.index]].round(4)
     blank = pd.DataFrame({"group": 0, "conflict": 0, "twin_in": ""}, index=np.flatnonzero(deviation < BLANK))
     counts["blank"] = len(blank)
-    chosen = similarity >= correlation
-    pairs = pd.DataFrame({"one": first[one[chosen]], "other": first[other[chosen]], "correlation": similarity[chosen]})
-    return Duplicates(counts, _findings(faces, {"exact": exact, "near": near, "blank": blank}), pairs)
+    findings = _findings(faces, {"exact": exact, "near": near, "blank": blank})
+    return Duplicates(counts, findings, *best.chosen())
 
 
 def check_correlation(correlation: float) -> None:
@@ -114,7 +124,11 @@ def check_correlation(correlation: float) -> None:
         raise UserError(f"--correlation={correlation}: out of range; accepted: {LEAST_CORRELATION} to below 1")
 
 
-def near_pairs(images: np.ndarray, chosen: np.ndarray, correlation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Both images of some pairs, and the correlation of each."""
+
+
+def near_pairs(images: np.ndarray, chosen: np.ndarray, correlation: float) -> Iterator[Pairs]:
     """Find all pairs of similar images: candidates by a perceptual hash, confirmed by their pixels.
 
     The hash has one bit for each of the 64 lowest frequencies of the cosine transform: whether it exceeds their median
@@ -126,8 +140,9 @@ def near_pairs(images: np.ndarray, chosen: np.ndarray, correlation: float) -> tu
         chosen: (n,), the images to compare; none of them uniform.
         correlation: smallest correlation of a pair.
 
-    Returns:
-        Positions of both images in ``chosen``, the first smaller than the second, and the correlation of each pair.
+    Yields:
+        Block by block, positions of both images in ``chosen``, the first smaller than the second, and the correlation
+        of each pair, float32.
     """
     hashes = np.empty((len(chosen), 64), np.float32)
     pixels = np.empty((len(chosen), _HALF * _HALF), np.float32)
@@ -139,28 +154,29 @@ def near_pairs(images: np.ndarray, chosen: np.ndarray, correlation: float) -> tu
         hashes[part] = np.where(spectrum > np.median(spectrum, axis=1, keepdims=True), 1, -1)
         flat = half.reshape(len(half), -1) - half.mean(axis=(1, 2))[:, None]
         pixels[part] = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-    positions = [np.empty((2, 0), np.int64)]
-    similarities = [np.empty(0, np.float32)]
     for part in _parts(len(chosen)):
-        # The product of two rows of plus and minus ones is 64 minus twice the number of differing bits.
-        close = hashes[part] @ hashes[part.start :].T >= 64 - 2 * HASH_DISTANCE
-        one, other = np.nonzero(np.triu(close, 1))
-        one, other = one + part.start, other + part.start
-        for chunk in _parts(len(one), 16 * _BLOCK):
-            values = np.einsum("ij,ij->i", pixels[one[chunk]], pixels[other[chunk]])
-            kept = values >= correlation
-            positions.append(np.stack([one[chunk][kept], other[chunk][kept]]))
-            similarities.append(values[kept])
-    one, other = np.concatenate(positions, axis=1)
-    return one, other, np.concatenate(similarities)
+        for columns in _parts(len(chosen), _COLUMNS, part.start):
+            # The product of two rows of plus and minus ones is 64 minus twice the number of differing bits.
+            close = np.triu(hashes[part] @ hashes[columns].T >= 64 - 2 * HASH_DISTANCE, part.start - columns.start + 1)
+            if np.count_nonzero(close) > _DENSE * close.size:
+                correlations = pixels[part] @ pixels[columns].T
+                one, other = np.nonzero(close & (correlations >= correlation))
+                yield one + part.start, other + columns.start, correlations[one, other]
+                continue
+            one, other = np.nonzero(close)
+            one, other = one + part.start, other + columns.start
+            for chunk in _parts(len(one), 16 * _BLOCK):
+                values = np.einsum("ij,ij->i", pixels[one[chunk]], pixels[other[chunk]])
+                kept = values >= correlation
+                yield one[chunk][kept], other[chunk][kept], values[kept]
 
 
 def leaked(faces: Faces, duplicates: Duplicates, usage: int) -> pd.DataFrame:
     """Count the images of a usage that have a duplicate in the training images.
 
     Returns:
-        Indexed by class, and ``all``: ``images`` of the usage, ``exact`` with an identical one there, ``near``
-        with an identical or a nearly identical one.
+        Indexed by class: ``images`` of the usage, ``exact`` with an identical one there, ``near`` with an identical or
+        a nearly identical one.
     """
     findings = duplicates.findings
     known = findings[np.array([faces.parts[0] in parts.split() for parts in findings["twin_in"]], bool)]
@@ -170,9 +186,7 @@ def leaked(faces: Faces, duplicates: Duplicates, usage: int) -> pd.DataFrame:
         "exact": in_usage & np.isin(positions, known.index[known["kind"] == "exact"]),
         "near": in_usage & np.isin(positions, known.index),
     }
-    table = pd.DataFrame({name: faces.count(mask) for name, mask in masks.items()}, index=faces.classes)
-    table.loc["all"] = table.sum()
-    return table
+    return pd.DataFrame({name: faces.count(mask) for name, mask in masks.items()}, index=faces.classes)
 
 
 def usage_pairs(faces: Faces) -> list[tuple[int, int]]:
@@ -202,8 +216,8 @@ def _at_48(images: np.ndarray) -> np.ndarray:
     )
 
 
-def _parts(length: int, size: int = _BLOCK) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+def _parts(length: int, size: int = _BLOCK, begin: int = 0) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(begin, length, size))
 
 
 def _other_copies(copies: np.ndarray, unique: np.ndarray, usage: np.ndarray) -> np.ndarray:
@@ -219,19 +233,68 @@ def _other_copies(copies: np.ndarray, unique: np.ndarray, usage: np.ndarray) -> 
     return others > 0
 
 
-def _connect(one: np.ndarray, other: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The connected group of each distinct image, and the usages that contain a neighbour of it, by pairs.
+class _Neighbours:
+    """Pairs of distinct images, added block by block in memory for the images alone.
 
     Args:
-        one: (pairs,), distinct image.
-        other: (pairs,), its neighbour.
         copies: (distinct images, usages), number of copies.
+
+    Attributes:
+        pairs: their number.
+        around: bool, (distinct images, usages), whether a usage contains a neighbour of an image.
     """
-    around = np.zeros(copies.shape, bool)
-    np.logical_or.at(around, one, copies[other] > 0)
-    np.logical_or.at(around, other, copies[one] > 0)
-    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(copies), len(copies)))
-    return connected_components(graph, directed=False)[1], around
+
+    def __init__(self, copies: np.ndarray) -> None:
+        self.pairs = 0
+        self.around = np.zeros(copies.shape, bool)
+        self._present = copies > 0
+        self._edges = np.empty((2, 0), np.int64)
+
+    def add(self, one: np.ndarray, other: np.ndarray) -> None:
+        self.pairs += len(one)
+        for usage, present in enumerate(self._present.T):
+            self.around[one[present[other]], usage] = True
+            self.around[other[present[one]], usage] = True
+        self._edges = np.concatenate([self._edges, [one, other]], axis=1)
+        if self._edges.shape[1] > 4 * len(self.around):
+            groups = self.groups()  # whose pairs are as well those of each image with the first of its group
+            first = np.unique(groups, return_index=True)[1][groups]
+            joined = np.flatnonzero(first != np.arange(len(first)))
+            self._edges = np.stack([joined, first[joined]])
+
+    def groups(self) -> np.ndarray:
+        """The connected group of each distinct image."""
+        number, pairs = len(self.around), self._edges.shape[1]
+        graph = coo_array((np.ones(pairs, bool), tuple(self._edges)), shape=(number, number))
+        return connected_components(graph, directed=False)[1]
+
+
+class _BestPairs:
+    """The pairs with the highest correlation, of those in different usages where there are any."""
+
+    def __init__(self, usage: np.ndarray) -> None:
+        self._usage = usage
+        self._found = {False: 0, True: 0}
+        self._pairs = pd.DataFrame({"one": [], "other": [], "correlation": [], "apart": []})
+        self._pairs = self._pairs.astype({"one": int, "other": int, "correlation": np.float32, "apart": bool})
+
+    def add(self, one: np.ndarray, other: np.ndarray, similarity: np.ndarray) -> None:
+        apart = self._usage[one] != self._usage[other]
+        self._found[True] += int(np.count_nonzero(apart))
+        self._found[False] += int(np.count_nonzero(~apart))
+        new = pd.DataFrame({"one": one, "other": other, "correlation": similarity, "apart": apart})
+        self._pairs = pd.concat([self._pairs, new], ignore_index=True)
+        if len(self._pairs) > 2 * MOST_PAIRS:
+            self._pairs = self._pairs.sort_values(["apart", "correlation"], ascending=False, kind="stable").head(
+                MOST_PAIRS
+            )
+
+    def chosen(self) -> tuple[pd.DataFrame, int]:
+        """The pairs, in descending order of correlation, and the number of those that they are the best of."""
+        in_different = self._found[True] > 0
+        pairs = self._pairs[self._pairs["apart"] == in_different].drop(columns="apart")
+        best = pairs.sort_values("correlation", ascending=False, kind="stable").head(MOST_PAIRS)
+        return best, self._found[in_different]
 
 
 def _groups(faces: Faces, group: np.ndarray, around: np.ndarray) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fer_lightning.config.compose import compose_config
@@ -67,11 +68,14 @@ def print_tables(faces: Faces, duplicates: Duplicates, correlation: float, conso
             continue
         heads = ("images", "identical", "", f"or r >= {correlation:g}", "")
         classes = Table(faces.parts[usage], *heads, title=f"{faces.parts[usage]} images that are in {faces.parts[0]}")
-        for name, row in leaked(faces, duplicates, usage).iterrows():
+        counted = leaked(faces, duplicates, usage)
+        last = len(counted) - 1
+        rows = [(escape(str(name)), row) for name, row in counted.iterrows()]
+        for number, (name, row) in enumerate([*rows, ("all classes", counted.sum())]):
             cells = [f"{row['images']:,}"]
             for kind in ("exact", "near"):
                 cells += [f"{row[kind]:,}", percent(row[kind] / row["images"]) if row["images"] else "-"]
-            classes.add_row(str(name), *cells, end_section=name == faces.classes[-1])
+            classes.add_row(name, *cells, end_section=number == last)
         console.print(classes)
     console.print(f"Blank images (standard deviation below {BLANK:g} of 255): {duplicates.counts['blank']:,}")
 
@@ -156,22 +160,22 @@ def _images_with_notes(examples: list[Example]) -> Iterator[tuple[int, str]]:
 
 def _sections(faces: Faces, duplicates: Duplicates) -> dict[str, list[Example]]:
     """Up to ``COLUMNS`` examples per kind of finding, by the section's title."""
-    pairs = duplicates.pairs.sort_values("correlation", ascending=False, kind="stable")
-    apart = faces.usage[pairs["one"]] != faces.usage[pairs["other"]]
-    pairs, where = (pairs[apart], " in different splits") if apart.any() else (pairs, "")
+    pairs = duplicates.pairs
+    where = " in different splits" * bool((faces.usage[pairs["one"]] != faces.usage[pairs["other"]]).any())
     blank = duplicates.findings.index[duplicates.findings["kind"] == "blank"].tolist()
-    sections = {
+    examples = {
         "Groups of identical images in different splits": _twins_that_differ(duplicates, faces.usage),
         f"Nearly identical pairs{where}, with their correlation r": [
-            Example((one, other), f"r = {value:.3f}")
-            for one, other, value in zip(*(pairs[name].tolist() for name in pairs), strict=True)
+            Example((one, other), f"r = {value:.3f}") for one, other, value in pairs.itertuples(index=False)
         ],
         "Groups of identical images with different labels": _twins_that_differ(duplicates, faces.labels),
         "Blank images": [Example((index,)) for index in blank],
     }
+    found = [*map(len, examples.values())]
+    found[1] = duplicates.pairs_found
     return {
-        f"{title} ({min(len(examples), COLUMNS)} of {len(examples):,})": _evenly_spaced(examples, COLUMNS)
-        for title, examples in sections.items()
+        f"{title} ({min(number, COLUMNS)} of {number:,})": _evenly_spaced(each, COLUMNS)
+        for (title, each), number in zip(examples.items(), found, strict=True)
     }
 
 

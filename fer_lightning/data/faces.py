@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,7 +62,8 @@ class Faces:
         ids: str, shape (N,), path inside the archive or ``row N`` of the csv.
         twins: int64, shape (N,); two images have the same number if and only if their pixels are identical.
         kind: description of the source ("Kaggle archive (zip)").
-        data_hash: hex digest of pixels, labels and usage, equal for equal content.
+        data_hash: hex digest of pixels, labels and usage, and of ``soft`` and ``groups`` where there are any; equal
+            for equal content.
         synthetic: True for drawn faces.
         soft: float32, shape (N, C), rows sum to 1: targets to train on instead of ``labels``, or None.
         label_source: origin of the labels: ``fer`` (the data's own) or ``ferplus`` (most FER+ votes).
@@ -120,6 +121,14 @@ class Faces:
         _add_labels(digest, labels, usage, classes)
         return cls(images, labels, usage, np.asarray(ids), twins, kind, digest.hexdigest(), synthetic, classes=classes)
 
+    def with_soft(self, soft: np.ndarray) -> "Faces":
+        """The same images with soft targets, float32 (N, C), which ``data_hash`` then depends on."""
+        return replace(self, soft=soft, data_hash=_extended(self.data_hash, "soft", soft))
+
+    def with_groups(self, groups: np.ndarray) -> "Faces":
+        """The same images with groups, int64 (N,), which ``data_hash`` then depends on: they decide a cut."""
+        return replace(self, groups=groups, data_hash=_extended(self.data_hash, "groups", groups))
+
     def is_intact(self) -> bool:
         """Whether the arrays fit together and ``data_hash`` is theirs; for a set that was read from a file."""
         n, ids = len(self.labels), self.ids
@@ -147,6 +156,12 @@ def _add_labels(digest: hashlib.blake2b, labels: np.ndarray, usage: np.ndarray, 
         digest.update(array.tobytes())
     if classes != EMOTIONS:  # the digest of FER-2013 is of pixels, labels and usage alone
         digest.update("\0".join(classes).encode())
+
+
+def _extended(data_hash: str, name: str, values: np.ndarray) -> str:
+    """The digest of a set and of further values of its images."""
+    content = f"{data_hash} {name} ".encode() + np.ascontiguousarray(values).tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def emotion_index(name: str, numbers: bool = True) -> int | None:

@@ -15,13 +15,14 @@ from fer_lightning.data.archives import (
     Tar,
     Zip,
     is_tar,
+    log_left_out,
     open_file,
     readable_errors,
 )
 from fer_lightning.data.cache import Allocate, cached, content_key, default_cache_dir
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.image_tree import images_of_emotions, images_of_tree, read_image_tree
-from fer_lightning.data.pixel_csv import read_pixel_csv
+from fer_lightning.data.pixel_csv import has_columns, read_pixel_csv
 from fer_lightning.runtime.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -149,9 +150,14 @@ def _find(container: Container) -> _Content:
     if images := images_of_tree(names):
         return _Content(images, False)
     tables = [name for name in names if name.lower().endswith(".csv")]
-    known = [name for wanted in CSV_NAMES for name in tables if name.lower().split("/")[-1] == wanted]
-    if known or len(tables) == 1:
-        return _Content((known or tables)[:1], True)
+    for wanted in CSV_NAMES:
+        known = [name for name in tables if name.lower().split("/")[-1] == wanted]
+        if len(known) > 1:
+            raise UserError(f"{container.path} holds several files {wanted} ({', '.join(known[:3])}): give one of them")
+        if known:
+            return _Content(known, True)
+    if len(tables) == 1:
+        return _Content(tables, True)
     if images := images_of_emotions(names):
         return _Content(images, False)
     packed = [name for name in names if name.lower().endswith((".zip", ".tar.gz", ".tgz", ".csv.gz"))]
@@ -163,11 +169,25 @@ def _find(container: Container) -> _Content:
 
 
 def _read_container(container: Container) -> Faces:
+    log_left_out(container)
     names, is_csv = _find(container)
     if not is_csv:
         return read_image_tree(container, names)
+    _warn_of_others(container, names[0])
     with container.open(names[0]) as stream:
         return read_pixel_csv(stream, f"{container.path}: {names[0]}", packing=container.form)
+
+
+def _warn_of_others(container: Container, chosen: str) -> None:
+    """Name the other tables of labelled images, which are not read."""
+    others = []
+    for name in container.names():
+        if name != chosen and name.lower().endswith(".csv"):
+            with container.open(name) as stream:
+                if has_columns(stream):
+                    others.append(name)
+    if others:
+        log.warning("Read %s; ignored %s, which have labelled images too", chosen, ", ".join(others[:5]))
 
 
 def _check_classes(faces: Faces, source: Path) -> None:

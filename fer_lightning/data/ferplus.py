@@ -91,7 +91,7 @@ def relabel(faces: Faces, path: str, targets: str, classes: tuple[str, ...] = EM
         classes: the first seven or eight of ``CATEGORIES``, by their names here.
 
     Returns:
-        Faces with ``label_source`` "ferplus"; the new labels also change ``data_hash``.
+        Faces with ``label_source`` "ferplus"; the new labels and soft targets also change ``data_hash``.
 
     Raises:
         UserError: the votes cannot be read or cannot be matched to the images, or no image is left.
@@ -124,8 +124,9 @@ def relabel(faces: Faces, path: str, targets: str, classes: tuple[str, ...] = EM
     new = Faces.from_arrays(
         faces.images[kept], chosen[kept], faces.usage[kept], faces.ids[kept], faces.kind, faces.synthetic, classes
     )
-    soft = (counts[kept, : len(classes)] / emotional[kept, None]).astype(np.float32) if targets == "soft" else None
-    return dataclasses.replace(new, soft=soft, label_source="ferplus")
+    if targets == "soft":
+        new = new.with_soft((counts[kept, : len(classes)] / emotional[kept, None]).astype(np.float32))
+    return dataclasses.replace(new, label_source="ferplus")
 
 
 def ceiling(ids: Iterable[str], labels: Sequence[str], path: str | Path) -> pd.DataFrame:
@@ -176,7 +177,9 @@ def read_votes(path: str | Path) -> pd.DataFrame:
         UserError: the file cannot be read, or a column or value is wrong; names the row and column.
     """
     try:
-        table = pd.read_csv(io.BytesIO(read_bytes(Path(path).expanduser())))
+        content = read_bytes(Path(path).expanduser())
+        table = pd.read_csv(io.BytesIO(content))
+        header = pd.read_csv(io.BytesIO(content), header=None, nrows=1)  # pandas renames columns that are there twice
     except OSError as error:
         raise UserError(f"labels.votes={path}: cannot be read ({error.strerror}); give {VOTES}") from None
     except UserError as error:
@@ -186,6 +189,9 @@ def read_votes(path: str | Path) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first columns for an index
         raise UserError(f"labels.votes={path}: its rows have more columns than its first line names; give {VOTES}")
     table.columns = [str(name).strip().lower() for name in table.columns]
+    named = [str(name).strip().lower() for name in header.iloc[0]]
+    if twice := [name for name in (*CATEGORIES, "path", "usage", "image name") if named.count(name) > 1]:
+        raise UserError(f"labels.votes={path}: has the column {twice[0]} twice; remove or rename one of them")
     by_path = "path" in table
     missing = [name for name in (*CATEGORIES, *(() if by_path else ("usage", "image name"))) if name not in table]
     if missing or table.empty:

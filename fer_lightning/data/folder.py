@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fer_lightning.data import classes as class_names
-from fer_lightning.data.archives import Container, Folder, Tar, Zip, is_tar, open_file, readable_errors
+from fer_lightning.data.archives import Container, Folder, Tar, Zip, is_tar, log_left_out, open_file, readable_errors
 from fer_lightning.data.cache import Allocate, cached, content_key, default_cache_dir
 from fer_lightning.data.faces import Faces
 from fer_lightning.data.images import IMAGE_SUFFIXES, ImageForm, image_ids, read_images, typical_side
@@ -26,7 +26,7 @@ ACCEPTED = (
 )
 TABLES = (".csv", ".tsv", ".txt")
 PARTS = ("train", "val", "test", "test")
-"""Names of the parts, in the order of ``USAGES``."""
+"""Names of the parts, in the order of ``USAGES``; the third, FER-2013's PrivateTest, is read as the fourth."""
 
 ANY_COLOR = "any"
 """In place of ``color``: three channels, of gray images too, which True refuses."""
@@ -101,6 +101,8 @@ def load_layout(find: Find, path: str | None, accepted: str, reading: Reading, k
     mapping = class_names.read_mapping(Path(reading.classes).expanduser()) if reading.classes else None
     with readable_errors(source):
         container, found = _find(source, inside, find, accepted)
+        place = {name: number for number, name in enumerate(container.names())}
+        found.sort(key=lambda file: place[file.path])  # a compressed tar is only fast to read forwards
         names = list(dict.fromkeys(file.label for file in found))
         kinds, classes_of = class_names.group_classes(names, mapping, reading.only)
         class_names.log_classes(names, classes_of)
@@ -126,6 +128,7 @@ def _read(
     kind: str,
 ) -> Faces:
     paths, usage = [file.path for file in files], np.array([file.usage for file in files])
+    usage[usage == PARTS.index("test")] = len(PARTS) - 1
     side = reading.image_size or (typical_side(container, paths) if reading.color else GRAY_SIDE)
     form = ImageForm(side, bool(reading.color))
     directory = Path(reading.cache_dir).expanduser() if reading.cache_dir else default_cache_dir()
@@ -133,16 +136,23 @@ def _read(
     one_kind = reading.color is None
     gray_too = reading.color == ANY_COLOR
     kinds = ", all alike" * one_kind + ", gray too" * gray_too
-    key = content_key(container, paths, f"{form}{kinds}\n{classes}\n{plan}")
+    described = f"{form}{kinds}\n{classes}\n{plan}"
+    key = content_key(container, paths, described)
 
     def build(allocate: Allocate) -> Faces:
         ids = image_ids(container, paths)
         order = np.argsort(ids, kind="stable")
         place = np.argsort(order, kind="stable")
         images = read_images(container, paths, place, form, allocate((len(paths), *form.shape)), one_kind, gray_too)
-        described = f"{kind} {container.form}"
+        if not container.is_current() or content_key(container, paths, described) != key:
+            raise UserError(f"{container.path} was changed while it was read: start again when it is complete")
         return Faces.from_arrays(
-            images, np.array(labels)[order], usage[order], ids[order], kind=described, classes=classes
+            images,
+            np.array(labels)[order],
+            usage[order],
+            ids[order],
+            kind=f"{kind} {container.form}",
+            classes=classes,
         )
 
     return replace(cached(key, build, directory), parts=PARTS)
@@ -172,6 +182,7 @@ def _find(source: Path, inside: str, find: Find, accepted: str) -> tuple[Contain
                 return container, read_label_table(stream, str(source), container.names(), "")
         else:
             raise UserError(f"data.path={source} is not a folder, archive or table: give {accepted}")
+    log_left_out(container)
     return container, find(
         container, [name for name in container.names() if name.startswith(inside and f"{inside}/")], inside
     )
@@ -240,20 +251,16 @@ def in_folders(container: Container, names: Sequence[str], inside: str) -> list[
         )
     if loose:
         log.info("Ignored %d images that lie in no folder of a class", loose)
-    _log_ignored(names, container)
+    _log_ignored(names)
     return files
 
 
-def _log_ignored(names: Sequence[str], container: Container) -> None:
-    """Log the files in folders that are not read as images, such as ``.gif``, and hidden and empty folders."""
+def _log_ignored(names: Sequence[str]) -> None:
+    """Log the files in folders that are not read as images, such as ``.gif``."""
     others = [name for name in names if "/" in name and not name.lower().endswith(IMAGE_SUFFIXES)]
     if others:
         endings = sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in others})
         log.info("Ignored %d files that are not images (%s)", len(others), ", ".join(endings[:5]))
-    if isinstance(container, Folder):
-        for kind, folders in (("hidden", container.hidden), ("empty", container.empty)):
-            if folders:
-                log.info("Ignored %s folders: %s", kind, _some(sorted(folders)))
 
 
 def _some(names: Sequence[str]) -> str:

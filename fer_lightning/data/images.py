@@ -2,11 +2,11 @@
 
 import io
 import logging
+import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -22,11 +22,16 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+GRAY_MODES = ("L", "1", "LA", "I", "I;16", "I;16B", "F")
+"""Pillow's modes of gray images."""
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is reported here, by its name
 
 MAX_PIXELS = 2**26
 """Maximum pixels of an image: more than a common camera has, few enough to decode in memory."""
+
+TOO_LARGE = (2**16, 2**16)
+"""Sides of an image that is not decoded."""
 
 MAX_SCANS = 64
 """Maximum scans of a JPEG, of which a progressive one has about ten: each, however short, takes time for all pixels."""
@@ -36,6 +41,15 @@ MAX_SEGMENTS = 1024
 
 MAX_PADDING = 1024
 """Maximum bytes between two segments, which Pillow reads one by one."""
+
+FREE_PIXELS, PIXELS_PER_BYTE = 2**31, 256
+"""Maximum pixels of all images of a set: so many, and so many more for each byte of the archive or of the files.
+
+Photographs have 1 to 50 pixels per byte; a blank PNG has 1,000, and in a zip 100,000.
+"""
+
+MAX_ID_CHARACTERS = 2**28
+"""Maximum characters of the ids of a set, each counted as long as the longest one, as NumPy stores them."""
 
 SAMPLED = 200
 """Images whose size is looked at where none is given."""
@@ -65,10 +79,11 @@ def decode(data: bytes, where: str) -> np.ndarray:
     """
     # OpenCV decodes a truncated JPEG without an error and fills the rest with gray; the end marker is missing then.
     truncated = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data
-    pixels, mode = (MAX_PIXELS + 1, "") if _is_slow_jpeg(data) else _header(data)
+    sides, mode = _header(data)
+    pixels = math.prod(sides)
     if len(data) > archives.MAX_PIECE or pixels > MAX_PIXELS:
         raise UserError(f"{where} is too large for an image of a face: replace or remove it")
-    flags = cv2.IMREAD_GRAYSCALE if mode in ("L", "1", "LA", "I", "I;16", "F") else cv2.IMREAD_COLOR
+    flags = cv2.IMREAD_GRAYSCALE if mode in GRAY_MODES else cv2.IMREAD_COLOR
     image = None
     if pixels and not truncated:
         image = _decode_pnm(data) if _is_odd_pnm(data) else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -121,19 +136,27 @@ def read_images(
         gray_too: convert gray images to colour, which are refused otherwise where the form has colour.
 
     Raises:
-        UserError: as ``decode``, after all files were tried; a gray image where colour is asked for; or both kinds.
-            Names the files.
+        UserError: as ``decode``, after all files were tried; a gray image where colour is asked for; both kinds; or too
+            many pixels for the size of the files. Names the files.
     """
-    converted = gray = 0
+    converted = gray = pixels = 0
+    packed = 0 if container.form == "folder" else container.path.stat().st_size
     first_gray = first_colour = ""
     broken: list[str] = []
     problem = ""
     for name, place in zip(names, places, strict=True):
+        data = _read_file(container, name)
+        packed += len(data) if container.form == "folder" else 0
         try:
-            image = _read_image(container, name)
+            image = decode(data, f"{container.path}: {name}")
+            pixels += math.prod(image.shape[:2])
         except UserError as error:
+            image = None
+            pixels += math.prod(_header(data)[0])
             problem = problem or str(error)
             broken.append(name)
+        _check_pixels(f"{container.path}: the images up to {name}", pixels, packed)
+        if image is None:
             continue
         out[place] = as_face(image, form)
         converted += image.shape[:2] != (form.size, form.size) or (image.ndim == 3) != form.color
@@ -142,13 +165,8 @@ def read_images(
         else:
             first_colour = first_colour or name
         if one_kind and first_gray and first_colour:
-            raise UserError(
-                f"{container.path} has gray images (such as {first_gray}) and colour ones (such as {first_colour}): "
-                "use data.color=false to convert all to gray, or leave the gray ones out and use data.color=true"
-            )
-    if broken:
-        named = [*broken[1:SHOWN], *([f"{len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else [])]
-        raise UserError(f"{problem}; and so {listed(named)}" if named else problem)
+            raise _both_kinds(container, first_gray, first_colour)
+    _check_broken(problem, broken)
     if form.color and gray and not gray_too:
         raise UserError(
             f"{container.path}: {gray:,} of {len(names):,} images are gray (the first: {first_gray}): data.color=true "
@@ -159,29 +177,55 @@ def read_images(
     return out
 
 
+def _both_kinds(container: archives.Container, gray: str, colour: str) -> UserError:
+    return UserError(
+        f"{container.path} has gray images (such as {gray}) and colour ones (such as {colour}): use "
+        "data.color=false to convert all to gray, or leave the gray ones out and use data.color=true"
+    )
+
+
+def _check_pixels(which: str, pixels: int, packed: int) -> None:
+    if pixels > FREE_PIXELS + PIXELS_PER_BYTE * packed:
+        raise UserError(
+            f"{which} have {pixels:,} pixels, too many for {packed:,} bytes: reduce them to the size that is needed"
+        )
+
+
+def _check_broken(problem: str, broken: Sequence[str]) -> None:
+    if broken:
+        named = [*broken[1:SHOWN], *([f"{len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else [])]
+        raise UserError(f"{problem}; and so {listed(named)}" if named else problem)
+
+
 def typical_side(container: archives.Container, names: Sequence[str]) -> int:
     """Median of the shorter sides of some images, in pixels: at most ``LARGEST_SIDE``."""
     some = np.unique(np.linspace(0, len(names) - 1, SAMPLED).astype(int))
     sides = []
     for k in some:
-        with suppress(UserError):  # read_images names all that are broken
-            sides.append(min(_read_image(container, names[k]).shape[:2]))
+        shape = _header(_read_file(container, names[k]))[0]
+        if 0 < math.prod(shape) <= MAX_PIXELS:  # read_images names all that are broken
+            sides.append(min(shape))
     return int(min(LARGEST_SIDE, max(SMALLEST_SIDE, np.median(sides)))) if sides else LARGEST_SIDE
 
 
-def _read_image(container: archives.Container, name: str) -> np.ndarray:
+def _read_file(container: archives.Container, name: str) -> bytes:
     with container.open(name) as stream:
-        data = stream.read(archives.MAX_PIECE + 1)
-    return decode(data, f"{container.path}: {name}")
+        return stream.read(archives.MAX_PIECE + 1)
 
 
 def image_ids(container: archives.Container, paths: Sequence[str]) -> np.ndarray:
     """Ids of images: their paths, with escapes for control characters and for bytes that are not UTF-8.
 
     Raises:
-        UserError: two images would have the same id; names it.
+        UserError: two images would have the same id, or an id is too long for their number; names it.
     """
     ids = [printable(path) for path in paths]
+    longest = max(ids, key=len, default="")
+    if len(longest) * len(ids) > MAX_ID_CHARACTERS:
+        raise UserError(
+            f"{container.path}: the path {longest[:80]}... has {len(longest):,} characters, too many beside "
+            f"{len(ids):,} images: shorten it"
+        )
     if len(set(ids)) < len(ids):
         twice = next(name for name, count in Counter(ids).items() if count > 1)
         raise UserError(f"{container.path}: two files are called {twice}: rename one of them")
@@ -251,16 +295,22 @@ def _is_slow_jpeg(data: bytes) -> bool:
     return True
 
 
-def _header(data: bytes) -> tuple[int, str]:
-    """Number of pixels and mode from the header, read before decoding allocates memory; 0 if not an image."""
+def _header(data: bytes) -> tuple[tuple[int, int], str]:
+    """Width, height and mode from the header, read before decoding allocates memory.
+
+    Returns:
+        Sides of 0 if not an image, and more than ``MAX_PIXELS`` for one that would take long to read.
+    """
+    if _is_slow_jpeg(data):
+        return TOO_LARGE, ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             # Pillow reads the comments of a PGM file byte by byte.
             header = data[:MAX_PADDING] if data.startswith(b"P") else data
             with Image.open(io.BytesIO(header), formats=IMAGE_FORMATS) as image:
-                return image.width * image.height, image.mode
+                return image.size, image.mode
         except Image.DecompressionBombError:
-            return MAX_PIXELS + 1, ""
+            return TOO_LARGE, ""
         except Exception:  # Pillow's parsers raise many types on damaged files
-            return 0, ""
+            return (0, 0), ""

@@ -8,7 +8,6 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -149,7 +148,7 @@ def keep_persons_together(faces: Faces, names: re.Pattern[str]) -> Faces:
     log.info("Parts that are cut keep each of %d persons in one part", len(read))
     if unread := sum(match is None for match in found):
         log.warning("The names of %d files do not show the person", unread)
-    return replace(faces, groups=component[person].astype(np.int64))
+    return faces.with_groups(component[person].astype(np.int64))
 
 
 def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:
@@ -179,7 +178,13 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
     lists = [name for name in names if re.fullmatch(r"list_pa\w{0,6}tion_label\.txt", name.split("/")[-1].lower())]
     if not lists:
         return _in_coded_folders(container, names, inside, RAFDB_CODES)
-    images = {PurePosixPath(name).name.lower(): name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    if len(lists) > 1:
+        raise UserError(f"{container.path} holds several lists of labels ({', '.join(lists[:3])}): give one of them")
+    images: dict[str, str] = {}
+    for path in (name for name in names if name.lower().endswith(IMAGE_SUFFIXES)):
+        other = images.setdefault(PurePosixPath(path).name.lower(), path)
+        if other != path:
+            raise UserError(f"{container.path}: {other} and {path} have one name, and the list no folders: remove one")
     where = f"{container.path}: {lists[0]}"
     with container.open(lists[0]) as stream:
         content = stream.read(MAX_LIST + 1)
@@ -188,9 +193,11 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
     lines = [line.split() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
     files = []
     for number, words in enumerate(lines, start=1):
-        if len(words) != 2 or words[1] not in RAFDB_CODES:
+        part = USAGE_NAMES.get(words[0].split("_")[0].lower())
+        if len(words) != 2 or words[1] not in RAFDB_CODES or part is None:
             raise UserError(
-                f"{where}, line {number}: must be a file and a label from 1 to 7, such as train_00001.jpg 5"
+                f"{where}, line {number}: must be a file of train or test and a label from 1 to 7, such as "
+                "train_00001.jpg 5"
             )
         stem, suffix = words[0].rsplit(".", 1) if "." in words[0] else (words[0], "jpg")
         name = images.get(f"{stem}_aligned.{suffix}".lower(), images.get(words[0].lower()))
@@ -198,18 +205,23 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
             raise UserError(
                 f"{where}, line {number}: {words[0][:80]} does not exist: give the folder with its images too"
             )
-        files.append(LabelledFile(name, RAFDB_CODES[words[1]], USAGE_NAMES.get(stem.split("_")[0].lower(), 0)))
+        files.append(LabelledFile(name, RAFDB_CODES[words[1]], part))
     return files
 
 
 def _in_coded_folders(
     container: Container, names: Sequence[str], inside: str, codes: Mapping[str, str]
 ) -> list[LabelledFile]:
-    """Folders of a data set's own numbers, or of names."""
-    return [
-        file._replace(label=codes.get(file.label.removeprefix("class").lstrip("0") or "0", file.label))
-        for file in in_folders(container, names, inside)
-    ]
+    """Folders of a data set's own numbers, also as ``class001``, or of names."""
+    files = in_folders(container, names, inside)
+    folder_of: dict[str, str] = {}
+    for name in dict.fromkeys(file.label for file in files):
+        number = re.fullmatch(r"(?:class)?0*(\d+)", name, re.ASCII)
+        other = folder_of.setdefault(codes.get(number[1], name) if number else name, name)
+        if other != name:
+            raise UserError(f"{container.path}: the folders {other} and {name} are one class: rename or join them")
+    label_of = {name: label for label, name in folder_of.items()}
+    return [file._replace(label=label_of[file.label]) for file in files]
 
 
 def _find_jaffe(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:

@@ -85,6 +85,13 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
     )
 
 
+def has_columns(stream: IO[bytes]) -> bool:
+    """Whether the first line of a file names the columns emotion and pixels."""
+    first = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace").readline(MAX_LINE)
+    header = {name.strip(" \"'\r\n").lower() for name in first.split(max(DELIMITERS, key=first.count))}
+    return all(header.intersection(COLUMNS[column]) for column in ("emotion", "pixels"))
+
+
 def _first_line(lines: Iterator[str], source: str) -> str:
     """The first line that is not blank; empty at the end of the file."""
     try:

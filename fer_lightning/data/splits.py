@@ -201,7 +201,8 @@ def kfold(
         profile: as in ``official``.
 
     Raises:
-        UserError: an argument out of range, or an emotion with fewer images than there are folds.
+        UserError: an argument out of range, fewer different images or persons than folds, or an emotion with fewer
+            images than folds.
     """
     least = 3 if val_fraction is None else 2
     if folds < least:
@@ -211,10 +212,9 @@ def kfold(
         )
     if not 0 <= fold < folds:
         raise UserError(f"split.fold={fold}: out of range; accepted: 0 to {folds - 1} (split.folds={folds})")
-    if faces.groups is not None and (persons := len(np.unique(faces.groups))) < folds:
-        raise UserError(
-            f"split.folds={folds}: the data have {persons} persons, each in one fold; give {persons} or fewer"
-        )
+    if (groups := len(np.unique(_groups(faces)))) < folds:
+        noun = "different images" if faces.groups is None else "persons"
+        raise UserError(f"split.folds={folds}: the data have {groups} {noun}, each in one fold; give {groups} or fewer")
     counts = faces.count()
     rarest = min(range(len(counts)), key=counts.__getitem__)
     if counts[rarest] < folds:
@@ -252,7 +252,13 @@ def _finish(
     drop_duplicates: str | None,
     profile: Profile,
 ) -> Split:
-    """Drop duplicates, draw the training subset, thin it, add the ``_dedup`` test sets, and sort all indices."""
+    """Drop duplicates, draw the training subset, thin it, add the ``_dedup`` test sets, and sort all indices.
+
+    Raises:
+        UserError: a class has no training image, or there is nothing to test on.
+    """
+    if len(tests["test"]) == 0:
+        raise UserError("The test split has no image: give more images, or fewer folds")
     if drop_duplicates == "train":
         leaks = np.isin(faces.twins[train], faces.twins[np.concatenate(list(tests.values()))])
         train = train[~leaks]
@@ -264,6 +270,12 @@ def _finish(
     if missing:
         noun = class_noun(faces.classes)
         raise UserError(f"The training split has no image of {', '.join(missing)}: every {noun} is needed")
+    if len(validated := np.flatnonzero(faces.count(val))) == 1:
+        log.warning(
+            "All %d validation images are of %s: their scores cannot choose a model",
+            len(val),
+            faces.classes[validated[0]],
+        )
     known = faces.twins[train]
     dedup = {f"{name}_dedup": test[~np.isin(faces.twins[test], known)] for name, test in tests.items()}
     ordered = {"test": tests["test"], "test_dedup": dedup["test_dedup"], **tests, **dedup}

@@ -155,7 +155,7 @@ def _trained_config(model: EmotionClassifier, overrides: list[str]) -> DictConfi
     schema.check_keys(given["data"], stored["data"], "data")
     schema.check_keys(given["split"], stored["split"], "split")
     split_rules(cfg.split)
-    label_rules(cfg.labels)
+    label_rules(cfg.labels, cfg.data)
     if given["data"]["drop_duplicates"] != stored["data"]["drop_duplicates"]:
         raise UserError("data.drop_duplicates: cannot be changed; it determines which images the model has seen")
     if model.form.color and "color" in cfg.data and cfg.data.color is None:
@@ -185,7 +185,7 @@ def _is_other_set(model: EmotionClassifier, overrides: list[str]) -> bool:
 
 
 def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
-    """Replace the trained choice of ``conf/data`` by another, read in the model's form; a folder has its own labels."""
+    """Replace the trained choice of ``conf/data``, read in the model's form; all but FER-2013 have own labels."""
     files = {path.stem: path for path in (safety.CONF_DIR / "data").glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         raise UserError(f"data={name}: no such choice; data is one of: {', '.join(sorted(files))}")
@@ -194,7 +194,7 @@ def _swap_data(cfg: DictConfig, name: Any, form: ImageForm) -> None:
     cfg.data.drop_duplicates = trained.drop_duplicates
     if "image_size" in cfg.data:
         cfg.data.image_size, cfg.data.color = form.size, None if form.color else False
-    if name == FOLDER:
+    if "classes" in cfg.data.source:
         cfg.labels = OmegaConf.load(safety.CONF_DIR / "labels" / "fer.yaml")
 
 

@@ -220,7 +220,7 @@ def _classes_table(folds: OutOfFold, errors: LabelErrors) -> Table:
         table.add_row(*map(escape, (printable(name), *cells)), end_section=label == len(folds.classes) - 1)
     total = int(errors.wrong.sum())
     share = percent(total / len(folds.labels))
-    table.add_row("all", f"{len(folds.labels):,}", f"{total:,}", share, f"{errors.estimated:,.0f}", "")
+    table.add_row("all classes", f"{len(folds.labels):,}", f"{total:,}", share, f"{errors.estimated:,.0f}", "")
     return table
 
 

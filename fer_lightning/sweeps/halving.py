@@ -111,7 +111,7 @@ def best_score(folder: Path, monitor: str, epochs: int) -> float:
     try:
         rows = list(csv.DictReader(io.StringIO(read_bytes(folder / "metrics.csv").decode())))
         values = [float(row[monitor]) for row in rows if int(row["epoch"]) < epochs and row[monitor]]
-    except (FileNotFoundError, KeyError, TypeError, UserError, ValueError):
+    except (FileNotFoundError, KeyError, TypeError, UserError, ValueError, csv.Error):
         return math.nan
     return max((value for value in values if math.isfinite(value)), default=math.nan)
 

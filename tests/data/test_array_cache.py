@@ -36,14 +36,14 @@ def test_is_computed_once(tmp_path: Path, fill: Filling) -> None:
     assert fill.calls == 2
 
 
-@pytest.mark.parametrize("damage", ["shape", "bytes", "cut", "meta"])
+@pytest.mark.parametrize("damage", ["shape", "bytes", "cut", "meta", "nesting"])
 def test_a_damaged_entry_is_computed_again(tmp_path: Path, fill: Filling, damage: str) -> None:
     cached_array("key", SHAPE, fill, tmp_path)
     stored = tmp_path / "key" / VALUES
     if damage == "shape":
         np.save(stored, np.ones((2, 2), np.float32))
-    elif damage == "meta":
-        (tmp_path / "key" / "meta.json").write_text("[]")
+    elif damage in ("meta", "nesting"):
+        (tmp_path / "key" / "meta.json").write_text("[]" if damage == "meta" else "[" * 200_000)
     else:
         content = stored.read_bytes()
         stored.write_bytes(content[:-4] + (b"" if damage == "cut" else b"\0\0\0\1"))

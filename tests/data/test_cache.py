@@ -1,11 +1,13 @@
 """The cache of parsed arrays: whole or absent, shared between processes, rebuilt when damaged."""
 
+import io
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from archives import image_files, tiny_faces, write_folder, write_zip
 
-from fer_lightning.data import cache, fer2013
+from fer_lightning.data import cache, cache_entries, fer2013
 from fer_lightning.data.archives import Folder
 from fer_lightning.data.cache import Allocate, cached, content_key
 from fer_lightning.data.faces import Faces
@@ -103,6 +105,21 @@ def index_with(**arrays: np.ndarray) -> Callable[[Path], None]:
     return write
 
 
+def index_that_claims(shape: tuple[int, ...]) -> Callable[[Path], None]:
+    """An index whose labels claim a shape, with a good checksum."""
+
+    def write(entry: Path) -> None:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(entry / "index.npz", "w") as archive:
+            archive.writestr("labels.npy", header.getvalue())
+        meta = json.loads((entry / "meta.json").read_text())
+        checksum = zlib.crc32((entry / "index.npz").read_bytes())
+        (entry / "meta.json").write_text(json.dumps({**meta, "index.npz": checksum}))
+
+    return write
+
+
 def pipe(entry: Path) -> None:
     (entry / "images.npy").unlink()
     os.mkfifo(entry / "images.npy")
@@ -127,6 +144,8 @@ def pipe(entry: Path) -> None:
         lambda entry: (entry / "meta.json").unlink(),
         lambda entry: (entry / "meta.json").write_text("[]"),
         lambda entry: (entry / "meta.json").write_text("{}"),
+        lambda entry: (entry / "meta.json").write_text("[" * 200_000),
+        index_that_claims((10**13,)),
         older,
     ],
 )
@@ -159,6 +178,29 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     write_folder({".key-123/images.npy": b"half", ".other-123/images.npy": b"half"}, tmp_path)
     cached("key", Builder(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".other-123", "key"]
+
+
+def test_links_of_others_in_the_cache_folder_are_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = cached("key", Builder(), tmp_path / "other").data_hash
+    victim, folder = write_folder({"meta.json": b"precious"}, tmp_path / "victim"), tmp_path / "cache"
+    folder.mkdir()
+    (folder / "key").symlink_to(tmp_path / "other" / "key")
+    (folder / ".key-123").symlink_to(victim)
+    build = Builder()
+    assert cached("key", build, folder).data_hash == stored
+    assert build.calls == 1, "an entry that is a link is not read"
+    assert not (folder / "key").is_symlink()
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["key"]
+    monkeypatch.setattr(cache_entries.secrets, "token_hex", lambda size: "known")
+    monkeypatch.setattr(cache_entries, "_remove", lambda path: None)  # the link is made after that
+    (folder / ".next-known").symlink_to(victim)
+    assert_equal(cached("next", build, folder))
+    assert "cannot be used" in caplog.text
+    assert [path.name for path in victim.iterdir()] == ["meta.json"]
+    assert (victim / "meta.json").read_bytes() == b"precious"
+    assert (tmp_path / "other" / "key" / "meta.json").exists()
 
 
 def test_unusable_cache_folder_warns_and_builds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

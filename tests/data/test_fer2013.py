@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -32,7 +33,7 @@ from archives import (
 )
 from legs import every_third
 
-from fer_lightning.data import archives, fer2013
+from fer_lightning.data import archives, fer2013, folder
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.images import decode
 from fer_lightning.data.splits import official
@@ -268,6 +269,16 @@ def test_other_sizes_and_colours_are_converted_and_counted(tmp_path: Path, caplo
     for index in (0, 2, 3):
         assert np.unique(faces.images[index]).tolist() == [77]
     np.testing.assert_array_equal(faces.images[4:], FACES.images[4:])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_16_bits_is_gray_in_either_byte_order(order: str) -> None:
+    pixels = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    fields = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, 128)]
+    entries = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in fields)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + 128)
+    data = head + pixels.astype(f"{order}u2").tobytes() + struct.pack(f"{order}H", len(fields)) + entries + bytes(4)
+    np.testing.assert_array_equal(decode(data, "a.tiff"), pixels >> 8)
 
 
 def test_a_pgm_with_another_white_has_the_gray_of_8_bits() -> None:
@@ -508,6 +519,10 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write_zip(image_files(FACES), folder / "fer2013.zip").parent,
         r"no images found: it holds fer2013\.zip; give that file",
     ),
+    "two files of one name": (
+        lambda folder: write_zip({"a/fer2013.csv": b"x", "b/FER2013.csv": b"y"}, folder / "a.zip"),
+        r"a\.zip holds several files fer2013\.csv \(a/fer2013\.csv, b/FER2013\.csv\): give one of them",
+    ),
     "zip of other csv files": (
         lambda folder: write_zip({"a.csv": b"x", "b.csv": b"y"}, folder / "a.zip"),
         r"no images found: expected .* fer2013\.csv, icml_face_data\.csv",
@@ -636,6 +651,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "zip, huge together": (zip_that_claims(2**30, 5), r"is one too many: 5 members so far claim 5\.0 GiB"),
     "zip, a name twice": (zip_with(f"./{FACES.ids[0]}"), r"member '\./test/\S+' occurs twice"),
+    "zip, a long name": (zip_with("a" * 5000), r"has a name of 5,000 characters, and at most 4,096 are read"),
+    "tar, a long name": (tar_with("a" * 5000), r"has a name of 5,000 characters, and at most 4,096 are read"),
     "tar, a name twice": (tar_with(str(FACES.ids[0])), r"occurs twice"),
     "tar, parent folder": (tar_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
     "tar, absolute": (tar_with("/tmp/outside.jpg"), r"points out of the archive"),
@@ -707,6 +724,28 @@ def test_lying_zip_gives_little_more_than_is_asked_for(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
+
+
+def test_many_empty_members_take_bounded_time(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(50_000):
+            archive.writestr(f"{number}.txt", b"")
+    start = time.process_time()
+    with pytest.raises(UserError, match="no images found"):
+        fer2013.read(tmp_path / "a.zip")
+    with pytest.raises(UserError, match="no image in a folder of a class"):
+        folder.load(str(tmp_path / "a.zip"))
+    assert time.process_time() - start < 30
+
+
+@pytest.mark.parametrize("write", [write_folder, write_zip])
+def test_tables_that_are_not_read_are_named(
+    write: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = csv_text(FACES).encode()
+    files = {"train.csv": text, "test.csv": text, "notes.csv": b"a,b\n", "test_of_competition.csv": b"pixels\n1\n"}
+    fer2013.read(write(files, tmp_path / ("a.zip" if write is write_zip else "a")))
+    assert caplog.messages == ["Read train.csv; ignored test.csv, which have labelled images too"]
 
 
 def test_line_without_end_is_cut(tmp_path: Path) -> None:

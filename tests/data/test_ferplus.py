@@ -15,7 +15,7 @@ from legs import every_third
 from fer_lightning import evaluate
 from fer_lightning.config.command_line import run_tool
 from fer_lightning.data import fer2013, synthetic
-from fer_lightning.data.classes import select_classes
+from fer_lightning.data.classes import match_classes, select_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.ferplus import CATEGORIES, ceiling, load_eight, plurality, read_votes, relabel
 from fer_lightning.runtime.errors import UserError
@@ -111,6 +111,19 @@ def test_soft_targets_are_the_shares_of_the_emotions(tmp_path: Path, caplog: pyt
     assert FACES.ids[2] in relabel(FACES, str(path), "majority").ids
 
 
+def test_other_soft_targets_are_other_data(tmp_path: Path) -> None:
+    hashes = []
+    for neutral in (1, 1, 2):  # the majority is the same
+        ballots = [[9 * (k == label) + neutral * (k == 6) for k in range(len(CATEGORIES))] for label in FACES.labels]
+        path = str(write_votes(tmp_path / "votes.csv", FACES.ids, ballots))
+        hashes.append([relabel(FACES, path, targets).data_hash for targets in ("soft", "majority")])
+    assert hashes[0] == hashes[1]
+    assert hashes[0][0] != hashes[2][0]
+    assert hashes[0][1] == hashes[2][1]
+    soft = relabel(FACES, path, "soft")
+    assert match_classes(soft, ("happy", "sad")).soft is None
+
+
 def test_twins_and_order_survive(tmp_path: Path) -> None:
     images = FACES.images.copy()
     images[30] = images[10]
@@ -165,6 +178,20 @@ BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "fraction": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "0.9")), r"row 1: anger=0\.9"),
     "word": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "many")), r"row 1: anger=many"),
     "hole": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "")), r"row 1: anger=nan"),
+    "a column twice": (
+        lambda path: path.write_text(f"path,anger,{','.join(CATEGORIES)}\na.jpg,9{',1' * len(CATEGORIES)}\n"),
+        "has the column anger twice; remove or rename one of them",
+    ),
+    "a column twice in another case": (
+        lambda path: path.write_text(f"path, Anger,{','.join(CATEGORIES)}\na.jpg,9{',1' * len(CATEGORIES)}\n"),
+        "has the column anger twice",
+    ),
+    "usage twice": (
+        lambda path: path.write_text(
+            f"Usage,usage,image name,{','.join(CATEGORIES)}\nTraining,Training,a{',1' * len(CATEGORIES)}\n"
+        ),
+        "has the column usage twice",
+    ),
     "twice": (
         lambda path: votes_of(FACES, path, lambda table: pd.concat([table, table.tail(1)])),
         r"names train/surprise/Training_\d+\.jpg twice",
@@ -320,6 +347,10 @@ def test_duplicates_stay_dropped_as_in_the_training(
             ),
             (["labels=ferplus", "labels.votes=[a,b]"], "labels.votes"),
             (["labels=plus"], "labels=plus: no such choice"),
+            (
+                ["data=folder", "data.path=.", "data.only=[happy,sad]", "labels=ferplus", "labels.votes=votes.csv"],
+                "labels=ferplus: has FER+'s votes for FER-2013's images, and data=folder its own labels",
+            ),
         ]
     ),
 )

@@ -1,5 +1,6 @@
 """Any labelled images: layouts, classes, forms, and what is refused."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -133,6 +134,20 @@ class TestLayouts:
         assert faces.form == ImageForm(100, True)
         assert "Class counts differ from those of RAF-DB (train: surprise 1 instead of 1,290" in caplog.text
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"copy/train_00001_aligned.jpg": b""}, "have one name, and the list no folders: remove one"),
+            ({"other/list_patition_label.txt": b"train_00001.jpg 5"}, "holds several lists of labels"),
+            ({"list_patition_label.txt": b"trian_00001.jpg 5"}, "line 1: must be a file of train or test and a label"),
+        ],
+        ids=["a name in two folders", "two lists", "another prefix"],
+    )
+    def test_a_list_of_rafdb_that_is_unclear(self, tmp_path, change, message):
+        files = {"aligned/train_00001_aligned.jpg": b"", "list_patition_label.txt": b"train_00001.jpg 5"}
+        with pytest.raises(UserError, match=message):
+            layouts.rafdb(str(write_zip({**files, **change}, tmp_path / "raf.zip")))
+
     def test_rafdb_with_an_endless_list(self, tmp_path):
         files = {"Image/aligned/a_aligned.jpg": b"", "list_patition_label.txt": bytes(layouts.MAX_LIST + 1)}
         with pytest.raises(UserError, match="has more than 4,194,304 bytes: give RAF-DB's own list"):
@@ -155,6 +170,17 @@ class TestLayouts:
         assert faces.classes == (*EMOTIONS, "contempt")[:classes]
         assert set(faces.usage) == {0, 1}
 
+    @pytest.mark.parametrize(
+        ("folders", "message"), [(("1", "class001"), "1 and class001 are one class"), (("class", "1"), "")]
+    )
+    def test_folders_of_one_number_are_not_merged(self, tmp_path, folders, message):
+        place = str(write_folder({f"{name}/a.png": pictures(3, 1)[0] for name in folders}, tmp_path / "affect"))
+        if message:
+            with pytest.raises(UserError, match=message):
+                layouts.affectnet(place)
+        else:
+            assert layouts.affectnet(place).classes == ("class", "happy")
+
     def test_ck48(self, tmp_path):
         names = ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
         files = {f"CK+48/{name}/S010_00{n}.png": pictures(3, 2)[n] for name in names for n in (0, 1)}
@@ -169,6 +195,28 @@ class TestLayouts:
         assert faces.classes == EMOTIONS
         assert faces.count() == [2] * 7
         assert "Ignored 1 images with other names" in caplog.text
+
+
+def read_order(monkeypatch):
+    """Names in the order in which the members of tars are opened."""
+    opened, before = [], archives.Tar.open
+    monkeypatch.setattr(archives.Tar, "open", lambda self, name: (opened.append(name), before(self, name))[1])
+    return opened
+
+
+@pytest.mark.parametrize("layout", ["table", "rafdb"])
+def test_a_tar_is_read_in_its_own_order(tmp_path, monkeypatch, layout):
+    if layout == "table":
+        files = tree()
+        rows = [(path, path.split("/")[0]) for path in reversed(files)]
+        files["labels.csv"], load = table(rows, "path,label"), folder.load
+    else:
+        files = {f"{part}_{n:05}.jpg": pictures(3, 4)[n] for part in ("train", "test") for n in range(4)}
+        lines = [f"{name} {4 + n % 2}" for n, name in enumerate(files)]
+        files["list_patition_label.txt"], load = "\n".join(reversed(lines)).encode(), layouts.rafdb
+    opened = read_order(monkeypatch)
+    load(str(write_tar(files, tmp_path / "faces.tar.gz")))
+    assert [name for name in opened if name.endswith(("png", "jpg"))] == list(files)[:-1]
 
 
 class TestClasses:
@@ -436,6 +484,19 @@ class TestPersons:
         with pytest.raises(UserError, match="12 persons, each in one fold"):
             splits.kfold(faces, seed=0, folds=13)
 
+    def test_other_persons_are_other_data(self, tmp_path):
+        hashes = []
+        for shown in ("ABCDEF", "ABCDEE", "ABCDEF"):
+            folder = tmp_path / str(len(hashes))
+            drawn = iter(encode(face) for face in DRAWN.images)
+            files = {
+                f"{emotion}/S{ord(letter):03}_00{number}_00000017.png": next(drawn)
+                for emotion in ("happy", "sad")
+                for number, letter in enumerate(shown)
+            }
+            hashes.append(layouts.ck48(str(write_folder(files, folder))).data_hash)
+        assert hashes[0] == hashes[2] != hashes[1]
+
 
 def test_counts_of_parts(tmp_path):
     faces = folder.load(str(write_folder(tree(), tmp_path / "faces")))
@@ -458,6 +519,99 @@ def test_files_that_are_left_out_are_counted(tmp_path, caplog):
     assert "Ignored hidden folders: .old" in caplog.messages
     assert "Ignored empty folders: bird, fish" in caplog.messages
     assert "Ignored list.csv: its first line does not name the columns path and label, in UTF-8" in caplog.messages
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_other_spellings_of_a_members_path_are_the_same_place(tmp_path, caplog, write):
+    caplog.set_level("INFO")
+    files = tree()
+    odd = {
+        path.replace("cat/", "./cat/.//") if n % 2 else f".//{path}": data
+        for n, (path, data) in enumerate(files.items())
+    }
+    hidden = {
+        "./.old/a.png": b"",
+        "cat/.new/x/a.png": b"",
+        ".git/x.png": b"",
+        "__MACOSX/._a.png": b"",
+        "cat/._b.png": b"",
+    }
+    place = write(odd | hidden, tmp_path / ("faces.zip" if write is write_zip else "faces.tar.gz"))
+    assert folder.load(str(place)).ids.tolist() == sorted(files)
+    assert "Ignored hidden folders: .old, cat/.new" in caplog.messages
+
+
+def test_folders_that_are_too_deep_are_named(tmp_path, caplog):
+    place = write_folder({**tree(), "a/b/c/d/e/f/g/h.png": b""}, tmp_path / "faces")
+    folder.load(str(place))
+    assert "Ignored folders more than 5 levels deep: a/b/c/d/e/f" in caplog.messages
+
+
+def test_a_folder_that_cannot_be_read_is_named(cli, tmp_path, monkeypatch):
+    write_folder(with_parts(), tmp_path / "faces")
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if str(path).endswith("test/cat"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    outcome = cli(*RUN, "data.path=faces", "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert "faces/test/cat cannot be read (Permission denied): allow it, or remove the folder" in outcome.error
+
+
+def test_paths_that_are_too_long_for_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_lightning.data.images.MAX_ID_CHARACTERS", 42 * 100)
+    files = tree()
+    files[f"cat/{'x' * 100}.png"] = files.pop("cat/00.png")
+    with pytest.raises(
+        UserError, match=r"the path cat/x+\.\.\. has 108 characters, too many beside 42 images: shorten it"
+    ):
+        folder.load(str(write_zip(files, tmp_path / "faces.zip")))
+
+
+@pytest.mark.parametrize("write", [write_folder, write_zip])
+def test_more_pixels_than_photographs_of_that_size_have(tmp_path, monkeypatch, write):
+    monkeypatch.setattr("fer_lightning.data.images.FREE_PIXELS", 2**18)
+    blank = encode(np.zeros((2048, 2048), np.uint8))
+    files = {**tree(), **{f"cat/blank{number}.png": blank for number in range(20)}}
+    place = str(write(files, tmp_path / ("faces.zip" if write is write_zip else "faces")))
+    with pytest.raises(
+        UserError, match=r"the images up to cat/blank\d+\.png have [\d,]+ pixels, too many for [\d,]+ bytes"
+    ):
+        folder.load(place)
+    folder.load(str(write(tree(side=400), tmp_path / ("good.zip" if write is write_zip else "good"))))
+
+
+@pytest.mark.parametrize("form", ["an image", "a zip", "a zip in the place of another"])
+def test_data_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch, form):
+    files = tree()
+    place = write_folder(files, tmp_path / "a") if form == "an image" else write_zip(files, tmp_path / "a.zip")
+    read = folder.read_images
+
+    def read_and_change(*arguments):
+        images = read(*arguments)
+        if form == "an image":
+            (place / "cat/00.png").write_bytes(files["dog/00.png"])
+        elif form == "a zip":
+            place.write_bytes(place.read_bytes() + b"x")
+        else:
+            write_zip(files, tmp_path / "new.zip").replace(place)
+        return images
+
+    monkeypatch.setattr(folder, "read_images", read_and_change)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        folder.load(str(place), cache_dir=str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*/meta.json"))
+
+
+def test_private_test_and_test_are_one_part(tmp_path):
+    files = tree()
+    rows = [(path, path.split("/")[0], ("train", "PrivateTest", "test")[n % 3]) for n, path in enumerate(files)]
+    faces = folder.load(str(write_folder({**files, "labels.csv": table(rows)}, tmp_path / "faces")))
+    assert set(faces.usage) == {0, 3}
 
 
 def test_a_misspelt_name_of_the_mapping_is_seen(caplog):

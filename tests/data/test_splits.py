@@ -359,6 +359,25 @@ def test_kfold_refuses_impossible_folds(options: dict[str, int], message: str, p
         kfold(plain, 0, **options)
 
 
+def test_kfold_refuses_folds_that_would_have_no_image(plain: Faces) -> None:
+    copies = replace(plain, twins=np.arange(len(plain)) % 4)
+    with pytest.raises(
+        UserError, match=r"split.folds=5: the data have 4 different images, each in one fold; give 4 or"
+    ):
+        kfold(copies, 0, folds=5, fold=4)
+    assert len(kfold(replace(plain, twins=np.arange(len(plain)) % 20), 0, folds=5, fold=4).tests["test"])
+
+
+def test_validating_on_one_class_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    numbers = np.arange(30)
+    images = np.broadcast_to(numbers.astype(np.uint8)[:, None, None], (30, 48, 48))
+    labels, person = np.where(numbers < 20, 0, 1), np.where(numbers < 10, 0, 1 + numbers % 3)
+    faces = Faces.from_arrays(images, labels, 0 * numbers, numbers.astype(str), "x", classes=("cat", "dog"))
+    splits = [kfold(replace(faces, groups=person), 0, folds=4, fold=fold) for fold in range(4)]
+    assert [len(np.unique(labels[split.val])) for split in splits].count(1) == 1
+    assert caplog.messages == ["All 10 validation images are of cat: their scores cannot choose a model"]
+
+
 @pytest.mark.parametrize("total", [56, 57, 100, 300, 2400])
 def test_apportion_sums_to_the_total_and_respects_the_least(total: int) -> None:
     shares = apportion(total, (4953, 547, 5121, 8989, 6077, 4002, 6198), least=8)
