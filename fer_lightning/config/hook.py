@@ -19,7 +19,7 @@ from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process
-from fer_lightning.runtime.run_folder import holds_training, keep_record, recorded_file
+from fer_lightning.runtime.run_folder import holds_training, keep_record, read_status, recorded_file, write_status
 
 
 def check_run(config: DictConfig) -> None:
@@ -46,6 +46,10 @@ def check_run(config: DictConfig) -> None:
         try:
             if run.resume is not None and holds_training(folder):
                 _check_resumed(run, folder, config.hydra.output_subdir)
+        except UserError as mistake:
+            if read_status(folder)["status"] == "running":  # killed, or a job whose sweep reads the reason here
+                write_status(folder, "failed", str(mistake))
+            raise
         finally:
             lock.release()  # the run takes it again
 

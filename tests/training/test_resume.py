@@ -34,6 +34,7 @@ from fer_lightning.runtime.run_folder import (
     read_status,
     recorded_file,
     settle_record,
+    write_status,
 )
 from fer_lightning.training.checkpoints import LastCheckpoint
 from fer_lightning.training.failures import as_user_error
@@ -519,6 +520,9 @@ class TestRefused:
             outcome = cli(*(word for word in run if word not in words), change, "resume=auto")
             assert (outcome.code, reason in outcome.error) == (2, True), outcome.error
             assert [path.read_bytes() for path in kept] == before
+        write_status(tmp_path / "run", "running")  # as its sweep does
+        assert "optim.lr was" in cli(*run, "optim.lr=0.5", "resume=auto").error
+        assert "optim.lr was" in read_status(tmp_path / "run")["reason"]
         assert cli(*run, "resume=auto").code == 0
         assert not (tmp_path / "run" / FORMER).exists()
 
