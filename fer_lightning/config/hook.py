@@ -16,10 +16,10 @@ from fer_lightning.config.schema import validate
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import without_hydra
 from fer_lightning.config.yaml_files import read_yaml
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process
-from fer_lightning.runtime.run_folder import read_status
+from fer_lightning.runtime.run_folder import holds_training, keep_record, read_status, recorded_file, write_status
 
 
 def check_run(config: DictConfig) -> None:
@@ -42,22 +42,45 @@ def check_run(config: DictConfig) -> None:
         check_file_names(config.hydra.job.name, config.hydra.output_subdir)
     check_secrets([("hydra.run.dir", str(folder)), ("hydra.job.name", config.hydra.job.name)])
     if is_first_process() and folder.is_dir():
-        lock_for_run(folder, run.resume).release()  # before Hydra writes into it
-        if run.resume == "auto" and read_status(folder)["status"] == "done":
-            _check_resumed(run, folder / config.hydra.output_subdir / "config.yaml")
+        lock = lock_for_run(folder, run.resume)
+        try:
+            if run.resume is not None and holds_training(folder):
+                _check_resumed(run, folder, config.hydra.output_subdir)
+        except UserError as mistake:
+            if read_status(folder)["status"] == "running":  # killed, or a job whose sweep reads the reason here
+                write_status(folder, "failed", str(mistake))
+            raise
+        finally:
+            lock.release()  # the run takes it again
 
 
-def _check_resumed(run: DictConfig, record: Path) -> None:
-    """Check that a run has the settings of the finished one that it resumes, before the record of those is replaced.
+def _check_resumed(run: DictConfig, folder: Path, record: str | None) -> None:
+    """Check that a run has the settings of the one that it resumes, and keep the record of those, which is replaced.
+
+    Args:
+        run: the composed run.
+        folder: the run folder; locked.
+        record: ``hydra.output_subdir``; None to write no record.
 
     Raises:
-        UserError: see ``check_same_training``.
+        UserError: see ``check_same_training``; or a rehearsal in the place of a training.
     """
-    try:
-        trained = recorded(read_yaml(record), str(record))
-    except (FileNotFoundError, UserError, YAMLError):
-        return  # the checkpoint has them too
-    check_same_training(run, trained)
+    rehearsal = run.trainer.fast_dev_run
+    accepted = (
+        f"a rehearsal saves nothing, and {folder} holds a training; leave it out, or choose another hydra.run.dir"
+    )
+    require(not rehearsal, "trainer.fast_dev_run", rehearsal, accepted)
+    if record is None:
+        return
+    if run.resume == "auto":
+        file = recorded_file(folder, f"{record}/config.yaml")
+        try:
+            trained = recorded(read_yaml(file), str(file))
+        except (FileNotFoundError, UserError, YAMLError):
+            trained = None  # the checkpoint has the settings too
+        if trained is not None:
+            check_same_training(run, trained)
+    keep_record(folder, record)
 
 
 class Validate(Callback):

@@ -67,6 +67,9 @@ def check_rules(cfg: DictConfig) -> None:
 def _run_rules(cfg: DictConfig) -> None:
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
         raise UserError(f"resume={cfg.resume}: no such run folder or checkpoint; give one, or auto, or null")
+    rehearsal = cfg.trainer.fast_dev_run
+    accepted = f"a rehearsal trains from the start, not from resume={cfg.resume}; leave one of them out"
+    require(not rehearsal or cfg.resume in (None, "auto"), "trainer.fast_dev_run", rehearsal, accepted)
     require(cfg.monitor in MONITORS, "monitor", cfg.monitor, f"must be one of {', '.join(MONITORS)}")
     require(cfg.jobs_per_device >= 1, "jobs_per_device", cfg.jobs_per_device, "must be at least 1")
     pause, last = cfg.pause_after_epochs, cfg.trainer.max_epochs - 1

@@ -36,6 +36,7 @@ from fer_lightning.config.hydra_keys import leaves, short
 from fer_lightning.config.interpolations import bounded, check_expansion, check_interpolation
 from fer_lightning.config.secrets import check_secrets, is_secret
 from fer_lightning.config.yaml_files import BoundedFileSource
+from fer_lightning.presentation.printable import has_control_characters
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.imports import TRUST, trusted
 
@@ -101,7 +102,7 @@ class GuardedLoader(ConfigLoaderImpl):
         except (UserError, HydraException, OmegaConfBaseException, YAMLError):
             raise
         except Exception as error:  # Hydra asserts what a file may get wrong
-            raise _composition_error(error) from None
+            raise _composition_error(error, overrides) from None
         recorded: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
         if sorted([*recorded["hydra"], *recorded["task"]]) != sorted(overrides):
             raise UserError(
@@ -279,7 +280,7 @@ def check(cfg: DictConfig | Mapping[Any, Any], overrides: Sequence[str] = ()) ->
         elif parts[:2] in (("hydra", "job_logging"), ("hydra", "hydra_logging")):
             hydra_keys.check_logging(parts, text)
         is_help = parts[:2] in (("hydra", "help"), ("hydra", "hydra_help"))
-        if not is_help and re.search(r"[\x00-\x1f\x7f-\x9f]", key + text):
+        if not is_help and has_control_characters(key + text):
             raise UserError(f"{key!r}: holds a line break or another control character; remove it")
         if "${" in text and parts in (("hydra",), ("hydra", "job")):
             raise UserError(f"{key}={short(text)}: may expand to anything; write its keys out")
@@ -354,7 +355,10 @@ def _check_search_path(paths: Sequence[str]) -> None:
             raise UserError(f"{path}: would be imported to search it; give its folder, or set {TRUST}={package}")
 
 
-def _composition_error(error: Exception) -> UserError:
+def _composition_error(error: Exception, overrides: Sequence[str]) -> UserError:
+    for line in overrides:
+        if line.lstrip("+~").startswith("hydra.sweeper.params"):
+            return UserError(f"{short(line)}: only a file may set it; give the keys themselves, such as seed=1,2")
     if isinstance(error, KeyError) and traceback.extract_tb(error.__traceback__)[-1].name == "__getitem__":
         # Raised by os.environ.
         return UserError(f"hydra.job.env_copy: {error} is not set in the environment; set it, or leave it out")

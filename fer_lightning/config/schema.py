@@ -29,6 +29,7 @@ from fer_lightning.config.rules import check_rules, model_rules
 from fer_lightning.config.safety import CONF_DIR
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import to_plain
+from fer_lightning.presentation.printable import has_control_characters
 from fer_lightning.runtime.errors import UserError, require
 
 
@@ -217,7 +218,7 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
     for key, text in texts:
         if "${" in text:
             raise UserError(f"{key}={short(text)}: resolves to another interpolation; write it out")
-        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
+        if has_control_characters(text):
             raise UserError(f"{key}={short(text)}: holds a line break or another control character; remove it")
     check_names(resolved["name"], resolved["imbalance"].get("name"))
 

@@ -54,6 +54,9 @@ GROUPS = {
 }
 """Recall by training images of a class, with more than ``classification.FEW_CLASSES`` classes only."""
 
+TRIAL = ("val/accuracy", "val/balanced_accuracy", "val/f1_macro", "val/nll")
+"""Scores in ``metrics.json`` that settings are ranked and shown by (``test=false``)."""
+
 ALL_SCORES = {**SCORES, **FURTHER, **GROUPS}
 
 SHARES = (

@@ -14,7 +14,8 @@ from typing import Any
 LONGEST = 3000
 """Maximum characters of an error message; a longer one is cut in the middle."""
 
-_UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_CONTROL = {"Cc", "Zl", "Zp"}
+_UNSAFE = {*_CONTROL, "Cf", "Cs"}
 """Unicode categories: control characters, invisible formatting such as right-to-left overrides, lone surrogates (bytes
 of a file name that are not UTF-8), and separators of lines and paragraphs."""
 
@@ -35,6 +36,11 @@ def printable(text: object, keep: str = "") -> str:
         else character
         for character in content
     )
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text holds a line break or another control character, which no setting and no recorded word may."""
+    return any(unicodedata.category(character) in _CONTROL for character in text)
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:

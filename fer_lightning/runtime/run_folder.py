@@ -5,6 +5,7 @@
 with other settings). ``running`` without a held lock means that the process was killed.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from fer_lightning.runtime.files import read_json, write_json
 
 RESUMABLE = 75
 """Exit code of a run that a signal stopped and that ``resume=auto`` resumes (``EX_TEMPFAIL`` of sysexits.h)."""
+
+FORMER = ".former"
+"""Folder of a run folder with the record of its training, while a start that resumes it may still be refused."""
 
 STATUSES = ("running", "done", "failed", "interrupted", "stopped")
 
@@ -42,6 +46,37 @@ def read_status(folder: Path) -> dict[str, Any]:
         if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
             read[key] = number
     return read
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether there is something to resume in a run folder: a checkpoint, or a run that is done."""
+    return any((folder / "checkpoints").glob("*.ckpt")) or read_status(folder)["status"] == "done"
+
+
+def recorded_file(folder: Path, name: str) -> Path:
+    """A file of the record of how a run was started, in ``FORMER`` while another start has not settled."""
+    former = folder / FORMER / name
+    return former if former.exists() else folder / name
+
+
+def keep_record(folder: Path, name: str) -> None:
+    """Copy the record in ``folder / name``, which the next start replaces, until ``settle_record``.
+
+    A copy that a killed start left is the record of the training, and stays.
+    """
+    if (folder / name).is_dir() and not (folder / FORMER).exists():
+        part = folder / f"{FORMER}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(folder / name, part / name)
+        part.rename(folder / FORMER)
+
+
+def settle_record(folder: Path, started: bool) -> None:
+    """Discard the copy of ``keep_record`` once a run has started; restore it where the run did not."""
+    if (folder / FORMER).is_dir():
+        if not started:
+            shutil.copytree(folder / FORMER, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / FORMER)
 
 
 def tested_checkpoint(folder: Path) -> Path:

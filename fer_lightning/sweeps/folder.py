@@ -26,8 +26,9 @@ from fer_lightning.config.schema import validate
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import flatten, may_change_results, without_hydra
 from fer_lightning.config.yaml_files import read_yaml
+from fer_lightning.presentation.printable import has_control_characters, printable
 from fer_lightning.presentation.words import natural_key
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, require
 from fer_lightning.runtime.files import read_bytes, read_json, write_json
 from fer_lightning.runtime.folder_lock import in_use
 from fer_lightning.runtime.provenance import git_commit
@@ -92,8 +93,9 @@ def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
 
     Raises:
         HydraException: a job cannot be composed.
-        UserError: two jobs would share a folder.
+        UserError: two jobs would share a folder or be the same run, or jobs would pause.
     """
+    _check_finishes(master)
     if not master.hydra.sweeper._target_.endswith((".BasicSweeper", ".SuccessiveHalving")):
         return {}
     given = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
@@ -106,14 +108,34 @@ def plan(master: DictConfig, folder: Path) -> dict[Job, DictConfig]:
         job = Job(number, folder / job_folder(composed), overrides)
         if folders.setdefault(job.folder, job) is not job:
             raise UserError(f"hydra.sweep.subdir: two jobs would share {job.folder}; start it with ${{hydra:job.num}}")
-        settings = json.dumps(flatten(without_hydra(composed)), default=str, sort_keys=True)
-        if (twin := same.setdefault(settings, job)) is not job:
+        _check_finishes(composed)
+        if (twin := same.setdefault(_identity(composed), job)) is not job:
             swept = [value for key, value in zip(grid, overrides, strict=True) if len(grid[key]) > 1]
             raise UserError(
                 f"{' '.join(swept)}: job {number} would be the same run as job {twin.number}; give each value once"
             )
         jobs[job] = composed
     return jobs
+
+
+def _check_finishes(composed: DictConfig) -> None:
+    pause = composed.get("pause_after_epochs")
+    accepted = "pauses the jobs of a sweep again whenever it is resumed; leave it out (hydra/sweeper=halving sets it)"
+    require(pause is None, "pause_after_epochs", pause, accepted)
+
+
+def _identity(composed: DictConfig) -> str:
+    """What a job trains and tests; equal for jobs that differ in names, or in how the same number is written."""
+    settings = flatten(without_hydra(composed))
+    for name in ("name", "tags"):
+        settings.pop(name, None)
+    if settings.get("resume") == "auto":
+        settings["resume"] = None  # as of every job of a sweep that has a checkpoint
+    return json.dumps(
+        {key: float(value) if type(value) is int else value for key, value in settings.items()},
+        default=str,
+        sort_keys=True,
+    )
 
 
 def _grid(lines: list[str]) -> dict[str, list[str]]:
@@ -141,9 +163,10 @@ def _grid(lines: list[str]) -> dict[str, list[str]]:
             values = override.sweep_string_iterator() if override.is_sweep_override() else None
             chosen = values or [override.get_value_element_as_str()]
             grid[key] = [f"{key}={value}" for value in itertools.islice(chosen, MAX_JOBS + 1)]
-        except (ValueError, TypeError, OverflowError) as error:  # of a range, whose values Hydra makes one by one
+        except (ValueError, TypeError, ArithmeticError) as error:  # of a range, whose values Hydra makes one by one
             given = str(override.input_line)[:80]
-            raise UserError(f"{given}: is not a range ({error}); give values, such as {key}=1,2") from None
+            reason = "its numbers must be finite" if isinstance(error, ArithmeticError) else error
+            raise UserError(f"{given}: is not a range ({reason}); give values, such as {key}=1,2") from None
         if math.prod(map(len, grid.values())) > MAX_JOBS:
             raise UserError(f"{str(override.input_line)[:80]}: makes more than {MAX_JOBS} jobs; give fewer values")
         if not grid[key]:
@@ -212,7 +235,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     try:
         content = read_json(folder / "sweep.json")
     except UserError as error:
-        print(f"{error}; only the jobs that were started are known", file=sys.stderr, flush=True)
+        print(printable(f"{error}; only the jobs that were started are known"), file=sys.stderr, flush=True)
         return {}
     read = {key: content[key] for key in ("cwd", "code", "git_commit") if isinstance(content.get(key), str)}
     argv, jobs = content.get("argv"), content.get("jobs")
@@ -222,7 +245,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         read["jobs"] = jobs
     elif jobs is not None:
         message = "its jobs are damaged; only those that were started are known"
-        print(f"{folder / 'sweep.json'}: {message}", file=sys.stderr, flush=True)
+        print(printable(f"{folder / 'sweep.json'}: {message}"), file=sys.stderr, flush=True)
     return read
 
 
@@ -230,7 +253,8 @@ def _is_words(words: Any) -> bool:
     """Whether this is a list of at most ``MAX_JOBS`` words that a command line could hold."""
     if not isinstance(words, list) or len(words) > MAX_JOBS:
         return False
-    return all(isinstance(word, str) and word.isprintable() and len(word) <= 10_000 for word in words)
+    texts = [word for word in words if isinstance(word, str) and len(word) <= 10_000]
+    return len(texts) == len(words) and not any(map(has_control_characters, texts))
 
 
 def _is_job(job: Any) -> bool:
@@ -281,7 +305,9 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], jobs: Mapp
         changes = list(_changes(flatten(written), flatten(composed))) if written else []  # empty: killed while writing
         if changes:
             return f"{job.folder.name}: {'; '.join(changes)}"
-    was, would_be = ([_settings(job["overrides"]) for job in record.get("jobs", [])] for record in (then, now))
+    if "jobs" not in then:  # damaged; what was started is as it was
+        return ""
+    was, would_be = ([_settings(job["overrides"]) for job in record["jobs"]] for record in (then, now))
     if len(was) != len(would_be):
         return f"it has {len(was)} jobs, and this command line has {len(would_be)}"
     for number, (old, new) in enumerate(zip(was, would_be, strict=True)):

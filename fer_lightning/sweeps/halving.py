@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError, check, require
 from fer_lightning.runtime.files import read_bytes, read_json, write_json
 from fer_lightning.runtime.run_folder import read_status, write_status
 from fer_lightning.sweeps import launchers
-from fer_lightning.sweeps.folder import MAX_JOBS, NOT_A_SETTING, Job, read_jobs, stop_deadline
+from fer_lightning.sweeps.folder import MAX_JOBS, NOT_A_SETTING, Job, read_jobs, read_sweep, stop_deadline
 
 TARGET = "hydra_plugins.fer_lightning.SuccessiveHalving"
 """Name of the sweeper in its configuration: Hydra accepts plugins of the package ``hydra_plugins`` alone."""
@@ -39,11 +40,13 @@ class Search:
 
     Attributes:
         epochs: epochs at the end of each rung; the last are those of the whole training.
+        eta: one in so many settings continues after a rung.
         monitor: the validation score that settings are chosen by.
         kept: for each finished rung, the numbers of the jobs that continue.
     """
 
     epochs: tuple[int, ...]
+    eta: int
     monitor: str
     kept: tuple[tuple[int, ...], ...] = ()
 
@@ -140,15 +143,17 @@ def is_search(sweeper: DictConfig) -> bool:
     return bool(sweeper._target_ == TARGET)
 
 
-def check_search(hydra: DictConfig, jobs: Mapping[Job, DictConfig]) -> None:
+def check_search(hydra: DictConfig, jobs: Mapping[Job, DictConfig], mistakes: Mapping[Job, str]) -> None:
     """Check that a grid can be searched by successive halving.
 
     Args:
         hydra: the ``hydra`` node of the multirun.
         jobs: the planned jobs with their configurations.
+        mistakes: those of them that will fail, with the reason; they are not checked further.
 
     Raises:
-        UserError: settings of the search out of range, or jobs that cannot be paused or have no validation score.
+        UserError: settings of the search out of range, or jobs that cannot be paused or have no validation score; all
+            jobs have a mistake.
     """
     for key in ("eta", "rungs"):
         value = hydra.sweeper.get(key)
@@ -157,18 +162,19 @@ def check_search(hydra: DictConfig, jobs: Mapping[Job, DictConfig]) -> None:
     name = "hydra/sweeper=halving"
     if launchers.is_queued(hydra.launcher):
         raise UserError(f"{name}: runs on one machine, not on SLURM; leave hydra/launcher out, or give parallel")
+    good = [composed for job, composed in jobs.items() if job not in mistakes]
+    if not good:
+        raise UserError(next(iter(mistakes.values())))
     if len(trials_of(list(jobs))) < 2:
         raise UserError(f"{name}: has one setting, so nothing to choose; give a key several values, such as a=1,2")
     for key in ("trainer.max_epochs", "monitor"):
-        values = {OmegaConf.select(composed, key) for composed in jobs.values()}
+        values = {OmegaConf.select(composed, key) for composed in good}
         require(len(values) == 1, key, ", ".join(map(str, values)), f"{name} needs the same for all settings")
-    for composed in jobs.values():
+    for composed in good:
         first = rung_epochs(composed.trainer.max_epochs, hydra.sweeper.eta, hydra.sweeper.rungs)[0]
         every = composed.trainer.check_val_every_n_epoch
         accepted = f"{name} needs a validation by epoch {first}, the first rung's end"
         require(every <= first, "trainer.check_val_every_n_epoch", every, accepted)
-        pause = composed.pause_after_epochs
-        require(pause is None, "pause_after_epochs", pause, f"{name} sets it; leave it out")
         if composed.split.name == "paper" and composed.split.get("val_fraction") is None:
             raise UserError(f"{name}: split=paper has no validation set; set split.val_fraction=0.1")
         if composed.imbalance.get("adjust") is not None and composed.imbalance.get("first_stage"):
@@ -184,15 +190,15 @@ def begin(folder: Path, sweeper: DictConfig, config: DictConfig) -> None:
         config: of one of the jobs.
 
     Raises:
-        UserError: the search in this folder has other rungs.
+        UserError: the search in this folder has other rungs, or selects another share.
     """
     Plugins.instance().class_name_to_class[TARGET] = SuccessiveHalving
-    planned = Search(rung_epochs(config.trainer.max_epochs, sweeper.eta, sweeper.rungs), config.monitor)
+    epochs = rung_epochs(config.trainer.max_epochs, sweeper.eta, sweeper.rungs)
+    planned = Search(epochs, sweeper.eta, config.monitor)
     before = read_search(folder) or planned
-    if (before.epochs, before.monitor) != (planned.epochs, planned.monitor):
+    if (before.epochs, before.eta, before.monitor) != (planned.epochs, planned.eta, planned.monitor):
         raise UserError(
-            f"{folder}: its search has rungs at {_listed(before.epochs)} epochs by {before.monitor}, and this one at "
-            f"{_listed(planned.epochs)} by {planned.monitor}; choose another hydra.sweep.dir"
+            f"{folder}: its search has {_rungs(before)}, and this one {_rungs(planned)}; choose another hydra.sweep.dir"
         )
     write_json(folder / RECORD, asdict(before))
 
@@ -204,28 +210,30 @@ def read_search(folder: Path) -> Search | None:
     """
     try:
         content = read_json(folder / RECORD)
-        epochs, monitor, kept = (content[key] for key in ("epochs", "monitor", "kept"))
+        epochs, eta, monitor, kept = (content[key] for key in ("epochs", "eta", "monitor", "kept"))
         check(isinstance(monitor, str) and monitor.isprintable() and len(monitor) < 100, "monitor")
         check(0 < len(epochs) < 100 and len(kept) < len(epochs), "rungs")
-        check(all(_are_counts(each) for each in (epochs, *kept)), "numbers")
+        check(all(_are_counts(each) for each in (epochs, [eta], *kept)) and eta >= 2, "numbers")
     except (FileNotFoundError, KeyError, TypeError, UserError, ValueError):
         return None
-    return Search(tuple(epochs), monitor, tuple(map(tuple, kept)))
+    return Search(tuple(epochs), eta, monitor, tuple(map(tuple, kept)))
 
 
-def finish_rung(folder: Path, eta: int) -> bool:
+def finish_rung(folder: Path) -> bool:
     """Select the settings that continue after a rung, and record the others as stopped.
 
     Args:
         folder: the sweep's folder.
-        eta: one of so many settings is selected.
 
     Returns:
-        Whether another rung follows: not while a run has yet to train in this one, after the last one, or where no
-        setting has a score.
+        Whether another rung follows: not while a run has yet to train in this one, after the last one, where no
+        setting has a score, or where the settings are not known.
     """
     search = read_search(folder)
     assert search is not None
+    if not read_sweep(folder).get("jobs"):
+        print(printable(f"[sweep] {folder / 'sweep.json'}: its jobs are not known; the search ends"), flush=True)
+        return False
     active = [trial for trial in trials_of(read_jobs(folder)) if search.is_active(trial.jobs[0].number)]
     jobs = [job for trial in active for job in trial.jobs]
     failed = {job for job in jobs if read_status(job.folder)["status"] == "failed"}
@@ -238,7 +246,7 @@ def finish_rung(folder: Path, eta: int) -> bool:
         math.nan if lost else trial_score(trial, search.monitor, epochs)
         for trial, lost in zip(active, has_failed, strict=True)
     ]
-    kept = select(scores, eta)
+    kept = select(scores, search.eta)
     if not kept:
         print(f"[sweep] {rung}: no setting has {search.monitor}; the search ends", flush=True)
         return False
@@ -251,7 +259,7 @@ def finish_rung(folder: Path, eta: int) -> bool:
         for job in set(trial.jobs) - failed:
             write_status(job.folder, "stopped", reason, pause_after_epochs=epochs)
     numbers = sorted(job.number for place in kept for job in active[place].jobs)
-    write_json(folder / RECORD, asdict(Search(search.epochs, search.monitor, (*search.kept, tuple(numbers)))))
+    write_json(folder / RECORD, asdict(replace(search, kept=(*search.kept, tuple(numbers)))))
     best = max(scores[place] for place in kept)
     print(
         f"[sweep] {rung}: {len(kept)} of {len(active)} settings continue to epoch {search.epochs[search.rung + 1]}; "
@@ -265,14 +273,13 @@ class SuccessiveHalving(Sweeper):
     """Hydra sweeper that launches the grid, and after each rung those of its jobs that continue.
 
     Args:
-        eta: one in so many settings continues after a rung.
-        rungs: how often settings are trained; see ``rung_epochs``.
+        eta: of ``Search``, which ``begin`` records.
+        rungs: of ``rung_epochs``.
         max_batch_size: as of Hydra's ``BasicSweeper``.
         params: as of Hydra's ``BasicSweeper``.
     """
 
     def __init__(self, eta: int, rungs: int, max_batch_size: int | None, params: dict[str, str] | None) -> None:
-        self.eta = eta
         self.grid_settings = max_batch_size, params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -286,7 +293,7 @@ class SuccessiveHalving(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         returns = list(self.grid.sweep(arguments))
-        while stop_deadline(self.folder) is None and finish_rung(self.folder, self.eta):
+        while stop_deadline(self.folder) is None and finish_rung(self.folder):
             returns += self._launch_active()
         return returns
 
@@ -310,5 +317,5 @@ def _are_counts(numbers: Any) -> bool:
     return all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
 
 
-def _listed(epochs: Sequence[int]) -> str:
-    return ", ".join(map(str, epochs))
+def _rungs(search: Search) -> str:
+    return f"rungs at {', '.join(map(str, search.epochs))} epochs by {search.monitor}, eta={search.eta}"

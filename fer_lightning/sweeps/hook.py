@@ -76,7 +76,7 @@ class SweepLifecycle(Callback):
             # Jobs of a cluster see other machines than this one.
             mistakes = {} if launchers.is_queued(launcher) else find_mistakes(jobs)
             if halving.is_search(config.hydra.sweeper):
-                halving.check_search(config.hydra, jobs)
+                halving.check_search(config.hydra, jobs, mistakes)
             folder.mkdir(parents=True, exist_ok=True)
             self._start(config, folder, jobs, mistakes)
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
@@ -94,9 +94,12 @@ class SweepLifecycle(Callback):
     ) -> None:
         self.lock = lock_folder(folder)
         check_no_links(folder)
+        good = {job: composed for job, composed in jobs.items() if job not in mistakes}
+        if launchers.is_parallel(config.hydra.launcher) and (good or not jobs):
+            launchers.set_job_count(config, [composed.trainer for composed in good.values()])
         record_start(folder, jobs, self.anyway)
         if halving.is_search(config.hydra.sweeper):
-            halving.begin(folder, config.hydra.sweeper, next(iter(jobs.values())))
+            halving.begin(folder, config.hydra.sweeper, next(iter(good.values())))
         (folder / ".stop").unlink(missing_ok=True)
         # The job itself records what it was run with; Hydra would write that before it is known whether it is run.
         config.hydra.overrides.hydra.append("hydra.output_subdir=null")
@@ -104,8 +107,6 @@ class SweepLifecycle(Callback):
         if launchers.is_queued(config.hydra.launcher):
             slurm.discard_results(folder)
             slurm.ask_for_no_gpus(config, [composed.trainer for composed in jobs.values()])
-        if launchers.is_parallel(config.hydra.launcher):
-            launchers.set_job_count(config, [composed.trainer for composed in jobs.values()])
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.handlers[signum] = signal.signal(signum, lambda signum, frame: self._stop(config, folder, signum))
         for planned, mistake in mistakes.items():
@@ -119,7 +120,7 @@ class SweepLifecycle(Callback):
     def _stop(self, config: DictConfig, folder: Path, signum: int) -> None:
         name = signal.Signals(signum).name
         if launchers.is_queued(config.hydra.launcher):
-            print(f"[sweep] {name}: its jobs stay in the queue; see {status_command(folder)}", flush=True)
+            print(printable(f"[sweep] {name}: its jobs stay in the queue; see {status_command(folder)}"), flush=True)
             raise SystemExit(RESUMABLE if signum == signal.SIGTERM else 130)
         seconds = job.GRACE_SECONDS if self.stopped_by is None else 0.0
         self.stopped_by = self.stopped_by or signum
@@ -186,7 +187,7 @@ def record_start(folder: Path, jobs: dict[Job, DictConfig], anyway: bool) -> Non
         if not as_started:
             remedy = f"resume it as it was started: {resume_command(folder)}"
         raise UserError(f"{folder}: {difference}, which would mix results; choose another hydra.sweep.dir, or {remedy}")
-    if not then:
+    if "jobs" not in then:
         if not is_new:
-            print(f"[sweep] {folder / 'sweep.json'} was damaged and is written anew", flush=True)
+            print(printable(f"[sweep] {folder / 'sweep.json'} was damaged and is written anew"), flush=True)
         write_json(folder / "sweep.json", record)

@@ -81,7 +81,7 @@ class Progress:
             job = f"[sweep] job {state.job.number + 1} of {len(states)}"
             if state.status == "running":
                 own = " ".join(word for word in state.job.overrides if word not in shared)
-                print(f"{job}: {own or state.job.folder.name}", flush=True)
+                print(printable(f"{job}: {own or state.job.folder.name}"), flush=True)
                 continue
             took = f" in {duration(state.changed - before.changed)}" if before and before.status == "running" else ""
             reason = f": {state.reason}" if state.reason else ""

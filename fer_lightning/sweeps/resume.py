@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fer_lightning.config.hydra_keys import check_recorded, short
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime import imports
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.sweeps import job
@@ -37,7 +38,8 @@ def resume(folder: Path, anyway: bool) -> None:
     overrides.append(f"hydra.sweep.dir={job.quoted(folder)}")
     overrides += ["++hydra.callbacks.summary.anyway=true"] if anyway else []
     if (started_in := sweep.get("cwd", "")) != os.getcwd():
-        print(f"[sweep] started in {short(started_in)}; its relative paths are now read from {os.getcwd()}")
+        where = f"[sweep] started in {short(started_in)}; its relative paths are now read from {os.getcwd()}"
+        print(printable(where))
     environment = {**os.environ, **imports.environment()}
     sys.stdout.flush()
     sys.stderr.flush()

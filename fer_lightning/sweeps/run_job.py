@@ -38,7 +38,7 @@ def run_job(cfg: DictConfig) -> float:
     _ignore_signals_in_worker()
     search = halving.read_search(sweep) if halving.is_search(hydra.sweeper) else None
     done = read_status(folder)["status"] == "done"
-    if done and search is None and not cfg.trainer.fast_dev_run and not _has_results(folder):
+    if done and search is None and not cfg.trainer.fast_dev_run and not _has_results(folder, cfg.test):
         log.warning("job %s: is done, but its results are missing or damaged; they are made again", folder.name)
         done = False
     if search is not None:
@@ -91,12 +91,16 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool,
         job.record_end(folder, process.wait(), stop_requested)
 
 
-def _has_results(folder: Path) -> bool:
+def _has_results(folder: Path, test: bool) -> bool:
+    """Whether a run has the files and scores that a test leaves, or, without one, the validation."""
+    from fer_lightning.metrics import names  # imports pandas
+
     try:
         metrics = read_json(folder / "metrics.json")
     except (FileNotFoundError, UserError):
         return False
-    return "test/accuracy" not in metrics or (folder / "predictions.csv").is_file()
+    scores = [metrics.get(key) for key in (("test/accuracy",) if test else names.TRIAL)]
+    return all(isinstance(score, int | float) for score in scores) and (folder / "predictions.csv").is_file()
 
 
 def _record_failure(folder: Path, reason: str) -> None:

@@ -74,8 +74,8 @@ def write_search(folder: Path, search: Search) -> Path:
         )
     Console().print(shown)
     if len(table) > MAX_ROWS:
-        print(f"... and {len(table) - MAX_ROWS} more: {folder / 'trials.csv'}", flush=True)
-    replace_file(folder / "trials.csv", table_to_csv(table).encode())
+        print(printable(f"... and {len(table) - MAX_ROWS} more: {folder / 'trials.csv'}"), flush=True)
+    replace_file(folder / "trials.csv", table_to_csv(table).encode(errors="backslashreplace"))
     return folder / "trials.csv"
 
 

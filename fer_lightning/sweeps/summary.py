@@ -2,13 +2,15 @@
 
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import RESUMABLE
-from fer_lightning.sweeps.folder import job_states
+from fer_lightning.sweeps.folder import job_states, read_sweep
 from fer_lightning.sweeps.halving import Search
 from fer_lightning.sweeps.resume import resume_command
 
@@ -25,8 +27,8 @@ def summarise(folder: Path, stopped_by: int | None = None, search: Search | None
         search: the progress of a search by successive halving.
 
     Returns:
-        The exit code: 0; 1 when a job failed, or when a finished run cannot be compared; 75 when jobs are left to
-        resume, 130 after Ctrl-C.
+        The exit code: 0; 1 when a job failed, when a finished run cannot be compared, or when the jobs are not known;
+        75 when jobs are left to resume, 130 after Ctrl-C.
     """
     states = job_states(folder, live=False)
     failed = [state for state in states if state.status == "failed"]
@@ -37,6 +39,9 @@ def summarise(folder: Path, stopped_by: int | None = None, search: Search | None
         files, complete = _write_reports(done, folder, compare=stopped_by is None)
     else:
         files, complete = _write_search(folder, search), True
+    if "jobs" not in read_sweep(folder):
+        _print(f"[sweep] {folder / 'sweep.json'}: its jobs are not known, so there may be more than these")
+        complete = False
     for state in [*failed, *unfinished]:
         if state.status != "waiting":
             _print(f"[sweep] {state.status}: {state.job.folder.name}: {state.reason} ({state.job.folder})")
@@ -89,15 +94,33 @@ def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> tuple[d
         files |= {"report": str(report)} if report else {}
         complete &= has_all
     if untested:
-        from fer_lightning.sweeps.trials import report as rank_trials
-
-        try:
-            files["trials"] = str(rank_trials(untested, folder))
-        except UserError as error:
-            _print(f"[sweep] no ranking: {error}")
-            complete = False
+        trials, has_all = _rank(untested, folder)
+        files |= {"trials": str(trials)} if trials else {}
+        complete &= has_all
     return files, complete
 
 
+def _rank(runs: Mapping[Path, Mapping[str, Any]], folder: Path) -> tuple[Path | None, bool]:
+    """Rank runs that were only validated; a damaged one is left out.
+
+    Returns:
+        The file, None where nothing can be ranked, and whether no run was left out.
+    """
+    from fer_lightning.sweeps import trials
+
+    good = {}
+    for run, metrics in runs.items():
+        try:
+            trials.check_scores(metrics, run)
+            good[run] = metrics
+        except UserError as error:
+            _print(f"[sweep] left out: {error}")
+    try:
+        return (trials.report(good, folder) if good else None), len(good) == len(runs)
+    except UserError as error:
+        _print(f"[sweep] no ranking: {error}")
+        return None, False
+
+
 def _print(text: str) -> None:
-    print(text, flush=True)
+    print(printable(text), flush=True)

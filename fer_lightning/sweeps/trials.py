@@ -21,8 +21,6 @@ from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file
 from fer_lightning.sweeps.folder import NOT_A_SETTING
 
-SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "nll")
-SCORES = tuple(f"val/{name}" for name in SHOWN)
 FURTHER = tuple(f"val/{name}" for name in (*names.FURTHER, *names.GROUPS))
 """In ``trials.csv`` alone, of the runs that have them."""
 
@@ -37,8 +35,8 @@ def rank(trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> pd.DataFr
         trials: the overrides (``key=value``) and the ``metrics.json`` of each run.
 
     Returns:
-        One row per setting: the overrides that differ between runs, ``seeds``, the mean of each of ``SCORES`` and of
-        those of ``FURTHER`` that there are, ``sd`` (of the monitored score over seeds, missing with one), and
+        One row per setting: the overrides that differ between runs, ``seeds``, the mean of each of ``names.TRIAL``
+        and of those of ``FURTHER`` that there are, ``sd`` (of the monitored score over seeds, missing with one), and
         ``seconds`` of training.
     """
     given = [dict(override.lstrip("+").partition("=")[::2] for override in overrides) for overrides, _ in trials]
@@ -50,7 +48,7 @@ def rank(trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> pd.DataFr
         [
             {
                 **{key: each.get(key, "") for key in varied},
-                **{score: metrics[score] for score in SCORES},
+                **{score: metrics[score] for score in names.TRIAL},
                 **{score: metrics.get(score) for score in further},
                 "seconds": metrics["train/seconds"],
             }
@@ -59,7 +57,7 @@ def rank(trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> pd.DataFr
     )
     runs = runs.astype(dict.fromkeys(further, float))  # None is NaN
     groups = runs.groupby(varied, sort=False) if varied else runs.groupby(lambda _: 0)
-    table = groups[[*SCORES, *further, "seconds"]].mean()
+    table = groups[[*names.TRIAL, *further, "seconds"]].mean()
     table.insert(0, "seeds", groups.size())
     table.insert(1, "sd", groups[monitor].std())
     return table.reset_index(drop=not varied).sort_values(monitor, ascending=False, kind="stable", ignore_index=True)
@@ -69,23 +67,24 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     """Print the ranking of finished runs that were not tested, and write it to ``trials.csv``.
 
     Args:
-        runs: the folder and ``metrics.json`` of each.
+        runs: the folder and ``metrics.json`` of each, which ``check_scores`` has checked.
         out: the folder for the file.
 
     Returns:
         The file.
 
     Raises:
-        UserError: a run's files are damaged.
+        UserError: runs of different images, or monitored by different scores.
     """
-    trials = [(_overrides(run), _checked(metrics, run)) for run, metrics in runs.items()]
+    trials = [(_overrides(run), metrics) for run, metrics in runs.items()]
     _check_same_images(list(runs), trials)
+    _check_same_monitor(list(runs), trials)
     table, monitor = rank(trials), trials[0][1]["monitor"]
     settings = list(table.columns[: table.columns.get_loc("seeds")])
     noun = "setting" if len(table) == 1 else "settings"
     shown = Table(
         *(Column(escape(printable(name)), overflow="fold") for name in settings),
-        *("seeds", "sd", *(names.SCORES[name].heading for name in SHOWN), "seconds"),
+        *("seeds", "sd", *(names.SCORES[_bare(score)].heading for score in names.TRIAL), "seconds"),
         title=f"{len(table)} {noun} by {monitor}; the test images were not used",
         title_justify="left",
     )
@@ -94,15 +93,19 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
         shown.add_row(
             *(escape(printable(words[name])) for name in settings),
             str(words["seeds"]),
-            names.SCORES[monitor.removeprefix("val/")].words(words["sd"]),
-            *(names.SCORES[name].words(words[f"val/{name}"]) for name in SHOWN),
+            names.SCORES[_bare(monitor)].words(words["sd"]),
+            *(names.SCORES[_bare(score)].words(words[score]) for score in names.TRIAL),
             f"{words['seconds']:.0f}",
         )
     Console().print(shown)
     if len(table) > MAX_ROWS:
-        print(f"... and {len(table) - MAX_ROWS} more: {out / 'trials.csv'}", flush=True)
-    replace_file(out / "trials.csv", table_to_csv(table).encode())
+        print(printable(f"... and {len(table) - MAX_ROWS} more: {out / 'trials.csv'}"), flush=True)
+    replace_file(out / "trials.csv", table_to_csv(table).encode(errors="backslashreplace"))
     return out / "trials.csv"
+
+
+def _bare(score: str) -> str:
+    return score.removeprefix("val/")
 
 
 def _check_same_images(runs: Sequence[Path], trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
@@ -121,6 +124,23 @@ def _check_same_images(runs: Sequence[Path], trials: Sequence[tuple[Sequence[str
             )
 
 
+def _check_same_monitor(runs: Sequence[Path], trials: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
+    """Check that one score chose the checkpoints of all runs, by which they are ranked.
+
+    Raises:
+        UserError: naming two runs.
+    """
+    first: dict[str, Path] = {}
+    for run, (_, metrics) in zip(runs, trials, strict=True):
+        first.setdefault(metrics["monitor"], run)
+    if len(first) > 1:
+        (one, by), (other, by_another) = ((run.name, monitor) for monitor, run in list(first.items())[:2])
+        raise UserError(
+            f"{one} was monitored by {by} and {other} by {by_another}: they cannot be ranked together; sweep over one "
+            "monitor at a time"
+        )
+
+
 def _overrides(run: Path) -> list[str]:
     """The recorded overrides of a run; none where they were not recorded."""
     try:
@@ -130,17 +150,16 @@ def _overrides(run: Path) -> list[str]:
     return [line for line in lines if isinstance(line, str)]
 
 
-def _checked(metrics: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
-    """The content of ``metrics.json``, checked for the scores that are ranked.
+def check_scores(metrics: Mapping[str, Any], run: Path) -> None:
+    """Check that the ``metrics.json`` of a run has the scores that are ranked.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or those of its classes rule it out.
     """
-    numbers = [metrics.get(key) for key in (*SCORES, "train/seconds")]
+    numbers = [metrics.get(key) for key in (*names.TRIAL, "train/seconds")]
     numbers += [metrics[key] for key in FURTHER if metrics.get(key) is not None]
-    if metrics.get("monitor") not in SCORES or not all(isinstance(each, int | float) for each in numbers):
+    if metrics.get("monitor") not in names.TRIAL or not all(isinstance(each, int | float) for each in numbers):
         raise UserError(f"{run / 'metrics.json'}: damaged, without the scores of the validation images")
     counts = metrics.get("train/class_counts")
     if wrong := names.contradiction(metrics, "val/", list(counts) if isinstance(counts, dict) else []):
         raise UserError(f"{run / 'metrics.json'}: damaged, {wrong}")
-    return metrics

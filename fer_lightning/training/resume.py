@@ -53,8 +53,9 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
 
     Raises:
         UserError: not a safe checkpoint of this project; one of a run with other settings (``check_same_training``);
-            one trained on other images, whose training set may hold this run's test images; another run's that has
-            nothing left to train; or one beside the best checkpoint of another training.
+            one trained on other images, whose training set may hold this run's test images; one trained for longer than
+            this run, or another run's that has nothing left to train; or one beside the best checkpoint of another
+            training.
     """
     if cfg.resume is None:
         return None
@@ -76,11 +77,7 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
             f"resume={cfg.resume}: it stopped within an epoch of {len(checkpoint['processes'])} processes; "
             f"resume with as many devices, not {processes}"
         )
-    if point.epoch >= cfg.trainer.max_epochs and cfg.resume != "auto":
-        raise UserError(
-            f"resume={cfg.resume}: it has all {point.epoch} epochs; "
-            f"raise trainer.max_epochs={cfg.trainer.max_epochs} to continue"
-        )
+    _check_length(cfg, point, checkpoint["global_step"])
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
     if best.exists():
         is_others = best.parent.resolve() != own.resolve()
@@ -89,6 +86,27 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
             own.mkdir(parents=True, exist_ok=True)
             replace_file(own / "best.ckpt", best.read_bytes())
     return point
+
+
+def _check_length(cfg: DictConfig, point: ResumePoint, steps: int) -> None:
+    """Check that a run asks for no less training than the checkpoint has, and another run's for more.
+
+    Raises:
+        UserError: naming the setting to raise.
+    """
+    trainer = cfg.trainer
+    if point.epoch >= trainer.max_epochs and cfg.resume != "auto":
+        raise UserError(
+            f"resume={cfg.resume}: it has all {point.epoch} epochs; "
+            f"raise trainer.max_epochs={trainer.max_epochs} to continue"
+        )
+    begun = point.epoch + bool(point.batches)
+    for key, limit, trained in (("max_epochs", trainer.max_epochs, begun), ("max_steps", trainer.max_steps, steps)):
+        if 0 <= limit < trained:
+            raise UserError(
+                f"resume={cfg.resume}: was trained for more than trainer.{key}={limit}; give at least {trained}, or "
+                "train anew in another hydra.run.dir"
+            )
 
 
 def _check_best(best: Path, checkpoint: dict[str, Any], damaged_is_refused: bool) -> None:

@@ -29,7 +29,7 @@ from fer_lightning.runtime.errors import Interrupted, UserError, one_line
 from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process, keep_freed_memory
 from fer_lightning.runtime.provenance import environment, file_hash, git_commit
-from fer_lightning.runtime.run_folder import read_status, write_status
+from fer_lightning.runtime.run_folder import holds_training, read_status, settle_record, write_status
 from fer_lightning.training import build, results, tracking
 from fer_lightning.training.adjust import adjust, fold_margins
 from fer_lightning.training.callbacks import TrainClock
@@ -104,7 +104,7 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
     """
     first = is_first_process()
     lock = lock_for_run(folder, cfg.resume) if first else None
-    was_done = first and read_status(folder)["status"] == "done"
+    former = read_status(folder) if first and holds_training(folder) else {"status": "missing"}
     loggers: list[Any] = []
     signals.reset()
     try:
@@ -116,10 +116,12 @@ def run(cfg: DictConfig, folder: Path) -> TrainedRun | None:
             write_status(folder, "done")
     except BaseException as error:
         user_error = as_user_error(error, cfg, folder)
-        if was_done and isinstance(error, _NotStartedError):
-            write_status(folder, "done")  # a finished run that cannot be resumed stays finished
-        elif first:
-            record_failure(user_error or error, folder)
+        if first:
+            settle_record(folder, started=False)
+            if isinstance(error, _NotStartedError) and former["status"] not in ("missing", "running"):
+                write_status(folder, **former)  # a training that cannot be resumed stays as it was
+            else:
+                record_failure(user_error or error, folder)
         tracking.finish(loggers, failed=True)
         if isinstance(error, SystemExit):
             raise KeyboardInterrupt from error  # which Lightning turns into exit(1)
@@ -170,6 +172,8 @@ def _train_and_test(cfg: DictConfig, folder: Path, loggers: list[Any]) -> Traine
         features = _keep_features(data, training)
     except UserError as error:
         raise _NotStartedError(*error.args) from error
+    if is_first_process():
+        settle_record(folder, started=True)
     if not _only_adjusts(cfg):
         with _named_checkpoint(training, data.cfg, folder):
             _fit(training)

@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fer_lightning.config import command_line
+from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime import processes, signals
 from fer_lightning.runtime.errors import Interrupted, Paused, UserError
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status
@@ -41,7 +42,7 @@ def start(cfg: DictConfig) -> float | None:
         if not is_first:  # Lightning would kill the first process for any other code
             raise SystemExit(0) from None
         if isinstance(stopped, Paused):
-            print(f"{stopped}; {_resume_hint(folder)}", flush=True)
+            print(printable(f"{stopped}; {_resume_hint(folder)}"), flush=True)
             raise SystemExit(RESUMABLE) from None
         command_line.fail(f"{stopped}; {_resume_hint(folder)}", code=RESUMABLE)
     except KeyboardInterrupt:

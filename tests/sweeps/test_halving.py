@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -114,7 +115,17 @@ def test_the_score_is_the_best_of_the_epochs_so_far(tmp_path, text, expected):
     assert best_score(tmp_path, "val/f1_macro", 3) == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("damage", [{}, {"epochs": [1, 3], "monitor": 1, "kept": []}, {"epochs": 3}, "[", None])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        {"epochs": [1, 3], "eta": 1, "monitor": "x", "kept": []},
+        {"epochs": [1, 3], "eta": 3, "monitor": 1, "kept": []},
+        {"epochs": 3},
+        "[",
+        None,
+    ],
+)
 def test_a_damaged_record_is_none(tmp_path, damage):
     if damage is not None:
         (tmp_path / halving.RECORD).write_text(damage if isinstance(damage, str) else json.dumps(damage))
@@ -124,7 +135,6 @@ def test_a_damaged_record_is_none(tmp_path, damage):
 GOOD = {
     "trainer": {"max_epochs": 9, "check_val_every_n_epoch": 1},
     "monitor": "val/f1_macro",
-    "pause_after_epochs": None,
     "split": {"name": "official"},
     "imbalance": {"name": "none"},
 }
@@ -139,7 +149,6 @@ GOOD = {
         ({}, {"trainer.max_epochs": 12}, "trainer.max_epochs=12, 9|trainer.max_epochs=9, 12"),
         ({}, {"monitor": "val/accuracy"}, "needs the same for all settings"),
         ({}, {"trainer.check_val_every_n_epoch": 2}, "needs a validation by epoch 1, the first rung's end"),
-        ({}, {"pause_after_epochs": 2}, "pause_after_epochs=2: hydra/sweeper=halving sets it"),
         ({}, {"split.name": "paper"}, "split=paper has no validation set"),
         ({}, {"imbalance": {"name": "tau_norm", "adjust": {}, "first_stage": "x"}}, "trains no epochs of its own"),
     ],
@@ -151,7 +160,28 @@ def test_searches_that_cannot_be_are_refused(hydra, run, message):
         OmegaConf.update(other, key, value)
     jobs = {Job(0, Path("0"), ("a=1",)): OmegaConf.create(GOOD), Job(1, Path("1"), ("a=2",)): other}
     with pytest.raises(UserError, match=message):
-        halving.check_search(node, jobs)
+        halving.check_search(node, jobs, {})
+
+
+def test_jobs_with_a_mistake_are_not_checked(tmp_path):
+    node = OmegaConf.create({"sweeper": {"eta": 3, "rungs": 3}, "launcher": {}})
+    wrong = OmegaConf.merge(GOOD, {"trainer": {"check_val_every_n_epoch": None}})
+    jobs = {Job(0, Path("0"), ("a=1",)): wrong, Job(1, Path("1"), ("a=2",)): OmegaConf.create(GOOD)}
+    first, second = jobs
+    halving.check_search(node, jobs, {first: "a mistake"})
+    with pytest.raises(UserError, match="a mistake"):
+        halving.check_search(node, jobs, {first: "a mistake", second: "another"})
+
+
+def test_a_rung_of_unknown_jobs_ends_the_search(tmp_path, capsys):
+    jobs = planned(tmp_path, 0.1, 0.2)
+    search = Search((2, 8), 2, "val/f1_macro")
+    write_json(tmp_path / halving.RECORD, asdict(search))
+    train(search, jobs)
+    (tmp_path / "sweep.json").write_text('{"jobs": 1}')
+    assert not halving.finish_rung(tmp_path)
+    assert capsys.readouterr().out == f"[sweep] {tmp_path / 'sweep.json'}: its jobs are not known; the search ends\n"
+    assert halving.read_search(tmp_path) == search
 
 
 def test_one_setting_is_no_search(cli, tmp_path):
@@ -164,18 +194,18 @@ def test_one_setting_is_no_search(cli, tmp_path):
 def test_rungs_of_a_search(tmp_path, capsys):
     """The folder of a search from rung to rung, without Hydra: 7 settings, two seeds, rungs at 2, 4 and 8 epochs."""
     jobs = planned(tmp_path, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-    write_json(tmp_path / halving.RECORD, asdict(Search((2, 4, 8), "val/f1_macro")))
+    write_json(tmp_path / halving.RECORD, asdict(Search((2, 4, 8), 2, "val/f1_macro")))
     train(halving.read_search(tmp_path), jobs[:-1])
-    assert not halving.finish_rung(tmp_path, eta=2), "a run is missing"
+    assert not halving.finish_rung(tmp_path), "a run is missing"
     train(halving.read_search(tmp_path), jobs)
     before = (tmp_path / halving.RECORD).read_bytes()
-    assert halving.finish_rung(tmp_path, eta=2)
+    assert halving.finish_rung(tmp_path)
     after = (tmp_path / halving.RECORD).read_bytes()
     (tmp_path / halving.RECORD).write_bytes(before)  # killed before it was written
-    assert halving.finish_rung(tmp_path, eta=2)
+    assert halving.finish_rung(tmp_path)
     assert (tmp_path / halving.RECORD).read_bytes() == after, "the same decision"
     train(halving.read_search(tmp_path), jobs)
-    assert halving.finish_rung(tmp_path, eta=2)
+    assert halving.finish_rung(tmp_path)
     assert [state.status for state in job_states(tmp_path, live=False)][-4:] == [
         "stopped",
         "stopped",
@@ -183,7 +213,7 @@ def test_rungs_of_a_search(tmp_path, capsys):
         "paused",
     ]
     train(halving.read_search(tmp_path), jobs)
-    assert not halving.finish_rung(tmp_path, eta=2), "the last rung"
+    assert not halving.finish_rung(tmp_path), "the last rung"
     search = halving.read_search(tmp_path)
     assert search.kept == ((8, 9, 10, 11, 12, 13), (12, 13))
     first, second = capsys.readouterr().out.splitlines()[1:]
@@ -217,9 +247,15 @@ def test_a_search_keeps_its_rungs(tmp_path):
     sweeper = OmegaConf.create({"eta": 3, "rungs": 3})
     halving.begin(tmp_path, sweeper, OmegaConf.create(GOOD))
     halving.begin(tmp_path, sweeper, OmegaConf.create(GOOD))
-    assert halving.read_search(tmp_path) == Search((1, 3, 9), "val/f1_macro")
-    with pytest.raises(UserError, match=r"has rungs at 1, 3, 9 epochs by val/f1_macro, and this one at 2, 3, 5, 9"):
+    assert halving.read_search(tmp_path) == Search((1, 3, 9), 3, "val/f1_macro")
+    with pytest.raises(UserError, match=r"rungs at 1, 3, 9 epochs by val/f1_macro, eta=3, and this one .* 2, 3, 5, 9"):
         halving.begin(tmp_path, OmegaConf.create({"eta": 2, "rungs": 4}), OmegaConf.create(GOOD))
+    short = OmegaConf.merge(GOOD, {"trainer": {"max_epochs": 2}})
+    for name, eta in (("short", 2), ("short", 3)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        same_rungs = OmegaConf.create({"eta": eta, "rungs": 2})
+        with pytest.raises(UserError, match=r"eta=2, and this one .* eta=3") if eta == 3 else nullcontext():
+            halving.begin(tmp_path / name, same_rungs, short)
 
 
 @pytest.mark.parametrize(("together", "expected"), [(False, [(1, 2), (4, 6), (8, 9)]), (True, [(1, 9)])])
@@ -264,7 +300,7 @@ def test_a_search_from_the_command_line_and_its_resume(cli, tmp_path, monkeypatc
 
 
 def test_the_rung_of_a_job():
-    search = Search((1, 3, 9), "val/f1_macro", ((0, 2), (2,)))
+    search = Search((1, 3, 9), 3, "val/f1_macro", ((0, 2), (2,)))
     assert (search.rung, search.pause) == (2, None)
     assert [search.rung_of(number) for number in range(3)] == [1, 0, 2]
     assert [search.is_active(number) for number in range(3)] == [False, False, True]

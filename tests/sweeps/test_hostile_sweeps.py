@@ -13,9 +13,11 @@ from legs import every_third
 from omegaconf import OmegaConf
 
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.run_folder import write_status
+from fer_lightning.runtime.files import write_json
+from fer_lightning.runtime.run_folder import RESUMABLE, write_status
 from fer_lightning.sweeps import slurm, summary
-from fer_lightning.sweeps.folder import job_states, read_jobs, read_sweep
+from fer_lightning.sweeps.folder import Job, job_states, read_jobs, read_sweep, sweep_record
+from fer_lightning.sweeps.hook import record_start
 from fer_lightning.sweeps.progress import show
 from fer_lightning.sweeps.resume import resume
 
@@ -98,6 +100,58 @@ def test_a_sweep_that_makes_no_sense_is_refused_in_one_line(cli, tmp_path, overr
     assert outcome.code == 2
     assert message in outcome.error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.weight_decay=0,0.0"], "optim.weight_decay=0.0: job 1 would be the same run as job 0"),
+        (["resume=null,auto"], "resume=auto: job 1 would be the same run as job 0"),
+        (["name=a,b"], "name=b: job 1 would be the same run as job 0"),
+        (["tags=[a],[b]", "hydra/sweeper=halving"], "tags=[b]: job 1 would be the same run as job 0"),
+        (["pause_after_epochs=1", "trainer.max_epochs=2"], "pause_after_epochs=1: pauses the jobs of a sweep again"),
+        (["seed=range(nan,2)"], "seed=range(nan,2): is not a range (its numbers must be finite); give values"),
+        (["+hydra.sweeper.params={seed: 3}"], "+hydra.sweeper.params={seed: 3}: only a file may set it; give the keys"),
+        (
+            ["hydra/sweeper=halving", "optim.lr=-1,-2", "trainer.check_val_every_n_epoch=null"],
+            "trainer.check_val_every_n_epoch",
+        ),
+    ],
+)
+def test_what_would_mislead_a_sweep_is_refused_in_one_line(cli, tmp_path, overrides, message):
+    outcome = cli("-m", *TINY, *overrides)
+    assert (outcome.code, message in outcome.error) == (2, True), outcome.error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("character", ["\u00a0", "\u200b", "\udcff"], ids=["space", "zero width", "not UTF-8"])
+def test_characters_that_do_not_print_damage_no_sweep(tmp_path, capsys, monkeypatch, character):
+    folder = tmp_path / f"my{character}sweep"
+    folder.mkdir()
+    argv, jobs = ["-m", f"tags=['{character}']"], [{"folder": f"0{character}", "overrides": [f"tags=[{character}]"]}]
+    write_json(folder / "sweep.json", {"argv": argv, "jobs": jobs})
+    assert (read_sweep(folder)["argv"], read_sweep(folder)["jobs"]) == (argv, jobs)
+    monkeypatch.setattr(os, "execve", lambda *arguments: None)
+    resume(folder, anyway=False)
+    show(folder)
+    assert summary.summarise(folder) == RESUMABLE
+    printed = capsys.readouterr()
+    assert "damaged" not in printed.err
+    assert character == "\u00a0" or character not in printed.out
+    jobs[0]["overrides"] = ["tags=[\x1b]"]
+    write_json(folder / "sweep.json", {"argv": argv, "jobs": jobs})
+    assert "jobs" not in read_sweep(folder)
+
+
+def test_jobs_that_are_not_known_are_no_success(tmp_path, capsys):
+    """Those that were not started may be missing; the same command line, with the same code, lists them anew."""
+    job = Job(0, tmp_path / "0", ("seed=0",))
+    record = sweep_record({job: OmegaConf.create()}, tmp_path, ["-m"])
+    write_json(tmp_path / "sweep.json", {**record, "jobs": "lost"})
+    assert summary.summarise(tmp_path) == 1
+    assert "sweep.json: its jobs are not known, so there may be more than these" in capsys.readouterr().out
+    record_start(tmp_path, {job: OmegaConf.create()}, anyway=False)
+    assert read_jobs(tmp_path) == [job]
 
 
 def test_a_refused_comparison_is_no_success(tmp_path, monkeypatch):

@@ -125,6 +125,14 @@ def test_different_mistakes_do_not_refuse_the_sweep(cli, tmp_path):
     assert "[sweep] will fail: 0-none-seed0: optim.lr=-1.0: must be" in outcome.out.split("job 1 of 2")[0]
 
 
+def test_devices_that_are_no_number_refuse_no_parallel_sweep(cli, tmp_path):
+    """How many jobs run at a time depends on those without a mistake."""
+    parallel = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=1")
+    outcome = cli("-m", *TINY, *parallel, "trainer.devices=abc,def", "hydra.sweep.dir=sweep")
+    assert (outcome.code, len(outcome.json["failed"])) == (1, 2), outcome.err
+    assert "[sweep] will fail: 0-none-seed0: trainer.devices=abc: must be a number" in outcome.out
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("words", [["seed=0,1", "-m", "optim.lr=-1,-2"], ["seed=0,1", "optim.lr=-1,-2", "--multirun"]])
 def test_options_may_stand_anywhere(cli, tmp_path, words):

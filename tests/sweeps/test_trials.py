@@ -7,8 +7,11 @@ from command_line import TINY, only_run
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.report.write import compare_and_report
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json
-from fer_lightning.sweeps.trials import rank, report
+from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.run_folder import write_status
+from fer_lightning.sweeps.run_job import _has_results
+from fer_lightning.sweeps.summary import summarise
+from fer_lightning.sweeps.trials import check_scores, rank, report
 
 
 def metrics(accuracy: float, seconds: float = 10.0) -> dict[str, object]:
@@ -41,9 +44,47 @@ def test_runs_of_different_images_are_not_ranked(tmp_path):
 
 def test_a_score_that_those_of_the_classes_rule_out_is_not_ranked(tmp_path):
     classes = {"train/class_counts": {"a": 1, "b": 1}, "val/f1/a": 0.2, "val/f1/b": 0.4}
-    report({tmp_path / "0": {**metrics(0.7), **classes}}, tmp_path)
+    check_scores({**metrics(0.7), **classes}, tmp_path)
     with pytest.raises(UserError, match=r"damaged, val/f1_macro is 0\.9\d*, which the scores of its classes"):
-        report({tmp_path / "0": {**metrics(0.1), **classes}}, tmp_path)
+        check_scores({**metrics(0.1), **classes}, tmp_path)
+
+
+def test_runs_of_different_monitors_are_not_ranked(tmp_path):
+    runs = {tmp_path / "0": metrics(0.5), tmp_path / "1": {**metrics(0.5), "monitor": "val/f1_macro"}}
+    with pytest.raises(UserError, match="0 was monitored by val/accuracy and 1 by val/f1_macro: they cannot be ranked"):
+        report(runs, tmp_path)
+
+
+def test_a_damaged_run_does_not_stop_the_ranking(tmp_path, capsys):
+    jobs = [{"folder": str(number), "overrides": [f"optim.lr={number}"]} for number in range(3)]
+    write_json(tmp_path / "sweep.json", {"argv": ["-m"], "jobs": jobs})
+    without = {key: value for key, value in metrics(0.5).items() if key != "val/nll"}
+    for number, content in enumerate((metrics(0.5), {}, without)):
+        (tmp_path / str(number)).mkdir()
+        write_status(tmp_path / str(number), "done")
+        write_json(tmp_path / str(number) / "metrics.json", content)
+    assert summarise(tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("metrics.json: damaged, without the scores of the validation images") == 2
+    assert "1 setting by val/accuracy" in printed
+    assert pd.read_csv(tmp_path / "trials.csv")["val/accuracy"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("content", "test", "expected"),
+    [
+        (metrics(0.5), False, True),
+        (metrics(0.5), True, False),
+        ({"test/accuracy": 0.5}, True, True),
+        ({"test/accuracy": 0.5}, False, False),
+        ({}, False, False),
+    ],
+)
+def test_results_are_what_the_run_was_to_leave(tmp_path, content, test, expected):
+    write_json(tmp_path / "metrics.json", content)
+    assert not _has_results(tmp_path, test)
+    (tmp_path / "predictions.csv").write_text("")
+    assert _has_results(tmp_path, test) == expected
 
 
 def test_one_setting_is_a_table_of_one_row():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,22 @@ from forked import Forked
 from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import OmegaConf
 
+from fer_lightning.config.compose import composed
+from fer_lightning.config.same_training import check_same_training
+from fer_lightning.config.settings import to_plain, without_hydra
 from fer_lightning.model.checkpoint import read_checkpoint
+from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.folder_lock import lock_folder
-from fer_lightning.runtime.run_folder import RESUMABLE, read_status
+from fer_lightning.runtime.run_folder import (
+    FORMER,
+    RESUMABLE,
+    keep_record,
+    read_status,
+    recorded_file,
+    settle_record,
+    write_status,
+)
 from fer_lightning.training.checkpoints import LastCheckpoint
 from fer_lightning.training.failures import as_user_error
 
@@ -481,7 +494,72 @@ class TestRefused:
         assert "callbacks.ema._target_ was" in cli(*averaged, "resume=auto").error
         other = cli(*run, "data.source.seed=1")  # found when the images are read
         assert (other.code, "trained on other images" in other.error) == (2, True), other.error
+        assert [path.read_bytes() for path in kept] == before
+        rehearsal = cli(*run, "trainer.fast_dev_run=true")
+        assert (rehearsal.code, "a rehearsal saves nothing" in rehearsal.error) == (2, True), rehearsal.error
+        assert cli(*run, "hydra.output_subdir=null").code == 0
         assert read_status(tmp_path / "run")["status"] == "done"
+
+    def test_a_paused_run_stays_as_it_is(self, cli, tmp_path):
+        """Also where the mistake is found only when the images or the checkpoint are read."""
+        weights = "imbalance.loss.weights={disgust: 50}"
+        run = [*TINY, "imbalance=focal", weights, "trainer.max_epochs=3", f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli(*run, "pause_after_epochs=2").code == RESUMABLE
+        kept = [tmp_path / "run" / name for name in ("status.json", ".hydra/config.yaml", ".hydra/overrides.yaml")]
+        before = [path.read_bytes() for path in kept]
+        for change, reason in (
+            ("optim.lr=0.5", "optim.lr was 0.001 there and cannot become 0.5"),
+            ("imbalance.loss.weights=null", "imbalance.loss.weights was {'disgust': 50} there and cannot become None"),
+            ("~imbalance.loss.gamma", "imbalance.loss.gamma was 2.0 there and cannot be left out"),
+            ("trainer.limit_val_batches=1", "trainer.limit_val_batches was None there and cannot become 1"),
+            ("trainer.fast_dev_run=true", "trainer.fast_dev_run=true: a rehearsal saves nothing"),
+            ("trainer.max_epochs=1", "was trained for more than trainer.max_epochs=1; give at least 2"),
+            ("data.source.seed=1", "it was trained on other images"),
+        ):
+            words = [weights] if change == "imbalance.loss.weights=null" else []
+            outcome = cli(*(word for word in run if word not in words), change, "resume=auto")
+            assert (outcome.code, reason in outcome.error) == (2, True), outcome.error
+            assert [path.read_bytes() for path in kept] == before
+        write_status(tmp_path / "run", "running")  # as its sweep does
+        assert "optim.lr was" in cli(*run, "optim.lr=0.5", "resume=auto").error
+        assert "optim.lr was" in read_status(tmp_path / "run")["reason"]
+        assert cli(*run, "resume=auto").code == 0
+        assert not (tmp_path / "run" / FORMER).exists()
+
+    @pytest.mark.parametrize(
+        ("then", "now", "message"),
+        [
+            ("imbalance/mix=mixup", "", "imbalance.mix._target_ was '[^']+' there and cannot be left out"),
+            ("", "imbalance/mix=mixup", "imbalance.mix._target_ was not set there and cannot become"),
+            ("trainer.check_val_every_n_epoch=2", "", "check_val_every_n_epoch was 2 there and cannot become 1"),
+            ("callbacks=swa", "callbacks=swa trainer.max_epochs=31", "max_epochs was 30 there and cannot become 31"),
+            ("callbacks=swa trainer.max_epochs=31", "", "callbacks.swa._target_ was"),
+            ("", "trainer.max_epochs=31", None),
+            ("imbalance=focal", "imbalance=focal", None),
+        ],
+    )
+    def test_a_setting_that_is_given_or_left_out(self, then, now, message):
+        configs = []
+        for words in (then, now):
+            with composed(["resume=auto", *words.split()]) as cfg:
+                configs.append(OmegaConf.create(to_plain(without_hydra(cfg))))
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            check_same_training(configs[1], configs[0])
+
+    def test_the_record_of_a_start_that_was_killed_is_kept(self, tmp_path):
+        """Between the record of a new start and the check of its checkpoint."""
+        record = tmp_path / ".hydra" / "config.yaml"
+        record.parent.mkdir()
+        for content in ("trained", "killed", "refused"):
+            record.write_text(content)
+            keep_record(tmp_path, ".hydra")
+            assert recorded_file(tmp_path, ".hydra/config.yaml").read_text() == "trained"
+        settle_record(tmp_path, started=False)
+        assert (record.read_text(), os.listdir(tmp_path)) == ("trained", [".hydra"])
+        keep_record(tmp_path, ".hydra")
+        record.write_text("started")
+        settle_record(tmp_path, started=True)
+        assert (record.read_text(), os.listdir(tmp_path)) == ("started", [".hydra"])
 
     def test_the_best_checkpoint_of_another_training(self, cli, tmp_path):
         for name, words in (("run", ["pause_after_epochs=1", "trainer.max_epochs=2"]), ("other", ["seed=1"])):

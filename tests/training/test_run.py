@@ -219,7 +219,7 @@ def test_another_folder_remembers_the_best(cli, tmp_path):
             (["trainer.max_epochs=1"], "it has all 1 epochs"),
             (["data.batch_size=16"], "data.batch_size was 32 there and cannot become 16"),
             (["augment=light"], "augment.name was 'none' there and cannot become 'light'"),
-            (["callbacks=ema"], "callbacks.ema._target_ was None there"),
+            (["callbacks=ema"], "callbacks.ema._target_ was not set there"),
             (["trainer.precision=bf16-mixed"], "trainer.precision was"),
             (["model.freeze_epochs=1"], "model.freeze_epochs was 0 there and cannot become 1"),
             (["trainer.gradient_clip_val=9"], "trainer.gradient_clip_val was 1.0 there and cannot become 9"),
