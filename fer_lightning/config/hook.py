@@ -63,8 +63,13 @@ def _check_resumed(run: DictConfig, folder: Path, record: str | None) -> None:
         record: ``hydra.output_subdir``; None to write no record.
 
     Raises:
-        UserError: see ``check_same_training``; or a rehearsal in the place of a training.
+        UserError: see ``check_same_training``; or a rehearsal, or another run's training, in the place of a training.
     """
+    if run.resume != "auto" and not Path(run.resume).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"hydra.run.dir={folder}: holds a training, which that of resume={run.resume} would replace; give "
+            "resume=auto, or choose another folder"
+        )
     rehearsal = run.trainer.fast_dev_run
     accepted = (
         f"a rehearsal saves nothing, and {folder} holds a training; leave it out, or choose another hydra.run.dir"

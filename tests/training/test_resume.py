@@ -492,6 +492,8 @@ class TestRefused:
         averaged = [*TINY, f"hydra.run.dir={tmp_path / 'averaged'}"]
         assert cli(*averaged, "callbacks=ema").code == 0
         assert "callbacks.ema._target_ was" in cli(*averaged, "resume=auto").error
+        replacing = cli(*averaged, "callbacks=ema", f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
+        assert f"holds a training, which that of resume={tmp_path / 'run'} would replace" in replacing.error
         other = cli(*run, "data.source.seed=1")  # found when the images are read
         assert (other.code, "trained on other images" in other.error) == (2, True), other.error
         assert [path.read_bytes() for path in kept] == before
