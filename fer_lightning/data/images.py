@@ -152,8 +152,7 @@ def read_images(
             pixels += math.prod(image.shape[:2])
         except UserError as error:
             image = None
-            claimed = math.prod(_header(data)[0])
-            pixels += claimed if claimed <= MAX_PIXELS else 0  # others are not decoded
+            pixels += claimed if (claimed := math.prod(_header(data)[0])) <= MAX_PIXELS else 0  # others: not decoded
             problem = problem or str(error)
             broken.append(name)
         _check_pixels(f"{container.path}: the images up to {name}", pixels, packed)
