@@ -91,7 +91,7 @@ def named_rows(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
 def _names(key: str, value: str | None) -> bool:
     """Whether a setting says something of a run: not a class weight by hand that it does not have."""
     by_hand = key == "imbalance.loss.power" or key.startswith("imbalance.loss.weights")
-    return not by_hand or value not in (None, "None")
+    return not by_hand or value is not None
 
 
 def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:

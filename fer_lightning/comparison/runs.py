@@ -35,7 +35,8 @@ class FinishedRun:
     Attributes:
         folder: the run folder.
         metrics: ``metrics.json``.
-        settings: the composed configuration, flat (``optim.lr``), without ``NOT_A_SETTING``.
+        settings: the composed configuration, flat (``optim.lr``), without ``NOT_A_SETTING`` and what is null, which
+            files of another version may not name.
         ids: str, shape (n,): the images of all test sets.
         labels: int64, shape (n,).
         predictions: int64, shape (n,).
@@ -169,10 +170,10 @@ def read_run(folder: Path) -> FinishedRun:
         # Only the seed of a second stage is meant to differ between the runs of one row.
         printable(key): printable(value if key.endswith(".seed") else repeat.get(str(value), value))
         for key, value in config.items()
-        if not is_part_of(key, NOT_A_SETTING)
+        if str(value) != "None" and not is_part_of(key, NOT_A_SETTING)
     }
     first_stage = None
-    if settings.get(FIRST_STAGE, "None") != "None":
+    if FIRST_STAGE in settings:
         if "first_stage_hash" in metrics:
             first_stage = settings[FIRST_STAGE], metrics["first_stage_hash"]
         # By its method: each seed has a checkpoint of its own.

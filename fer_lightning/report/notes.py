@@ -201,8 +201,8 @@ def on_ratio(c: Comparison, over: OverRatio) -> list[str]:
     """What else changes with the ratio."""
     sizes: dict[float, set[int]] = {}
     for members in c.rows.values():
-        value = members[0].settings.get(SETTING, "None")
-        if value != "None":
+        value = members[0].settings.get(SETTING)
+        if value is not None:
             sizes.setdefault(float(value), set()).update(run.training_images for run in members)
     known = {ratio: span(sizes[ratio]) for ratio in over.ratios if ratio in sizes}
     texts = [f"{text} at {ratio:g}" for ratio, text in known.items()]

@@ -12,15 +12,15 @@ def run(method: str = "none", **settings: str) -> Any:
 
 
 def test_a_row_names_only_the_class_weights_that_it_has():
-    plain, power = run(power="None", weights="None"), run(power="0.5", weights="None")
-    by_hand = run(power="None", weights__disgust="5")
+    plain, power = run(), run(power="0.5")
+    by_hand = run(weights__disgust="5")
     assert list(named_rows([plain, power, by_hand])) == ["none", "none power=0.5", "none disgust=5"]
 
 
 def test_class_weights_that_all_runs_have_are_named() -> None:
-    by_hand = run(power="None", weights__disgust="5", weights__fear="1.2")
+    by_hand = run(weights__disgust="5", weights__fear="1.2")
     assert list(named_rows([by_hand, by_hand])) == ["none disgust=5 fear=1.2"]
-    assert list(named_rows([run(power="0.5", weights="None")])) == ["none power=0.5"]
-    assert list(named_rows([run("marc", power="1.2", weights="None")])) == ["marc"], "its own power"
-    assert list(named_rows([run("marc", power="1.0", weights="None")])) == ["marc power=1.0"]
-    assert list(named_rows([run("mine", power="1.0", weights="None")])) == ["mine power=1.0"], "of an unknown file"
+    assert list(named_rows([run(power="0.5")])) == ["none power=0.5"]
+    assert list(named_rows([run("marc", power="1.2")])) == ["marc"], "its own power"
+    assert list(named_rows([run("marc", power="1.0")])) == ["marc power=1.0"]
+    assert list(named_rows([run("mine", power="1.0")])) == ["mine power=1.0"], "of an unknown file"

@@ -134,6 +134,14 @@ def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
     assert "newer" in skipped[old]
 
 
+def test_a_setting_that_is_null_is_like_one_that_is_not_there(tmp_path: Path) -> None:
+    """Files of another version may lack it: with the same seed they are no second one."""
+    given = [{"split.total": None}, {}, {"split.total": "None"}]
+    folders = [write_run(tmp_path / f"{n}/0", settings=settings) for n, settings in enumerate(given)]
+    runs, skipped = read_runs(folders)
+    assert (len(runs), len(skipped)) == (1, 2)
+
+
 def test_a_copy_under_another_seed_is_no_second_seed(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "0", seed=0), write_run(tmp_path / "1", seed=1)]
     (folders[1] / "predictions.csv").write_bytes((folders[0] / "predictions.csv").read_bytes())
