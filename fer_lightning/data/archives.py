@@ -169,7 +169,10 @@ class Zip(_Archive):
         self._members, self.hidden = _safe_members(path, self._list())
 
     def _list(self) -> Iterator[tuple[str, int, bool, zipfile.ZipInfo]]:
-        for info in self._zip.infolist():
+        members = self._zip.infolist()
+        if (before := min((info.header_offset for info in members), default=0)) > 0:
+            raise UserError(f"{self.path} has {before:,} bytes before its first member, such as another zip: {_UNPACK}")
+        for info in members:
             if info.flag_bits & 1 and not info.is_dir():
                 raise UserError(f"{self.path} is protected by a password: unpack it and give the folder")
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if packed on a system without file modes

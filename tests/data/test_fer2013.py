@@ -412,6 +412,10 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: doubled(write_tar(image_files(FACES), folder / "archive.tar")),
         r"archive\.tar is damaged or cut short \(data after its end",
     ),
+    "two zips in one file": (
+        lambda folder: doubled(write_zip(image_files(FACES), folder / "archive.zip")),
+        r"archive\.zip has [\d,]+ bytes before its first member, such as another zip: unpack it",
+    ),
     "a column twice": (
         text_file(f"emotion,pixels,Usage,emotion\n0,{PIXELS},Training,1\n"),
         r"fer2013\.csv has the column emotion twice: remove or rename one",
