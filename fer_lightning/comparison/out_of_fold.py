@@ -42,7 +42,8 @@ class OutOfFold:
         for run in self.runs:
             by_seed.setdefault(run.metrics["seed"], set()).add(int(run.fold or 0))
         words = {seed: ", ".join(map(str, sorted(folds))) for seed, folds in by_seed.items()}
-        parts = [f"folds {each} of {self.runs[0].settings.get('split.folds')}" for each in dict.fromkeys(words.values())]
+        count = self.runs[0].settings.get("split.folds")
+        parts = [f"folds {each} of {count}" for each in dict.fromkeys(words.values())]
         return " and ".join(parts) + (f", {len(by_seed)} seeds" if len(by_seed) > 1 else "")
 
 
