@@ -148,7 +148,7 @@ def _warped(images: Tensor, moves: Tensor, size: int) -> Tensor:
     to_pixels = np.concatenate([linear, margin + constant[..., None]], axis=-1)
     warped = np.empty((len(images), size, size, 3), np.uint8)
     padded = np.empty((side + 2 * margin, side + 2 * margin, 3), np.uint8)
-    picture = padded[margin:-margin, margin:-margin]
+    picture = np.empty((side, side, 3), np.uint8)  # not the inner part of the other, whose rows are put together slowly
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     for planes, each, changed in zip(images.numpy(), to_pixels, warped, strict=True):
         cv2.merge(tuple(planes), picture)
