@@ -125,10 +125,11 @@ def _check_finishes(composed: DictConfig) -> None:
 
 
 def _identity(composed: DictConfig) -> str:
-    """What a job trains and tests; equal for jobs that differ in names, or in how the same number is written."""
+    """What a job is; equal for jobs that differ in how the same number is written.
+
+    Jobs may repeat each other under a name or tags of their own.
+    """
     settings = flatten(without_hydra(composed))
-    for name in ("name", "tags"):
-        settings.pop(name, None)
     if settings.get("resume") == "auto":
         settings["resume"] = None  # as of every job of a sweep that has a checkpoint
     return json.dumps(

@@ -107,8 +107,6 @@ def test_a_sweep_that_makes_no_sense_is_refused_in_one_line(cli, tmp_path, overr
     [
         (["optim.weight_decay=0,0.0"], "optim.weight_decay=0.0: job 1 would be the same run as job 0"),
         (["resume=null,auto"], "resume=auto: job 1 would be the same run as job 0"),
-        (["name=a,b"], "name=b: job 1 would be the same run as job 0"),
-        (["tags=[a],[b]", "hydra/sweeper=halving"], "tags=[b]: job 1 would be the same run as job 0"),
         (["pause_after_epochs=1", "trainer.max_epochs=2"], "pause_after_epochs=1: pauses the jobs of a sweep again"),
         (["seed=range(nan,2)"], "seed=range(nan,2): is not a range (its numbers must be finite); give values"),
         (["+hydra.sweeper.params={seed: 3}"], "+hydra.sweeper.params={seed: 3}: only a file may set it; give the keys"),
