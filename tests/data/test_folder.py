@@ -283,24 +283,24 @@ class TestRuns:
         metrics = train("data.path=faces")
         assert list(metrics["train/class_counts"]) == ["Bird house", "cat", "dog"]
         assert sum(metrics["train/class_counts"].values()) + metrics["test/n"] + metrics["val/n"] == 42
-        self.refuses_what_trained_it(tmp_path)
         predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
         assert {"p_Bird house", "p_cat", "p_dog"} < set(predictions)
         assert set(predictions["label"]) <= {"Bird house", "cat", "dog"}
         assert set(predictions["usage"]) == {"train"}
         assert "(faces, " in scorecard_line(make_scorecard(metrics))
 
-    @staticmethod
-    def refuses_what_trained_it(folder: Path) -> None:
+    def test_evaluate_refuses_what_trained_the_model(self, train, tmp_path):
         from fer_lightning import evaluate
 
-        write_folder({**tree(), "cat/new.png": pictures(6, 1)[0]}, folder / "more")
+        write_folder(tree(), tmp_path / "faces")
+        write_folder({**tree(), "cat/new.png": pictures(6, 1)[0]}, tmp_path / "more")
+        train("data.path=faces")
         for words, message in (
             (["data=folder", "data.path=faces"], r"data\.path=faces: has the images that trained this model; leave"),
             (["data.path=more"], "not those that trained this model, and its test images were cut from them"),
         ):
             with pytest.raises(UserError, match=message):
-                evaluate.main([str(folder / "run" / "checkpoints" / "best.ckpt"), *words])
+                evaluate.main(["run/checkpoints/best.ckpt", *words])
 
     @pytest.mark.parametrize("backend", every_third(["batched", "albumentations"]))
     def test_colour_mixed_and_augmented(self, train, tmp_path, backend):
