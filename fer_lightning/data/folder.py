@@ -128,7 +128,7 @@ def _read(
     kind: str,
 ) -> Faces:
     paths, usage = [file.path for file in files], np.array([file.usage for file in files])
-    usage[usage == PARTS.index("test")] = len(PARTS) - 1  # PrivateTest and Test have one name here, so they are one part
+    usage[usage == PARTS.index("test")] = len(PARTS) - 1  # PrivateTest and Test, of one name here
     side = reading.image_size or (typical_side(container, paths) if reading.color else GRAY_SIDE)
     form = ImageForm(side, bool(reading.color))
     directory = Path(reading.cache_dir).expanduser() if reading.cache_dir else default_cache_dir()
