@@ -191,7 +191,7 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
     if len(content) > MAX_LIST:
         raise UserError(f"{where}: has more than {MAX_LIST:,} bytes: give RAF-DB's own list")
     lines = [line.split() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip()]
-    files = []
+    files: dict[str, LabelledFile] = {}
     for number, words in enumerate(lines, start=1):
         part = USAGE_NAMES.get(words[0].split("_")[0].lower())
         if len(words) != 2 or words[1] not in RAFDB_CODES or part is None:
@@ -205,8 +205,12 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
             raise UserError(
                 f"{where}, line {number}: {words[0][:80]} does not exist: give the folder with its images too"
             )
-        files.append(LabelledFile(name, RAFDB_CODES[words[1]], part))
-    return files
+        found = LabelledFile(name, RAFDB_CODES[words[1]], part)
+        if files.setdefault(name, found) != found:
+            raise UserError(f"{where}, line {number}: {words[0][:80]} is listed before with another label: keep one")
+    if unlisted := len(images) - len(files):
+        log.info("Labels are those of %s; ignored %d images that it does not list", lists[0], unlisted)
+    return list(files.values())
 
 
 def _in_coded_folders(

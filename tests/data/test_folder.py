@@ -126,13 +126,15 @@ class TestLayouts:
             part = "train" if number <= 4 else "test"
             lines.append(f"{part}_{number:05}.jpg {code}")
             files[f"basic/Image/aligned/{part}_{number:05}_aligned.jpg"] = pictures(label, 1, color=True, side=100)[0]
-        files["basic/EmoLabel/list_patition_label.txt"] = "\n".join(lines).encode()
+        files["basic/EmoLabel/list_patition_label.txt"] = "\n".join([*lines, lines[0]]).encode()
+        files["basic/Image/aligned/train_00009_aligned.jpg"] = b""
         with caplog.at_level("INFO"):
             faces = layouts.rafdb(str(write_folder(files, tmp_path / "raf")), color=True, image_size=100)
         assert faces.classes == ("angry", "happy", "surprise", "neutral")
         assert faces.count(faces.usage == 0) == faces.count(faces.usage == 3) == [1, 1, 1, 1]
         assert faces.form == ImageForm(100, True)
         assert "Class counts differ from those of RAF-DB (train: surprise 1 instead of 1,290" in caplog.text
+        assert "list_patition_label.txt; ignored 1 images that it does not list" in caplog.text
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -140,8 +142,12 @@ class TestLayouts:
             ({"copy/train_00001_aligned.jpg": b""}, "have one name, and the list no folders: remove one"),
             ({"other/list_patition_label.txt": b"train_00001.jpg 5"}, "holds several lists of labels"),
             ({"list_patition_label.txt": b"trian_00001.jpg 5"}, "line 1: must be a file of train or test and a label"),
+            (
+                {"list_patition_label.txt": b"train_00001.jpg 5\ntrain_00001.jpg 6"},
+                "line 2: .*listed before with another",
+            ),
         ],
-        ids=["a name in two folders", "two lists", "another prefix"],
+        ids=["a name in two folders", "two lists", "another prefix", "two labels"],
     )
     def test_a_list_of_rafdb_that_is_unclear(self, tmp_path, change, message):
         files = {"aligned/train_00001_aligned.jpg": b"", "list_patition_label.txt": b"train_00001.jpg 5"}
