@@ -1,4 +1,4 @@
-"""Images per CPU-second from storage to the network's input, in one process with one thread.
+"""Images per CPU-second from storage to the network's input, with one thread.
 
     python benchmarks/data_path.py --data fer2013.zip
     python benchmarks/data_path.py --color --sizes 96 224
@@ -11,16 +11,22 @@ Four pipelines with the same changes (flip, rotation of 10 degrees, shift of 5 %
 - albumentations: ``augment.backend=albumentations``
 - batched: ``augment.backend=batched``, the default
 
-With ``--color`` the images are drawn faces in three channels, stored at the size of the network's input.
+With ``--color`` the images are drawn faces in three channels, stored at the size of the network's input. Each pipeline
+has a process of its own: ours sets how memory is kept as its runs do, the others leave it as it is, or, with
+``--same-memory``, set the same.
 """
 
 import argparse
+import multiprocessing
+import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -138,6 +144,78 @@ def our_loader(faces: Any, rows: np.ndarray, size: int, backend: str) -> Iterabl
     return Epochs()
 
 
+class Task(NamedTuple):
+    """What all pipelines read, and turn into what."""
+
+    data: str | None
+    images: int
+    color: bool
+    size: int
+    folder: Path
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.color else 1
+
+    def faces(self) -> tuple[Any, np.ndarray]:
+        """The set, and the rows that are measured."""
+        from fer_lightning.data import fer2013, synthetic
+
+        plain = fer2013.load(self.data) if self.data else synthetic.draw(self.images * 5 // 4 + 200)
+        training = np.flatnonzero(plain.usage == 0)
+        rows = np.random.default_rng(0).choice(training, min(self.images, len(training)), replace=False)
+        return in_colour(plain, self.size) if self.color else plain, np.sort(rows)
+
+
+def build(pipeline: str, task: Task, stored: int) -> Iterable[Any]:
+    """The loader of a pipeline."""
+    if pipeline == "torchvision ImageFolder + v2":
+        return torchvision_loader(task.folder, task.size, stored, task.channels)
+    if pipeline == "timm create_loader":
+        return timm_loader(task.folder, task.size, task.channels)
+    return our_loader(*task.faces(), task.size, pipeline.removeprefix("ours, "))
+
+
+PIPELINES = ("torchvision ImageFolder + v2", "timm create_loader", "ours, albumentations", "ours, batched")
+
+
+def serve(connection: Connection, pipeline: str, task: Task, stored: int, keep: bool) -> None:
+    """Measure an epoch whenever asked: images per CPU-second."""
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    if keep:
+        from fer_lightning.runtime.processes import keep_freed_memory
+
+        keep_freed_memory()
+    loader = build(pipeline, task, stored)
+    while connection.recv():
+        connection.send(speed(loader, task.size, task.channels))
+
+
+@contextmanager
+def processes(task: Task, stored: int, same_memory: bool) -> Iterator[dict[str, Connection]]:
+    """A process for each pipeline, which waits for its turn."""
+    context = multiprocessing.get_context("spawn")
+    connections = {}
+    for pipeline in PIPELINES:
+        keep = same_memory or pipeline.startswith("ours")
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1" if keep else "0"  # as fer_lightning sets it, and PyTorch's default
+        connections[pipeline], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, pipeline, task, stored, keep), daemon=True).start()
+        theirs.close()
+    yield connections
+    for connection in connections.values():
+        connection.send(False)
+
+
+def ask(connection: Connection) -> float:
+    """One measurement."""
+    connection.send(True)
+    return float(connection.recv())
+
+
 def speed(loader: Iterable[Any], size: int, channels: int) -> float:
     """Images per CPU-second over one epoch."""
     images = 0
@@ -160,36 +238,21 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 96])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--color", action="store_true", help="drawn faces in colour, stored at each of the sizes")
+    parser.add_argument(
+        "--same-memory", action="store_true", help="keep memory as a run of ours does, in all processes"
+    )
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    import cv2
-
-    from fer_lightning.data import fer2013, synthetic
-    from fer_lightning.runtime.processes import keep_freed_memory
-
-    cv2.setNumThreads(0)
-    keep_freed_memory()  # as a run does; the others gain by it too
-    plain = fer2013.load(arguments.data) if arguments.data else synthetic.draw(arguments.images * 5 // 4 + 200)
-    training = np.flatnonzero(plain.usage == 0)
-    rows = np.sort(np.random.default_rng(0).choice(training, min(arguments.images, len(training)), replace=False))
     for size in arguments.sizes:
-        faces = in_colour(plain, size) if arguments.color else plain
-        channels, stored = (3 if arguments.color else 1), faces.form.size
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_folder(faces, rows, folder)
-            loaders: dict[str, Callable[[], Iterable[Any]]] = {
-                "torchvision ImageFolder + v2": partial(torchvision_loader, folder, size, stored, channels),
-                "timm create_loader": partial(timm_loader, folder, size, channels),
-                "ours, albumentations": partial(our_loader, faces, rows, size, "albumentations"),
-                "ours, batched": partial(our_loader, faces, rows, size, "batched"),
-            }
-            built = {name: build() for name, build in loaders.items()}
-            speeds = {name: partial(speed, loader, size, channels) for name, loader in built.items()}
-            found = alternate(speeds, arguments.rounds)
+            task = Task(arguments.data, arguments.images, arguments.color, size, Path(name))
+            faces, rows = task.faces()
+            write_folder(faces, rows, task.folder)
+            data = "FER-2013" if not faces.synthetic else "drawn faces in colour" if arguments.color else "drawn faces"
+            with processes(task, faces.form.size, arguments.same_memory) as connections:
+                turns = {pipeline: partial(ask, connection) for pipeline, connection in connections.items()}
+                found = alternate(turns, arguments.rounds)
             ours = median(found["ours, batched"])
             table = [[name, median(values), spread(values), ours / median(values)] for name, values in found.items()]
-            data = "FER-2013" if not faces.synthetic else "drawn faces in colour" if arguments.color else "drawn faces"
             show(
                 f"data path, {len(rows):,} images of {data} at {size} px, batches of {BATCH}",
                 ["pipeline", "images per CPU-second", "range", "batched is faster by"],

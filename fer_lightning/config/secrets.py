@@ -1,6 +1,7 @@
 """Secrets of the environment: in no configuration, and so in no folder's name, file, log or dashboard."""
 
 import functools
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -100,7 +101,26 @@ def check_variables(prefix: str) -> None:
         UserError: naming the variable.
     """
     check_secrets(
-        (name, value)
+        (name, text)
         for name, value in os.environ.items()
         if name.startswith(prefix) and not is_secret(name) and "://" not in value
+        for text in (value, *_texts_in_json(value))
     )
+
+
+def _texts_in_json(value: str) -> list[str]:
+    """The texts in JSON, such as ``MLFLOW_RUN_CONTEXT``, without its escapes; none in anything else."""
+    try:
+        parts = [json.loads(value)]
+    except (ValueError, RecursionError):
+        return []
+    texts = []
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list):
+            parts += part
+        else:
+            texts.append(str(part))
+    return texts

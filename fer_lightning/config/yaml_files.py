@@ -13,7 +13,7 @@ from omegaconf._utils import get_yaml_loader
 from yaml import MappingNode, Node, ScalarNode, YAMLError
 
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_bytes
+from fer_lightning.runtime.files import check_characters, read_bytes
 
 MAX_BYTES = 200_000
 """Size of a configuration file; this project's own are below 5,000 bytes."""
@@ -65,7 +65,9 @@ def parse(text: str, name: str) -> Any:
         loader = _BoundedLoader(text)
         loader.name = name
         try:
-            return loader.get_single_data()
+            content = loader.get_single_data()
+            check_characters(text, content)
+            return content
         finally:
             loader.dispose()
     except Exception as error:  # !!int x, !!timestamp 0 and so on each raise another type

@@ -17,7 +17,7 @@ from fer_lightning.config.messages import did_you_mean
 from fer_lightning.data.faces import EMOTIONS, SYNONYMS, Faces, is_class_name
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_bytes
+from fer_lightning.runtime.files import check_characters, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +85,14 @@ def read_mapping(path: Path) -> dict[str, str | None]:
     """
     try:
         # BaseLoader keeps every value a string: a class may be called 0 or no.
-        content = yaml.load(read_bytes(path, MAX_BYTES).decode("utf-8"), Loader=_EachNameOnce)
+        text = read_bytes(path, MAX_BYTES).decode("utf-8")
+        content = yaml.load(text, Loader=_EachNameOnce)
+        check_characters(text, content)
     except _TwiceError as error:
         raise UserError(f"data.classes={path}: {error.args[0]!r} is there twice; keep one line") from None
     except OSError as error:
         raise UserError(f"data.classes={path}: cannot be read ({error.strerror}); give a YAML or JSON file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (yaml.YAMLError, UnicodeError, RecursionError):
         content = None
     if not isinstance(content, dict) or not content:
         raise UserError(f'data.classes={path}: not a mapping; write a line for each class, such as "rage: angry"')

@@ -16,7 +16,7 @@ from fer_lightning.metrics import prior
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError, one_line
-from fer_lightning.runtime.files import read_bytes
+from fer_lightning.runtime.files import check_characters, read_bytes
 
 UNIFORM, TRAINING, ESTIMATED = "uniform", "training", "estimated"
 
@@ -165,6 +165,7 @@ def _entries(path: Path) -> list[tuple[str, Any]]:
 
 def _json_entries(text: str) -> list[tuple[str, Any]]:
     entries = json.loads(text, object_pairs_hook=list)
+    check_characters(text, entries)
     is_object = isinstance(entries, list) and all(isinstance(entry, tuple) for entry in entries)
     if not is_object or any(isinstance(value, bool) for _, value in entries):
         raise ValueError('must be a JSON object such as {"happy": 0.5, ...}')

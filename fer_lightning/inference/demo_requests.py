@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fer_lightning.data.archives import MAX_PIECE
+from fer_lightning.runtime.files import check_characters
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,9 @@ def clean_call(body: bytes, photos: Path) -> bytes | None:
         The JSON for Gradio; None where it names another function, or a file that is not an upload.
     """
     try:
-        call = json.loads(body)
+        text = body.decode("utf-8")
+        call = json.loads(text)
+        check_characters(text, call)
         (upload,) = call["data"]
         session, trigger = call["session_hash"], call.get("trigger_id")
         path = None if upload is None else upload["path"]

@@ -6,8 +6,6 @@ network's input size: one interpolation instead of a warp and a resize. On a CPU
 steps of 1/32 pixel and rounded to whole numbers: ``grid_sample`` takes longer for them.
 """
 
-import math
-
 import cv2
 import numpy as np
 import torch
@@ -72,28 +70,31 @@ class BatchedAugmentation:
         )
         return torch.from_numpy(np.stack(changes, axis=1).astype(np.float32))
 
-    def __call__(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
+    def __call__(self, images: Tensor, changes: Tensor, size: int, rows: Tensor | None = None) -> Tensor:
         """Return changed images.
 
         Args:
-            images: uint8, (B, H, H) or (B, 3, H, H); not written to.
+            images: uint8, (N, H, H) or (N, 3, H, H); not written to.
             changes: (B, 14), as from ``sample``, on the same device.
             size: side of the network's input in pixels.
+            rows: int64, (B,), which of ``images``, on the same device; all in order by default.
 
         Returns:
             float32 from 0 to 255, or uint8; with sides of ``size`` where images are moved, else of H; ``images`` itself
-            where there is nothing to do.
+            where there is nothing to do and no ``rows`` are given.
         """
         if not self.strengths.changes:
-            return images
+            return images if rows is None else images.index_select(0, rows)
+        if rows is None:
+            rows = torch.arange(len(images), device=images.device)
         if images.device.type != "cpu":
-            return self._change(images, changes, size)
+            return self._change(images.index_select(0, rows), changes, size)
         if images.ndim == 4 and self.strengths.moves:
-            return self._relight_and_erase(_warped(images, changes[:, _MOVE], size), changes)
+            return self._relight_and_erase(_warped(images, rows, changes[:, _MOVE], size), changes)
         side = size if self.strengths.moves else images.shape[-1]
-        changed = torch.empty((*images.shape[:-2], side, side))
-        for part in parts_in_cache(len(images), images.shape[1:].numel()):
-            changed[part] = self._change(images[part], changes[part], size)
+        changed = torch.empty((len(rows), *images.shape[1:-2], side, side))
+        for part in parts_in_cache(len(rows), images.shape[1:].numel()):
+            changed[part] = self._change(images.index_select(0, rows[part]), changes[part], size)
         return changed
 
     def _change(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
@@ -135,8 +136,8 @@ def _sampling_points(moves: Tensor, size: int) -> Tensor:
     return columns.mT[:, None] + rows.mT[:, :, None]
 
 
-def _warped(images: Tensor, moves: Tensor, size: int) -> Tensor:
-    """uint8 (B, 3, H, H), moved by (B, 6) affine maps: (B, 3, size, size), channels last in memory."""
+def _warped(images: Tensor, rows: Tensor, moves: Tensor, size: int) -> Tensor:
+    """uint8 (N, 3, H, H), those of ``rows`` moved by (B, 6) affine maps: (B, 3, size, size), channels last."""
     side = images.shape[-1]
     maps = moves.double().numpy().reshape(-1, 2, 3)
     # From coordinates of -1 to 1 to pixels, whose centres are whole numbers.
@@ -144,16 +145,20 @@ def _warped(images: Tensor, moves: Tensor, size: int) -> Tensor:
     constant = (maps[..., 2] + 1) * (side / 2) - 0.5 + linear.sum(-1) * (1 - size) / 2
     # Mirrored once around the picture, in less time than pixel by pixel within the warp.
     corners = constant[..., None] + (size - 1) * linear @ np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
-    margin = 2 + math.ceil(max(-corners.min(), corners.max() - side, 0))
-    to_pixels = np.concatenate([linear, margin + constant[..., None]], axis=-1)
-    warped = np.empty((len(images), size, size, 3), np.uint8)
-    padded = np.empty((side + 2 * margin, side + 2 * margin, 3), np.uint8)
+    outside = np.maximum(-corners.min((1, 2)), corners.max((1, 2)) - side).clip(min=0)
+    margins = 2 + np.ceil(outside).astype(int)
+    to_pixels = np.concatenate([linear, margins[:, None, None] + constant[..., None]], axis=-1)
+    warped = np.empty((len(rows), size, size, 3), np.uint8)
+    padded = np.empty((side + 2 * margins.max(initial=0)) ** 2 * 3, np.uint8)
     picture = np.empty((side, side, 3), np.uint8)  # not the inner part of the other, whose rows are put together slowly
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    for planes, each, changed in zip(images.numpy(), to_pixels, warped, strict=True):
-        cv2.merge(tuple(planes), picture)
-        cv2.copyMakeBorder(picture, margin, margin, margin, margin, cv2.BORDER_REFLECT, padded)
-        cv2.warpAffine(padded, each, (size, size), changed, flags)
+    every = images.numpy()
+    for row, margin, each, changed in zip(rows.tolist(), margins.tolist(), to_pixels, warped, strict=True):
+        length = side + 2 * margin
+        larger = padded[: length**2 * 3].reshape(length, length, 3)
+        cv2.merge(tuple(every[row]), picture)
+        cv2.copyMakeBorder(picture, margin, margin, margin, margin, cv2.BORDER_REFLECT, larger)
+        cv2.warpAffine(larger, each, (size, size), changed, flags)
     return torch.from_numpy(warped).permute(0, 3, 1, 2)
 
 

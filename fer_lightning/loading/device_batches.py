@@ -172,7 +172,11 @@ class TrainingBatches:
         return self.mix(images, targets, *self._augmented(partners.rows(start, stop), size), mixes.rows(start, stop))
 
     def _augmented(self, plan: "_Plan", size: int) -> tuple[Tensor, Tensor]:
-        images = self.augmentation(self.images.at(plan.stored_indices, self.device), plan.changes, size)
+        kept, rows = self.images.images, self.images.rows[plan.stored_indices]
+        if kept.device == self.device:  # each image is read when its turn comes, not the whole batch before
+            images = self.augmentation(kept, plan.changes, size, rows)
+        else:
+            images = self.augmentation(self.images.at(plan.stored_indices, self.device), plan.changes, size)
         return images, self.targets[plan.indices]
 
     def _plan_epoch(self, entries: EpochEntries) -> tuple["_Plan", "_Plan | None", mixing.Mixes | None]:

@@ -43,12 +43,26 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is damaged, not a JSON object, not a regular file, or too large.
     """
     try:
-        content = json.loads(read_bytes(path).decode("utf-8"), parse_int=_whole_number)
+        text = read_bytes(path).decode("utf-8")
+        content = json.loads(text, parse_int=_whole_number)
+        check_characters(text, content)
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, numbers of 5000 digits
         raise UserError(f"{path}: damaged, not JSON ({_reason(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged, not a JSON object")
     return content
+
+
+def check_characters(text: str, content: Any) -> None:
+    r"""Check that what was read from JSON or YAML has no half of a character (``"\ud800"``), which cannot be written.
+
+    The halves that stand for the bytes of a file name that is not UTF-8 are accepted.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if "\\u" in text.lower():
+        json.dumps(content, ensure_ascii=False, default=str).encode("utf-8", "surrogateescape")
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:

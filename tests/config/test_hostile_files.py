@@ -274,6 +274,12 @@ def test_any_bytes_are_yaml_or_one_line(tmp_path, content):
         assert isinstance(yaml_files.read_yaml(path), dict | list)
 
 
+def test_half_of_a_character_in_yaml_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(r'name: "\ud800"')
+    with pytest.raises(UserError, match=r"config.yaml.*surrogates not allowed"):
+        yaml_files.read_yaml(tmp_path / "config.yaml")
+
+
 KEYS = st.sampled_from(["name", "seed", "data", "hydra", "_target_", "${x}", ""])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "${name}", "???", "${", "\x1b"]),

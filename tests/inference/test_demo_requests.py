@@ -95,7 +95,11 @@ def test_other_calls_are_refused(client: TestClient, changed: dict[str, object])
     assert call(client, None, **{"data": [None], **changed}) == demo_requests.BAD_CALL
 
 
-@pytest.mark.parametrize("body", [b"", b"[" * 60_000, b"null", b"\xff", b'{"data": [{"path": ["x"]}]}'])
+HALF = rb'{"data": [{"path": "\ud800"}], "fn_index": 0, "session_hash": "s"}'
+"""Names a file by half of a character, which no file system can look up."""
+
+
+@pytest.mark.parametrize("body", [b"", b"[" * 60_000, b"null", b"\xff", b'{"data": [{"path": ["x"]}]}', HALF])
 def test_damaged_calls_are_refused(client: TestClient, body: bytes) -> None:
     answer = client.post(CALL, content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.text) == demo_requests.BAD_CALL

@@ -46,11 +46,18 @@ def test_any_status_is_a_known_one(tmp_path, content):
     assert all(isinstance(status.get(key, 0), int) for key in ("step", "pause_after_epochs"))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": "\\ud800"}', "", "{"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "9" * 5000, '{"a": ["\\ud800"]}', '{"\\uD800\\uDBFF": 1}', "", "{"], ids=range(6)
+)
 def test_damaged_json_is_one_line(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with suppress(UserError):
-        assert files.read_json(tmp_path / "x.json") == {"a": "\ud800"}
+    with pytest.raises(UserError, match="damaged, not JSON"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_a_name_that_is_not_utf8_is_read_as_it_was_written(tmp_path):
+    files.write_json(tmp_path / "x.json", {"folder": os.fsdecode(b"caf\xe9"), "face": "\U0001f600"})
+    assert files.read_json(tmp_path / "x.json") == {"folder": "caf\udce9", "face": "\U0001f600"}
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):

@@ -44,6 +44,13 @@ def test_any_sweep_json_is_read_or_one_line(tmp_path, content):
         resume(tmp_path, anyway=False)
 
 
+def test_a_folder_named_by_half_of_a_character_is_one_line(tmp_path, capfd):
+    jobs = [{"folder": "0-\ud800", "overrides": []}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"argv": ["-m"], "jobs": jobs}))
+    show(tmp_path)
+    assert "sweep.json: damaged, not JSON" in capfd.readouterr().err
+
+
 def test_a_job_outside_of_the_sweep_is_not_looked_at(tmp_path):
     (tmp_path / "victim").mkdir()
     write_status(tmp_path / "victim", "running")

@@ -42,14 +42,15 @@ def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
+@pytest.mark.parametrize("text", ["0123456789abcdef", r"\u00301\u0032\u0033456789abcdef"], ids=["plain", "escaped"])
 @pytest.mark.parametrize(
     ("kind", "variable"), [("wandb", "WANDB_NOTES"), ("wandb", "WANDB_JOB_TYPE"), ("mlflow", "MLFLOW_RUN_CONTEXT")]
 )
 def test_a_secret_in_a_variable_of_the_dashboard_is_not_uploaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, variable: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, variable: str, text: str
 ) -> None:
     monkeypatch.setenv("ACME_API_KEY", "0123456789abcdef")
-    monkeypatch.setenv(variable, '{"note": "try 0123456789abcdef"}')
+    monkeypatch.setenv(variable, f'{{"note": "try {text}"}}')
     with pytest.raises(UserError, match=rf"^{variable}: holds the secret ACME_API_KEY"):
         tracking.build_loggers(logger(kind), tmp_path)
 
