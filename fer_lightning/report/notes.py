@@ -179,6 +179,13 @@ def on_missing_scores(c: Comparison) -> list[str]:
     return notes
 
 
+def on_other_settings(c: Comparison) -> list[str]:
+    """Settings that differ between runs, and are neither of the method nor named by the rows."""
+    different = varying([run.settings for run in c.runs])
+    other = [key for key in different if not key.startswith("imbalance.") and key not in NAMED_BY_ROW]
+    return [f"Not the same in all runs: {', '.join(other)}."] if other else []
+
+
 def on_protocol(c: Comparison) -> list[str]:
     """What differs between the runs besides the method, and which folders were skipped."""
     notes = on_missing_scores(c)
@@ -188,9 +195,7 @@ def on_protocol(c: Comparison) -> list[str]:
             f"The methods made unequal numbers of optimizer steps ({'; '.join(steps)}): part of a difference may come "
             "from longer training."
         )
-    different = varying([run.settings for run in c.runs])
-    if other := [key for key in different if not key.startswith("imbalance.") and key not in NAMED_BY_ROW]:
-        notes.append(f"Not the same in all runs: {', '.join(other)}.")
+    notes += on_other_settings(c)
     commits = {str(run.metrics.get("git_commit")) for run in c.runs}
     if len(commits) > 1:
         notes.append(f"The runs come from different versions of the code: {', '.join(sorted(commits))}.")

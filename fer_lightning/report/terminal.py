@@ -37,7 +37,7 @@ def print_comparison(c: Comparison, console: Console) -> None:
         _say(console, f"... and {len(whole.rows) - len(rows)} more in the report")
     if c.ensembles is not None:
         _print_ensembles(c, console)
-    for sentence in (*sentences.highlights(c), *notes.on_missing_scores(c)):
+    for sentence in (*sentences.highlights(c), *notes.on_missing_scores(c), *notes.on_other_settings(c)):
         _say(console, f"- {sentence}")
 
 

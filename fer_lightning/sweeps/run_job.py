@@ -92,14 +92,18 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool,
 
 
 def _has_results(folder: Path, test: bool) -> bool:
-    """Whether a run has the files and scores that a test leaves, or, without one, the validation."""
-    from fer_lightning.metrics import names  # imports pandas
+    """Whether a run has what a comparison needs, or, without a test, the scores of the validation."""
+    from fer_lightning.evaluation import run_files  # imports pandas
+    from fer_lightning.metrics import names
 
     try:
+        if test:
+            run_files.read_predictions(folder, run_files.read_metrics(folder))
+            return True
         metrics = read_json(folder / "metrics.json")
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, UserError, ValueError):
         return False
-    scores = [metrics.get(key) for key in (("test/accuracy",) if test else names.TRIAL)]
+    scores = [metrics.get(key) for key in names.TRIAL]
     return all(isinstance(score, int | float) for score in scores) and (folder / "predictions.csv").is_file()
 
 

@@ -111,6 +111,15 @@ def test_a_test_set_that_some_runs_lack_is_named() -> None:
     assert to_markdown(line) in markdown(c, [])
 
 
+def test_a_setting_that_only_some_runs_have_is_named_on_screen() -> None:
+    c = made_up(2, 3)
+    (name, (first, *rest)) = list(c.rows.items())[-1]
+    other = replace(first, settings={**first.settings, "optim.lr": 0.01})
+    line = "Not the same in all runs: optim.lr."
+    assert line in printed(replace(c, rows={**c.rows, name: [other, *rest]}), 140)
+    assert line not in printed(c, 140)
+
+
 def test_report_opens_with_answer_picture_and_scores(tmp_path: Path) -> None:
     c = made_up(5, 5, extras=True)
     text = markdown(c, ["trade_off.png", "method_bars.png", "differences.png"])

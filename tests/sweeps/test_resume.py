@@ -46,15 +46,18 @@ def test_sweep_json_records_the_command_and_its_jobs(cli, tmp_path):
 
 @pytest.mark.slow
 def test_a_finished_job_without_its_results_is_tested_again(forked, tool, tmp_path):
-    forked("-m", *TINY, "imbalance=none,focal", "hydra.sweep.dir=sweep", timeout=240)
-    first, second = (tmp_path / "sweep" / name for name in ("0-none-seed0", "1-focal-seed0"))
+    forked("-m", *TINY, "imbalance=none,focal,weighted", "hydra.sweep.dir=sweep", timeout=240)
+    first, second, third = (tmp_path / "sweep" / f"{name}-seed0" for name in ("0-none", "1-focal", "2-weighted"))
     before = (first / "predictions.csv").read_bytes()
     (first / "predictions.csv").unlink()
     (second / "metrics.json").write_text("{")
+    torn = (third / "predictions.csv").read_bytes()
+    (third / "predictions.csv").write_bytes(torn[:500])
     outcome = tool("resume", "sweep", timeout=240)
     assert (outcome.code, outcome.json["failed"], outcome.json["unfinished"]) == (0, [], [])
     assert "job 0-none-seed0: is done, but its results are missing or damaged" in outcome.out
     assert (first / "predictions.csv").read_bytes() == before
+    assert (third / "predictions.csv").read_bytes() == torn
     assert json.loads((second / "metrics.json").read_text())["imbalance"] == "focal"
 
 

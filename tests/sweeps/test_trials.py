@@ -70,21 +70,13 @@ def test_a_damaged_run_does_not_stop_the_ranking(tmp_path, capsys):
     assert pd.read_csv(tmp_path / "trials.csv")["val/accuracy"].tolist() == [0.5]
 
 
-@pytest.mark.parametrize(
-    ("content", "test", "expected"),
-    [
-        (metrics(0.5), False, True),
-        (metrics(0.5), True, False),
-        ({"test/accuracy": 0.5}, True, True),
-        ({"test/accuracy": 0.5}, False, False),
-        ({}, False, False),
-    ],
-)
-def test_results_are_what_the_run_was_to_leave(tmp_path, content, test, expected):
+@pytest.mark.parametrize(("content", "expected"), [(metrics(0.5), True), ({"test/accuracy": 0.5}, False), ({}, False)])
+def test_results_of_a_run_without_a_test_are_its_validation(tmp_path, content, expected):
     write_json(tmp_path / "metrics.json", content)
-    assert not _has_results(tmp_path, test)
+    assert not _has_results(tmp_path, test=False)
     (tmp_path / "predictions.csv").write_text("")
-    assert _has_results(tmp_path, test) == expected
+    assert _has_results(tmp_path, test=False) == expected
+    assert not _has_results(tmp_path, test=True)
 
 
 def test_one_setting_is_a_table_of_one_row():
