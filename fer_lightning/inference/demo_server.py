@@ -15,9 +15,6 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 
-MAX_CONNECTIONS = 128
-"""At a time; an open page holds a few."""
-
 
 def serve(checkpoint: Path, port: int) -> None:
     """Serve the page for a model until SIGINT or SIGTERM.
@@ -65,6 +62,7 @@ def _run_server(checkpoint: Path, listener: socket.socket, photos: Path) -> None
     from fer_lightning.data.archives import MAX_PIECE
     from fer_lightning.evaluation.probabilities import pick_device
     from fer_lightning.inference import demo_page, demo_requests
+    from fer_lightning.inference.demo_connections import BoundedProtocol
     from fer_lightning.inference.detect import check_detector
     from fer_lightning.model.classifier import EmotionClassifier
 
@@ -92,7 +90,7 @@ def _run_server(checkpoint: Path, listener: socket.socket, photos: Path) -> None
         app,
         log_level="warning",
         timeout_graceful_shutdown=1,
-        limit_concurrency=MAX_CONNECTIONS,
+        http=BoundedProtocol,
         proxy_headers=False,
         server_header=False,
         ws="none",

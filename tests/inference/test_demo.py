@@ -247,6 +247,14 @@ def test_camera(playwright: Playwright, server: Server, photo: np.ndarray, tmp_p
     assert opened.troubles == []
 
 
+def _is_closed(connection: socket.socket) -> bool:
+    """Wait until the server closes a connection."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 @pytest.mark.slow  # a server
 class TestServer:
     def test_only_this_machine_gets_an_answer(self, server: Server) -> None:
@@ -258,6 +266,13 @@ class TestServer:
         strange = urllib.request.Request(server.url, headers={"Host": "elsewhere.example"})
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(strange, timeout=20)
+
+    def test_connections_without_a_request_are_closed(self, server: Server) -> None:
+        connections = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(200)]
+        connections[0].sendall(b"GET / HTTP/1.1\r\nHost: ")
+        assert [_is_closed(each) for each in connections[150:]] == [True] * 50, "beyond 128 at once"
+        assert all(map(_is_closed, connections)), "the others after ten seconds"
+        assert urllib.request.urlopen(server.url, timeout=60).status == 200
 
     def test_taken_port_is_reported(self, server: Server, process, checkpoint: Path) -> None:
         done = process(str(checkpoint), "--port", str(server.port), module="fer_lightning.demo")
