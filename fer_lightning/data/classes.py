@@ -92,7 +92,7 @@ def read_mapping(path: Path) -> dict[str, str | None]:
         raise UserError(f"data.classes={path}: {error.args[0]!r} is there twice; keep one line") from None
     except OSError as error:
         raise UserError(f"data.classes={path}: cannot be read ({error.strerror}); give a YAML or JSON file") from None
-    except (yaml.YAMLError, UnicodeError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError):  # also not UTF-8, or an anchor within itself
         content = None
     if not isinstance(content, dict) or not content:
         raise UserError(f'data.classes={path}: not a mapping; write a line for each class, such as "rage: angry"')

@@ -7,6 +7,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MAX_CONNECTIONS = 128
 """At a time; an open page holds a few."""
 
+BURST = 64
+"""Connections that asyncio accepts before it closes those beyond ``MAX_CONNECTIONS``."""
+
 FIRST_REQUEST_SECONDS = 10.0
 """Within which the head of the first request must be complete."""
 
@@ -14,7 +17,7 @@ FIRST_REQUEST_SECONDS = 10.0
 class BoundedProtocol(H11Protocol):
     """HTTP on one connection; those beyond ``MAX_CONNECTIONS`` are closed at once, before they use up open files."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
         """Accept the connection, or close it."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:

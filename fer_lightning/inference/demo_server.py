@@ -62,7 +62,7 @@ def _run_server(checkpoint: Path, listener: socket.socket, photos: Path) -> None
     from fer_lightning.data.archives import MAX_PIECE
     from fer_lightning.evaluation.probabilities import pick_device
     from fer_lightning.inference import demo_page, demo_requests
-    from fer_lightning.inference.demo_connections import BoundedProtocol
+    from fer_lightning.inference.demo_connections import BURST, BoundedProtocol
     from fer_lightning.inference.detect import check_detector
     from fer_lightning.model.classifier import EmotionClassifier
 
@@ -91,6 +91,7 @@ def _run_server(checkpoint: Path, listener: socket.socket, photos: Path) -> None
         log_level="warning",
         timeout_graceful_shutdown=1,
         http=BoundedProtocol,
+        backlog=BURST,
         proxy_headers=False,
         server_header=False,
         ws="none",

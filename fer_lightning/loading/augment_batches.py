@@ -83,12 +83,11 @@ class BatchedAugmentation:
             float32 from 0 to 255, or uint8; with sides of ``size`` where images are moved, else of H; ``images`` itself
             where there is nothing to do and no ``rows`` are given.
         """
-        if not self.strengths.changes:
-            return images if rows is None else images.index_select(0, rows)
+        if not self.strengths.changes or images.device.type != "cpu":
+            chosen = images if rows is None else images.index_select(0, rows)
+            return self._change(chosen, changes, size) if self.strengths.changes else chosen
         if rows is None:
-            rows = torch.arange(len(images), device=images.device)
-        if images.device.type != "cpu":
-            return self._change(images.index_select(0, rows), changes, size)
+            rows = torch.arange(len(images))
         if images.ndim == 4 and self.strengths.moves:
             return self._relight_and_erase(_warped(images, rows, changes[:, _MOVE], size), changes)
         side = size if self.strengths.moves else images.shape[-1]

@@ -137,6 +137,8 @@ class TestLoad:
             ("anger: [angry]", "'anger': ['angry'] is not a valid class name"),
             ("anger", "not a mapping; write a line for each class"),
             ("a: [", "not a mapping; write a line for each class"),
+            (r'a: "\ud800"', "not a mapping; write a line for each class"),
+            ('a: &x [*x, "\\u0041"]', "not a mapping; write a line for each class"),
             (None, "cannot be read (No such file or directory)"),
         ],
     )
