@@ -16,13 +16,13 @@ import platformdirs
 
 from fer_lightning.data.archives import Container, Folder, open_file
 from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
-from fer_lightning.data.faces import Faces
+from fer_lightning.data.faces import Faces, channels_first, channels_last
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Increment whenever parsing or the stored arrays change, so that older entries are rebuilt."""
 
 IMAGES, INDEX = "images.npy", "index.npz"
@@ -34,8 +34,8 @@ def default_cache_dir() -> Path:
 
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
-"""Makes the array that images are read into, uint8 of a given shape: a file of the cache, so that memory does not
-limit a set."""
+"""Makes the array that images are read into, uint8 of a given shape, stored as ``channels_last`` has it: a file of the
+cache, so that memory does not limit a set."""
 
 
 def content_key(container: Path | Container, names: Sequence[str] = (), reading: str = "") -> str:
@@ -85,7 +85,12 @@ def cached(key: str, build: Callable[[Allocate], Faces], cache_dir: Path) -> Fac
 
 
 def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
-    return np.empty(shape, np.uint8)
+    return channels_first(np.empty(_stored(shape), np.uint8))
+
+
+def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an array of images in memory and in a file."""
+    return shape if len(shape) == 3 else (shape[0], *shape[2:], shape[1])
 
 
 def _in_file(building: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -102,11 +107,11 @@ def _in_file(building: Path, shape: tuple[int, ...]) -> np.ndarray:
             "data.cache_dir=DIR on another disk, or a smaller data.image_size"
         )
     try:
-        images = np.lib.format.open_memmap(building / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
+        images = np.lib.format.open_memmap(building / IMAGES, mode="w+", dtype=np.uint8, shape=_stored(shape))
         with (building / IMAGES).open("r+b") as file:
             # Now, not when a page is written: a full disk would then end the process.
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        return images
+        return channels_first(images)
     except (OSError, AttributeError):  # AttributeError: not on every system
         (building / IMAGES).unlink(missing_ok=True)
         return _in_memory(shape)
@@ -127,7 +132,7 @@ def _read(entry: Path, report: bool) -> Faces | None:
         with zipfile.ZipFile(entry / INDEX) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError(f"{INDEX} is compressed")
-        images = np.load(entry / IMAGES, mmap_mode="r")
+        images = channels_first(np.load(entry / IMAGES, mmap_mode="r"))
         with np.load(entry / INDEX) as index:
             faces = Faces(
                 images=images,
@@ -154,7 +159,7 @@ def _write(building: Path, faces: Faces) -> None:
     if (building / IMAGES).exists():  # the images were read into it
         flush_to_disk(building / IMAGES)
     else:
-        np.save(building / IMAGES, faces.images)
+        np.save(building / IMAGES, channels_last(faces.images))
     np.savez(building / INDEX, labels=faces.labels, usage=faces.usage, ids=faces.ids, twins=faces.twins)
     meta = {
         "format": FORMAT,

@@ -15,7 +15,7 @@ import yaml
 
 from fer_lightning.config.messages import did_you_mean
 from fer_lightning.data.faces import EMOTIONS, SYNONYMS, Faces, is_class_name
-from fer_lightning.presentation.words import natural_key
+from fer_lightning.presentation.words import listed, natural_key
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import check_characters, read_bytes
 
@@ -148,6 +148,7 @@ def group_classes(
     classes_of = {name: None if given is None else final.get(given, given) for name, given in classes_of.items()}
     _check_names(list(dict.fromkeys(name for name in classes_of.values() if name is not None)))
     classes = sort_classes({name for name in classes_of.values() if name is not None})
+    _log_synonyms(classes)
     if only is not None:
         classes = _only(classes, only)
         classes_of = {name: given if given in classes else None for name, given in classes_of.items()}
@@ -231,6 +232,24 @@ def log_classes(names: Sequence[str], classes_of: Mapping[str, str | None]) -> N
         log.info("Classes: %s", ", ".join(renamed))
     if left_out := [name for name in names if classes_of[name] is None]:
         log.info("Classes left out: %s", ", ".join(left_out))
+
+
+def _log_synonyms(classes: Sequence[str]) -> None:
+    """Warn of classes that are one emotion under two names: it is not known whether they are meant to be one."""
+    names_of: dict[str, list[str]] = {}
+    for name in classes:
+        if (emotion := known_emotion(name)) is not None:
+            names_of.setdefault(emotion, []).append(name)
+    for emotion, names in names_of.items():
+        if len(names) > 1:
+            log.warning(
+                "%s may be one emotion, and are read as %d classes: data.classes=FILE joins them, with a line such as "
+                '"%s: %s"',
+                listed(names),
+                len(names),
+                next(name for name in names if name != emotion),
+                emotion,
+            )
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -2,9 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -56,7 +57,8 @@ class Faces:
     """A labelled set of face images.
 
     Attributes:
-        images: uint8, square, shape (N, H, H) gray or (N, 3, H, H) red, green, blue; possibly a memory map.
+        images: uint8, square, shape (N, H, H) gray or (N, 3, H, H) red, green, blue; possibly a memory map. The three
+            numbers of a pixel lie together in memory, see ``channels_last``.
         labels: int64, shape (N,), indices into ``classes``.
         usage: uint8, shape (N,), indices into ``USAGES``.
         ids: str, shape (N,), path inside the archive or ``row N`` of the csv.
@@ -106,15 +108,14 @@ class Faces:
         classes: tuple[str, ...] = EMOTIONS,
     ) -> "Faces":
         """Build a set and derive ``twins`` and ``data_hash`` from the arrays and the names of the classes."""
-        images = np.ascontiguousarray(images, dtype=np.uint8)
+        images = channels_first(np.ascontiguousarray(channels_last(images), dtype=np.uint8))
         labels = np.asarray(labels, dtype=np.int64)
         usage = np.asarray(usage, dtype=np.uint8)
         # Image by image: the images may be a file that is larger than the memory.
         groups: dict[bytes, int] = {}
         twins = np.empty(len(images), dtype=np.int64)
         digest = hashlib.blake2b(digest_size=16)
-        for number, image in enumerate(images):
-            pixels = image.tobytes()
+        for number, pixels in enumerate(_pixels(images)):
             digest.update(pixels)
             content = hashlib.blake2b(pixels, digest_size=16).digest()
             twins[number] = groups.setdefault(content, len(groups))
@@ -140,14 +141,34 @@ class Faces:
         if not (self.labels.min() >= 0 and self.labels.max() < len(self.classes) and self.usage.max() < len(USAGES)):
             return False
         digest = hashlib.blake2b(digest_size=16)
-        for start in range(0, n, 1024):
-            digest.update(self.images[start : start + 1024].tobytes())
+        for pixels in _pixels(self.images):
+            digest.update(pixels)
         _add_labels(digest, self.labels, self.usage, self.classes)
         return digest.hexdigest() == self.data_hash
 
     def count(self, rows: np.ndarray | slice = slice(None)) -> list[int]:
         """Number of images of each class among ``rows`` (indices or a mask)."""
         return count_classes(self.labels[rows], len(self.classes))
+
+
+def channels_last(images: np.ndarray) -> np.ndarray:
+    """Images of a set, (N, 3, H, H), as they are stored: (N, H, H, 3). Gray ones, (N, H, H), are returned as they are.
+
+    A pixel's numbers lie together in image files, in OpenCV's pictures and in a network's input (``channels_last`` of
+    torch), so that no image has to be put together from planes.
+    """
+    return images if images.ndim == 3 else np.moveaxis(images, 1, -1)
+
+
+def channels_first(stored: np.ndarray) -> np.ndarray:
+    """The inverse of ``channels_last``; a view, whose memory stays as it is."""
+    return stored if stored.ndim == 3 else np.moveaxis(stored, -1, 1)
+
+
+def _pixels(images: np.ndarray) -> Iterator[bytes]:
+    """The bytes of each image in the order of its shape, in which they are hashed, whatever the order in memory is."""
+    for image in images:
+        yield image.tobytes() if image.ndim == 2 else b"".join(cv2.split(np.moveaxis(image, 0, -1)))
 
 
 def _add_labels(digest: hashlib.blake2b, labels: np.ndarray, usage: np.ndarray, classes: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ from fer_lightning.data.folder import Reading, in_folders, load_layout
 from fer_lightning.data.images import IMAGE_SUFFIXES
 from fer_lightning.data.label_table import LabelledFile
 from fer_lightning.data.pixel_csv import USAGE_NAMES
+from fer_lightning.presentation.words import listed
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -219,11 +220,23 @@ def _in_coded_folders(
     """Folders of a data set's own numbers, also as ``class001``, or of names."""
     files = in_folders(container, names, inside)
     folder_of: dict[str, str] = {}
+    unknown: list[str] = []
     for name in dict.fromkeys(file.label for file in files):
         number = re.fullmatch(r"(?:class)?0*(\d+)", name, re.ASCII)
+        if number and number[1] not in codes:
+            unknown.append(name)
         other = folder_of.setdefault(codes.get(number[1], name) if number else name, name)
         if other != name:
             raise UserError(f"{container.path}: the folders {other} and {name} are one class: rename or join them")
+    if unknown:
+        log.warning(
+            "%s: the numbers of the data set are %s to %s, and the folders %s are classes of their own: are they "
+            "numbered in another way? data.classes=FILE maps or leaves out, also with data=folder",
+            container.path,
+            min(codes),
+            max(codes),
+            listed(unknown),
+        )
     label_of = {name: label for label, name in folder_of.items()}
     return [file._replace(label=label_of[file.label]) for file in files]
 

@@ -1,5 +1,6 @@
 """The files that an evaluation leaves in a folder: numbers, predictions, pictures."""
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ from fer_lightning.data.faces import Faces
 from fer_lightning.data.splits import Split
 from fer_lightning.evaluation import figures
 from fer_lightning.evaluation.score import Evaluation
-from fer_lightning.metrics.predictions import reported
+from fer_lightning.metrics.predictions import ids_hash, read_predictions_csv, reported
 from fer_lightning.presentation import words
-from fer_lightning.presentation.escapes import table_to_csv
+from fer_lightning.presentation.escapes import table_from_csv, table_to_csv
 from fer_lightning.presentation.plotting import write_figure
 from fer_lightning.runtime.files import write_json
 
@@ -25,14 +26,17 @@ def write_tables(folder: Path, metrics: dict[str, Any], evaluation: Evaluation) 
 
     Args:
         folder: created where it is missing.
-        metrics: the content of ``metrics.json``.
+        metrics: the content of ``metrics.json``, which gets a digest of the images' ids besides.
         evaluation: whose predictions are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", metrics)
     tables = {"": evaluation.predictions, **{f"_{key}": table for key, table in evaluation.augmented.items()}}
-    for suffix, table in tables.items():
-        (folder / f"predictions{suffix}.csv").write_text(table_to_csv(table), encoding="utf-8")
+    texts = {suffix: table_to_csv(table).encode() for suffix, table in tables.items()}
+    # Of the ids as they will be read: control characters are not written.
+    read = table_from_csv(read_predictions_csv(io.BytesIO(texts[""])))
+    write_json(folder / "metrics.json", {**metrics, "ids_hash": ids_hash(read)})
+    for suffix, text in texts.items():
+        (folder / f"predictions{suffix}.csv").write_bytes(text)
     files = ["metrics.json", *(f"predictions{suffix}.csv" for suffix in tables)]
     log.info("wrote %s to %s", words.listed(files), folder)
 

@@ -24,12 +24,13 @@ from fer_lightning.metrics.calibration import (
 )
 from fer_lightning.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
 from fer_lightning.metrics.names import contradiction, is_possible
-from fer_lightning.metrics.predictions import class_indices, probability_columns, read_predictions_csv
+from fer_lightning.metrics.predictions import class_indices, ids_hash, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import read_bytes, read_json
 
 TEXTS = ("imbalance", "model", "split", "budget", "data", "data_hash", "labels")
+OPTIONAL_TEXTS = {"git_commit", "precision", "first_stage/imbalance", "first_stage_hash", "weights_hash", "ids_hash"}
 COUNTS = ("seed", "train/steps", "test/n")
 NEEDED = (*TEXTS, *COUNTS, "train/class_counts", "test/accuracy", "test/f1_macro")
 """What ``metrics.json`` must contain for a run to be compared."""
@@ -85,10 +86,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         raise ValueError("not tested (test=false); a sweep ranks such runs by their validation scores in trials.csv")
     if missing:
         raise ValueError(f"metrics.json lacks {', '.join(missing)}")
-    for key in (
-        *TEXTS,
-        *({"git_commit", "precision", "first_stage/imbalance", "first_stage_hash", "weights_hash"} & metrics.keys()),
-    ):
+    for key in (*TEXTS, *(OPTIONAL_TEXTS & metrics.keys())):
         value = metrics[key]
         is_name = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.isprintable()
         _check(value is None or is_name, key, value, "a name")
@@ -145,6 +143,8 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
         raise ValueError("predictions.csv has images without an id, or with the same one")
     if len(table) * int(table["id"].str.len().max()) * 4 > MAX_ID_BYTES:
         raise ValueError("predictions.csv has an id that is too long")
+    if metrics.get("ids_hash") not in (None, ids_hash(table)):  # a comparison would take them for other images
+        raise ValueError("predictions.csv has other ids than were written")
     table = table.sort_values("id", kind="stable", ignore_index=True)
     for name in ("label", "prediction"):
         table[name] = class_indices(table[name].tolist(), classes)

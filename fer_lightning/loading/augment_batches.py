@@ -74,7 +74,7 @@ class BatchedAugmentation:
         """Return changed images.
 
         Args:
-            images: uint8, (N, H, H) or (N, 3, H, H); not written to.
+            images: uint8, (N, H, H) or (N, 3, H, H), fastest with channels last in memory; not written to.
             changes: (B, 14), as from ``sample``, on the same device.
             size: side of the network's input in pixels.
             rows: int64, (B,), which of ``images``, on the same device; all in order by default.
@@ -84,16 +84,17 @@ class BatchedAugmentation:
             where there is nothing to do and no ``rows`` are given.
         """
         if not self.strengths.changes or images.device.type != "cpu":
-            chosen = images if rows is None else images.index_select(0, rows)
+            chosen = images if rows is None else select(images, rows)
             return self._change(chosen, changes, size) if self.strengths.changes else chosen
         if rows is None:
             rows = torch.arange(len(images))
         if images.ndim == 4 and self.strengths.moves:
             return self._relight_and_erase(_warped(images, rows, changes[:, _MOVE], size), changes)
         side = size if self.strengths.moves else images.shape[-1]
-        changed = torch.empty((len(rows), *images.shape[1:-2], side, side))
+        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+        changed = torch.empty((len(rows), *images.shape[1:-2], side, side), memory_format=layout)
         for part in parts_in_cache(len(rows), images.shape[1:].numel()):
-            changed[part] = self._change(images.index_select(0, rows[part]), changes[part], size)
+            changed[part] = self._change(select(images, rows[part]), changes[part], size)
         return changed
 
     def _change(self, images: Tensor, changes: Tensor, size: int) -> Tensor:
@@ -119,6 +120,13 @@ class BatchedAugmentation:
             hidden = hidden if pixels.ndim == 3 else hidden.unsqueeze(1)
             pixels = torch.where(hidden, _for_each(changes[:, _GRAY], pixels), pixels)
         return pixels
+
+
+def select(images: Tensor, rows: Tensor) -> Tensor:
+    """``images[rows]``, of (N, H, H), (N, 3, H, H) or features (N, D); colour with channels last in memory."""
+    if images.ndim != 4:
+        return images.index_select(0, rows)
+    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
 def _for_each(numbers: Tensor, images: Tensor) -> Tensor:
@@ -149,14 +157,12 @@ def _warped(images: Tensor, rows: Tensor, moves: Tensor, size: int) -> Tensor:
     to_pixels = np.concatenate([linear, margins[:, None, None] + constant[..., None]], axis=-1)
     warped = np.empty((len(rows), size, size, 3), np.uint8)
     padded = np.empty((side + 2 * margins.max(initial=0)) ** 2 * 3, np.uint8)
-    picture = np.empty((side, side, 3), np.uint8)  # not the inner part of the other, whose rows are put together slowly
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    every = images.numpy()
+    pictures = images.permute(0, 2, 3, 1).numpy()
     for row, margin, each, changed in zip(rows.tolist(), margins.tolist(), to_pixels, warped, strict=True):
         length = side + 2 * margin
         larger = padded[: length**2 * 3].reshape(length, length, 3)
-        cv2.merge(tuple(every[row]), picture)
-        cv2.copyMakeBorder(picture, margin, margin, margin, margin, cv2.BORDER_REFLECT, larger)
+        cv2.copyMakeBorder(pictures[row], margin, margin, margin, margin, cv2.BORDER_REFLECT, larger)
         cv2.warpAffine(larger, each, (size, size), changed, flags)
     return torch.from_numpy(warped).permute(0, 3, 1, 2)
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from fer_lightning.imbalance import mixing
 from fer_lightning.imbalance.samplers import EpochSampler, EvalShard
-from fer_lightning.loading.augment_batches import BatchedAugmentation
+from fer_lightning.loading.augment_batches import BatchedAugmentation, select
 from fer_lightning.loading.randomness import entry_seed, uniforms
 
 
@@ -125,7 +125,7 @@ class KeptImages:
             indices: (B,), among ``rows``, on the storage device.
             device: where the batch is computed.
         """
-        return self.images.index_select(0, self.rows[indices]).to(device, non_blocking=True)
+        return select(self.images, self.rows[indices]).to(device, non_blocking=True)
 
 
 class TrainingBatches:

@@ -1,5 +1,6 @@
 """The table of predictions (``predictions.csv``): columns, classes, mistakes."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,12 @@ def read_predictions_csv(file: Path | IO[bytes]) -> pd.DataFrame:
     """Read ``predictions.csv``; ids and classes stay texts, also those called 7, NA or null."""
     texts = dict.fromkeys(("id", "usage", "label", "prediction"), str)
     return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+
+
+def ids_hash(predictions: pd.DataFrame) -> str:
+    """Hex digest of the ids of the images, whatever their order: a damaged id is not another image."""
+    ids = "\n".join(sorted(predictions["id"]))
+    return hashlib.blake2b(ids.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:

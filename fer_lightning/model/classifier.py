@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,13 @@ def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
 def _of_channels(values: Sequence[float], color: bool) -> tuple[float, ...]:
     """timm's value of each channel; for gray their mean: with summed stem weights, others would shift the input."""
     return tuple(values) if color else (sum(values) / len(values),)
+
+
+@lru_cache(maxsize=8)
+def _row_scale(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> tuple[Tensor, Tensor]:
+    """Factor and shift, both (3 ``size``,), that normalise a row of red, green, blue from 0 to 255."""
+    deviation = 255 * torch.tensor(std)
+    return (1 / deviation).repeat(size), (-255 * torch.tensor(mean) / deviation).repeat(size)
 
 
 class EmotionClassifier(L.LightningModule):
@@ -164,23 +171,23 @@ class EmotionClassifier(L.LightningModule):
         if images.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph takes batches of any size
             return self._normalised(images, size).contiguous(memory_format=torch.channels_last)
         prepared = torch.empty((len(images), self.in_channels, size, size), memory_format=torch.channels_last)
-        parts = parts_in_cache(len(images), images.shape[1:].numel())
         if self.form.color and images.shape[-2:] == (size, size):
-            self._normalise_rows(images, prepared, parts)
+            self._normalise_rows(images, prepared)
         else:
-            for part in parts:
+            for part in parts_in_cache(len(images), images.shape[1:].numel()):
                 prepared[part] = self._normalised(images[part], size)
         return prepared
 
-    def _normalise_rows(self, images: Tensor, prepared: Tensor, parts: Iterable[slice]) -> None:
+    def _normalise_rows(self, images: Tensor, prepared: Tensor) -> None:
         """Write colour images, on a CPU, to ``prepared`` in rows of pixels: both (B, 3, H, H)."""
-        size = images.shape[-1]
-        std = 255 * torch.tensor(self.std)
-        factor, shift = (each.repeat(size) for each in (1 / std, -255 * torch.tensor(self.mean) / std))
-        rows = prepared.permute(0, 2, 3, 1).view(-1, size, 3 * size)
-        for part in parts:
-            pixels = rows[part].copy_(images[part].permute(0, 2, 3, 1).reshape(-1, size, 3 * size))
-            torch.addcmul(shift, pixels, factor, out=pixels)
+        count, size = len(images), images.shape[-1]
+        factor, shift = _row_scale(self.mean, self.std, size)
+        pixels = images.permute(0, 2, 3, 1).reshape(count * size, 3 * size)
+        rows = prepared.permute(0, 2, 3, 1).view(count * size, 3 * size)
+        for part in parts_in_cache(count, size * 3 * size):
+            lines = slice(part.start * size, part.stop * size)
+            changed = rows[lines]
+            torch.addcmul(shift, changed.copy_(pixels[lines]), factor, out=changed)
 
     def _normalised(self, images: Tensor, size: int) -> Tensor:
         pixels = (images if self.form.color else images.unsqueeze(1)).float() / 255

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from run_folders import TEST_COUNTS, write_run
 from fer_lightning.api.run import Run
 from fer_lightning.comparison.runs import FIRST_STAGE, find_runs, read_run, read_runs
 from fer_lightning.data.faces import EMOTIONS
+from fer_lightning.evaluation.artifacts import write_tables
 from fer_lightning.evaluation.score import print_table
 from fer_lightning.presentation.escapes import table_to_csv
 
@@ -96,6 +98,28 @@ def test_a_run_that_contradicts_the_others_about_the_images_is_left_out(tmp_path
     runs, skipped = read_runs(folders)
     assert [run.folder for run in runs] == [folders[0], folders[2]]
     assert "are not those of the other runs" in skipped[folders[1]]
+
+
+ODD_IDS = ["=1+{}", " {}", "NA{}", "{}.0", "a\x1b[31m{}", "a\x00{}", "déjà{}", 'a,"{}', "a;=b\t{}", "'{}"]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+def test_a_damaged_id_leaves_the_run_out_and_not_the_comparison(tmp_path: Path, odd: str) -> None:
+    folders = [write_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    for folder in folders:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        table = pd.read_csv(folder / "predictions.csv", dtype={"id": str})
+        table["id"] = [odd.format(name) for name in table["id"]]
+        write_tables(folder, metrics, SimpleNamespace(predictions=table, augmented={}))
+    assert len(read_runs(folders)[0]) == 3
+    file = folders[1] / "predictions.csv"
+    content = file.read_bytes()
+    place = content.index(b"\n") + 3
+    for damaged in (content[:place] + b"\0" + content[place:], content[:place] + b"Z" + content[place + 1 :]):
+        file.write_bytes(damaged)
+        runs, skipped = read_runs(folders)
+        assert [run.folder for run in runs] == [folders[0], folders[2]]
+        assert skipped[folders[1]]
 
 
 def test_a_test_set_that_the_predictions_lack_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,32 @@ def test_images_are_a_read_only_memory_map_from_the_first_time_on(tmp_path: Path
         images = cached("key", Builder(), tmp_path).images
         assert isinstance(images, np.memmap)
         assert not images.flags.writeable
+
+
+def test_a_pixel_of_a_colour_image_is_stored_together(tmp_path: Path) -> None:
+    """Where it is read into the file, where it was in memory before, and where there is no folder to write to."""
+    planes = np.random.default_rng(0).integers(0, 256, (6, 3, 20, 20), np.uint8)
+    names, zeros = np.array([f"{number}.png" for number in range(6)]), np.zeros(6)
+
+    def read_into(allocate: Allocate) -> Faces:
+        images = allocate(planes.shape)
+        assert images.shape == planes.shape
+        images[:] = planes
+        return Faces.from_arrays(images, zeros, zeros, names, "drawn")
+
+    def in_memory(allocate: Allocate) -> Faces:
+        return Faces.from_arrays(planes, zeros, zeros, names, "drawn")
+
+    (tmp_path / "file").touch()  # no folder can be made there
+    sets = [cached(build.__name__, build, tmp_path) for build in (read_into, in_memory) for _ in range(2)]
+    sets += [cached("key", read_into, tmp_path / "file")]
+    digest = blake2b(planes.tobytes() + sets[0].labels.tobytes() + sets[0].usage.tobytes(), digest_size=16)
+    for faces in sets:
+        np.testing.assert_array_equal(faces.images, planes)
+        assert np.moveaxis(faces.images, 1, -1).flags.c_contiguous
+        assert faces.data_hash == digest.hexdigest()  # as before images were stored in this way
+    for name in ("read_into", "in_memory"):
+        assert np.load(tmp_path / name / "images.npy").shape == (6, 20, 20, 3)
 
 
 def test_keys_do_not_mix(tmp_path: Path) -> None:

@@ -169,6 +169,13 @@ class TestLayouts:
         faces = layouts.rafdb(str(write_folder(files, tmp_path / "raf")))
         assert faces.classes == EMOTIONS
 
+    @pytest.mark.parametrize("codes", ["0123456", "1234567"])
+    def test_rafdb_in_folders_of_other_numbers_is_said(self, tmp_path, codes, caplog):
+        files = {f"{code}/{code}.png": pictures(3, 1)[0] for code in codes}
+        faces = layouts.rafdb(str(write_folder(files, tmp_path / "raf")))
+        warned = any("numbers of the data set are 1 to 7, and the folders 0 are" in each for each in caplog.messages)
+        assert warned == ("0" in faces.classes) == ("0" in codes)
+
     @pytest.mark.parametrize("classes", [7, 8])
     def test_affectnet(self, tmp_path, classes):
         files = {f"{part}/{code}/{part}.png": pictures(3, 1)[0] for part in ("train", "val") for code in range(classes)}
@@ -623,6 +630,21 @@ def test_private_test_and_test_are_one_part(tmp_path):
 def test_a_misspelt_name_of_the_mapping_is_seen(caplog):
     group_classes(["cat", "dog"], {"cat": "pet", "cats": "pet", "dgo": "pet"})
     assert caplog.messages == ["data.classes names classes that the data do not have: cats, dgo (did you mean dog?)"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("angry", "anger", "sad"), "anger and angry may be one emotion"),
+        (("joy", "happiness", "rage"), "happiness and joy may be one emotion, and are read as 2 classes"),
+        (("cat", "anger", "joy"), ""),
+        (("angry", "sad"), ""),
+    ],
+)
+def test_two_names_of_one_emotion_are_said(names, told, caplog):
+    assert len(group_classes(names)[0]) == len(names)
+    assert len(caplog.messages) == bool(told)
+    assert told in "".join(caplog.messages)
 
 
 def test_gray_images_become_colour_where_both_are_asked_for(tmp_path):

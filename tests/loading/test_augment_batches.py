@@ -105,6 +105,15 @@ class TestColour:
         assert torch.equal(torch.cat([augmentation(self.IMAGES[k:][:1], changes[k:][:1], 64) for k in range(8)]), whole)
         assert torch.equal(before, self.IMAGES)
 
+    @pytest.mark.parametrize("strengths", [STRONG, Strengths(hflip=0.5, rotate=15.0), Strengths(hflip=0.5)])
+    def test_the_order_in_memory_changes_nothing(self, strengths):
+        augmentation = BatchedAugmentation(strengths, 48)
+        together, changes = self.IMAGES.contiguous(memory_format=torch.channels_last), augmentation.sample(seeds(8))
+        rows = torch.tensor([7, 0, 3, 3])
+        expected = augmentation(self.IMAGES[rows], changes[:4], 48)
+        for images in (self.IMAGES, together):
+            assert torch.equal(augmentation(images, changes[:4], 48, rows), expected)
+
 
 class TestStrengths:
     @pytest.mark.parametrize("probability", [0.2, 0.5, 1.0])
