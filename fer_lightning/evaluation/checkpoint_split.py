@@ -219,6 +219,8 @@ def _check_unseen(
                 "a new cut may hold training images; give the data as they were, or score other images with "
                 "data=folder data.path=DIR"
             )
+        if not is_other:
+            log.warning("the images or labels are not those of the run, whose scores these are not")
         log.info("it is unknown whether any of these images trained the model: checkpoints do not list their images")
         return
     own = [_trained_config(each, []) for each in model.members or [model]]

@@ -49,6 +49,8 @@ RECORDED = {
 SECTIONS = ("data", "split", "imbalance", "model", "augment", "optim", "trainer")
 """Groups that every configuration has, and that decide what a run computes."""
 
+DURATIONS = ("train/seconds", "train/images_per_second")
+
 BUDGETS = ("steps", "epochs")
 
 TEST_SET = re.compile(r"test(_\w{1,40})?")
@@ -107,6 +109,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         ):
             _check(value is None or _is_number(value), key, value, "a number")
             _check(value is None or section == "train" or is_possible(key, value), key, value, "a number from 0 to 1")
+            _check(key not in DURATIONS or value is None or value >= 0, key, value, "0 or more")
     if wrong := contradiction(metrics, "val/", list(counts)):  # those of test images are computed again
         raise ValueError(f"metrics.json: {wrong}")
     temperature = metrics.get("temperature")

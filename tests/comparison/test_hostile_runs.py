@@ -171,6 +171,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a fold that is no number": (lambda folder: setting(folder, split={"fold": "${imbalance.name}"}), "split.fold="),
     "counts of one emotion": (change(train__class_counts={"happy": 1}), "class_counts"),
     "counts as text": (change(train__class_counts=dict.fromkeys(EMOTIONS, "1")), "class_counts"),
+    "negative seconds": (change(train__seconds=-3), "train/seconds is -3"),
     "steps of a half": (change(train__steps=0.5), "train/steps is 0.5"),
     "a temperature of 0": (change(temperature=0), "temperature is 0"),
     "status of a list": (text("status.json", "[1]"), "not a JSON object"),

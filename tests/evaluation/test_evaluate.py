@@ -153,6 +153,7 @@ class TestOtherImages:
         with caplog.at_level("INFO"):
             out = score(trained, f"data.path={other}")
         assert "it is unknown whether any of these images trained the model" in caplog.text
+        assert "the images or labels are not those of the run" in caplog.text
         assert json.loads(out.splitlines()[-1])["test/n"] == 21
 
     def test_missing_archive_is_reported(self, trained, score):
