@@ -29,6 +29,8 @@ def serve(checkpoint: Path, port: int) -> None:
         signal.signal(signal.SIGTERM, _stop)
         with suppress(KeyboardInterrupt):  # Uvicorn raises it after some signals only
             _run_server(checkpoint, listener, folder)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second one would leave the photos
         log.info("stopped")
 
 
@@ -96,7 +98,10 @@ def _run_server(checkpoint: Path, listener: socket.socket, photos: Path) -> None
         server_header=False,
         ws="none",
     )
-    uvicorn.Server(settings).run(sockets=[listener])
+    server = uvicorn.Server(settings)
+    # Its own handler ends at once at a second Ctrl-C, with tracebacks of what it cut off.
+    server.handle_exit = lambda number, frame: setattr(server, "should_exit", True)  # type: ignore[assignment]
+    server.run(sockets=[listener])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -91,8 +92,10 @@ def start(checkpoint: Path, temporary: Path, port: int = 0) -> Server:
     raise AssertionError(output)
 
 
-def stop(server: Server, number: int) -> tuple[int, str]:
-    server.process.send_signal(number)
+def stop(server: Server, *numbers: int) -> tuple[int, str]:
+    for number in numbers:
+        server.process.send_signal(number)
+        time.sleep(0.1)
     assert server.process.stderr is not None
     return server.process.wait(120), server.process.stderr.read()
 
@@ -102,7 +105,8 @@ def server(checkpoint: Path, folder: Path) -> Iterator[Server]:
     server = start(checkpoint, folder / "temporary")
     yield server
     try:
-        assert stop(server, signal.SIGINT) == (0, "stopped\n")
+        # Impatient: each ends in the same way.
+        assert stop(server, signal.SIGINT, signal.SIGINT, signal.SIGTERM) == (0, "stopped\n")
         left = [path for path in server.temporary.rglob("*") if path.is_file()]
         assert left == [], "photos are kept"
     finally:
