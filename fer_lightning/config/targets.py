@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fer_lightning.runtime.errors import UserError, first_line
+from fer_lightning.runtime.imports import TRUST
 
 
 def target(
@@ -43,7 +44,7 @@ def target(
             cause = cause.__cause__
         raise UserError(
             f"{given}: cannot be imported ({first_line(cause)}); check the name, and that the folder of its module is "
-            "on PYTHONPATH"
+            f"on PYTHONPATH, or {TRUST} names each module of the folder you start in"
         ) from error
 
     def call(**arguments: Any) -> Any:

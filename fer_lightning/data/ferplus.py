@@ -16,8 +16,10 @@ from fer_lightning.config.rules import VOTES
 from fer_lightning.data import fer2013
 from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_bytes
+from fer_lightning.runtime.tables import to_numbers
 
 log = logging.getLogger(__name__)
 
@@ -197,12 +199,12 @@ def read_votes(path: str | Path) -> pd.DataFrame:
     if missing or table.empty:
         what = f"has no column {missing[0]}" if missing else "has no rows"
         raise UserError(f"labels.votes={path}: {what}; give {VOTES}")
-    numbers = table[list(CATEGORIES)].apply(pd.to_numeric, errors="coerce")
+    numbers = table[list(CATEGORIES)].apply(to_numbers)
     wrong = ~((numbers >= 0) & (numbers % 1 == 0) & (numbers < 2**31)).to_numpy()
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         name = CATEGORIES[column]
-        value = table[name].iloc[row]
+        value = shortened(str(table[name].iloc[row]), 40)
         raise UserError(
             f"labels.votes={path}, row {row + 1}: {name}={value}; votes are whole numbers, 0 or more; correct it"
         )

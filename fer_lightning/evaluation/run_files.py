@@ -22,12 +22,13 @@ from fer_lightning.metrics.calibration import (
     is_temperature,
     nll,
 )
-from fer_lightning.metrics.classification import confusion_matrix, macro_f1, precision_recall_f1
+from fer_lightning.metrics.classification import confusion_matrix, further_scores, macro_f1, precision_recall_f1
 from fer_lightning.metrics.names import contradiction, is_possible
 from fer_lightning.metrics.predictions import class_indices, ids_hash, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import read_bytes, read_json
+from fer_lightning.runtime.tables import to_numbers
 
 TEXTS = ("imbalance", "model", "split", "budget", "data", "data_hash", "labels")
 OPTIONAL_TEXTS = {"git_commit", "precision", "first_stage/imbalance", "first_stage_hash", "weights_hash", "ids_hash"}
@@ -67,6 +68,9 @@ MAX_ID_BYTES = 2**29
 
 ROUNDING = 1e-4
 """Largest difference of a probability that rounding in a copied ``predictions.csv`` explains."""
+
+RANKED = dict.fromkeys(("auroc_macro", "average_precision_macro", "aurc"), 5.0)
+"""Scores of ranks, which change more where rounding makes probabilities equal, and by how much."""
 
 LARGEST = 2**53
 """Maximum of a number in ``metrics.json``: beyond it, integers are not exact."""
@@ -172,12 +176,13 @@ def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[
         matrix = confusion_matrix(labels[member], predicted[member], probabilities.shape[1])
         of_classes = dict(zip(("precision", "recall", "f1"), precision_recall_f1(matrix), strict=True))
         recall = of_classes["recall"]
-        scores = {
+        scores: dict[str, float | None] = {
             "accuracy": np.trace(matrix) / matrix.sum(),
-            "balanced_accuracy": np.nanmean(recall),
-            "f1_macro": macro_f1(matrix),
+            "balanced_accuracy": float(np.nanmean(recall)),
+            "f1_macro": float(macro_f1(matrix)),
             "worst_recall": np.nanmin(recall),
             "ece": calibration_error(probabilities[member], labels[member]),
+            **further_scores(probabilities[member], labels[member], matrix),
         }
         for score, values in of_classes.items():
             for each, value in zip(metrics["train/class_counts"], values, strict=True):
@@ -191,8 +196,10 @@ def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[
         for score, value in scores.items():
             given = metrics.get(f"{name}/{score}")
             # A low temperature magnifies what was rounded.
-            magnified = max(1.0, 1 / metrics["temperature"]) if score.endswith("_calibrated") else 1.0
-            if given is not None and not abs(value - given) <= 10 * ROUNDING * magnified * max(1.0, value):
+            magnified = max(1.0, 1 / metrics["temperature"]) if score.endswith("_calibrated") else RANKED.get(score, 1)
+            if given is None or value is None:
+                continue
+            if not abs(value - given) <= 10 * ROUNDING * magnified * max(1.0, value):
                 raise ValueError(f"predictions.csv has {name}/{score} of {value:.4f}, metrics.json one of {given:.4f}")
         _check_coverage(matrix.sum(axis=1), name, metrics)
 
@@ -265,7 +272,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _numbers(column: pd.Series) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    numbers = to_numbers(column)
     if not (np.isfinite(numbers) & (numbers.abs() <= LARGEST)).all():
         raise ValueError(f"predictions.csv: {column.name} holds values that are not numbers")
     return numbers

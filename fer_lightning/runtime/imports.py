@@ -8,26 +8,36 @@ other, and it imports what Python itself has loaded by then.
 import os
 import sys
 
+TYPE_CHECKING = False  # that of typing, which is not imported here
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
 TRUST = "FER_LIGHTNING_TRUST"
 """Environment variable: comma-separated modules, targets or keys that the user trusts, each with all below it."""
 
 _TRUSTED_FOLDER = "FER_LIGHTNING_TRUSTED_FOLDER"
-"""Environment variable for child processes: the folder of the user's own modules, searched last."""
+"""Environment variable for child processes: the folder of the user's own modules."""
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 """The folder of the package: a checkout, or ``site-packages``."""
 
 
+def _trusted_words() -> list[str]:
+    return [word.strip() for word in os.environ.get(TRUST, "").split(",") if word.strip()]
+
+
 def trusted(name: str) -> bool:
     """Whether the user trusts a target, or a key below ``hydra``, by ``TRUST``."""
-    words = [word.strip() for word in os.environ.get(TRUST, "").split(",")]
-    return any(name == word or name.startswith(f"{word}.") for word in words if word)
+    return any(name == word or name.startswith(f"{word}.") for word in _trusted_words())
 
 
 def drop_working_directory() -> None:
     """Remove the folder that ``python -m fer_lightning`` put first, unless it is the checkout of this package.
 
-    Where the user trusts modules of his own (``TRUST``), that folder is searched last: it cannot shadow other modules.
+    Modules that the user trusts (``TRUST``) are found there, after all other places, and nothing else is: a library
+    looks for modules that may be installed, and for plugins, all over ``sys.path``.
     """
     started_by_module_name = sys.argv[:1] == ["-m"]  # while Python looks for the module to run
     own = os.environ.get(_TRUSTED_FOLDER)
@@ -37,9 +47,26 @@ def drop_working_directory() -> None:
     given = _python_path()
     if any(map(_is_here, given)) and (here := _working_directory()) not in (_ROOT, *map(os.path.normpath, given)):
         sys.path[:] = [path for path in sys.path if path != here]
-    if own and os.environ.get(TRUST) and own not in sys.path:
+    if own and _trusted_words() and not any(isinstance(finder, _TrustedModules) for finder in sys.meta_path):
         os.environ[_TRUSTED_FOLDER] = own
-        sys.path.append(own)
+        sys.meta_path.append(_TrustedModules(own))
+
+
+class _TrustedModules:
+    """A finder of the modules in a folder that the user trusts by ``TRUST``."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None", target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        """As ``importlib.abc.MetaPathFinder``."""
+        from importlib.machinery import PathFinder
+
+        if path is not None or name not in {word.partition(".")[0] for word in _trusted_words()}:
+            return None
+        return PathFinder.find_spec(name, [self.folder], target)
 
 
 def _working_directory() -> str:

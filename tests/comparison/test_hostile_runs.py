@@ -20,6 +20,7 @@ from fer_lightning.comparison.analysis import analyse, analyse_folders
 from fer_lightning.comparison.runs import find_runs, read_run, read_runs
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.run_files import NEEDED
+from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.metrics.names import SCORES, SHARES
 from fer_lightning.report.sections import sections
 from fer_lightning.runtime.errors import UserError
@@ -132,6 +133,16 @@ def pipe_for(file: str) -> Callable[[Path], object]:
     return replace
 
 
+def other_area(folder: Path) -> None:
+    """As with exchanged columns of probabilities, whose predictions are still the most probable classes."""
+    table = pd.read_csv(folder / "predictions.csv")
+    chances = table[[f"p_{name}" for name in EMOTIONS]]
+    scores = classification_metrics(chances, [EMOTIONS.index(name) for name in table["label"]], EMOTIONS)
+    change(test__auroc_macro=scores["test/auroc_macro"])(folder)
+    read_run(folder)
+    change(test__auroc_macro=scores["test/auroc_macro"] - 0.006)(folder)
+
+
 def column(name: str, values: Callable[[int], object]) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         table = pd.read_csv(folder / "predictions.csv")
@@ -189,6 +200,8 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "infinite probabilities": (column("p_sad", lambda row: np.inf), "p_sad holds values that are not numbers"),
     "negative probabilities": (column("p_sad", lambda row: -1), "do not sum to 1"),
     "words as probabilities": (column("p_sad", lambda row: "x"), "p_sad holds values that are not numbers"),
+    "a number of 401 digits": (column("twin_group", lambda row: "9" * 401), "twin_group holds values that are not"),
+    "probabilities of other classes": (other_area, "auroc_macro of"),
     "groups of NaN": (column("twin_group", lambda row: np.nan), "twin_group holds"),
     "huge groups": (column("twin_group", lambda row: 1e300), "twin_group holds"),
     "ids that repeat": (column("id", lambda row: "a"), "with the same one"),

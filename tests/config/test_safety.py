@@ -341,6 +341,38 @@ class TestTrust:
         )
         assert outcome.code == 0, outcome.out + outcome.err
 
+    @pytest.mark.parametrize("trust", ["trap, needed", "hydra.launcher.setup"])
+    def test_nothing_else_of_the_folder_is_imported(self, process, tmp_path, trust):
+        """Libraries import plugins, entry points and modules that may be installed from wherever they find them."""
+        for name in ("hydra_plugins/evil/__init__", "evil-1.0.dist-info/x", "torch_xla/__init__", "colorama", "other"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"{name}.py").write_text("open('SPRUNG', 'w')")
+        (tmp_path / "evil-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+        (tmp_path / "evil-1.0.dist-info" / "entry_points.txt").write_text(
+            "[lightning.pytorch.callbacks_factory]\na=other:a"
+        )
+        (tmp_path / "needed.py").write_text("")
+        (tmp_path / "trap.py").write_text("import needed\n" + self.SAMPLER)
+        (tmp_path / "mine" / "imbalance").mkdir(parents=True)
+        for name, text in self.OWN.files.items():
+            (tmp_path / "mine" / name).write_text(text)
+        found = ["--config-dir=mine", "imbalance=found"] if trust.startswith("trap") else []
+        outcome = process(*found, *TINY, "figures=false", FER_LIGHTNING_TRUST=trust, PYTHONSAFEPATH="")
+        assert outcome.code == 0, outcome.err
+        assert not (tmp_path / "SPRUNG").exists()
+
+    def test_a_module_that_trusted_code_imports_is_named(self, process, tmp_path):
+        (tmp_path / "needed.py").write_text("")
+        (tmp_path / "trap.py").write_text("import needed\n" + self.SAMPLER)
+        (tmp_path / "mine" / "imbalance").mkdir(parents=True)
+        for name, text in self.OWN.files.items():
+            (tmp_path / "mine" / name).write_text(text)
+        given = ("--config-dir=mine", *TINY, "imbalance=found")
+        outcome = process(*given, FER_LIGHTNING_TRUST="trap", PYTHONSAFEPATH="")
+        assert outcome.code == 2
+        assert "(No module named 'needed')" in outcome.error
+        assert "FER_LIGHTNING_TRUST names each module of the folder you start in" in outcome.error
+
     @pytest.mark.parametrize(
         "trust", every_third(["", "tra", "trap.Sample", "trap.Sampler.x", "imbalance", "imbalance.sampler"])
     )

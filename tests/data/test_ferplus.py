@@ -177,6 +177,10 @@ BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "negative": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "-9")), r"row 1: anger=-9; votes"),
     "fraction": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "0.9")), r"row 1: anger=0\.9"),
     "word": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "many")), r"row 1: anger=many"),
+    "a number of 401 digits": (
+        lambda path: votes_of(FACES, path, lambda table: table.replace("9", "9" * 401)),
+        r"row 1: anger=9+ \.\.\. 9+; votes",
+    ),
     "hole": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "")), r"row 1: anger=nan"),
     "a column twice": (
         lambda path: path.write_text(f"path,anger,{','.join(CATEGORIES)}\na.jpg,9{',1' * len(CATEGORIES)}\n"),
