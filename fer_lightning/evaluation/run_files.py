@@ -160,6 +160,8 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
     probabilities = table[chances].to_numpy()
     if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > 0.01).any():
         raise ValueError("predictions.csv holds probabilities that do not sum to 1")
+    if (table["twin_group"] % 1 != 0).any():
+        raise ValueError("predictions.csv: twin_group holds values that are not whole numbers")
     table["twin_group"] = table["twin_group"].astype(np.int64)
     _check_scores(table, probabilities, metrics)
     return table

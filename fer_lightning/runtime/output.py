@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -33,6 +33,11 @@ class Output:
         except OSError as error:
             self._failed(error)
         return len(text)
+
+    def writelines(self, texts: Iterable[str]) -> None:
+        """Write texts, as ``write``."""
+        for text in texts:
+            self.write(text)
 
     def flush(self) -> None:
         """Flush the stream."""

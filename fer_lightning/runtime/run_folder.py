@@ -18,6 +18,9 @@ RESUMABLE = 75
 FORMER = ".former"
 """Folder of a run folder with the record of its training, while a start that resumes it may still be refused."""
 
+LONGEST_REASON = 1000
+"""Characters of a reason that are read."""
+
 STATUSES = ("running", "done", "failed", "interrupted", "stopped")
 
 
@@ -40,7 +43,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     status, reason = content.get("status"), content.get("reason")
     read: dict[str, Any] = {"status": status if status in STATUSES else "running"}
     if isinstance(reason, str) and reason:
-        read["reason"] = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+        read["reason"] = " ".join("".join(c if c.isprintable() else " " for c in reason[:LONGEST_REASON]).split())
     for key in ("step", "pause_after_epochs"):
         number = content.get(key)
         if isinstance(number, int) and not isinstance(number, bool) and number >= 0:

@@ -202,6 +202,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "words as probabilities": (column("p_sad", lambda row: "x"), "p_sad holds values that are not numbers"),
     "a number of 401 digits": (column("twin_group", lambda row: "9" * 401), "twin_group holds values that are not"),
     "probabilities of other classes": (other_area, "auroc_macro of"),
+    "a group of a half": (column("twin_group", lambda row: 1.5), "twin_group holds values that are not whole"),
     "groups of NaN": (column("twin_group", lambda row: np.nan), "twin_group holds"),
     "huge groups": (column("twin_group", lambda row: 1e300), "twin_group holds"),
     "ids that repeat": (column("id", lambda row: "a"), "with the same one"),

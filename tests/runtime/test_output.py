@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 
 CODE = """
+import sys
 from fer_lightning.config.command_line import run_tool
 def main():
     for _ in range(9):
-        print("x" * 9999, flush=True)
+        {}
 run_tool(main, prints_results={})
 """
+PRINT, WRITE_LINES = 'print("x" * 9999, flush=True)', 'sys.stdout.writelines(["x" * 9999])'
 
 
+@pytest.mark.parametrize("statement", [PRINT, WRITE_LINES])
 @pytest.mark.parametrize(("prints_results", "code"), [(False, 0), (True, 1)])
-def test_a_full_disk_under_standard_output_ends_no_run(prints_results, code):
+def test_a_full_disk_under_standard_output_ends_no_run(prints_results, code, statement):
     with open("/dev/full", "w") as full:
-        line = [sys.executable, "-c", CODE.format(prints_results)]
+        line = [sys.executable, "-c", CODE.format(statement, prints_results)]
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == code
     (message,) = done.stderr.splitlines()
@@ -32,7 +35,7 @@ def test_a_closed_pipe_ends_no_run_and_a_command_without_a_message(prints_result
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as closed:
-        line = [sys.executable, "-c", CODE.format(prints_results)]
+        line = [sys.executable, "-c", CODE.format(PRINT, prints_results)]
         done = subprocess.run(line, stdout=closed, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (code, lines), done.stderr
 
