@@ -21,12 +21,12 @@ SIDE = 224
 
 
 def write(path: Path, images: int) -> np.ndarray:
-    """Noise, written block by block."""
-    shape = (images, 3, SIDE, SIDE)
+    """Noise, written block by block, in the order of the cache: a pixel's numbers together."""
+    shape = (images, SIDE, SIDE, 3)
     stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     rng = np.random.default_rng(0)
     for start in range(0, images, 256):
-        stored[start : start + 256] = rng.integers(0, 256, (min(256, images - start), 3, SIDE, SIDE), dtype=np.uint8)
+        stored[start : start + 256] = rng.integers(0, 256, (min(256, images - start), *shape[1:]), dtype=np.uint8)
     stored.flush()
     del stored
     return np.load(path, mmap_mode="r")
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     from fer_lightning.config.augment import Strengths
-    from fer_lightning.data.faces import Faces
+    from fer_lightning.data.faces import Faces, channels_first
     from fer_lightning.data.splits import Split
     from fer_lightning.imbalance.samplers import InstanceSampler
     from fer_lightning.loading.augment_batches import BatchedAugmentation
@@ -58,7 +58,14 @@ def main() -> None:
         labels, nothing = np.arange(images) % 2, np.array([], dtype=np.int64)
         ids = np.arange(images).astype(str)
         faces = Faces(
-            stored, labels, np.zeros(images, np.uint8), ids, np.arange(images), "noise", "", classes=("a", "b")
+            channels_first(stored),
+            labels,
+            np.zeros(images, np.uint8),
+            ids,
+            np.arange(images),
+            "noise",
+            "",
+            classes=("a", "b"),
         )
         split = Split(train=np.arange(images), val=nothing, tests={})
         augmentation = BatchedAugmentation(Strengths(hflip=0.5), SIDE)
