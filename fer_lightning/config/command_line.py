@@ -19,7 +19,7 @@ from fer_lightning.config.secrets import without_secrets
 from fer_lightning.presentation.printable import escape_messages, format_traceback, printable, shortened
 from fer_lightning.runtime import imports
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.output import tolerant_output
+from fer_lightning.runtime.output import tolerant_output, tolerate_errors_of_stderr
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.version import __version__
 
@@ -57,6 +57,7 @@ def run_tool(main: Callable[[], None], prints_results: bool = True) -> None:
         prints_results: standard output that cannot be written is an error, and one that its reader has closed ends the
             command without a message; False for a command that writes to a folder, which only warns.
     """
+    tolerate_errors_of_stderr()
     if not _has_working_directory():
         fail("the working directory does not exist any more; change to one that does")
     safety.guard_hydra()

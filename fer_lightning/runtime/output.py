@@ -62,6 +62,14 @@ def need_reader() -> None:
         sys.stdout.needs_reader = True
 
 
+def tolerate_errors_of_stderr() -> None:
+    """For the rest of the process, let nothing fail because standard error cannot be written."""
+    if sys.stderr is None:  # closed by the shell
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    elif not isinstance(sys.stderr, Output):
+        sys.stderr = Output(sys.stderr, needs_reader=False)
+
+
 @contextmanager
 def tolerant_output(needs_reader: bool) -> Iterator[Output]:
     """Let nothing in the block fail because standard output cannot be written; for ``needs_reader`` see ``Output``."""

@@ -30,6 +30,17 @@ def test_a_full_disk_under_standard_output_ends_no_run(prints_results, code, sta
     assert "standard output could not be written (No space left on device)" in message
 
 
+@pytest.mark.parametrize(
+    ("statement", "code"), [(PRINT, 0), ("raise UserError('x')", 2), ("raise KeyboardInterrupt", 130)]
+)
+def test_a_full_disk_under_both_outputs_changes_no_exit_code(statement, code):
+    """A run that is done said so with code 1."""
+    program = f"from fer_lightning.runtime.errors import UserError\n{CODE.format(statement, False)}"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full)
+    assert done.returncode == code
+
+
 @pytest.mark.parametrize(("prints_results", "code", "lines"), [(False, 0, 1), (True, 141, 0)])
 def test_a_closed_pipe_ends_no_run_and_a_command_without_a_message(prints_results, code, lines):
     reader, writer = os.pipe()
