@@ -233,8 +233,6 @@ def _open_output(request: PredictionRequest, answerer: Answerer, stack: ExitStac
     if request.out is not None:
         file = stack.enter_context(_atomic_text_file(request.out))
         return (answers.csv_writer if request.out.suffix == ".csv" else answers.jsonl_writer)(file, answerer)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     if request.format != "table":
         return (answers.csv_writer if request.format == "csv" else answers.jsonl_writer)(sys.stdout, answerer)
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120

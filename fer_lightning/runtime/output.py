@@ -72,11 +72,16 @@ def tolerate_errors_of_stderr() -> None:
 
 @contextmanager
 def tolerant_output(needs_reader: bool) -> Iterator[Output]:
-    """Let nothing in the block fail because standard output cannot be written; for ``needs_reader`` see ``Output``."""
+    """Let nothing in the block fail because standard output, or a character in its encoding, cannot be written.
+
+    For ``needs_reader`` see ``Output``.
+    """
     is_closed = sys.stdout is None  # by the shell, as in >&-
     if is_closed:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
     before, output = sys.stdout, Output(sys.stdout, needs_reader)
+    if hasattr(sys.stdout, "reconfigure"):  # a name may have characters that the terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     if is_closed:
         output.error = OSError(errno.EBADF, os.strerror(errno.EBADF))
     sys.stdout = output

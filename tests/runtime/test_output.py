@@ -51,6 +51,26 @@ def test_a_closed_pipe_ends_no_run_and_a_command_without_a_message(prints_result
     assert (done.returncode, len(done.stderr.splitlines())) == (code, lines), done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1", "utf-8"])
+def test_a_character_that_the_encoding_has_not_ends_no_run(encoding):
+    """A class may be called so; a run ended with tracebacks after its results were written."""
+    code = """
+import logging
+from fer_lightning.config.command_line import run_tool
+def main():
+    logging.basicConfig(stream=__import__("sys").stdout, level="INFO", format="%(message)s")
+    print("\\xe9toile")
+    logging.info("\\u65e5")
+run_tool(main)
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = done.stdout.decode(encoding.partition(":")[0])
+    assert shown.splitlines()[0] in ("étoile", r"\xe9toile")
+    assert shown.splitlines()[1] in ("日", r"\u65e5")
+
+
 def test_a_command_whose_reader_has_gone_works_no_further():
     code = """
 import time
