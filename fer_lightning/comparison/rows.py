@@ -138,7 +138,13 @@ def find_baselines(rows: Rows, wanted: str | None) -> dict[str, str]:
 
 
 def _fits(baseline: FinishedRun, run: FinishedRun) -> bool:
-    return bool(baseline.metrics["model"] == run.metrics["model"])
+    """Whether a difference is one of the method: the same model, and training images cut and thinned alike."""
+    same_model = baseline.metrics["model"] == run.metrics["model"]
+    return bool(same_model and _cut(baseline) == _cut(run))
+
+
+def _cut(run: FinishedRun) -> dict[str, str]:
+    return {key: value for key, value in run.settings.items() if key.startswith("split.")}
 
 
 def _outside(run: FinishedRun) -> dict[str, str]:

@@ -25,6 +25,7 @@ ACCEPTED = (
     "(images.zip/faces), or a CSV of path,label[,split]"
 )
 TABLES = (".csv", ".tsv", ".txt")
+METADATA = "metadata.csv"
 PARTS = ("train", "val", "test", "test")
 """Names of the parts, in the order of ``USAGES``; the third, FER-2013's PrivateTest, is read as the fourth."""
 
@@ -111,6 +112,7 @@ def load_layout(find: Find, path: str | None, accepted: str, reading: Reading, k
             log.info("Left out %d images of %d", len(found) - len(files), len(found))
         _check_parts(files, classes_of, source / inside)
         _check_names(files, source)
+        _check_links(files, container)
         numbers = {name: number for number, name in enumerate(kinds)}
         labels = [numbers[str(classes_of[file.label])] for file in files]
         faces = _read(container, files, labels, kinds, reading, kind)
@@ -190,6 +192,8 @@ def _find(source: Path, inside: str, find: Find, accepted: str) -> tuple[Contain
 
 def find_labels(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
     """The files of a table of labels, or those in folders of classes."""
+    if (described := in_metadata(container, names)) is not None:
+        return described
     table = _table(container, names)
     if table is None:
         files = in_folders(container, names, inside)
@@ -201,6 +205,28 @@ def find_labels(container: Container, names: Sequence[str], inside: str) -> list
         files = read_label_table(stream, f"{container.path}: {table}", names, folder)
     if unlisted := sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names) - len(files):
         log.info("Labels are those of %s; ignored %d images that it does not list", table, unlisted)
+    return files
+
+
+def in_metadata(container: Container, names: Sequence[str]) -> list[LabelledFile] | None:
+    """The files that ``metadata.csv`` of several folders name, as ``train/metadata.csv`` of ``file_name,label``.
+
+    That is how the Hugging Face Hub keeps images. The folder's name is the part, where it is one. None for fewer
+    tables than two.
+    """
+    tables = [
+        name for name in names if PurePosixPath(name).name.lower() == METADATA and _names_columns(container, name)
+    ]
+    if len(tables) < 2:
+        return None
+    files: list[LabelledFile] = []
+    for table in tables:
+        folder = PurePosixPath(table).parent
+        with container.open(table) as stream:
+            found = read_label_table(stream, f"{container.path}: {table}", names, str(folder).removeprefix("."))
+        part = USAGE_NAMES.get(folder.name.lower())
+        files += found if part is None else [file._replace(usage=part) for file in found]
+    log.info("Labels are those of %s", _some(tables))
     return files
 
 
@@ -238,6 +264,12 @@ def in_folders(container: Container, names: Sequence[str], inside: str) -> list[
     if not files:
         hint = f"{loose} images lie in no folder; " if loose else ""
         raise UserError(f"{where}: no image in a folder of a class: {hint}give {ACCEPTED}")
+    labels = {file.label for file in files}
+    if len(labels) > 1 and {name.lower() for name in labels} <= USAGE_NAMES.keys():
+        raise UserError(
+            f"{where}: the images are in folders of parts ({', '.join(sorted(labels))}) and in none of a class: give "
+            f"{ACCEPTED}"
+        )
     if len({has_parts for _, has_parts in tops}) > 1:
         first, second = (next(name for (_, parts), name in tops.items() if parts is kind) for kind in (True, False))
         raise UserError(
@@ -276,6 +308,21 @@ def _check_parts(files: Sequence[LabelledFile], classes_of: Mapping[str, str | N
             f"{where}: no training image of {', '.join(absent[:5])}, which other parts have: add some, or leave the "
             "class out with data.classes"
         )
+
+
+def _check_links(files: Sequence[LabelledFile], container: Container) -> None:
+    """Refuse a link in one part to an image of another one, which would be trained on and tested with."""
+    if not isinstance(container, Folder):
+        return
+    known: dict[tuple[int, int], LabelledFile] = {}
+    for file in files:
+        at = (container.path / file.path).stat()
+        other = known.setdefault((at.st_dev, at.st_ino), file)
+        if other.usage != file.usage:
+            raise UserError(
+                f"{container.path}: {printable(other.path)} and {printable(file.path)} are one file in two parts: "
+                "remove one of them"
+            )
 
 
 def _check_names(files: Sequence[LabelledFile], source: Path) -> None:

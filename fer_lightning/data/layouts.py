@@ -4,7 +4,6 @@ Sizes and counts are those of the publications or, where these give none, of the
 differs is read and the difference logged.
 """
 
-import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fer_lightning.data.archives import Container
 from fer_lightning.data.faces import USAGES, Faces
-from fer_lightning.data.folder import Reading, in_folders, load_layout
+from fer_lightning.data.folder import Reading, in_folders, in_metadata, load_layout
 from fer_lightning.data.images import IMAGE_SUFFIXES
 from fer_lightning.data.label_table import LabelledFile
 from fer_lightning.data.pixel_csv import USAGE_NAMES
@@ -86,7 +85,10 @@ JAFFE_COUNTS: Counts = {"all": dict(angry=30, disgust=29, fear=32, happy=31, neu
 """Lyons et al. 1998: 213 images."""
 
 RAFDB_ACCEPTED = "RAF-DB's basic set: Image/aligned with EmoLabel/list_patition_label.txt, or folders train|test/1 to 7"
-AFFECTNET_ACCEPTED = "AffectNet as folders train|val|test/<0 to 7, or the name of an emotion>"
+AFFECTNET_ACCEPTED = (
+    "AffectNet as folders train|val|test/<0 to 7, or the name of an emotion>, or train|val/metadata.csv of "
+    "file_name,label beside the images"
+)
 CK48_ACCEPTED = "CK+48: folders of emotions"
 JAFFE_ACCEPTED = "JAFFE: images such as KA.AN1.39.tiff, whose names hold the emotion's code"
 
@@ -97,9 +99,8 @@ def rafdb(path: str | None, **reading: object) -> Faces:
 
 
 def affectnet(path: str | None, **reading: object) -> Faces:
-    """AffectNet with seven or eight emotions, as folders of names or of its numbers."""
-    find = functools.partial(_in_coded_folders, codes=AFFECTNET_CODES)
-    return _load(find, path, AFFECTNET_ACCEPTED, reading, "AffectNet", AFFECTNET_COUNTS)
+    """AffectNet with seven or eight emotions, as folders of names or of its numbers, or with ``metadata.csv``."""
+    return _load(_find_affectnet, path, AFFECTNET_ACCEPTED, reading, "AffectNet", AFFECTNET_COUNTS)
 
 
 def ck48(path: str | None, **reading: object) -> Faces:
@@ -161,6 +162,8 @@ def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:
             for number, name in enumerate(USAGES)
             if part == "all" or USAGE_NAMES[name.lower()] == USAGE_NAMES[part]
         ]
+        if "contempt" not in faces.classes:  # AffectNet is used with seven emotions too
+            counts = {name: n for name, n in counts.items() if name != "contempt"}
         found = dict.fromkeys(counts, 0)
         for usage in usages:
             for name, n in zip(faces.classes, faces.count(faces.usage == usage), strict=True):
@@ -178,7 +181,7 @@ def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:
 def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
     lists = [name for name in names if re.fullmatch(r"list_pa\w{0,6}tion_label\.txt", name.split("/")[-1].lower())]
     if not lists:
-        return _in_coded_folders(container, names, inside, RAFDB_CODES)
+        return _decoded(container, in_folders(container, names, inside), RAFDB_CODES)
     if len(lists) > 1:
         raise UserError(f"{container.path} holds several lists of labels ({', '.join(lists[:3])}): give one of them")
     images: dict[str, str] = {}
@@ -214,11 +217,13 @@ def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list
     return list(files.values())
 
 
-def _in_coded_folders(
-    container: Container, names: Sequence[str], inside: str, codes: Mapping[str, str]
-) -> list[LabelledFile]:
-    """Folders of a data set's own numbers, also as ``class001``, or of names."""
-    files = in_folders(container, names, inside)
+def _find_affectnet(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
+    files = in_metadata(container, names)
+    return _decoded(container, in_folders(container, names, inside) if files is None else files, AFFECTNET_CODES)
+
+
+def _decoded(container: Container, files: list[LabelledFile], codes: Mapping[str, str]) -> list[LabelledFile]:
+    """Files labelled by a data set's own numbers, also as ``class001``, or by names."""
     folder_of: dict[str, str] = {}
     unknown: list[str] = []
     for name in dict.fromkeys(file.label for file in files):

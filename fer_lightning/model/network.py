@@ -171,7 +171,26 @@ def build_network(
         raise UserError(f"model.name={name}: its classifier is not a single linear layer; choose another network")
     network.set_submodule(place, build_head(last.in_features, num_classes, **head))
     replace_depthwise(network)
+    if "efficientnet" not in name:
+        _check_forward(network, name, in_channels, image_size)
     return network
+
+
+def _check_forward(network: nn.Module, name: str, in_channels: int, image_size: int) -> None:
+    """Refuse a network that images of this size are too small for: its last stages would see less than a pixel."""
+    device = next(network.parameters()).device
+    if device.type == "meta":
+        return
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, in_channels, image_size, image_size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"model.name={name}: takes no images of {image_size} pixels ({first_line(error)}); give a larger "
+            "model.image_size, or choose another network"
+        ) from error
+    network.train(was_training)
 
 
 def _not_built(name: str, weights: str, image_size: int, drop_path: float, error: Exception) -> UserError:

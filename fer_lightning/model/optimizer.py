@@ -47,9 +47,17 @@ def parameter_groups(
     """
     head = {id(parameter) for parameter in head_of(network).parameters()}
     merged: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for group in timm.optim.param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay or 1.0):
+    try:
+        groups = timm.optim.param_groups_layer_decay(network, weight_decay, layer_decay=layer_decay or 1.0)
+    except (KeyError, AttributeError, AssertionError) as error:  # timm's own groups do not fit some of its networks
+        if layer_decay is not None:
+            raise UserError(
+                f"optim.layer_decay={layer_decay}: timm does not know the order of this network's layers; use null"
+            ) from error
+        groups = timm.optim.param_groups_weight_decay(network, weight_decay)
+    for group in groups:
         for parameter in group["params"]:
-            scale = group["lr_scale"] * (1.0 if id(parameter) in head else backbone_lr_scale)
+            scale = group.get("lr_scale", 1.0) * (1.0 if id(parameter) in head else backbone_lr_scale)
             merged.setdefault((lr * scale, group["weight_decay"]), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in merged.items()]
 

@@ -11,6 +11,7 @@ import pytest
 from run_folders import TEST_COUNTS, write_run
 
 from fer_lightning.api.run import Run
+from fer_lightning.comparison.analysis import analyse_folders
 from fer_lightning.comparison.runs import FIRST_STAGE, find_runs, read_run, read_runs
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.artifacts import write_tables
@@ -225,3 +226,13 @@ def test_runs_are_found_in_number_order_and_once(tmp_path: Path) -> None:
         write_run(tmp_path / "sweep" / name, seed=int(name.split("-")[0]))
     found = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "2-focal-seed0"])
     assert [folder.name for folder in found] == ["0-none-seed0", "2-focal-seed0", "10-none-seed1"]
+
+
+def test_a_baseline_has_the_training_images_of_its_rows(tmp_path: Path) -> None:
+    """Where one at the same ratio is missing, there is no difference to one at another ratio."""
+    for method, ratio in (("none", 1), ("weighted", 1), ("weighted", 5)):
+        write_run(tmp_path / f"{method}-{ratio}", method, settings={"split.ratio": ratio})
+    comparison = analyse_folders([tmp_path])
+    baselines = {name: base for name, base in comparison.baselines.items() if name != base}
+    assert list(baselines.values()) == ["none"]
+    assert "5" not in next(iter(baselines))

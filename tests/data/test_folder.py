@@ -183,6 +183,46 @@ class TestLayouts:
         assert faces.classes == (*EMOTIONS, "contempt")[:classes]
         assert set(faces.usage) == {0, 1}
 
+    def test_affectnet_of_seven_emotions_has_the_counts_of_seven(self, tmp_path, caplog):
+        files = {f"train/{code}/a.png": pictures(3, 1)[0] for code in range(7)}
+        with caplog.at_level("INFO"):
+            layouts.affectnet(str(write_folder(files, tmp_path / "affect")))
+        assert "contempt" not in caplog.text
+
+    def test_images_of_the_hugging_face_hub(self, tmp_path):
+        """``metadata.csv`` in the folder of each part, with the images beside it."""
+        files = {f"{part}/{n}.png": pictures(3, 7)[n] for part in ("train", "validation") for n in range(7)}
+        rows = [(f"{n}.png", str(n)) for n in range(7)]
+        tables = {f"{part}/metadata.csv": table(rows, "file_name,label") for part in ("train", "validation")}
+        place = str(write_folder({**files, **tables}, tmp_path / "hub"))
+        faces = layouts.affectnet(place)
+        assert (faces.classes, faces.count()) == (EMOTIONS, [2] * 7)
+        codes = [int(name.split("/")[1][0]) for name in faces.ids]
+        assert [EMOTIONS[label] for label in faces.labels] == [layouts.AFFECTNET_CODES[str(code)] for code in codes]
+        assert [str(name).split("/")[0] for name in faces.ids] == [
+            ("train", "validation")[part] for part in faces.usage
+        ]
+        assert folder.load(place).classes == tuple("0123456")
+
+    def test_parts_are_no_classes(self, tmp_path):
+        files = {f"{part}/{n}.png": pictures(3, 7)[n] for part in ("train", "validation") for n in range(7)}
+        place = str(write_folder(files, tmp_path / "parts"))
+        for load in (layouts.affectnet, folder.load):
+            with pytest.raises(UserError, match=r"in folders of parts \(train, validation\) and in none of a class"):
+                load(place)
+
+    @pytest.mark.parametrize("hard", [False, True])
+    def test_a_link_to_an_image_of_another_part_is_refused(self, tmp_path, hard):
+        place = write_folder(with_parts(), tmp_path / "faces")
+        image = next((place / "train").rglob("*.png"))
+        link = place / "test" / image.parent.name / "link.png"
+        if hard:
+            link.hardlink_to(image)
+        else:
+            link.symlink_to(image)
+        with pytest.raises(UserError, match="are one file in two parts: remove one of them"):
+            folder.load(str(place))
+
     @pytest.mark.parametrize(
         ("folders", "message"), [(("1", "class001"), "1 and class001 are one class"), (("class", "1"), "")]
     )

@@ -44,6 +44,7 @@ def test_second_stage_and_resume(cli, tmp_path, name):
                 ["model.name=test_vit", "model.first_image_size=32", "model.image_size=48"],
                 "test_vit has one input size",
             ),
+            (["model.name=inception_v4", "model.image_size=48"], "takes no images of 48 pixels"),
             (["model.name=deit_tiny_distilled_patch16_224"], "its classifier is not a single linear layer"),
         ]
     ),

@@ -277,6 +277,14 @@ class TestParameterGroups:
         assert set(self.rates(0.01, 0.05, None, 1.0).values()) == {0.01}
         assert len(parameter_groups(network(), 0.01, 0.05, None, 1.0)) == 2
 
+    def test_a_network_whose_layers_timm_does_not_order(self):
+        arguments = {key: TINY_MODEL[key] for key in NETWORK_KEYS}
+        built = build_network(**{**arguments, "name": "inception_v3", "image_size": 96, "num_classes": 7})
+        groups = parameter_groups(built, 0.01, 0.05, None, 1.0)
+        assert sum(len(group["params"]) for group in groups) == len(list(built.parameters()))
+        with pytest.raises(UserError, match=r"optim\.layer_decay=0\.7: timm does not know the order"):
+            parameter_groups(built, 0.01, 0.05, 0.7, 1.0)
+
     def test_layer_decay_falls_towards_the_stem(self):
         rates = self.rates(0.01, 0.05, 0.7, 1.0)
         stages = ["conv_stem", *(f"blocks.{number}." for number in range(len(network().blocks))), "classifier"]
