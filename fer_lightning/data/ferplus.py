@@ -16,10 +16,10 @@ from fer_lightning.config.rules import VOTES
 from fer_lightning.data import fer2013
 from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.tables import to_numbers
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_bytes
-from fer_lightning.runtime.tables import to_numbers
 
 log = logging.getLogger(__name__)
 

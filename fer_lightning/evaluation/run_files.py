@@ -14,6 +14,7 @@ import pandas as pd
 from fer_lightning.config.settings import flatten
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.data.faces import is_class_name
+from fer_lightning.data.tables import to_numbers
 from fer_lightning.metrics.calibration import (
     COLDEST,
     HOTTEST,
@@ -28,7 +29,6 @@ from fer_lightning.metrics.predictions import class_indices, ids_hash, probabili
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import read_bytes, read_json
-from fer_lightning.runtime.tables import to_numbers
 
 TEXTS = ("imbalance", "model", "split", "budget", "data", "data_hash", "labels")
 OPTIONAL_TEXTS = {"git_commit", "precision", "first_stage/imbalance", "first_stage_hash", "weights_hash", "ids_hash"}

@@ -81,7 +81,8 @@ def tolerant_output(needs_reader: bool) -> Iterator[Output]:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
     before, output = sys.stdout, Output(sys.stdout, needs_reader)
     if hasattr(sys.stdout, "reconfigure"):  # a name may have characters that the terminal's encoding has not
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # of a pipe, in a process forked from one that writes to a file; it is applied
+            sys.stdout.reconfigure(errors="backslashreplace")
     if is_closed:
         output.error = OSError(errno.EBADF, os.strerror(errno.EBADF))
     sys.stdout = output
