@@ -226,7 +226,8 @@ def in_metadata(container: Container, names: Sequence[str]) -> list[LabelledFile
             found = read_label_table(stream, f"{container.path}: {table}", names, str(folder).removeprefix("."))
         part = USAGE_NAMES.get(folder.name.lower())
         files += found if part is None else [file._replace(usage=part) for file in found]
-    log.info("Labels are those of %s", _some(tables))
+    unlisted = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names) - len(files)
+    log.info("Labels are those of %s; ignored %d images that they do not list", _some(tables), unlisted)
     return files
 
 

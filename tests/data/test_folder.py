@@ -673,7 +673,7 @@ def test_a_misspelt_name_of_the_mapping_is_seen(caplog):
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (("angry", "anger", "sad"), "anger and angry may be one emotion"),
         (("joy", "happiness", "rage"), "happiness and joy may be one emotion, and are read as 2 classes"),
@@ -681,10 +681,10 @@ def test_a_misspelt_name_of_the_mapping_is_seen(caplog):
         (("angry", "sad"), ""),
     ],
 )
-def test_two_names_of_one_emotion_are_said(names, told, caplog):
+def test_two_names_of_one_emotion_are_said(names, message, caplog):
     assert len(group_classes(names)[0]) == len(names)
-    assert len(caplog.messages) == bool(told)
-    assert told in "".join(caplog.messages)
+    assert len(caplog.messages) == bool(message)
+    assert message in "".join(caplog.messages)
 
 
 def test_gray_images_become_colour_where_both_are_asked_for(tmp_path):
