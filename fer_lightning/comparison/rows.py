@@ -100,6 +100,10 @@ def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
 
 
+IMBALANCE = ("split.ratio", "split.profile", "split.total", "split.order")
+"""Settings that thin the training images. An arm of the paper has a subset of its own, and is compared all the same."""
+
+
 def find_baselines(rows: Rows, wanted: str | None) -> dict[str, str]:
     """The baseline of each row that has one.
 
@@ -138,13 +142,9 @@ def find_baselines(rows: Rows, wanted: str | None) -> dict[str, str]:
 
 
 def _fits(baseline: FinishedRun, run: FinishedRun) -> bool:
-    """Whether a difference is one of the method: the same model, and training images cut and thinned alike."""
+    """Whether a difference is one of the method: the same model, and training images of the same imbalance."""
     same_model = baseline.metrics["model"] == run.metrics["model"]
-    return bool(same_model and _cut(baseline) == _cut(run))
-
-
-def _cut(run: FinishedRun) -> dict[str, str]:
-    return {key: value for key, value in run.settings.items() if key.startswith("split.")}
+    return bool(same_model and all(baseline.settings.get(key) == run.settings.get(key) for key in IMBALANCE))
 
 
 def _outside(run: FinishedRun) -> dict[str, str]:

@@ -236,3 +236,9 @@ def test_a_baseline_has_the_training_images_of_its_rows(tmp_path: Path) -> None:
     baselines = {name: base for name, base in comparison.baselines.items() if name != base}
     assert list(baselines.values()) == ["none"]
     assert "5" not in next(iter(baselines))
+
+
+def test_an_arm_of_the_paper_with_a_subset_of_its_own_has_a_baseline(tmp_path: Path) -> None:
+    for method, subset in (("none", "large"), ("undersample", "balanced")):
+        write_run(tmp_path / method, method, settings={"split.subset": subset})
+    assert set(analyse_folders([tmp_path]).baselines.values()) == {"none"}
