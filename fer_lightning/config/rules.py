@@ -180,7 +180,8 @@ def _profile_rules(split: DictConfig) -> None:
         raise UserError(f"split.profile={profile}: needs split.ratio, the largest class to the smallest")
     for key, value in (("ratio", ratio), ("total", total), ("order", order)):
         if value is not None and not thins:
-            raise UserError(f"split.{key}={value}: needs split.profile=exp or step, and split.ratio")
+            needs = "split.profile=exp or step" + (", and split.ratio" if ratio is None else "")
+            raise UserError(f"split.{key}={value}: needs {needs}")
     if thins and split.get("train_size") is not None:
         raise UserError(f"split.train_size={split.train_size}: split.ratio chooses the images; use split.total")
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,9 @@ ACCEPTED = (
 )
 TABLES = (".csv", ".tsv", ".txt")
 METADATA = "metadata.csv"
+RAFDB_LIST = re.compile(r"list_pa\w{0,6}tion_label\.txt", re.IGNORECASE)
+"""RAF-DB's list of labels: the copies in use write list_patition_label.txt."""
+
 PARTS = ("train", "val", "test", "test")
 """Names of the parts, in the order of ``USAGES``; the third, FER-2013's PrivateTest, is read as the fourth."""
 
@@ -197,6 +201,9 @@ def find_labels(container: Container, names: Sequence[str], inside: str) -> list
     table = _table(container, names)
     if table is None:
         files = in_folders(container, names, inside)
+        lists = [name for name in names if RAFDB_LIST.fullmatch(PurePosixPath(name).name)]
+        if lists and len({file.label for file in files}) < 2:
+            raise UserError(f"{container.path}: {lists[0]} is RAF-DB's list of labels: read it with data=rafdb")
         if others := [name for name in names if name.lower().endswith((".csv", ".tsv"))]:
             log.warning("Ignored %s: its first line does not name the columns path and label, in UTF-8", _some(others))
         return files
@@ -264,6 +271,8 @@ def in_folders(container: Container, names: Sequence[str], inside: str) -> list[
     where = container.path / inside
     if not files:
         hint = f"{loose} images lie in no folder; " if loose else ""
+        if parquet := [name for name in names if name.lower().endswith(".parquet")]:
+            hint += f"parquet files such as {printable(parquet[0])} are not read, write their images to files; "
         raise UserError(f"{where}: no image in a folder of a class: {hint}give {ACCEPTED}")
     labels = {file.label for file in files}
     if len(labels) > 1 and {name.lower() for name in labels} <= USAGE_NAMES.keys():

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fer_lightning.data.archives import Container
 from fer_lightning.data.faces import USAGES, Faces
-from fer_lightning.data.folder import Reading, in_folders, in_metadata, load_layout
+from fer_lightning.data.folder import RAFDB_LIST, Reading, in_folders, in_metadata, load_layout
 from fer_lightning.data.images import IMAGE_SUFFIXES
 from fer_lightning.data.label_table import LabelledFile
 from fer_lightning.data.pixel_csv import USAGE_NAMES
@@ -179,7 +179,7 @@ def compare_counts(faces: Faces, kind: str, expected: Counts) -> str:
 
 
 def _find_rafdb(container: Container, names: Sequence[str], inside: str) -> list[LabelledFile]:
-    lists = [name for name in names if re.fullmatch(r"list_pa\w{0,6}tion_label\.txt", name.split("/")[-1].lower())]
+    lists = [name for name in names if RAFDB_LIST.fullmatch(name.split("/")[-1])]
     if not lists:
         return _decoded(container, in_folders(container, names, inside), RAFDB_CODES)
     if len(lists) > 1:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from fer_lightning.config.schema import check_model
@@ -23,11 +22,11 @@ from fer_lightning.model import sam
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, StoredModel
 from fer_lightning.model.ensemble import Ensemble
 from fer_lightning.model.network import NETWORK_KEYS, ClassMargin, ClassScale, build_network, check_size, head_of
+from fer_lightning.model.normalization import channel_values, normalize
 from fer_lightning.model.optimizer import build_optimizer, build_schedule
 from fer_lightning.model.step_metrics import training_metrics
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime.errors import UserError, one_line
-from fer_lightning.runtime.processes import parts_in_cache
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +45,6 @@ def input_size(epoch: int, epochs: int, first: int | None, last: int) -> int:
     """
     stage = 3 if epoch >= epochs - 1 else 4 * epoch // epochs
     return last if first is None or stage == 3 else first + (last - first) * stage // 3 // 8 * 8
-
-
-def _of_channels(values: Sequence[float], color: bool) -> tuple[float, ...]:
-    """timm's value of each channel; for gray their mean: with summed stem weights, others would shift the input."""
-    return tuple(values) if color else (sum(values) / len(values),)
-
-
-@lru_cache(maxsize=8)
-def _row_scale(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> tuple[Tensor, Tensor]:
-    """Factor and shift, both (3 ``size``,), that normalise a row of red, green, blue from 0 to 255."""
-    deviation = 255 * torch.tensor(std)
-    return (1 / deviation).repeat(size), (-255 * torch.tensor(mean) / deviation).repeat(size)
 
 
 class EmotionClassifier(L.LightningModule):
@@ -133,7 +120,7 @@ class EmotionClassifier(L.LightningModule):
         # constants too, and round them in every step.
         self.__dict__["loss"] = loss
         self.second_stage = second_stage
-        self.mean, self.std = (_of_channels(pretrained_cfg[key], self.form.color) for key in ("mean", "std"))
+        self.mean, self.std = (channel_values(tuple(pretrained_cfg[key]), self.form.color) for key in ("mean", "std"))
         metrics = training_metrics(len(class_counts))
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
@@ -168,35 +155,7 @@ class EmotionClassifier(L.LightningModule):
         """
         if isinstance(self.network, Ensemble):
             return images
-        if images.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph takes batches of any size
-            return self._normalised(images, size).contiguous(memory_format=torch.channels_last)
-        prepared = torch.empty((len(images), self.in_channels, size, size), memory_format=torch.channels_last)
-        if self.form.color and images.shape[-2:] == (size, size):
-            self._normalise_rows(images, prepared)
-        else:
-            for part in parts_in_cache(len(images), images.shape[1:].numel()):
-                prepared[part] = self._normalised(images[part], size)
-        return prepared
-
-    def _normalise_rows(self, images: Tensor, prepared: Tensor) -> None:
-        """Write colour images, on a CPU, to ``prepared`` in rows of pixels: both (B, 3, H, H)."""
-        count, size = len(images), images.shape[-1]
-        factor, shift = _row_scale(self.mean, self.std, size)
-        pixels = images.permute(0, 2, 3, 1).reshape(count * size, 3 * size)
-        rows = prepared.permute(0, 2, 3, 1).view(count * size, 3 * size)
-        for part in parts_in_cache(count, size * 3 * size):
-            lines = slice(part.start * size, part.stop * size)
-            changed = rows[lines]
-            torch.addcmul(shift, changed.copy_(pixels[lines]), factor, out=changed)
-
-    def _normalised(self, images: Tensor, size: int) -> Tensor:
-        pixels = (images if self.form.color else images.unsqueeze(1)).float() / 255
-        if pixels.shape[-2:] != (size, size):
-            pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
-        # Channel by channel, with numbers: a tensor of means would be copied to the device in each step.
-        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            pixels[:, channel].sub_(mean).div_(std)
-        return pixels.expand(-1, self.in_channels, -1, -1)
+        return normalize(images, self.mean, self.std, self.in_channels, size)
 
     def _logits(self, inputs: Tensor, size: int) -> Tensor:
         """Logits of images, or of features (B, D) that a data module keeps of them."""

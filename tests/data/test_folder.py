@@ -159,6 +159,18 @@ class TestLayouts:
         with pytest.raises(UserError, match="has more than 4,194,304 bytes: give RAF-DB's own list"):
             layouts.rafdb(str(write_zip(files, tmp_path / "raf.zip")))
 
+    def test_rafdb_with_its_list_read_as_any_folder(self, tmp_path):
+        files = {"aligned/train_00001_aligned.jpg": b"", "list_patition_label.txt": b"train_00001.jpg 5"}
+        with pytest.raises(
+            UserError, match=r"list_patition_label\.txt is RAF-DB's list of labels: read it with data=rafdb"
+        ):
+            folder.load(str(write_zip(files, tmp_path / "raf.zip")))
+
+    def test_parquet_files_of_the_hub(self, tmp_path):
+        files = {"data/train-00000-of-00001.parquet": b"PAR1", "README.md": b""}
+        with pytest.raises(UserError, match=r"parquet files such as data/train-00000-of-00001\.parquet are not read"):
+            folder.load(str(write_folder(files, tmp_path / "hub")))
+
     def test_rafdb_as_folders(self, tmp_path):
         files = {
             f"{part}/{code}/{n}.png": pictures(3, 3)[n]
