@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from yaml import YAMLError
 
 from fer_lightning.config.command_line import one_line_errors
-from fer_lightning.config.hydra_keys import check_file_names, check_named
+from fer_lightning.config.hydra_keys import RECORD, check_file_names, check_named
 from fer_lightning.config.interpolations import as_hydras
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.same_training import check_same_training
@@ -40,6 +40,10 @@ def check_run(config: DictConfig) -> None:
         check_named(config.hydra.run.dir, "hydra.run.dir")
         folder = Path(config.hydra.run.dir)
         check_file_names(config.hydra.job.name, config.hydra.output_subdir)
+    if config.hydra.output_subdir is None and is_first_process():  # others than the first have none
+        raise UserError(
+            f"hydra.output_subdir=null: a run without its configuration in {RECORD} could not be compared; leave it out"
+        )
     check_secrets([("hydra.run.dir", str(folder)), ("hydra.job.name", config.hydra.job.name)])
     if is_first_process() and folder.is_dir():
         lock = lock_for_run(folder, run.resume)

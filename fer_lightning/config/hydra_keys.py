@@ -40,6 +40,9 @@ LOGGING_VALUES = (
 )
 """Values of Hydra's own files and the project's: other handlers run code, other files could be a ``.bashrc``."""
 
+RECORD = ".hydra"
+"""``hydra.output_subdir``: the folder of a run folder where its configuration is read."""
+
 CHOSEN = ("hydra/help", "hydra/job_logging", "hydra/hydra_logging")
 """Groups that the main file chooses: Hydra ignores another choice in a file that it loads."""
 
@@ -199,9 +202,10 @@ def check_file_names(job_name: str, output_subdir: str | None, subfolder: str | 
     accepted = "is a name: no /, and no dot at its start"
     if "/" in job_name or job_name.startswith(".") or not job_name:
         raise UserError(f"hydra.job.name={short(job_name)}: {accepted}; it names the log in the run folder")
-    if output_subdir is not None and not stays_inside(output_subdir):
+    if output_subdir not in (None, RECORD):
         raise UserError(
-            f"hydra.output_subdir={short(output_subdir)}: points outside the run folder; give a folder in it, or null"
+            f"hydra.output_subdir={short(output_subdir)}: the record of a run is read from {RECORD} in its folder; "
+            "leave it out"
         )
     if subfolder is not None and (not stays_inside(subfolder) or Path(subfolder) == Path(".")):
         raise UserError(

@@ -200,12 +200,12 @@ def find_labels(container: Container, names: Sequence[str], inside: str) -> list
         return described
     table = _table(container, names)
     if table is None:
+        if others := [name for name in names if name.lower().endswith((".csv", ".tsv"))]:
+            log.warning("Ignored %s: its first line does not name the columns path and label, in UTF-8", _some(others))
         files = in_folders(container, names, inside)
         lists = [name for name in names if RAFDB_LIST.fullmatch(PurePosixPath(name).name)]
         if lists and len({file.label for file in files}) < 2:
             raise UserError(f"{container.path}: {lists[0]} is RAF-DB's list of labels: read it with data=rafdb")
-        if others := [name for name in names if name.lower().endswith((".csv", ".tsv"))]:
-            log.warning("Ignored %s: its first line does not name the columns path and label, in UTF-8", _some(others))
         return files
     folder = str(PurePosixPath(table).parent).removeprefix(".")
     with container.open(table) as stream:

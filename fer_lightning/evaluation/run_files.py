@@ -69,6 +69,9 @@ MAX_ID_BYTES = 2**29
 ROUNDING = 1e-4
 """Largest difference of a probability that rounding in a copied ``predictions.csv`` explains."""
 
+EXACT = 1e-7
+"""The same for a file whose probabilities were not rounded."""
+
 RANKED = dict.fromkeys(("auroc_macro", "average_precision_macro", "aurc"), 5.0)
 """Scores of ranks, which change more where rounding makes probabilities equal, and by how much."""
 
@@ -158,7 +161,8 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
     for name in (*chances, "twin_group"):
         table[name] = _numbers(table[name])
     probabilities = table[chances].to_numpy()
-    if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > 0.01).any():
+    off = abs(probabilities.sum(axis=1) - 1)
+    if (probabilities < 0).any() or (off > 100 * _rounding(probabilities)).any():
         raise ValueError("predictions.csv holds probabilities that do not sum to 1")
     if (table["twin_group"] % 1 != 0).any():
         raise ValueError("predictions.csv: twin_group holds values that are not whole numbers")
@@ -167,10 +171,19 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
     return table
 
 
+def _rounding(probabilities: np.ndarray) -> float:
+    """What rounding explains: ``EXACT`` where most of these have more than six digits, as a run writes them."""
+    inner = probabilities[(probabilities > 0) & (probabilities < 1)]
+    step = 10.0 ** (np.floor(np.log10(inner)) - 5)
+    longer = abs(np.round(inner / step) * step - inner) > 1e-12 * inner
+    return EXACT if len(inner) and longer.mean() > 0.5 else ROUNDING
+
+
 def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[str, Any]) -> None:
     """Check that ``metrics.json`` has the scores of ``predictions.csv``, whose numbers may be rounded."""
+    rounding = _rounding(probabilities)
     labels, predicted = table["label"].to_numpy(np.int64), table["prediction"].to_numpy(np.int64)
-    if (probabilities[np.arange(len(table)), predicted] < probabilities.max(axis=1) - ROUNDING).any():
+    if (probabilities[np.arange(len(table)), predicted] < probabilities.max(axis=1) - rounding).any():
         raise ValueError("predictions.csv has predictions that are not the most probable class")
     for name, member in test_sets(table, metrics).items():
         if not member.any():
@@ -201,7 +214,7 @@ def _check_scores(table: pd.DataFrame, probabilities: np.ndarray, metrics: dict[
             magnified = max(1.0, 1 / metrics["temperature"]) if score.endswith("_calibrated") else RANKED.get(score, 1)
             if given is None or value is None:
                 continue
-            if not abs(value - given) <= 10 * ROUNDING * magnified * max(1.0, value):
+            if not abs(value - given) <= 10 * rounding * magnified * max(1.0, value):
                 raise ValueError(f"predictions.csv has {name}/{score} of {value:.4f}, metrics.json one of {given:.4f}")
         _check_coverage(matrix.sum(axis=1), name, metrics)
 

@@ -18,6 +18,9 @@ SYNTHETIC = "SYNTHETIC DATA: drawn faces. The scores say nothing about FER-2013 
 
 SIGNIFICANT = 0.05
 
+ROUNDED = 5e-4
+"""Differences of scores up to here are the same on the screen."""
+
 PAPER_RESULTS = (
     "The paper reports 49.43 % on 1,050 balanced images (519 right), and 49.90 % (weighted) and 55.83 % (focal) on "
     "7,365 images (3,675 and 4,112 right; the counts are inferred from its digits): two different test sets, single "
@@ -90,7 +93,12 @@ def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int) -> str:
     if seeds == 1:
         paired = gaps[second]["difference"] if second in gaps else np.nan
         gap = means[first] - means[second] if np.isnan(paired) else paired
-        lead += f", {points(gap)} above {second}" if gap > 0 else f", though {second} has no lower one with its seed"
+        shared = _shared_seeds(gap, means[first] - means[second])
+        lead += (
+            f", {points(gap)} above {second}{shared}"
+            if gap > 0
+            else f", though {second} has no lower one with its seed"
+        )
         return f"{lead}; with one seed that ranks these models, not the methods."
     correction = "" if len(pairs) == 1 else f" over all {len(pairs)} pairs"
     beaten = {other for other, gap in gaps.items() if gap["difference"] > 0 and gap["p_holm"] < SIGNIFICANT}
@@ -98,8 +106,8 @@ def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int) -> str:
     if not close:
         gap = gaps[second]
         return (
-            f"{first} wins: its {name} of {percent(means[first])} beats {second} by {points(gap['difference'])} "
-            f"({_evidence(gap)}{correction})"
+            f"{first} wins: its {name} of {percent(means[first])} beats {second} by {points(gap['difference'])}"
+            f"{_shared_seeds(gap['difference'], means[first] - means[second])} ({_evidence(gap)}{correction})"
             + (f", and every other of the {len(ranked)} methods." if len(ranked) > 2 else ".")
         )
     if second not in close or second not in gaps:
@@ -107,11 +115,18 @@ def winner(means: Mapping[str, float], pairs: pd.DataFrame, seeds: int) -> str:
         return f"No clear winner: {lead}{also}, but cannot be distinguished from {listed(close)}."
     gap = gaps[second]
     others = len(ranked) - 1
-    return f"No clear winner: {lead}, {points(gap['difference'])} above {second} ({_evidence(gap)}{correction}), " + (
+    shared = _shared_seeds(gap["difference"], means[first] - means[second])
+    above = f"{points(gap['difference'])} above {second}{shared}"
+    return f"No clear winner: {lead}, {above} ({_evidence(gap)}{correction}), " + (
         f"and none of the other {others} methods can be distinguished from it."
         if len(close) == others > 3
         else f"so it cannot be distinguished from {listed(close)}."
     )
+
+
+def _shared_seeds(paired: float, of_means: float) -> str:
+    """Says that a difference is not that of the two means beside it: one row has seeds that the other lacks."""
+    return "" if np.isnan(of_means) or abs(paired - of_means) < ROUNDED else " over the seeds that both have"
 
 
 def _gaps_of(row: str, pairs: pd.DataFrame) -> dict[str, dict[Any, Any]]:

@@ -166,7 +166,9 @@ def test_winner_that_is_not_clear() -> None:
     turned = pd.DataFrame([("b", "a", -0.01, -0.03, 0.01, -0.04, 0.02, 0.3), *clear], columns=columns)
     assert sentences.winner(means, turned, seeds=3) == sentence
     one = sentences.winner(means, pairs.assign(difference=0.004), seeds=1)
-    assert "0.4 points above b; with one seed that ranks these models" in one, "of the seeds in common"
+    assert "0.4 points above b over the seeds that both have; with one seed that ranks these models" in one, (
+        "of the seeds in common"
+    )
     one = sentences.winner(means, pairs.assign(difference=-0.004), seeds=1)
     assert "60.0 %, though b has no lower one with its seed; with one seed" in one
     unknown = pairs.assign(**dict.fromkeys(columns[2:], np.nan))
@@ -215,6 +217,7 @@ def test_one_seed_has_intervals_from_images_only(tmp_path: Path) -> None:
 def test_likelihood_is_the_recorded_one_in_both_tables(tmp_path: Path) -> None:
     """Packed predictions are rounded, and a probability rounded to 0 costs 87 nats."""
     folder = write_run(tmp_path / "0", "focal")
+    pd.read_csv(folder / "predictions.csv").to_csv(folder / "predictions.csv", index=False, float_format="%.6g")
     metrics = json.loads((folder / "metrics.json").read_text())
     recorded = metrics["test/nll"] + 1e-4
     (folder / "metrics.json").write_text(json.dumps({**metrics, "test/nll": recorded}))

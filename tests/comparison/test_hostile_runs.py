@@ -143,6 +143,21 @@ def other_area(folder: Path) -> None:
     change(test__auroc_macro=scores["test/auroc_macro"] - 0.006)(folder)
 
 
+def one_row(values: Callable[[np.ndarray], np.ndarray], rounded: bool = False) -> Callable[[Path], object]:
+    """Change the probabilities of one row but the largest, in their order."""
+
+    def write(folder: Path) -> None:
+        table = pd.read_csv(folder / "predictions.csv")
+        columns = [f"p_{name}" for name in EMOTIONS]
+        row = table.loc[5, columns].to_numpy(float, copy=True)
+        others = np.argsort(row)[:-1]
+        row[others] = values(row[others])
+        table.loc[5, columns] = row
+        table.to_csv(folder / "predictions.csv", index=False, float_format="%.4f" if rounded else None)
+
+    return write
+
+
 def column(name: str, values: Callable[[int], object]) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         table = pd.read_csv(folder / "predictions.csv")
@@ -199,6 +214,8 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "infinite probabilities": (column("p_sad", lambda row: np.inf), "p_sad holds values that are not numbers"),
     "negative probabilities": (column("p_sad", lambda row: -1), "do not sum to 1"),
+    "a digit of a probability": (one_row(lambda p: p * 1.001), "do not sum to 1"),
+    "probabilities of a row exchanged": (one_row(lambda p: p[::-1]), "test/"),
     "words as probabilities": (column("p_sad", lambda row: "x"), "p_sad holds values that are not numbers"),
     "a number of 401 digits": (column("twin_group", lambda row: "9" * 401), "twin_group holds values that are not"),
     "probabilities of other classes": (other_area, "auroc_macro of"),
@@ -256,6 +273,13 @@ def test_linked_and_unreadable_folders_are_left_out_and_named(good: Path, tmp_pa
     reasons = {folder.name: reason for folder, reason in skipped.items()}
     assert set(reasons) == {"closed", "run", "runs"}
     assert reasons["run"] == f"is a link, which is not followed; give the folder {good} itself"
+
+
+def test_rounded_predictions_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", counts=COUNTS)
+    one_row(lambda p: p, rounded=True)(folder)
+    assert pd.read_csv(folder / "predictions.csv", dtype=str)["p_sad"].str.len().max() == len("0.1234")
+    read_run(folder)
 
 
 def test_scores_are_checked_under_their_own_names() -> None:

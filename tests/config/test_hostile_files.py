@@ -43,6 +43,7 @@ def refuse(folder: Path, text: str, *overrides: str) -> str:
         ("job: {env_copy: []}", "hydra.job.env_copy=[]"),
         ("run: {dir: /x}", "hydra.run.dir=/x"),
         ("output_subdir: ../x", "hydra.output_subdir=../x"),
+        ("output_subdir: record", "hydra.output_subdir=record"),
         ("sweep: {subdir: ../x}", "hydra.sweep.subdir=../x"),
         ("callbacks: null", "hydra.callbacks=None"),
         ("callbacks: {validate: null}", "hydra.callbacks.validate=None"),
