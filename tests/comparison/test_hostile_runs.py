@@ -133,26 +133,39 @@ def pipe_for(file: str) -> Callable[[Path], object]:
     return replace
 
 
-def other_area(folder: Path) -> None:
-    """As with exchanged columns of probabilities, whose predictions are still the most probable classes."""
+def add_area(folder: Path, off: float = 0.0) -> None:
     table = pd.read_csv(folder / "predictions.csv")
     chances = table[[f"p_{name}" for name in EMOTIONS]]
     scores = classification_metrics(chances, [EMOTIONS.index(name) for name in table["label"]], EMOTIONS)
-    change(test__auroc_macro=scores["test/auroc_macro"])(folder)
+    change(test__auroc_macro=scores["test/auroc_macro"] + off)(folder)
+
+
+def other_area(folder: Path) -> None:
+    """As with exchanged columns of probabilities, whose predictions are still the most probable classes."""
+    add_area(folder)
     read_run(folder)
-    change(test__auroc_macro=scores["test/auroc_macro"] - 0.006)(folder)
+    add_area(folder, off=-0.0001)
 
 
-def one_row(values: Callable[[np.ndarray], np.ndarray], rounded: bool = False) -> Callable[[Path], object]:
-    """Change the probabilities of one row but the largest, in their order."""
+def moved_between_classes(folder: Path) -> None:
+    """The rows sum to 1, and their predictions keep their probabilities."""
+    add_area(folder)
+    change_rows(lambda p: p.mean() * np.linspace(0.5, 1.5, len(p)), rows=5)(folder)
+
+
+def change_rows(
+    values: Callable[[np.ndarray], np.ndarray], rows: int = 1, rounded: bool = False
+) -> Callable[[Path], object]:
+    """Change the probabilities of the first rows but the largest, in their order."""
 
     def write(folder: Path) -> None:
         table = pd.read_csv(folder / "predictions.csv")
         columns = [f"p_{name}" for name in EMOTIONS]
-        row = table.loc[5, columns].to_numpy(float, copy=True)
-        others = np.argsort(row)[:-1]
-        row[others] = values(row[others])
-        table.loc[5, columns] = row
+        for number in range(rows):
+            row = table.loc[number, columns].to_numpy(float, copy=True)
+            others = np.argsort(row)[:-1]
+            row[others] = values(row[others])
+            table.loc[number, columns] = row
         table.to_csv(folder / "predictions.csv", index=False, float_format="%.4f" if rounded else None)
 
     return write
@@ -194,7 +207,10 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another accuracy": (change(test__accuracy=0.99), "metrics.json one of 0.9900"),
     "a list for drop_duplicates": (change(drop_duplicates=["train"]), "drop_duplicates is .* not train or null"),
-    "a fold that is no number": (lambda folder: setting(folder, split={"fold": "${imbalance.name}"}), "split.fold="),
+    "a fold that is no number": (
+        lambda folder: setting(folder, split={"name": "official", "fold": "${imbalance.name}"}),
+        "split.fold=",
+    ),
     "counts of one emotion": (change(train__class_counts={"happy": 1}), "class_counts"),
     "counts as text": (change(train__class_counts=dict.fromkeys(EMOTIONS, "1")), "class_counts"),
     "negative seconds": (change(train__seconds=-3), "train/seconds is -3"),
@@ -214,8 +230,8 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "infinite probabilities": (column("p_sad", lambda row: np.inf), "p_sad holds values that are not numbers"),
     "negative probabilities": (column("p_sad", lambda row: -1), "do not sum to 1"),
-    "a digit of a probability": (one_row(lambda p: p * 1.001), "do not sum to 1"),
-    "probabilities of a row exchanged": (one_row(lambda p: p[::-1]), "test/"),
+    "a digit of a probability": (change_rows(lambda p: p * 1.001), "do not sum to 1"),
+    "probabilities of rows exchanged": (moved_between_classes, "auroc_macro of"),
     "words as probabilities": (column("p_sad", lambda row: "x"), "p_sad holds values that are not numbers"),
     "a number of 401 digits": (column("twin_group", lambda row: "9" * 401), "twin_group holds values that are not"),
     "probabilities of other classes": (other_area, "auroc_macro of"),
@@ -277,7 +293,7 @@ def test_linked_and_unreadable_folders_are_left_out_and_named(good: Path, tmp_pa
 
 def test_rounded_predictions_are_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", counts=COUNTS)
-    one_row(lambda p: p, rounded=True)(folder)
+    change_rows(lambda p: p, rounded=True)(folder)
     assert pd.read_csv(folder / "predictions.csv", dtype=str)["p_sad"].str.len().max() == len("0.1234")
     read_run(folder)
 
