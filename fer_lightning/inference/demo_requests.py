@@ -205,8 +205,9 @@ class Guard:
                 MutableHeaders(scope=message).update(SENT)
             await send(message)
 
-        # Gradio believes the headers that a proxy adds, and there is no proxy.
-        kept = [(name, value) for name, value in scope["headers"] if not name.startswith((b"x-", b"forwarded"))]
+        # Gradio believes the headers that a proxy adds, and there is no proxy. Nothing here is sent in parts.
+        left_out = (b"x-", b"forwarded", b"range")
+        kept = [(name, value) for name, value in scope["headers"] if not name.startswith(left_out)]
         scope = {**scope, "headers": kept}
         if scope["path"] == "/":
             scope["query_string"] = b""  # Gradio opens files that it names; the theme is read in the browser
@@ -222,10 +223,11 @@ class Guard:
                 receive = _replay(body, receive)
             await self.app(scope, receive, send_with_policy)
         except Exception as error:
-            if not isinstance(error, ClientDisconnect):
+            no_file = isinstance(error, OSError) and scope["path"].startswith(FOLDERS)  # such as a name too long
+            if not (no_file or isinstance(error, ClientDisconnect)):
                 log.warning("a request failed (%s)", type(error).__name__)
             if not started:
-                await _answer((500, "the request failed"), scope, receive, send)
+                await _answer(NOT_FOUND if no_file else (500, "the request failed"), scope, receive, send)
 
     def _has_credit(self) -> bool:
         now = time.monotonic()

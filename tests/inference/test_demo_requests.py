@@ -65,6 +65,14 @@ def test_an_upload_that_gradio_cannot_read_is_the_clients_mistake(photos: Path) 
     assert client.post(demo_requests.UPLOAD, files={"files": b"x"}).status_code == 400
 
 
+def test_a_name_that_no_file_can_have_is_not_found(photos: Path) -> None:
+    async def opens(scope: Scope, receive: Receive, send: Send) -> None:
+        (photos / scope["path"].removeprefix("/assets/")).stat()
+
+    client = TestClient(Guard(opens, photos), base_url=PAGE)
+    assert client.get(f"/assets/{'a' * 300}").status_code == 404
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -147,10 +155,14 @@ def test_sizes_and_rates_are_bounded(client: TestClient, monkeypatch: pytest.Mon
     assert statuses.count(429) > 20  # a slow machine earns a request now and then
 
 
-def test_a_proxys_headers_and_the_pages_query_are_not_passed_on(client: TestClient) -> None:
-    answer = client.get("/?deep_link=../x", headers={"X-Forwarded-Host": "evil.example", "Forwarded": "host=evil"})
+def test_headers_of_a_proxy_or_for_a_part_and_the_pages_query_are_not_passed_on(client: TestClient) -> None:
+    answer = client.get(
+        "/?deep_link=../x",
+        headers={"X-Forwarded-Host": "evil.example", "Forwarded": "host=evil", "Range": "bytes=0-1,3-4"},
+    )
     assert answer.text == ""
     assert "forwarded" not in answer.headers["names"]
+    assert "range" not in answer.headers["names"]
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
 
