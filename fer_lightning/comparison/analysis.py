@@ -283,8 +283,12 @@ def _score(runs: Sequence[FinishedRun], test_sets: Sequence[str]) -> dict[str, _
         [getattr(run, name)[chosen] for run, chosen in tested] for name in ("labels", "predictions", "twins")
     )
     classes = len(runs[0].classes)
-    matrices = [confusion_matrix(*each, classes) for each in zip(labels, predictions, strict=True)]
-    points = np.split(statistics.scores(np.stack(matrices)), len(test_sets))
+    points = np.split(
+        np.stack(
+            [statistics.scores(confusion_matrix(*each, classes)) for each in zip(labels, predictions, strict=True)]
+        ),
+        len(test_sets),
+    )
     resampled = np.split(statistics.bootstrap_scores(labels, predictions, twins, classes), len(test_sets), axis=1)
     places = {run.folder: place for place, run in enumerate(runs)}
     return {name: _Scored(places, points[k], resampled[k]) for k, name in enumerate(test_sets)}

@@ -1,6 +1,7 @@
 """The statistics of a comparison that need no pairs: pure functions on arrays."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -8,7 +9,7 @@ import scipy.special
 import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from fer_lightning.metrics.classification import macro_f1, precision_recall_f1
+from fer_lightning.metrics.classification import class_scores, mean_f1
 
 RESAMPLES = 10_000
 """Bootstrap resamples of the test images."""
@@ -49,12 +50,17 @@ def scores(matrices: np.ndarray) -> np.ndarray:
 
     As in ``metrics``: classes without images do not count in balanced accuracy.
     """
-    _, recall, _ = precision_recall_f1(matrices)
+    return _scores_of_sums(np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(axis=-1), matrices.sum(axis=-2))
+
+
+def _scores_of_sums(hits: np.ndarray, images: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """``scores`` of the diagonal, the row sums and the column sums of matrices, each of shape (..., C)."""
+    _, recall, f1 = class_scores(hits, images, predicted)
     present = ~np.isnan(recall)
     with np.errstate(divide="ignore", invalid="ignore"):
-        accuracy = np.trace(matrices, axis1=-2, axis2=-1) / matrices.sum(axis=(-2, -1))
+        accuracy = hits.sum(axis=-1) / images.sum(axis=-1)
         balanced = np.where(present, recall, 0).sum(axis=-1) / present.sum(axis=-1)
-    return np.stack([accuracy, balanced, macro_f1(matrices)], axis=-1)
+    return np.stack([accuracy, balanced, mean_f1(f1)], axis=-1)
 
 
 def bootstrap_scores(
@@ -86,11 +92,7 @@ def bootstrap_scores(
     groups = len(numbers)
     starts = np.cumsum([0, *(len(part) for part in clusters)])
     counts = [
-        # How often each cell of the confusion matrix is hit by each cluster; duplicates are summed.
-        scipy.sparse.coo_array(
-            (np.ones(len(truth), np.float32), (truth * classes + answer, together[start:end])),
-            shape=(classes**2, groups),
-        ).tocsr()
+        _Cells.of(truth, answer, together[start:end], classes, groups)
         for truth, answer, start, end in zip(labels, predictions, starts[:-1], starts[1:], strict=True)
     ]
     rng = np.random.default_rng(seed)
@@ -100,9 +102,40 @@ def bootstrap_scores(
         drawn = rng.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups).T.astype(np.float32)
         for run, count in enumerate(counts):
-            matrices = (count @ weights).T.reshape(size, classes, classes)
-            resampled[start : start + size, run] = scores(matrices)
+            resampled[start : start + size, run] = _scores_of_sums(*count.sums(weights))
     return resampled
+
+
+class _Cells(NamedTuple):
+    """The cells of a run's confusion matrix that are not 0: of a thousand classes, most are.
+
+    Attributes:
+        counts: how often each cluster hits each cell, shape (cells, clusters).
+        margins: 1 where a cell adds to the diagonal, the row sum or the column sum of a class, shape (3 C, cells).
+    """
+
+    counts: scipy.sparse.csr_array
+    margins: scipy.sparse.csr_array
+
+    @classmethod
+    def of(
+        cls, labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray, classes: int, groups: int
+    ) -> "_Cells":
+        cells, place = np.unique(labels * classes + predictions, return_inverse=True)
+        ones = np.ones(len(place), np.float32)
+        counts = scipy.sparse.coo_array((ones, (place, clusters)), shape=(len(cells), groups))  # sums duplicates
+        truth, answer = np.divmod(cells, classes)
+        right = np.flatnonzero(truth == answer)
+        rows = np.concatenate([truth[right], classes + truth, 2 * classes + answer])
+        columns = np.concatenate([right, np.arange(len(cells)), np.arange(len(cells))])
+        ones = np.ones(len(rows), np.float32)
+        margins = scipy.sparse.coo_array((ones, (rows, columns)), shape=(3 * classes, len(cells)))
+        return cls(counts.tocsr(), margins.tocsr())
+
+    def sums(self, weights: np.ndarray) -> np.ndarray:
+        """Diagonal, row sums and column sums with the clusters weighted, shape (clusters, R) -> (3, R, C)."""
+        sums = self.margins @ (self.counts @ weights)
+        return np.asarray(sums).reshape(3, -1, weights.shape[1]).transpose(0, 2, 1)
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -23,7 +23,6 @@ from fer_lightning.presentation.plotting import (
     GREEN,
     GREY,
     INK,
-    MANY,
     ORANGE,
     VERMILION,
     class_labels,
@@ -33,6 +32,7 @@ from fer_lightning.presentation.plotting import (
     styled,
     turn,
 )
+from fer_lightning.presentation.words import MANY
 
 
 @styled
@@ -52,12 +52,12 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str, sub
     axes = figure.add_subplot()
 
     def words(i: int, j: int) -> str:
-        return "" if n > MANY else f"{shares[i, j]:.0%}" + (f"\n({matrix[i, j]:,})" if n <= 20 else "")
+        return f"{shares[i, j]:.0%}" + (f"\n({matrix[i, j]:,})" if n <= 20 else "")
 
     heatmap(axes, shares, words, fontsize=9.5 if n <= 20 else 7, bold=np.eye(n) > 0)
     images, names = matrix.sum(axis=1), class_labels(classes)
-    axes.set_xticks(range(n), names, rotation=turn(names))
-    axes.set_yticks(range(n), [f"{e}\nn = {k:,}" if e else "" for e, k in zip(names, images, strict=True)])
+    axes.set_xticks(range(len(names)), names, rotation=turn(names))
+    axes.set_yticks(range(len(names)), [f"{e}\nn = {k:,}" for e, k in zip(names, images, strict=False)])
     axes.set_xlabel("predicted class", labelpad=8)
     axes.set_ylabel("true class", labelpad=8)
     return figure

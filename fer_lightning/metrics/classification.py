@@ -45,8 +45,14 @@ def precision_recall_f1(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         Three float64 arrays, shape (..., C). Recall is NaN for a class without images; precision and F1 are
         NaN for a class with neither images nor predictions.
     """
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
-    images, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    return class_scores(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2))
+
+
+def class_scores(
+    hits: np.ndarray, images: np.ndarray, predicted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``precision_recall_f1`` of the diagonal, the row sums and the column sums of matrices, each of shape (..., C)."""
+    hits = hits.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         recall = hits / images
         precision = np.where((predicted == 0) & (images > 0), 0.0, hits / predicted)
@@ -56,7 +62,11 @@ def precision_recall_f1(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 def macro_f1(matrix: np.ndarray) -> np.ndarray:
     """Macro F1 of confusion matrices, shape (..., C, C) -> (...); NaN where a matrix is empty."""
-    _, _, f1 = precision_recall_f1(matrix)
+    return mean_f1(precision_recall_f1(matrix)[2])
+
+
+def mean_f1(f1: np.ndarray) -> np.ndarray:
+    """Mean over the classes whose F1 is not NaN, shape (..., C) -> (...); NaN without any."""
     defined = ~np.isnan(f1)
     count = defined.sum(axis=-1)
     return np.where(count > 0, np.where(defined, f1, 0.0).sum(axis=-1) / np.maximum(count, 1), np.nan)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fer_lightning.presentation.printable import printable
-from fer_lightning.presentation.words import cut
+from fer_lightning.presentation.words import MANY, cut
 
 P = ParamSpec("P")
 
@@ -88,20 +88,14 @@ def ink_on(value: float) -> str:
     return "white" if value > 0.55 else INK
 
 
-MANY = 40
-"""Classes beyond which a picture names none of them, or shows the rarest alone."""
-
-
 def class_labels(classes: Sequence[str], letters: int = 16) -> list[str]:
-    """Names of classes that fit beside a cell; long ones are cut, and many are left out."""
-    if len(classes) > MANY:
-        return [""] * len(classes)
-    return [cut(name, letters) for name in classes]
+    """Names of classes that fit beside a cell; long ones are cut, and of many there are none."""
+    return [] if len(classes) > MANY else [cut(name, letters) for name in classes]
 
 
 def turn(classes: Sequence[str]) -> int:
     """Degrees by which names below columns are turned so that they do not overlap."""
-    return 0 if len(classes) <= 8 and max(map(len, classes)) <= 9 else 90
+    return 0 if len(classes) <= 8 and max(map(len, classes), default=0) <= 9 else 90
 
 
 def heatmap(
@@ -114,13 +108,19 @@ def heatmap(
 ) -> None:
     """Draw shares in 0..1 as coloured cells with text; NaN cells stay empty.
 
-    With ``limit`` they are changes in -limit..limit.
+    With ``limit`` they are changes in -limit..limit. Beyond ``MANY`` rows and columns, cells have no text and no
+    border, as a thousand classes have a million of them.
     """
     if limit is None:
         axes.imshow(shares, cmap=SCALE, vmin=0, vmax=1, aspect="auto")
     else:
         axes.imshow(shares, cmap=CHANGE, vmin=-limit, vmax=limit, aspect="auto")
-    for row, column in np.ndindex(*shares.shape):
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    rows, columns = shares.shape
+    if min(rows, columns) > MANY:
+        return
+    for row, column in np.ndindex(rows, columns):
         share = float(shares[row, column])
         axes.text(
             column,
@@ -133,12 +133,10 @@ def heatmap(
             color=ink_on(share if limit is None else abs(share) / limit * 0.8),
             fontweight="bold" if bold is not None and bold[row, column] else "normal",
         )
-    rows, columns = shares.shape
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
 
 
 def row_shares(matrix: np.ndarray) -> np.ndarray:

@@ -8,6 +8,9 @@ import numpy as np
 
 from fer_lightning.presentation.printable import printable
 
+MANY = 40
+"""Classes beyond which a picture names none of them, and a page has no confusion matrix."""
+
 
 def data_name(metrics: Mapping[str, Any]) -> str:
     """Name the data of a run's ``metrics.json`` for a caption; drawn faces are called so in capitals."""

@@ -133,8 +133,8 @@ def _matrices(
         heatmap(axes, matrix, words, fontsize=9, bold=np.eye(len(classes)) > 0, limit=limit)
         axes.set_title(cut(name))
         turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(classes)), names, fontsize=9 if few else 7, **turned)
-        axes.set_yticks(range(len(classes)), names, fontsize=9 if few else 7)
+        axes.set_xticks(range(len(names)), names, fontsize=9 if few else 7, **turned)
+        axes.set_yticks(range(len(names)), names, fontsize=9 if few else 7)
         if place % columns == 0:
             axes.set_ylabel("true class")
         if place + columns >= len(shares):

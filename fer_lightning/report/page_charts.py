@@ -15,7 +15,7 @@ from fer_lightning.metrics.names import SCORES
 from fer_lightning.metrics.selective import COVERAGES
 from fer_lightning.presentation.escapes import to_html
 from fer_lightning.presentation.plotting import row_shares
-from fer_lightning.presentation.words import cut
+from fer_lightning.presentation.words import MANY, cut
 from fer_lightning.report import tables
 from fer_lightning.report.figures import colour, mark
 from fer_lightning.report.pictures import at_ratios, confusion_changes
@@ -321,7 +321,9 @@ def _matrix(
 
 
 def confusion(c: Comparison, numbers: Numbers) -> str:
-    """Confusion matrices of all methods, and the differences to each row's own baseline."""
+    """Confusion matrices of all methods, and the differences to each row's own baseline; empty for many classes."""
+    if len(c.classes) > MANY:
+        return ""
     shares = {name: row_shares(c.confusion[name]) for name in tables.ordered(c)}
     views = [
         (

@@ -8,6 +8,7 @@ import pandas as pd
 from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.data.faces import class_noun
+from fer_lightning.presentation.words import MANY
 from fer_lightning.report import class_tables, further_tables, notes, sentences, tables
 from fer_lightning.report.tables import Table
 
@@ -160,7 +161,8 @@ def _confusion(c: Comparison) -> Section:
         "Confusion",
         "Confusion matrices",
         f"Percent of each true {noun} (rows) that was called each {noun} (columns){pooled}"
-        + " Differences are percentage points to each row's own baseline." * bool(c.compared_with),
+        + " Differences are percentage points to each row's own baseline." * bool(c.compared_with)
+        + f" Of more than {MANY} classes there are pictures alone, without names." * (len(c.classes) > MANY),
         pictures=("confusion_matrices.png", "confusion_differences.png"),
     )
 

@@ -97,6 +97,20 @@ def test_bootstrap_knows_which_test_sets_overlap() -> None:
     assert correlation[0, 2] == pytest.approx(0.5, abs=0.08)
 
 
+@pytest.mark.parametrize("classes", [3, 300])
+def test_bootstrap_scores_are_those_of_the_resampled_images(classes: int) -> None:
+    rng = np.random.default_rng(3)
+    labels, clusters = rng.integers(classes, size=400), rng.integers(350, size=400)
+    answers = np.where(rng.random(400) < 0.6, labels, rng.integers(classes, size=400))
+    found = statistics.bootstrap_scores([labels], [answers], [clusters], classes, 5, seed=4)[:, 0]
+    groups = len(np.unique(clusters))
+    drawn = np.random.default_rng(4).integers(groups, size=(5, groups))
+    weights = np.stack([np.bincount(each, minlength=groups) for each in drawn])
+    times = weights[:, np.unique(clusters, return_inverse=True)[1]]
+    matrices = [confusion_matrix(np.repeat(labels, each), np.repeat(answers, each), classes) for each in times]
+    np.testing.assert_allclose(found, statistics.scores(np.stack(matrices)), atol=1e-6)
+
+
 def test_holm_ignores_what_is_unknown() -> None:
     np.testing.assert_allclose(statistics.holm([0.01, np.nan, 0.04, 0.03]), [0.03, np.nan, 0.06, 0.06])
     assert statistics.holm([]).shape == (0,)

@@ -338,3 +338,15 @@ def test_a_method_without_room_for_its_name_is_in_a_legend(step, needed):
     legend = figure.axes[0].get_legend()
     assert (legend is not None) == needed
     assert not needed or [word.get_text() for word in legend.get_texts()] == names
+
+
+def test_a_matrix_of_many_classes_has_no_text_in_its_cells() -> None:
+    """A thousand classes have a million cells; with a text and a border each they took minutes and gigabytes."""
+    classes = [f"class {number}" for number in range(1000)]
+    counts = np.eye(1000, dtype=np.int64)
+    for figure in (
+        figures.confusion_matrix(counts, classes, "one run"),
+        report_figures.confusion_matrices({"none": counts, "focal": counts}, classes, "two methods"),
+    ):
+        assert len(figure.findobj(Text)) < 200
+        figure.savefig(io.BytesIO(), format="png")
