@@ -70,15 +70,17 @@ def _refusal(first: FinishedRun, other: FinishedRun, what: str, its: str, others
 def named_rows(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Sort runs into named rows: one per method, model and combination of settings that vary within them.
 
-    Class weights by hand are in the name in any case: they make another method of it.
+    Class weights by hand are in the name in any case: they make another method of it. So is what thins the training
+    images, where that is not the same in all runs.
     """
     several_models = len({run.metrics["model"] for run in runs}) > 1
+    thinned = {key for key in varying([run.settings for run in runs]) if key in IMBALANCE}
     methods: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)
     rows: dict[str, list[FinishedRun]] = {}
     for (imbalance, model), members in methods.items():
-        differing = varying([run.settings for run in members])
+        differing = thinned.union(varying([run.settings for run in members]))
         for run in members:
             parts = [model] if several_models else []
             values = {key: run.settings.get(key) for key in differing} | weights_by_hand(imbalance, run.settings)
@@ -89,9 +91,9 @@ def named_rows(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
 
 
 def _names(key: str, value: str | None) -> bool:
-    """Whether a setting says something of a run: not a class weight by hand that it does not have."""
+    """Whether a setting says something of a run: not a class weight by hand or a thinning that it does not have."""
     by_hand = key == "imbalance.loss.power" or key.startswith("imbalance.loss.weights")
-    return not by_hand or value is not None
+    return not (by_hand or key in IMBALANCE) or value is not None
 
 
 def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:

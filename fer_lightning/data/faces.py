@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -218,3 +219,23 @@ def class_noun(classes: Sequence[str]) -> str:
     emotions too.
     """
     return "emotion" if set(classes) <= {*EMOTIONS, "contempt"} else "class"
+
+
+FACE_SETS = ("fer2013", "ferplus8", "rafdb", "affectnet", "ck48", "jaffe", "synthetic")
+"""Data sets whose images are faces, whatever their classes were joined to."""
+
+
+def about_faces(classes: Sequence[str], config: Mapping[str, Any]) -> bool:
+    """Whether a model is about faces: its classes are emotions, or it was trained on one of ``FACE_SETS``.
+
+    Args:
+        classes: of the model.
+        config: of its training.
+    """
+    return class_noun(classes) == "emotion" or trained_on(config) in FACE_SETS
+
+
+def trained_on(config: Mapping[str, Any]) -> Any:
+    """``data.name`` of a configuration that may be damaged; None without one."""
+    data = config.get("data")
+    return data.get("name") if isinstance(data, Mapping) else None

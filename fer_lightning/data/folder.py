@@ -183,6 +183,8 @@ def _find(source: Path, inside: str, find: Find, accepted: str) -> tuple[Contain
         elif is_tar(source):
             container = Tar(source)
         elif source.suffix.lower() in TABLES:
+            if RAFDB_LIST.fullmatch(source.name):
+                raise UserError(f"data.path={source} is RAF-DB's list of labels: give its folder, with data=rafdb")
             container = Folder(source.parent)
             with open_file(source) as stream:
                 return container, read_label_table(stream, str(source), container.names(), "")
@@ -204,7 +206,7 @@ def find_labels(container: Container, names: Sequence[str], inside: str) -> list
             log.warning("Ignored %s: its first line does not name the columns path and label, in UTF-8", _some(others))
         files = in_folders(container, names, inside)
         lists = [name for name in names if RAFDB_LIST.fullmatch(PurePosixPath(name).name)]
-        if lists and len({file.label for file in files}) < 2:
+        if lists and {file.label.lower() for file in files} <= {"aligned", "original"}:
             raise UserError(f"{container.path}: {lists[0]} is RAF-DB's list of labels: read it with data=rafdb")
         return files
     folder = str(PurePosixPath(table).parent).removeprefix(".")
@@ -234,7 +236,8 @@ def in_metadata(container: Container, names: Sequence[str]) -> list[LabelledFile
         part = USAGE_NAMES.get(folder.name.lower())
         files += found if part is None else [file._replace(usage=part) for file in found]
     unlisted = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names) - len(files)
-    log.info("Labels are those of %s; ignored %d images that they do not list", _some(tables), unlisted)
+    left_out = f"; ignored {unlisted} images that they do not list" if unlisted else ""
+    log.info("Labels are those of %s%s", _some(tables), left_out)
     return files
 
 

@@ -56,9 +56,24 @@ def read_label_table(stream: IO[bytes], source: str, names: Sequence[str], folde
         delimiter = _delimiter(first)
         header = _header(first, delimiter)
         places = _places(header, source)
-        return list(_rows(csv.reader(lines, delimiter=delimiter), len(header), places, source, set(names), folder))
+        files = list(_rows(csv.reader(lines, delimiter=delimiter), len(header), places, source, set(names), folder))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not UTF-8 text with columns ({error}): write path,label[,split]") from None
+    return files if "split" in places else _in_parts(files, source)
+
+
+def _in_parts(files: list[LabelledFile], source: str) -> list[LabelledFile]:
+    """Take the parts from the folders, as train/a.png, where each path is in one; for a table that names none."""
+    found = []
+    for file in files:
+        parts = [
+            USAGE_NAMES[name.lower()] for name in PurePosixPath(file.path).parts[:-1] if name.lower() in USAGE_NAMES
+        ]
+        found.append(parts[0] if parts else None)
+    if None in found or len(set(found)) < 2:
+        return files
+    log.info("%s: names no part; the parts are those of the folders", source)
+    return [file._replace(usage=part) for file, part in zip(files, found, strict=True) if part is not None]
 
 
 def _rows(

@@ -18,7 +18,7 @@ from fer_lightning.config.messages import explain
 from fer_lightning.config.rules import label_rules, split_rules
 from fer_lightning.config.yaml_files import compose_file
 from fer_lightning.data.classes import match_classes
-from fer_lightning.data.faces import USAGES, Faces, ImageForm
+from fer_lightning.data.faces import USAGES, Faces, ImageForm, trained_on
 from fer_lightning.data.folder import ANY_COLOR
 from fer_lightning.data.from_config import load_faces, split_faces
 from fer_lightning.data.splits import Split, whole
@@ -179,7 +179,7 @@ def _check_kinds(given: Any) -> None:
 
 def _is_other_set(model: EmotionClassifier, overrides: list[str]) -> bool:
     """Whether another set than FER-2013 is named in place of the data that the model was trained on."""
-    own = ("fer2013", "ferplus8", "synthetic", model.hparams["config"].get("data", {}).get("name"))
+    own = ("fer2013", "ferplus8", "synthetic", trained_on(model.hparams["config"]))
     named = [word.removeprefix("data=") for word in overrides if word.startswith("data=")]
     return any(name == FOLDER or name not in own for name in named)
 

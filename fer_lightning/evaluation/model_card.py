@@ -64,6 +64,7 @@ def make_card(trained: TrainedModel, picture: str | None, repo_id: str | None = 
         title=to_markdown(_title(trained)),
         classes=[to_markdown(name) for name in metrics["train/class_counts"]],
         noun=trained.noun,
+        about_faces=trained.about_faces,
         images=_form(metrics),
         architecture=_architectures(trained.members) if trained.members else _architecture(config["model"]),
         summary=to_markdown(scorecard_line(metrics)),
@@ -92,7 +93,7 @@ def metadata(trained: TrainedModel) -> "ModelCardData":
         library_name="pytorch-lightning",
         pipeline_tag="image-classification",
         tags=[
-            *(("facial-expression-recognition", "emotion-recognition") if trained.noun == "emotion" else ()),
+            *(("facial-expression-recognition", "emotion-recognition") if trained.about_faces else ()),
             *("class-imbalance", "timm"),
             *(["fer2013"] if trained.real else []),
         ],
@@ -111,7 +112,7 @@ def _eval_results(trained: TrainedModel) -> "list[EvalResult]":
     return [
         EvalResult(
             task_type="image-classification",
-            task_name="Facial expression recognition" if trained.noun == "emotion" else "Image classification",
+            task_name="Facial expression recognition" if trained.about_faces else "Image classification",
             dataset_type="fer2013" if trained.real else "drawn-faces" if metrics.get("synthetic") else "other",
             dataset_name=f"{_plain(_data(trained))}, {names[name]}",
             dataset_config=name,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_lightning.config.yaml_files import read_yaml
-from fer_lightning.data.faces import ImageForm, class_noun
+from fer_lightning.data.faces import ImageForm, about_faces, class_noun
 from fer_lightning.evaluation import run_files
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
@@ -34,6 +34,11 @@ class TrainedModel:
     def noun(self) -> str:
         """What a class is called."""
         return class_noun(list(self.metrics["train/class_counts"]))
+
+    @property
+    def about_faces(self) -> bool:
+        """Whether its images are faces."""
+        return about_faces(list(self.metrics["train/class_counts"]), self.config)
 
     @property
     def real(self) -> bool:

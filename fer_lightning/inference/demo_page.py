@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from fer_lightning.data.archives import MAX_PIECE
-from fer_lightning.data.faces import class_noun
 from fer_lightning.data.images import as_face, as_picture, decode
 from fer_lightning.evaluation.probabilities import classify
 from fer_lightning.evaluation.scorecard import scorecard_line
@@ -100,16 +99,15 @@ def answer_photo(model: EmotionClassifier, photo: np.ndarray, device: torch.devi
         device: where to compute.
 
     Returns:
-        An answer for each face, or one for the central square where no face was detected (or the classes are not
-        emotions); and a notice, or nothing.
+        An answer for each face, or one for the central square where no face was detected (or the model is not
+        about faces); and a notice, or nothing.
     """
-    about_faces = class_noun(model.classes) == "emotion"
-    detected = find_faces(photo) if about_faces else []
+    detected = find_faces(photo) if model.about_faces else []
     boxes = sorted(sorted(detected, key=lambda box: -box.width * box.height)[:MAX_FACES])
     crops = [crop_face(photo, box) for box in boxes]
     notice = MANY_FACES_NOTICE if len(detected) > MAX_FACES else ""
     if not boxes:
-        notice = NO_FACE_NOTICE if about_faces else ""
+        notice = NO_FACE_NOTICE if model.about_faces else ""
         height, width = photo.shape[:2]
         side = min(height, width)
         boxes, crops = [Box((width - side) // 2, (height - side) // 2, side, side)], [photo]
@@ -137,10 +135,11 @@ def draw_boxes(photo: np.ndarray, answers: list[FaceAnswer]) -> np.ndarray:
     return colour
 
 
-def as_html(answers: list[FaceAnswer], notice: str, classes: Sequence[str], card: dict[str, Any] | None) -> str:
+def as_html(
+    answers: list[FaceAnswer], notice: str, classes: Sequence[str], card: dict[str, Any] | None, about_faces: bool
+) -> str:
     """A section for each face: the face, its map, bars of the probabilities, and the model's test recall."""
     parts = [f'<p class="notice" role="status">{to_html(notice)}</p>'] if notice else []
-    about_faces = class_noun(classes) == "emotion"
     for number, each in enumerate(answers, start=1):
         best, side = int(each.probabilities.argmax()), each.face.shape[-1]
         answer = to_html(classes[best])
@@ -166,8 +165,7 @@ def as_html(answers: list[FaceAnswer], notice: str, classes: Sequence[str], card
 def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
     """Build the page for one model."""
     card = model.hparams["scorecard"]
-    about_faces = class_noun(model.classes) == "emotion"
-    title, caveat = ("Facial expression recognition", CAVEAT) if about_faces else ("Image classification", "")
+    title, caveat = ("Facial expression recognition", CAVEAT) if model.about_faces else ("Image classification", "")
     calibrated = "calibrated on validation images" if (card or {}).get("temperature") else "not calibrated"
 
     def respond(upload: dict[str, Any] | None) -> tuple[Any, str]:
@@ -178,7 +176,7 @@ def build(model: EmotionClassifier, device: torch.device) -> gradio.Blocks:
             answers, notice = answer_photo(model, photo, device)
         except UserError as error:
             return gradio.update(value=None, visible=False), f'<p class="notice" role="alert">{to_html(str(error))}</p>'
-        text = as_html(answers, notice, model.classes, card)
+        text = as_html(answers, notice, model.classes, card, model.about_faces)
         if answers[0].box == (0, 0, *photo.shape[1::-1]):  # nothing that the photo above does not show
             return gradio.update(value=None, visible=False), text
         return gradio.update(value=draw_boxes(photo, answers), visible=True), text

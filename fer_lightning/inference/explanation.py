@@ -67,7 +67,7 @@ def explain_inputs(request: ExplanationRequest) -> None:
     if detects:
         detect.check_detector(request.detector)
     model = EmotionClassifier.load(request.checkpoint)
-    extract = stream.central_face_with_note(model.form, model.classes)
+    extract = stream.central_face_with_note(model.form, model.about_faces)
     if detects:
         extract = partial(stream.detected_faces, form=model.form, detector=request.detector)
     if class_name is not None and class_name not in model.classes:
@@ -174,7 +174,7 @@ def explain_test_set(checkpoint: Path, overrides: list[str], out: Path) -> None:
         model, faces.images[test], faces.labels[test], pick_device(cfg.trainer.accelerator)
     )
     noun = class_noun(model.classes)
-    images = "faces" if noun == "emotion" else "images"
+    images = "faces" if model.about_faces else "images"
     chosen = f"{result.right.sum():,} of {result.total.sum():,} test {images}, those classified correctly"
     subtitle = f"{caption(what_was_scored(checkpoint, cfg, faces, split))} · mean over {chosen}"
     figure = saliency_figures.mean_maps(result, model.classes, f"Mean saliency map of each {noun}", subtitle)

@@ -111,7 +111,7 @@ def _predict(request: PredictionRequest, stack: ExitStack) -> tuple[int, int]:
     extract = (
         partial(stream.detected_faces, form=model.form, detector=request.detector)
         if request.detects
-        else stream.central_face_with_note(model.form, model.classes)
+        else stream.central_face_with_note(model.form, model.about_faces)
     )
 
     def classify_all(keep: bool) -> Iterator[tuple[stream.PictureFaces, list[Row]]]:

@@ -1,13 +1,13 @@
 """From inputs to answers, one picture at a time: read pictures, extract their faces, classify the faces in batches."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from fer_lightning.data.faces import ImageForm, class_noun
+from fer_lightning.data.faces import ImageForm
 from fer_lightning.data.images import as_face, may_be_a_crop
 from fer_lightning.inference import detect, pictures
 from fer_lightning.inference.answers import NO_FACE, OK, Row
@@ -43,10 +43,10 @@ def detected_faces(image: np.ndarray, form: ImageForm, detector: Path | None) ->
     return [(box, as_face(detect.crop_face(image, box), form)) for box in detect.find_faces(image, detector)]
 
 
-def central_face_with_note(form: ImageForm, classes: Sequence[str]) -> Extract:
+def central_face_with_note(form: ImageForm, about_faces: bool) -> Extract:
     """Take the central square of a picture; the first that looks like a photograph is noted on stderr."""
     noted = False
-    hint = "; --faces detects the faces in a photograph" if class_noun(classes) == "emotion" else ""
+    hint = "; --faces detects the faces in a photograph" if about_faces else ""
 
     def extract(image: np.ndarray) -> Faces:
         nonlocal noted

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from fer_lightning.config.schema import check_model
-from fer_lightning.data.faces import EMOTIONS, ImageForm
+from fer_lightning.data.faces import EMOTIONS, ImageForm, about_faces
 from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.imbalance.sharpness import ClassSharpness
@@ -137,6 +137,11 @@ class EmotionClassifier(L.LightningModule):
     def features(self, images: Tensor) -> Tensor:
         """Input of the head's last layer, (B, D)."""
         return self.head[:-1](self.pooled(images))
+
+    @property
+    def about_faces(self) -> bool:
+        """Whether its images are faces, see ``faces.about_faces``."""
+        return about_faces(self.classes, self.hparams["config"])
 
     @property
     def members(self) -> list["EmotionClassifier"]:

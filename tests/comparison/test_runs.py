@@ -234,8 +234,16 @@ def test_a_baseline_has_the_training_images_of_its_rows(tmp_path: Path) -> None:
         write_run(tmp_path / f"{method}-{ratio}", method, settings={"split.ratio": ratio})
     comparison = analyse_folders([tmp_path])
     baselines = {name: base for name, base in comparison.baselines.items() if name != base}
-    assert list(baselines.values()) == ["none"]
-    assert "5" not in next(iter(baselines))
+    assert baselines == {"weighted ratio=1": "none ratio=1"}
+
+
+def test_rows_name_what_thins_their_images(tmp_path: Path) -> None:
+    """A headline over two ratios would be read as a difference of the methods."""
+    write_run(tmp_path / "none", "none")
+    write_run(tmp_path / "weighted", "weighted", settings={"split.ratio": 4})
+    comparison = analyse_folders([tmp_path])
+    assert set(comparison.rows) == {"none", "weighted ratio=4"}
+    assert set(comparison.compared_with) == set()
 
 
 def test_an_arm_of_the_paper_with_a_subset_of_its_own_has_a_baseline(tmp_path: Path) -> None:

@@ -166,6 +166,24 @@ class TestLayouts:
         ):
             folder.load(str(write_zip(files, tmp_path / "raf.zip")))
 
+    def test_rafdbs_list_itself_is_no_table(self, tmp_path):
+        files = {"aligned/train_00001_aligned.jpg": b"", "list_patition_label.txt": b"train_00001.jpg 5"}
+        with pytest.raises(UserError, match="is RAF-DB's list of labels: give its folder, with data=rafdb"):
+            folder.load(str(write_folder(files, tmp_path / "raf") / "list_patition_label.txt"))
+
+    def test_a_table_without_parts_takes_those_of_the_folders(self, tmp_path, caplog):
+        files = with_parts(("train", "val"))
+        rows = [(name, name.split("/")[1]) for name in files]
+        files["metadata.csv"] = table(rows, "file_name,label")
+        with caplog.at_level("INFO"):
+            faces = folder.load(str(write_folder(files, tmp_path / "a")))
+        assert set(faces.usage) == {0, 1}
+        assert "names no part; the parts are those of the folders" in caplog.text
+        rows[0] = ("loose.png", rows[0][1])
+        files["loose.png"] = pictures(6, 1)[0]
+        files["metadata.csv"] = table(rows, "file_name,label")
+        assert set(folder.load(str(write_folder(files, tmp_path / "b"))).usage) == {0}
+
     def test_parquet_files_of_the_hub(self, tmp_path):
         files = {"data/train-00000-of-00001.parquet": b"PAR1", "README.md": b""}
         with pytest.raises(UserError, match=r"parquet files such as data/train-00000-of-00001\.parquet are not read"):
