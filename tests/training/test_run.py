@@ -1,5 +1,6 @@
 """Whole runs through the entry: the run folder, its numbers, resume, several processes."""
 
+import hashlib
 import json
 import logging
 import warnings
@@ -303,3 +304,24 @@ def test_a_run_without_validation_tests_its_last_epoch(cli, tmp_path, override):
     assert outcome.code == 0, outcome.err
     assert "no validation has chosen a checkpoint: the last epoch is tested" in outcome.out
     assert outcome.json["test/n"] == 56
+
+
+@pytest.mark.slow
+def test_fer_2013_trains_to_the_numbers_from_before_other_sets_were_read(cli, real_archive, tmp_path):
+    """Of commit ``fccbd60``, which knew no other data: to the last digit there, and closely on other CPUs."""
+    run = tmp_path / "run"
+    outcome = cli(
+        *("model=test_efficientnet", "trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=csv", "figures=false"),
+        *(f"data.path={real_archive}", "data.batch_size=32", "split.train_size=400", "split.val_fraction=0.1"),
+        *("imbalance=weighted", "augment=light", "seed=3", f"hydra.run.dir={run}"),
+    )
+    assert outcome.code == 0, outcome.error
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["data_hash"] == "d01156c0044de51c2f60274e49948205"
+    rows = pd.read_csv(run / "predictions.csv", dtype=str)
+    lines = rows[["id", "usage", "label", "twin_group", "test_dedup"]].agg(",".join, axis=1)
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] == "7251005f3fbd18a20f0b79ab58aed9c4"
+    curves = pd.read_csv(run / "metrics.csv").iloc[-1]
+    assert curves["train/loss"] == pytest.approx(1.9465986490249634, rel=1e-4)
+    assert curves["val/loss"] == pytest.approx(1.9613627195358276, rel=1e-4)
+    assert metrics["test/nll"] == pytest.approx(1.9410817970256324, rel=1e-4)
