@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
 
+from fer_lightning.data.tar_headers import CheckedHeaders
 from fer_lightning.runtime.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -201,8 +202,9 @@ class Tar(_Archive):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = cast(IO[bytes], unpacked(path, MAX_ARCHIVE))  # open while this lives
+        self._headers = CheckedHeaders(self._file)
         # "r:" because tarfile would otherwise decompress further layers itself, without a limit.
-        self._tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=cast(IO[bytes], self._headers), mode="r:")  # noqa: SIM115
         self._members, self.hidden = _safe_members(path, self._list())
 
     def _list(self) -> Iterator[tuple[str, int, bool, tarfile.TarInfo]]:
@@ -210,6 +212,7 @@ class Tar(_Archive):
             name = f"{member.name}/" if member.isdir() else member.name
             plain = (member.isfile() and not member.issparse()) or member.isdir()
             yield name, member.size, plain, member
+        self._headers.listing = False
         self._check_end()
 
     def _check_end(self) -> None:

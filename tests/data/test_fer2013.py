@@ -624,6 +624,28 @@ def tar_with(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> Callabl
     return write
 
 
+def tar_with_extended(text: bytes) -> Callable[[Path], Path]:
+    """A tar that begins with an extended header of this text."""
+
+    def write(folder: Path) -> Path:
+        path = write_tar(image_files(FACES), folder / "images.tar.gz")
+        info = tarfile.TarInfo("pax_global_header")
+        info.type, info.size = tarfile.XGLTYPE, len(text)
+        header = info.tobuf(tarfile.USTAR_FORMAT) + text + bytes(-len(text) % 512)
+        path.write_bytes(gzip.compress(header + gzip.decompress(path.read_bytes())))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "record", [b"24 comment=a text = b\xc3\xa9\n", b"19 SCHILY.xattr.u=\n", b"30 mtime=1700000000.123456789\n"]
+)
+def test_extended_headers_of_records_are_read(record: bytes, tmp_path: Path) -> None:
+    assert int(record.split(b" ")[0]) == len(record)
+    assert len(fer2013.read(tar_with_extended(record * 3)(tmp_path))) == len(FACES)
+
+
 def zip_that_claims(size: int, members: int = 1) -> Callable[[Path], Path]:
     """A zip whose headers say that its first members unpack to so many bytes each."""
 
@@ -672,6 +694,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "tar, sparse members": (tar_with("train/angry/a.jpg", tarfile.GNUTYPE_SPARSE, size=512), r"sparse file"),
     "tar, huge long name": (tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31), r"one part claims 2147483648 bytes"),
+    "tar, an extended header of digits": (tar_with_extended(b"1" * 400_000), r"does not consist of records"),
+    "tar, an extended header of short lengths": (tar_with_extended(b"2 " * 200_000 + b"="), r"not consist of records"),
     "tar, huge pax header": (tar_with("a", tarfile.XHDTYPE, size=2**31), r"one part claims 2147483648 bytes"),
 }
 
