@@ -35,7 +35,7 @@ from fer_lightning.config import hydra_keys
 from fer_lightning.config.hydra_keys import leaves, short
 from fer_lightning.config.interpolations import bounded, check_expansion, check_interpolation
 from fer_lightning.config.secrets import check_secrets, is_secret
-from fer_lightning.config.yaml_files import BoundedFileSource
+from fer_lightning.config.yaml_files import MAX_DIGITS, BoundedFileSource
 from fer_lightning.presentation.printable import has_control_characters
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.imports import TRUST, trusted
@@ -61,6 +61,8 @@ CHOICES: Mapping[str, tuple[str | None, ...]] = {
 
 KEPT_JOBS = 1000
 """Jobs of a sweep whose configuration is kept in memory; each takes some 200 kB."""
+
+_LONG_NUMBER = re.compile(rf"(?<![\w./])[0-9][0-9_]{{{MAX_DIGITS},}}(?![\w./])")
 
 
 def guard_hydra() -> None:
@@ -92,6 +94,12 @@ class GuardedLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         check_secrets([("the command line", line) for line in overrides])
+        for line in overrides:  # before OmegaConf makes a float of it
+            if number := _LONG_NUMBER.search(line):
+                raise UserError(
+                    f"{line.partition('=')[0]}: a whole number has {len(number[0]):,} digits, and at most {MAX_DIGITS} "
+                    "are read"
+                )
         only_for_the_mode = not validate_sweep_overrides  # Hydra composes everything again afterwards
         typed = RunMode.RUN if overrides[-1:] == ["hydra.mode=RUN"] else None  # as for each job of a sweep
         if only_for_the_mode and (typed is not None or not _may_set_the_mode(overrides)):

@@ -24,6 +24,9 @@ MAX_VALUES = 5_000
 
 MAX_DEPTH = 30
 
+MAX_DIGITS = 100
+"""Characters of a whole number; one of 309 digits is no float, and no setting needs 20."""
+
 
 class _BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
     depth = 0
@@ -173,9 +176,11 @@ def _count(node: Node, counted: dict[int, int]) -> int:
     """How many values a node expands to with all aliases written out.
 
     Raises:
-        YAMLError: more than ``MAX_VALUES``, or a node that holds itself.
+        YAMLError: more than ``MAX_VALUES``, a node that holds itself, or a whole number of more than ``MAX_DIGITS``.
     """
     if isinstance(node, ScalarNode):
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
+            raise YAMLError(f"a whole number has {len(node.value):,} digits, and at most {MAX_DIGITS} are read")
         return 1
     if id(node) in counted:
         if counted[id(node)] == 0:

@@ -13,6 +13,9 @@ BLOCK = 512
 PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
+_LONG_NUMBER = re.compile(rb"[0-9]{100}")
+"""Digits that no header needs; for a run of them, ``tarfile`` takes the square of its length."""
+
 _RECORD = re.compile(rb"([0-9]{1,10}) [^=\n]{1,1024}=")
 """The beginning of a record, ``length keyword=value``; attributes of files have keywords of up to 255 bytes."""
 
@@ -49,12 +52,14 @@ class CheckedHeaders:
 
 
 def check_records(text: bytes) -> None:
-    """Check that the text of an extended header is records alone, in linear time.
+    """Check that the text of an extended header is records alone, without long numbers, in linear time.
 
     Raises:
         tarfile.ReadError: it is not.
     """
     text = text.rstrip(b"\0")
+    if _LONG_NUMBER.search(text):
+        raise tarfile.ReadError("an extended header has a number of more than 100 digits")
     place = 0
     while place < len(text):
         record = _RECORD.match(text, place)

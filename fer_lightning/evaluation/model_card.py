@@ -318,7 +318,13 @@ def write_model_card(path: Path, out: Path | None, force: bool, repo_id: str | N
         if trained.folder is not None and out is not None and (trained.folder / PICTURE).is_file():
             picture = Path(os.path.relpath(trained.folder / PICTURE, out.parent)).as_posix()
         card = str(make_card(trained, picture))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:  # JSON and YAML, but other values
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # JSON and YAML, but other values
         raise UserError(
             f"{path}: its scores or settings are not those that a run writes ({type(error).__name__}); "
             "give the folder of a finished run, or its checkpoints/best.ckpt"

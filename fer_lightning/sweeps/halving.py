@@ -114,7 +114,7 @@ def best_score(folder: Path, monitor: str, epochs: int) -> float:
     try:
         rows = list(csv.DictReader(io.StringIO(read_bytes(folder / "metrics.csv").decode())))
         values = [float(row[monitor]) for row in rows if int(row["epoch"]) < epochs and row[monitor]]
-    except (FileNotFoundError, KeyError, TypeError, UserError, ValueError, csv.Error):
+    except (ArithmeticError, FileNotFoundError, KeyError, TypeError, UserError, ValueError, csv.Error):
         return math.nan
     return max((value for value in values if math.isfinite(value)), default=math.nan)
 
@@ -214,7 +214,7 @@ def read_search(folder: Path) -> Search | None:
         check(isinstance(monitor, str) and monitor.isprintable() and len(monitor) < 100, "monitor")
         check(0 < len(epochs) < 100 and len(kept) < len(epochs), "rungs")
         check(all(_are_counts(each) for each in (epochs, [eta], *kept)) and eta >= 2, "numbers")
-    except (FileNotFoundError, KeyError, TypeError, UserError, ValueError):
+    except (ArithmeticError, FileNotFoundError, KeyError, TypeError, UserError, ValueError):
         return None
     return Search(tuple(epochs), eta, monitor, tuple(map(tuple, kept)))
 

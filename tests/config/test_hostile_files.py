@@ -16,6 +16,7 @@ from fer_lightning.config import hydra_keys, interpolations, safety, schema, yam
 from fer_lightning.config.compose import composed
 from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.targets import target
+from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.runtime.errors import UserError
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -273,6 +274,21 @@ def test_any_bytes_are_yaml_or_one_line(tmp_path, content):
     path.write_bytes(content)
     with suppress(UserError):
         assert isinstance(yaml_files.read_yaml(path), dict | list)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "0x" + "f" * 6000, "-1_" + "0" * 200])
+def test_a_whole_number_that_is_no_float_is_refused(tmp_path, number):
+    (tmp_path / "a.yaml").write_text(f"optim: {{lr: {number}}}")
+    with pytest.raises(UserError, match=r"a whole number has [0-9,]+ digits, and at most 100 are read"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("setting", ["optim.lr", "trainer.max_epochs", "seed"])
+def test_a_typed_whole_number_that_is_no_float_is_refused(tmp_path, setting):
+    line = [*TINY, f"{setting}=1{'0' * 400}"]
+    message = rf"^{setting}: a whole number has 401 digits, and at most 100 are read"
+    with pytest.raises(UserError, match=message), composed(line, tmp_path / "run"):
+        pass
 
 
 def test_half_of_a_character_in_yaml_is_refused(tmp_path):

@@ -694,7 +694,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "tar, sparse members": (tar_with("train/angry/a.jpg", tarfile.GNUTYPE_SPARSE, size=512), r"sparse file"),
     "tar, huge long name": (tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31), r"one part claims 2147483648 bytes"),
-    "tar, an extended header of digits": (tar_with_extended(b"1" * 400_000), r"does not consist of records"),
+    "tar, an extended header of digits": (tar_with_extended(b"1" * 400_000), r"a number of more than 100 digits"),
+    "tar, an extended header with a record of digits": (
+        tar_with_extended(b"400015 comment=" + b"7" * 399_999 + b"\n"),
+        r"a number of more than 100 digits",
+    ),
     "tar, an extended header of short lengths": (tar_with_extended(b"2 " * 200_000 + b"="), r"not consist of records"),
     "tar, huge pax header": (tar_with("a", tarfile.XHDTYPE, size=2**31), r"one part claims 2147483648 bytes"),
 }
