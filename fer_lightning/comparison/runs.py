@@ -129,8 +129,9 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
             if _is_run(files, folders):
                 run_folders[Path(root)] = None
                 folders.clear()
-            for linked in filter(Path.is_symlink, (Path(root, name) for name in folders)):
-                if _leads_to_run(linked):
+            for name in folders:
+                linked = Path(root, name)
+                if os.path.islink(linked) and _leads_to_run(linked):  # unlike Path's, False for a path too long
                     run_folders[linked] = None
     if not run_folders:
         names = ", ".join(map(str, paths))
@@ -158,7 +159,7 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         ValueError: the run is not finished or its files do not fit together; the message is the reason.
     """
-    if folder.is_symlink():
+    if os.path.islink(folder):
         raise ValueError(f"is a link, which is not followed; give the folder {os.readlink(folder)} itself")
     run_files.read_status(folder)
     metrics = run_files.read_metrics(folder)

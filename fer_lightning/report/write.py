@@ -14,6 +14,7 @@ from fer_lightning.comparison.runs import REPEATED, find_runs
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.escapes import table_to_csv
+from fer_lightning.presentation.printable import shortened
 from fer_lightning.report import page, pictures, terminal, to_mlflow, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
@@ -79,7 +80,7 @@ def compare_and_report(
 def _log_skipped(c: Comparison) -> None:
     """Name the folders that were left out, as many as fit on a screen; the report names all."""
     for folder, reason in list(c.skipped.items())[:MAX_SKIPPED]:
-        log.warning("left out of the comparison: %s: %s", folder, reason)
+        log.warning("left out of the comparison: %s: %s", shortened(str(folder), 300), reason)
     if len(c.skipped) > MAX_SKIPPED:
         log.warning("... and %d more, see the report", len(c.skipped) - MAX_SKIPPED)
 

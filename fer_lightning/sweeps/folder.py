@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -271,7 +272,8 @@ def read_jobs(folder: Path) -> list[Job]:
     """
     if planned := read_sweep(folder).get("jobs"):
         return [Job(number, folder / job["folder"], tuple(job["overrides"])) for number, job in enumerate(planned)]
-    run_folders = sorted((path.parent for path in folder.rglob("status.json")), key=lambda path: natural_key(str(path)))
+    run_folders = [Path(place) for place, _, files in os.walk(folder) if "status.json" in files]
+    run_folders.sort(key=lambda path: natural_key(str(path)))
     return [Job(number, path) for number, path in enumerate(run_folders)]
 
 

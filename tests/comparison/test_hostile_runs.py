@@ -307,3 +307,17 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     comparison = analyse_folders([tmp_path])
     assert comparison.runs[0].name.endswith(r"/run\udce9\x1b[31m")
     assert find_runs([tmp_path])
+
+
+def test_folders_deeper_than_a_path_may_be_are_left_out(good: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(good, tmp_path / "sweep" / "run")
+    monkeypatch.chdir(tmp_path / "sweep")
+    for _ in range(25):
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+    os.chdir(tmp_path)
+    comparison = analyse_folders([tmp_path / "sweep"])
+    assert [run.name.endswith("run") for run in comparison.runs] == [True]
+    (reason,) = comparison.skipped.values()
+    assert "File name too long" in reason
+    shutil.rmtree(tmp_path / "sweep")
