@@ -225,14 +225,14 @@ FACE_SETS = ("fer2013", "ferplus8", "rafdb", "affectnet", "ck48", "jaffe", "synt
 """Data sets whose images are faces, whatever their classes were joined to."""
 
 
-def about_faces(classes: Sequence[str], config: Mapping[str, Any]) -> bool:
+def about_faces(classes: Sequence[str], data: Any) -> bool:
     """Whether a model is about faces: its classes are emotions, or it was trained on one of ``FACE_SETS``.
 
     Args:
         classes: of the model.
-        config: of its training.
+        data: ``data.name`` of its training, see ``trained_on``.
     """
-    return class_noun(classes) == "emotion" or trained_on(config) in FACE_SETS
+    return class_noun(classes) == "emotion" or data in FACE_SETS
 
 
 def trained_on(config: Mapping[str, Any]) -> Any:

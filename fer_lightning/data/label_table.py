@@ -72,7 +72,7 @@ def _in_parts(files: list[LabelledFile], source: str) -> list[LabelledFile]:
         found.append(parts[0] if parts else None)
     if None in found or len(set(found)) < 2:
         return files
-    log.info("%s: names no part; the parts are those of the folders", source)
+    log.info("%s: has no column of parts; they are those of the folders", source)
     return [file._replace(usage=part) for file, part in zip(files, found, strict=True) if part is not None]
 
 

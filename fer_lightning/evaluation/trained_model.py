@@ -38,7 +38,7 @@ class TrainedModel:
     @property
     def about_faces(self) -> bool:
         """Whether its images are faces."""
-        return about_faces(list(self.metrics["train/class_counts"]), self.config)
+        return about_faces(list(self.metrics["train/class_counts"]), self.metrics.get("data"))
 
     @property
     def real(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from fer_lightning.config.schema import check_model
-from fer_lightning.data.faces import EMOTIONS, ImageForm, about_faces
+from fer_lightning.data.faces import EMOTIONS, ImageForm, about_faces, trained_on
 from fer_lightning.imbalance.functional import expected_loss
 from fer_lightning.imbalance.second_stage import SecondStage
 from fer_lightning.imbalance.sharpness import ClassSharpness
@@ -141,7 +141,7 @@ class EmotionClassifier(L.LightningModule):
     @property
     def about_faces(self) -> bool:
         """Whether its images are faces, see ``faces.about_faces``."""
-        return about_faces(self.classes, self.hparams["config"])
+        return about_faces(self.classes, trained_on(self.hparams["config"]))
 
     @property
     def members(self) -> list["EmotionClassifier"]:

@@ -178,7 +178,7 @@ class TestLayouts:
         with caplog.at_level("INFO"):
             faces = folder.load(str(write_folder(files, tmp_path / "a")))
         assert set(faces.usage) == {0, 1}
-        assert "names no part; the parts are those of the folders" in caplog.text
+        assert "has no column of parts; they are those of the folders" in caplog.text
         rows[0] = ("loose.png", rows[0][1])
         files["loose.png"] = pictures(6, 1)[0]
         files["metadata.csv"] = table(rows, "file_name,label")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer_lightning.data.faces import ImageForm, about_faces
+from fer_lightning.data.faces import ImageForm, about_faces, trained_on
 from fer_lightning.inference import demo_page, stream
 from fer_lightning.inference.detect import Box
 from fer_lightning.inference.pictures import list_sources
@@ -37,8 +37,8 @@ def test_videos_and_other_images_of_a_folder_are_reported(tmp_path: Path) -> Non
     ],
 )
 def test_a_model_of_faces(classes: tuple[str, ...], data: object, faces: bool) -> None:
-    assert about_faces(classes, {"data": {"name": data}}) == faces
-    assert about_faces(classes, {"data": [data]}) == (classes == ("happy", "sad"))
+    assert about_faces(classes, trained_on({"data": {"name": data}})) == faces
+    assert about_faces(classes, trained_on({"data": [data]})) == (classes == ("happy", "sad"))
 
 
 @pytest.mark.parametrize("hints", [True, False])
