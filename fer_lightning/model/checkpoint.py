@@ -19,6 +19,7 @@ from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
 from fer_lightning.metrics.conformal import MOST_KEPT
 from fer_lightning.metrics.names import contradiction, is_possible
+from fer_lightning.model.pickle_check import check_pickle
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import MAX_BITS, replace_file_by
 
@@ -127,6 +128,12 @@ def check_archive(path: Path) -> None:
             raise UserError(f"{path}: holds more than {MAX_PICKLE:,} bytes besides its tensors, and is not read")
         if damaged := archive.testzip():  # torch does not verify the checksums
             raise zipfile.BadZipFile(f"{damaged} has the wrong checksum")
+        for part in parts:
+            if part.filename.endswith(".pkl"):
+                try:
+                    check_pickle(archive.read(part))
+                except ValueError as error:
+                    raise UserError(f"{path}: damaged, {one_line(error)}; give a run's checkpoints/best.ckpt") from None
 
 
 def check_values(checkpoint: Mapping[str, Any], size: int) -> None:

@@ -252,3 +252,25 @@ def test_a_long_pickle_is_not_read(tmp_path: Path) -> None:
     torch.save({"x": b"x" * (MAX_PICKLE + 1)}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="besides its tensors"):
         read_checkpoint(tmp_path / "a.ckpt")
+
+
+class Allocates:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (2**34,)
+
+
+def shared_tuples(levels: int) -> tuple[Any, ...]:
+    value: tuple[Any, ...] = ()
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+def test_a_value_that_takes_memory_or_time_as_it_is_made_is_refused(whole: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({**whole, "more": shared_tuples(4)}, path)
+    read_checkpoint(path)
+    for value, reason in ((Allocates(), "it makes a bytearray"), (shared_tuples(40), "a tuple of more than 10,000")):
+        torch.save({**whole, "more": value}, path)
+        with pytest.raises(UserError, match=rf"a\.ckpt: damaged, it .*{reason[3:]}"):
+            read_checkpoint(path)
