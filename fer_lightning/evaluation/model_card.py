@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fer_lightning.config.settings import flatten
-from fer_lightning.data.faces import ImageForm, class_noun
+from fer_lightning.data.faces import EMOTIONS, ImageForm, class_noun
 from fer_lightning.evaluation.hub import upload
 from fer_lightning.evaluation.trained_model import TrainedModel, read_trained_model
 from fer_lightning.imbalance.combinations import weights_by_hand
@@ -142,7 +142,10 @@ def _title(trained: TrainedModel) -> str:
 def _data(trained: TrainedModel) -> str:
     if trained.metrics.get("synthetic"):
         return "drawn (synthetic) faces"
-    return "FER-2013" if trained.real else printable(trained.metrics.get("data_folder") or trained.metrics.get("data"))
+    if not trained.real:
+        return printable(trained.metrics.get("data_folder") or trained.metrics.get("data"))
+    classes = tuple(trained.metrics["train/class_counts"])
+    return "FER-2013" if set(classes) == set(EMOTIONS) else f"FER-2013 in {len(classes)} classes"
 
 
 def _architecture(model: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.hub import upload
 from fer_lightning.evaluation.model_card import (
     MARKER,
+    _data,
     make_card,
     write_card,
 )
@@ -303,3 +304,11 @@ class TestPush:
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         with pytest.raises(UserError, match="--push a/b/c: must be USER/NAME"):
             card.main([str(run), "--push", "a/b/c"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "name"), [(EMOTIONS, "FER-2013"), (("positive", "negative"), "FER-2013 in 2 classes")]
+)
+def test_scores_on_joined_classes_are_not_those_on_seven(classes, name):
+    trained = TrainedModel({"data": "fer2013", "train/class_counts": dict.fromkeys(classes, 1)}, {}, None)
+    assert _data(trained) == name
