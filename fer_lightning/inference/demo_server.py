@@ -27,7 +27,7 @@ def serve(checkpoint: Path, port: int) -> None:
         # Gradio reads both when it is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
         signal.signal(signal.SIGTERM, _stop)
-        with suppress(KeyboardInterrupt):  # Uvicorn raises it after some signals only
+        with suppress(KeyboardInterrupt):  # raised while the page is built, before the server takes the signals
             _run_server(checkpoint, listener, folder)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # a second one would leave the photos
@@ -99,8 +99,15 @@ def _run_server(checkpoint: Path, listener: socket.socket, photos: Path) -> None
         ws="none",
     )
     server = uvicorn.Server(settings)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
     # Its own handler ends at once at a second Ctrl-C, with tracebacks of what it cut off.
-    server.handle_exit = lambda number, frame: setattr(server, "should_exit", True)  # type: ignore[assignment]
+    server.handle_exit = end  # type: ignore[assignment]
+    # It restores these before its event loop is closed: a signal then must not interrupt that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     server.run(sockets=[listener])
 
 
