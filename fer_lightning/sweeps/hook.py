@@ -78,7 +78,12 @@ class SweepLifecycle(Callback):
             if halving.is_search(config.hydra.sweeper):
                 halving.check_search(config.hydra, jobs, mistakes)
             folder.mkdir(parents=True, exist_ok=True)
-            self._start(config, folder, jobs, mistakes)
+            self.lock = lock_folder(folder)
+            try:
+                self._start(config, folder, jobs, mistakes)
+            except BaseException:
+                self.lock.release()
+                raise
         except UserError as error:  # Hydra only warns of a callback's exceptions, but lets SystemExit pass
             fail(error)
         except (HydraException, OmegaConfBaseException) as error:
@@ -92,7 +97,6 @@ class SweepLifecycle(Callback):
     def _start(
         self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig], mistakes: Mapping[Job, str]
     ) -> None:
-        self.lock = lock_folder(folder)
         check_no_links(folder)
         good = {job: composed for job, composed in jobs.items() if job not in mistakes}
         if launchers.is_parallel(config.hydra.launcher) and (good or not jobs):
