@@ -17,6 +17,7 @@ from fer_lightning.config.secrets import check_secrets
 from fer_lightning.config.settings import without_hydra
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.runtime.errors import UserError, require
+from fer_lightning.runtime.files import real_path
 from fer_lightning.runtime.folder_lock import lock_for_run
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.run_folder import holds_training, keep_record, read_status, recorded_file, write_status
@@ -69,7 +70,7 @@ def _check_resumed(run: DictConfig, folder: Path, record: str | None) -> None:
     Raises:
         UserError: see ``check_same_training``; or a rehearsal, or another run's training, in the place of a training.
     """
-    if run.resume != "auto" and not Path(run.resume).resolve().is_relative_to(folder.resolve()):
+    if run.resume != "auto" and not real_path(run.resume).is_relative_to(real_path(folder)):
         raise UserError(
             f"hydra.run.dir={folder}: holds a training, which that of resume={run.resume} would replace; give "
             "resume=auto, or choose another folder"

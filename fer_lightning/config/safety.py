@@ -38,6 +38,7 @@ from fer_lightning.config.secrets import check_secrets, is_secret
 from fer_lightning.config.yaml_files import MAX_DIGITS, BoundedFileSource
 from fer_lightning.presentation.printable import has_control_characters
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import real_path
 from fer_lightning.runtime.imports import TRUST, trusted
 
 _PACKAGE = Path(__file__).parent.parent
@@ -185,7 +186,7 @@ class GuardedLoader(ConfigLoaderImpl):
         loaded = super()._load_single_config(default, repo)
         path = str(default.config_path)
         scheme, _, folder = str(loaded.path).partition("://")
-        if scheme == "file" and Path(folder).resolve() != CONF_DIR.resolve():
+        if scheme == "file" and real_path(folder) != real_path(CONF_DIR):
             hydra_keys.check_file(loaded.config, path)
             if not default.primary:
                 hydra_keys.check_defaults(loaded.defaults_list or [], path)
@@ -250,7 +251,7 @@ def _check_shadowed(path: str, repo: Any) -> None:
     """
     for source in repo.get_sources():
         folder = Path(str(source.path))
-        if source.scheme() == "file" and folder.resolve() != CONF_DIR.resolve() and source.is_config(path):
+        if source.scheme() == "file" and real_path(folder) != real_path(CONF_DIR) and source.is_config(path):
             raise UserError(
                 f"{folder / path}.yaml: has the name of a file of this project, which is used in its place; "
                 f"give it another name, such as my_{Path(path).name}"

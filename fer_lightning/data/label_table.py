@@ -56,7 +56,9 @@ def read_label_table(stream: IO[bytes], source: str, names: Sequence[str], folde
         delimiter = _delimiter(first)
         header = _header(first, delimiter)
         places = _places(header, source)
-        files = list(_rows(csv.reader(lines, delimiter=delimiter), len(header), places, source, set(names), folder))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows = _complete(reader, source)
+        files = list(_rows(rows, len(header), places, source, set(names), folder))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not UTF-8 text with columns ({error}): write path,label[,split]") from None
     return files if "split" in places else _in_parts(files, source)
@@ -76,12 +78,26 @@ def _in_parts(files: list[LabelledFile], source: str) -> list[LabelledFile]:
     return [file._replace(usage=part) for file, part in zip(files, found, strict=True) if part is not None]
 
 
+def _complete(reader: Iterator[list[str]], source: str) -> Iterator[list[str]]:
+    """The rows that are not blank; an open quote would make the rows after it a part of its cell."""
+    number = 0
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                number += 1
+                yield row
+    except csv.Error as error:
+        raise UserError(
+            f"{source}, after row {number}: cannot be read ({error}): close each quote, and double those inside"
+        ) from None
+
+
 def _rows(
-    reader: Iterator[list[str]], columns: int, places: dict[str, int], source: str, names: set[str], folder: str
+    rows: Iterator[list[str]], columns: int, places: dict[str, int], source: str, names: set[str], folder: str
 ) -> Iterator[LabelledFile]:
     seen: dict[str, LabelledFile] = {}
     width = max(places.values()) + 1
-    for number, row in enumerate((row for row in reader if any(cell.strip() for cell in row)), start=1):
+    for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         if number > MAX_ROWS:
             raise UserError(f"{source} has more than {MAX_ROWS:,} rows: give a smaller table")

@@ -55,7 +55,7 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
     lines = iter(lambda: text.readline(MAX_LINE), "")
     first = _first_line(lines, source)
     delimiter = max(DELIMITERS, key=first.count)
-    rows = _rows(csv.reader(itertools.chain([first], lines), delimiter=delimiter), source)
+    rows = _rows(csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True), source)
     header = [name.strip().lower() for name in next(rows, [])]
     if not header:
         raise UserError(f"{source} is empty: give fer2013.csv or icml_face_data.csv")

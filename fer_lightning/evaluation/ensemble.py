@@ -14,6 +14,7 @@ from fer_lightning.evaluation.score import evaluate, headline, print_table
 from fer_lightning.model.checkpoint import HYPER_PARAMETERS, MAX_MEMBERS, weights_digest, write_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import real_path
 from fer_lightning.runtime.provenance import environment, git_commit
 from fer_lightning.runtime.run_folder import read_status, tested_checkpoint
 
@@ -90,7 +91,7 @@ def _check_request(runs: Sequence[Path], overrides: Sequence[str], out: Path) ->
     if not 2 <= len(runs) <= MAX_MEMBERS:
         given = f"{len(runs)} run{'s' * (len(runs) != 1)} given"
         raise UserError(f"{given}: an ensemble has 2 to {MAX_MEMBERS}; give their folders")
-    resolved = [run.resolve() for run in runs]
+    resolved = [real_path(run) for run in runs]
     if twice := [run for run, path in zip(runs, resolved, strict=True) if resolved.count(path) > 1]:
         raise UserError(f"{twice[0]}: is given twice; give each run once")
     for override in overrides:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import real_path
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def serve(checkpoint: Path, port: int) -> None:
         UserError: the port, the checkpoint or Gradio cannot be used.
     """
     with listen(port) as listener, tempfile.TemporaryDirectory(prefix="fer_lightning_demo_") as photos:
-        folder = Path(photos).resolve()
+        folder = real_path(photos)
         # Gradio reads both when it is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
         signal.signal(signal.SIGTERM, _stop)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import real_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ def check_pictures_folder(option: str, folder: Path, paths: Sequence[str]) -> No
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{option} {folder}: is a file; give a folder")
-    target = folder.resolve()
+    target = real_path(folder)
     for path in map(Path, paths):
-        given = path.resolve()
+        given = real_path(path)
         if target == given.parent or (given.is_dir() and target.is_relative_to(given)):
             raise UserError(f"{option} {folder}: {path} is read from there; choose a folder outside")

@@ -18,7 +18,7 @@ from fer_lightning.presentation.printable import shortened
 from fer_lightning.report import page, pictures, terminal, to_mlflow, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import check_inside, check_no_links, make_folder
+from fer_lightning.runtime.files import check_inside, check_no_links, make_folder, real_path
 from fer_lightning.runtime.mlflow_run import RUN_ID_FILE
 
 log = logging.getLogger(__name__)
@@ -110,10 +110,10 @@ def _summary(c: Comparison) -> pd.DataFrame:
 def _command(run_dirs: Sequence[str | Path], options: Sequence[str]) -> str:
     """The command line that makes the report again, with paths from the working directory."""
     places = run_dirs
-    above = {Path(each).resolve().parent for each in run_dirs}
+    above = {real_path(each).parent for each in run_dirs}
     # A sweep passes its jobs one by one; other folders are not searched, which may be large.
     if len(run_dirs) > 3 and len(above) == 1 and (sweep := above.pop()).joinpath("sweep.json").exists():
-        places = [sweep] if set(find_runs([sweep])) == {Path(each).resolve() for each in run_dirs} else run_dirs
+        places = [sweep] if set(find_runs([sweep])) == {real_path(each) for each in run_dirs} else run_dirs
     shown = [
         place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place for place in map(Path, places)
     ]

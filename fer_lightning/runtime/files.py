@@ -169,7 +169,7 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
     Raises:
         UserError: naming the link, or a folder in place of a file.
     """
-    home = folder.resolve()
+    home = real_path(folder)
     for place, folders, names in itertools.islice(os.walk(folder), None if deep else 1):
         for name in (*folders, *names):
             path = Path(place, name)
@@ -177,9 +177,9 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
             if stat.S_ISLNK(kind.st_mode):
                 inside = path.relative_to(folder).parts[:-1]
                 is_log = inside[-3:-2] == ("wandb",) and inside[-1] == "logs"
-                if is_log and re.fullmatch(r"core-debug-\w+\.log", path.resolve().name):
+                if is_log and re.fullmatch(r"core-debug-\w+\.log", real_path(path).name):
                     continue
-                if {"wandb", ".submitit"}.intersection(inside) and path.resolve().is_relative_to(home):
+                if {"wandb", ".submitit"}.intersection(inside) and real_path(path).is_relative_to(home):
                     continue
                 raise UserError(
                     f"{path}: is a link, and nothing is written through one; replace the link with its target, "
@@ -193,13 +193,18 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
                 raise UserError(f"{path}: is neither a file nor a folder; remove it, or choose another folder")
 
 
+def real_path(path: str | Path) -> Path:
+    """The absolute path with its links followed; unlike ``Path.resolve``, it raises nothing for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
 def check_inside(path: Path, folder: Path) -> None:
     """Check that a path in a folder, which may be somebody else's, does not point outside of it.
 
     Raises:
         UserError: it is a link, or lies below one, that points outside.
     """
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not real_path(path).is_relative_to(real_path(folder)):
         raise UserError(f"{path}: is a link that points outside {folder}; replace the link with its target")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fer_lightning.runtime.errors import UserError, first_line, without_login
+from fer_lightning.runtime.files import real_path
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def _check_artifacts(run: Any, inside: Path | None) -> None:
     """
     place = urlsplit(run.info.artifact_uri)
     is_local = place.scheme in ("", "file") and not place.netloc
-    if inside is not None and not (is_local and Path(unquote(place.path)).resolve().is_relative_to(inside.resolve())):
+    if inside is not None and not (is_local and real_path(unquote(place.path)).is_relative_to(real_path(inside))):
         raise OSError(
             f"mlflow.db would copy files to {run.info.artifact_uri}; name it in MLFLOW_TRACKING_URI to permit that"
         )

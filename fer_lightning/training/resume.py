@@ -12,7 +12,7 @@ from fer_lightning.config.safety import recorded
 from fer_lightning.config.same_training import check_same_training
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import replace_file
+from fer_lightning.runtime.files import real_path, replace_file
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.training.saved_state import check_training_state
 
@@ -80,7 +80,7 @@ def find_resume_point(cfg: DictConfig, folder: Path, data_hash: str, processes: 
     _check_length(cfg, point, checkpoint["global_step"])
     best, own = path.parent / "best.ckpt", folder / "checkpoints"
     if best.exists():
-        is_others = best.parent.resolve() != own.resolve()
+        is_others = real_path(best.parent) != real_path(own)
         _check_best(best, checkpoint, damaged_is_refused=is_others)
         if is_others and is_first_process():
             own.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from PIL import Image
 from fer_lightning.config.secrets import check_variables
 from fer_lightning.runtime import wandb_run
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import real_path
 from fer_lightning.runtime.processes import is_first_process
 from fer_lightning.runtime.provenance import environment, git_commit
 from fer_lightning.training import mlflow_logger
@@ -82,7 +83,7 @@ def _not_installed(extra: str, name: str, error: ModuleNotFoundError) -> UserErr
 
 def _resumes_in(run_dir: Path, resume: str | None) -> bool:
     """Whether ``resume`` continues the run of this folder, rather than another's."""
-    return resume is not None and (resume == "auto" or Path(resume).resolve().is_relative_to(run_dir.resolve()))
+    return resume is not None and (resume == "auto" or real_path(resume).is_relative_to(real_path(run_dir)))
 
 
 def _earlier_wandb_id(resume: str | None, run_dir: Path) -> str | None:

@@ -291,6 +291,19 @@ def test_linked_and_unreadable_folders_are_left_out_and_named(good: Path, tmp_pa
     assert reasons["run"] == f"is a link, which is not followed; give the folder {good} itself"
 
 
+@pytest.mark.parametrize("module", ["compare", "ensemble"])
+def test_links_to_themselves_are_one_line(good: Path, tmp_path: Path, forked, module: str) -> None:
+    """Path.resolve raises RuntimeError for them."""
+    sweep = tmp_path / "sweep"
+    shutil.copytree(good, sweep / "run")
+    for loop in (tmp_path / "loop", sweep / "report"):
+        loop.symlink_to(loop.name)
+    for places in (["loop", "loop/run"], [str(good), "loop"], ["sweep"]):
+        done = forked(*places, module=f"fer_lightning.{module}")
+        assert done.code == 2
+        assert done.error.startswith("error: ")
+
+
 def test_rounded_predictions_are_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", counts=COUNTS)
     change_rows(lambda p: p, rounded=True)(folder)

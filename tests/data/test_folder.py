@@ -461,6 +461,14 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
         {**tree(), "l.csv": table([("cat/00.png", "cat", "train"), ("dog/00.png", "dog", "train,", "x")])},
         "row 2: 5 columns, and the first line names 3: put a text that holds the separator in quotes",
     ),
+    "a quote that is not closed": (
+        {**tree(), "l.csv": b'path,label,note\ncat/00.png,cat,"open\ndog/00.png,dog,ok\n'},
+        "l.csv, after row 0: cannot be read (unexpected end of data): close each quote",
+    ),
+    "a quote that another row closes": (
+        {**tree(), "l.csv": b'path,label,note\ncat/00.png,cat,ok\ncat/01.png,cat,"a\ndog/00.png,dog,"b\n'},
+        "l.csv, after row 1: cannot be read (',' expected after '\"'): close each quote",
+    ),
     "a row that is cut short": (
         {**tree(), "l.csv": b"path,label\ncat/00.png\n"},
         "row 1: 1 column, and 2 are needed",

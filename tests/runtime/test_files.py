@@ -110,6 +110,11 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
         folder_lock.lock_for_run(tmp_path, "auto")
 
 
+def test_the_real_path_of_a_link_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert files.real_path(tmp_path / "loop") == tmp_path / "loop"
+
+
 @pytest.mark.parametrize("name", ["in", "in/deep/out.json", "link/out.json"])
 def test_what_leads_out_of_a_folder_is_refused(tmp_path, name):
     run = tmp_path / "run"
