@@ -157,11 +157,13 @@ def recall_by_class(
     order = list(recalls.columns)
     if train_counts is not None:
         order.sort(key=train_counts.__getitem__)
-    order = order[:SHOWN_CLASSES]  # the rarest
+    which = "first" if train_counts is None else "rarest"
+    shown = "" if len(order) <= SHOWN_CLASSES else f"the {SHOWN_CLASSES} {which} of {len(order):,} classes"
+    order = order[:SHOWN_CLASSES]
     shares = recalls[order].to_numpy(float)
     best = shares == np.nanmax(np.where(np.isnan(shares), -1, shares), axis=0)
     figure = Figure(figsize=(max(8.6, 0.95 * len(order) + 1.6), _compare_height(len(recalls)) + 0.35))
-    head(figure, title, subtitle)
+    head(figure, title, " · ".join(text for text in (subtitle, shown) if text))
     axes = figure.add_subplot()
     heatmap(
         axes,

@@ -246,6 +246,14 @@ def test_recall_puts_the_rarest_class_left() -> None:
     assert labels[-1] == "happy\n7,215"
 
 
+def test_recall_of_many_classes_says_which_are_drawn() -> None:
+    names = [f"kind{k}" for k in range(30)]
+    many = pd.DataFrame(np.full((2, 30), 0.5), index=list(METHODS[:2]), columns=names)
+    figure = report_figures.recall_by_class(many, {name: 40 - k for k, name in enumerate(names)}, "T", "S")
+    assert figure.texts[1].get_text() == "S · the 20 rarest of 30 classes"
+    assert figure.axes[0].get_xticklabels()[0].get_text() == "kind29\n11"
+
+
 def test_differences_are_in_points_and_filled_where_holm_says_so() -> None:
     rows = pd.DataFrame(
         [("focal", "f1_macro", 0.021, 0.009, 0.032, 0.01), ("mixup", "f1_macro", -0.01, -0.02, 0.001, 0.2)],
