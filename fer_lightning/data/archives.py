@@ -216,12 +216,16 @@ class Tar(_Archive):
         self._check_end()
 
     def _check_end(self) -> None:
-        """Check that nothing but zeros follows the last member: tarfile takes a damaged header for the end."""
+        """Check that zeros alone follow the last member: tarfile takes a damaged header, or any cut, for the end."""
         stream = self._file
         stream.seek(self._tar.offset)
+        zeros = 0
         while piece := stream.read(MAX_PIECE):
             if piece.strip(b"\0"):
                 raise tarfile.ReadError(f"data after its end, {self._tar.offset:,} bytes from its beginning")
+            zeros += len(piece)
+        if zeros < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no mark of its end, so that files may be missing")
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""

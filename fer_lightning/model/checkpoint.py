@@ -101,7 +101,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
         raise UserError(f"{path}: not a checkpoint, or a damaged one; give a run's checkpoints/best.ckpt") from error
     hyper = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if "state_dict" not in (checkpoint if hyper else ()) or not set(hyper or ()) >= HYPER_PARAMETERS - set(OPTIONAL):
+    is_ours = isinstance(hyper, dict) and set(hyper) >= HYPER_PARAMETERS - set(OPTIONAL)
+    if not is_ours or "state_dict" not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
     try:
         check_values(checkpoint, path.stat().st_size)

@@ -382,6 +382,14 @@ def tar_with_a_hole(folder: Path) -> Path:
     return path
 
 
+def tar_cut_before_a_member(folder: Path) -> Path:
+    path = write_tar(image_files(FACES), folder / "archive.tar")
+    with tarfile.open(path) as archive:
+        start = archive.getmembers()[30].offset
+    path.write_bytes(path.read_bytes()[:start])
+    return path
+
+
 def drop(files: dict[str, bytes], start: str) -> None:
     for name in [name for name in files if name.startswith(start)]:
         del files[name]
@@ -408,6 +416,10 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "tar cut short": (truncated("csv in a tar", 0.5), r"fer2013\.tar\.gz is damaged or cut short"),
     "tar with a hole": (tar_with_a_hole, r"archive\.tar is damaged or cut short \(data after its end, [\d,]+ bytes"),
+    "tar cut before a member": (
+        tar_cut_before_a_member,
+        r"archive\.tar is damaged or cut short \(no mark of its end, so that files may be missing\)",
+    ),
     "two tars in one file": (
         lambda folder: doubled(write_tar(image_files(FACES), folder / "archive.tar")),
         r"archive\.tar is damaged or cut short \(data after its end",

@@ -107,6 +107,13 @@ def sets(**changes: Any) -> Callable[[dict[str, Any]], object]:
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    **{
+        f"{type(value).__name__} for the hyper-parameters": (
+            lambda content, value=value: content.update(hyper_parameters=value),
+            "its hyper-parameters are missing",
+        )
+        for value in (1, [[1]], "text", torch.zeros(2))
+    },
     "no state": (lambda content: content.update(state_dict={}), "its state_dict is empty"),
     "a list for the state": (lambda content: content.update(state_dict=[1]), "state_dict"),
     "a number as a weight": (
