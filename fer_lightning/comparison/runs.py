@@ -15,7 +15,7 @@ from fer_lightning.metrics.predictions import probability_columns
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import real_path
+from fer_lightning.runtime.files import real_path, walk
 
 NOT_A_SETTING = ("seed", "split.fold", "test", *MAY_DIFFER)
 """Configuration that does not make two runs different experiments: repeats, and what cannot change a result."""
@@ -125,7 +125,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; give the folders of runs or of sweeps")
-        for root, folders, files in os.walk(real_path(path), onerror=add_unreadable):
+        for root, folders, files in walk(real_path(path), onerror=add_unreadable):
             folders.sort(key=natural_key)
             if _is_run(files, folders):
                 run_folders[Path(root)] = None

@@ -171,15 +171,15 @@ def _find(container: Container) -> _Content:
 def _read_container(container: Container) -> Faces:
     log_left_out(container)
     names, is_csv = _find(container)
+    _warn_of_others(container, names[0] if is_csv else "")
     if not is_csv:
         return read_image_tree(container, names)
-    _warn_of_others(container, names[0])
     with container.open(names[0]) as stream:
         return read_pixel_csv(stream, f"{container.path}: {names[0]}", packing=container.form)
 
 
 def _warn_of_others(container: Container, chosen: str) -> None:
-    """Name the other tables of labelled images, which are not read."""
+    """Name the tables of labelled images that are not read: all but the chosen one, or all beside folders of images."""
     others = []
     for name in container.names():
         if name != chosen and name.lower().endswith(".csv"):
@@ -187,7 +187,11 @@ def _warn_of_others(container: Container, chosen: str) -> None:
                 if has_columns(stream):
                     others.append(name)
     if others:
-        log.warning("Read %s; ignored %s, which have labelled images too", chosen, ", ".join(others[:5]))
+        log.warning(
+            "Read %s; ignored %s, which have labelled images too",
+            chosen or "the folders of images",
+            ", ".join(others[:5]),
+        )
 
 
 def _check_classes(faces: Faces, source: Path) -> None:

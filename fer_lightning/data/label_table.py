@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
-from fer_lightning.data.pixel_csv import DELIMITERS, MAX_LINE, USAGE_NAMES
+from fer_lightning.data.pixel_csv import DELIMITERS, MAX_LINE, USAGE_NAMES, check_is_line
 from fer_lightning.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -68,11 +68,15 @@ def _in_parts(files: list[LabelledFile], source: str) -> list[LabelledFile]:
     """Take the parts from the folders, as train/a.png, where each path is in one; for a table that names none."""
     found = []
     for file in files:
-        parts = [
-            USAGE_NAMES[name.lower()] for name in PurePosixPath(file.path).parts[:-1] if name.lower() in USAGE_NAMES
-        ]
-        found.append(parts[0] if parts else None)
-    if None in found or len(set(found)) < 2:
+        above = (name.lower() for name in PurePosixPath(file.path).parts[:-1])
+        found.append(next((USAGE_NAMES[name] for name in above if name in USAGE_NAMES), None))
+    parts = set(found) - {None}
+    if len(parts) > 1 and None in found:
+        outside = files[found.index(None)].path
+        raise UserError(
+            f"{source}: {outside} is in no folder such as train or test, and other images are: add a column split"
+        )
+    if len(parts) < 2:
         return files
     log.info("%s: has no column of parts; they are those of the folders", source)
     return [file._replace(usage=part) for file, part in zip(files, found, strict=True) if part is not None]
@@ -85,6 +89,7 @@ def _complete(reader: Iterator[list[str]], source: str) -> Iterator[list[str]]:
         for row in reader:
             if any(cell.strip() for cell in row):
                 number += 1
+                check_is_line(row, f"{source}, row {number}")
                 yield row
     except csv.Error as error:
         raise UserError(

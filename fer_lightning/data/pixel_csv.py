@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -64,6 +64,7 @@ def read_pixel_csv(stream: IO[bytes], source: str, packing: str = "") -> Faces:
     images, labels, usage = [], [], []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
+        check_is_line(row, where)
         if len(row) != len(header):
             raise UserError(
                 f"{where}: {len(row)} of {len(header)} columns; the file is cut short or damaged: download it again"
@@ -90,6 +91,16 @@ def has_columns(stream: IO[bytes]) -> bool:
     first = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace").readline(MAX_LINE)
     header = {name.strip(" \"'\r\n").lower() for name in first.split(max(DELIMITERS, key=first.count))}
     return all(header.intersection(COLUMNS[column]) for column in ("emotion", "pixels"))
+
+
+def check_is_line(row: Sequence[str], where: str) -> None:
+    """Check that a row is one line: a quote that a later row closes makes the rows between them a part of its cell.
+
+    Raises:
+        UserError: a cell has several lines.
+    """
+    if any("\n" in cell or "\r" in cell for cell in row):
+        raise UserError(f"{where}: a cell has several lines: close each quote, and write a row as one line")
 
 
 def _first_line(lines: Iterator[str], source: str) -> str:

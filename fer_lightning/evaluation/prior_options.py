@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -140,8 +141,8 @@ def _share(name: str, given: Any) -> float:
 
 
 def _shares(entries: Sequence[tuple[str, Any]], classes: Sequence[str]) -> np.ndarray:
-    names = [name for name, _ in entries]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    names = Counter(name for name, _ in entries)
+    if twice := next((name for name, number in names.items() if number > 1), None):
         raise ValueError(f"{twice!r} is given twice; give each class once")
     unknown = next((name for name in names if name not in classes), None)
     if unknown is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from fer_lightning.data.archives import MAX_PIECE
 from fer_lightning.data.images import IMAGE_SUFFIXES, decode
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import walk
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".gif")
 
@@ -162,12 +163,10 @@ def _is_camera(path: str) -> bool:
 def _resolve(path: Path) -> list[Source]:
     try:
         if path.is_dir():
-            files = sorted(
-                file for file in path.rglob("*") if _is_visible(file.relative_to(path)) and not file.is_dir()
-            )
-            sources = [_in_folder(file, file.relative_to(path)) for file in files if file.suffix.lower() in SUFFIXES]
             problem = f"no images in this folder ({', '.join(IMAGE_SUFFIXES)})"
-            return sources or [Source(path, "none", Path(path.name), problem)]
+            return sorted(_below(path), key=lambda source: source.path) or [
+                Source(path, "none", Path(path.name), problem)
+            ]
         if not path.exists():
             return [Source(path, "none", Path(path.name), MISSING)]
         if not path.is_file():
@@ -175,6 +174,23 @@ def _resolve(path: Path) -> list[Source]:
     except OSError as error:
         return [Source(path, "none", Path(path.name), f"cannot be read ({error.strerror})")]
     return [Source(path, "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", Path(path.name))]
+
+
+def _below(top: Path) -> Iterator[Source]:
+    """The images below a folder, and what cannot be read; hidden files and folders are left out."""
+    closed: list[OSError] = []
+    for place, folders, files in walk(top, closed.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))):
+            problem = "is a link to a folder, which is not followed: give the folder itself"
+            yield Source(path, "none", path.relative_to(top), problem)
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            if path.suffix.lower() in SUFFIXES:
+                yield _in_folder(path, path.relative_to(top))
+    for error in closed:
+        path = Path(error.filename)
+        name = Path(path.name) if path == top else path.relative_to(top)
+        yield Source(path, "none", name, f"cannot be read ({error.strerror})")
 
 
 def _in_folder(file: Path, name: Path) -> Source:
@@ -186,10 +202,6 @@ def _in_folder(file: Path, name: Path) -> Source:
     if suffix in VIDEO_SUFFIXES:
         return Source(file, "none", name, "is a video within a folder: give it by its own path")
     return Source(file, "none", name, f"is an image of another kind: convert it to one of {', '.join(IMAGE_SUFFIXES)}")
-
-
-def _is_visible(path: Path) -> bool:
-    return not any(part.startswith(".") for part in path.parts)
 
 
 def _read_image(path: Path) -> Picture:

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -154,6 +154,41 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be made as a folder ({error.strerror}); give another one") from None
 
 
+def walk(folder: Path, onerror: Callable[[OSError], Any] | None = None) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk``, for folders of any depth: that of Python 3.11 ends in a RecursionError at about a thousand.
+
+    Args:
+        folder: where it begins; a link is followed here alone.
+        onerror: called with the error of a folder that cannot be listed, as its ``filename``.
+
+    Yields:
+        A folder, and the names of its folders and of its files; names taken from the former are not entered.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        place = waiting.pop()
+        folders: list[str] = []
+        files: list[str] = []
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    (folders if _is_folder(entry) else files).append(entry.name)
+        except OSError as error:
+            if onerror is not None:
+                onerror(error)
+            continue
+        yield place, folders, files
+        below = [os.path.join(place, name) for name in folders]
+        waiting += [path for path in reversed(below) if not os.path.islink(path)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def check_no_links(folder: Path, deep: bool = True) -> None:
     """Check that nothing in a folder points outside of it, before it is written to: it may be somebody else's.
 
@@ -167,10 +202,14 @@ def check_no_links(folder: Path, deep: bool = True) -> None:
         deep: also look into its folders.
 
     Raises:
-        UserError: naming the link, or a folder in place of a file.
+        UserError: naming the link, a folder in place of a file, or a folder that cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); allow it, or choose another folder")
+
     home = real_path(folder)
-    for place, folders, names in itertools.islice(os.walk(folder), None if deep else 1):
+    for place, folders, names in itertools.islice(walk(folder, refuse), None if deep else 1):
         for name in (*folders, *names):
             path = Path(place, name)
             kind = path.lstat()

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -30,7 +29,7 @@ from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.presentation.printable import has_control_characters, printable
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError, require
-from fer_lightning.runtime.files import read_bytes, read_json, write_json
+from fer_lightning.runtime.files import read_bytes, read_json, walk, write_json
 from fer_lightning.runtime.folder_lock import in_use
 from fer_lightning.runtime.provenance import git_commit
 from fer_lightning.runtime.run_folder import read_status
@@ -272,7 +271,7 @@ def read_jobs(folder: Path) -> list[Job]:
     """
     if planned := read_sweep(folder).get("jobs"):
         return [Job(number, folder / job["folder"], tuple(job["overrides"])) for number, job in enumerate(planned)]
-    run_folders = [Path(place) for place, _, files in os.walk(folder) if "status.json" in files]
+    run_folders = [Path(place) for place, _, files in walk(folder) if "status.json" in files]
     run_folders.sort(key=lambda path: natural_key(str(path)))
     return [Job(number, path) for number, path in enumerate(run_folders)]
 

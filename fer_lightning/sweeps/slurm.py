@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json, write_json
+from fer_lightning.runtime.files import read_json, walk, write_json
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
 from fer_lightning.runtime.slurm_task import first_task, tasks
 
@@ -84,8 +84,10 @@ def requeue(folder: Path) -> None:
 
 def discard_results(sweep: Path) -> None:
     """Remove the results of earlier submissions, pickles that submitit would load for a job of the same number."""
-    for result in (sweep / ".submitit").glob("**/*_result.pkl"):
-        result.unlink()
+    for place, _, files in walk(sweep / ".submitit"):
+        for name in files:
+            if name.endswith("_result.pkl"):
+                Path(place, name).unlink()
 
 
 def ask_for_no_gpus(config: DictConfig, trainers: Sequence[DictConfig]) -> None:

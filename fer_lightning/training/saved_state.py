@@ -41,7 +41,7 @@ def check_training_state(checkpoint: dict[str, Any], path: Path) -> None:
             _check_best(name, state, checkpoint["callbacks"]["Curves"]["rows"])
         _check_early_stopping(checkpoint)
         _check_average(checkpoint)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error) if type(error) is ValueError else f"a part is missing or of another type: {error}"
         raise UserError(
             f"{path}: incomplete training state ({reason[:200]}); give a run's last.ckpt, or train anew in another "

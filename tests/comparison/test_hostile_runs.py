@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -320,6 +321,13 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     comparison = analyse_folders([tmp_path])
     assert comparison.runs[0].name.endswith(r"/run\udce9\x1b[31m")
     assert find_runs([tmp_path])
+
+
+def test_folders_of_any_depth_are_searched(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "deep" / "run")
+    subprocess.run(["mkdir", "-p", tmp_path.joinpath("deep", *["a"] * 1200)], check=True)
+    assert find_runs([tmp_path / "deep"]) == [tmp_path / "deep" / "run"]
+    subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
 
 
 def test_folders_deeper_than_a_path_may_be_are_left_out(good: Path, tmp_path: Path, monkeypatch) -> None:

@@ -447,6 +447,10 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"row 7: the pixels hold something",
     ),
     "no number as a label": (changed_csv(lambda rows: rows[9].__setitem__(0, "nan")), r"row 10: emotion 'nan'"),
+    "a quote that a later row closes": (
+        text_file(f'emotion,pixels,Usage,note\n0,{PIXELS},Training,"a\n1,{PIXELS},Training,b"\n2,{PIXELS},Training,\n'),
+        r"fer2013\.csv, row 1: a cell has several lines: close each quote",
+    ),
     "half a label": (changed_csv(lambda rows: rows[9].__setitem__(0, "2.5")), r"row 10: emotion '2\.5'"),
     "not a text": (
         lambda folder: write_folder({"x.bin": b"\xff\xfe\x00\x80" * 99}, folder) / "x.bin",
@@ -790,6 +794,11 @@ def test_tables_that_are_not_read_are_named(
     files = {"train.csv": text, "test.csv": text, "notes.csv": b"a,b\n", "test_of_competition.csv": b"pixels\n1\n"}
     fer2013.read(write(files, tmp_path / ("a.zip" if write is write_zip else "a")))
     assert caplog.messages == ["Read train.csv; ignored test.csv, which have labelled images too"]
+    caplog.clear()
+    fer2013.read(
+        write({**image_files(FACES), "fer2013.csv": text}, tmp_path / ("b.zip" if write is write_zip else "b"))
+    )
+    assert "Read the folders of images; ignored fer2013.csv, which have labelled images too" in caplog.messages
 
 
 def test_line_without_end_is_cut(tmp_path: Path) -> None:

@@ -182,7 +182,8 @@ class TestLayouts:
         rows[0] = ("loose.png", rows[0][1])
         files["loose.png"] = pictures(6, 1)[0]
         files["metadata.csv"] = table(rows, "file_name,label")
-        assert set(folder.load(str(write_folder(files, tmp_path / "b"))).usage) == {0}
+        with pytest.raises(UserError, match=r"loose\.png is in no folder such as train or test, and other images are"):
+            folder.load(str(write_folder(files, tmp_path / "b")))
 
     def test_parquet_files_of_the_hub(self, tmp_path):
         files = {"data/train-00000-of-00001.parquet": b"PAR1", "README.md": b""}
@@ -468,6 +469,10 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "a quote that another row closes": (
         {**tree(), "l.csv": b'path,label,note\ncat/00.png,cat,ok\ncat/01.png,cat,"a\ndog/00.png,dog,"b\n'},
         "l.csv, after row 1: cannot be read (',' expected after '\"'): close each quote",
+    ),
+    "a quote that a later row closes": (
+        {**tree(), "l.csv": b'path,label,note\ncat/00.png,cat,ok\ncat/01.png,cat,"a\ndog/00.png,dog,b"\n'},
+        "l.csv, row 2: a cell has several lines: close each quote, and write a row as one line",
     ),
     "a row that is cut short": (
         {**tree(), "l.csv": b"path,label\ncat/00.png\n"},

@@ -1,6 +1,9 @@
 """Sets of classes and the prior of the place of use: options, files, the scorecard's entries, scores."""
 
+import itertools
 import json
+import string
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,6 +91,14 @@ class TestFilesOfShares:
         with pytest.raises(UserError, match=message) as caught:
             shares_of(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+    def test_many_names_take_bounded_time(self, tmp_path: Path) -> None:
+        names = ("".join(letters) for letters in itertools.product(string.ascii_letters, repeat=4))
+        (tmp_path / "a.json").write_text(json.dumps(dict.fromkeys(itertools.islice(names, 80_000), 1)))
+        begun = time.process_time()
+        with pytest.raises(UserError, match="'aaaa' is not a class of the model"):
+            shares_of(tmp_path / "a.json")
+        assert time.process_time() - begun < 10
 
     def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")

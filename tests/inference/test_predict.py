@@ -156,6 +156,36 @@ class TestRows:
         assert rows == {"p/a.png": "ok", "p/f.png": "is not a regular file", "p/gone.png": "does not exist"}
         assert outcome.code == 102
 
+    def test_folders_that_are_not_entered_are_reported(self, tool, tmp_path, monkeypatch):
+        save(tmp_path / "p" / "a.png", FACES[0])
+        for name in ("closed", ".hidden", "elsewhere"):
+            save((tmp_path / name if name == "elsewhere" else tmp_path / "p" / name) / "b.png", FACES[0])
+        (tmp_path / "p" / "link").symlink_to(tmp_path / "elsewhere")
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("closed"):
+                raise PermissionError(13, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        outcome = tool("p", "--format", "csv")
+        assert {row["path"]: row["status"] for row in rows_of(outcome.out)} == {
+            "p/a.png": "ok",
+            "p/closed": "cannot be read (Permission denied)",
+            "p/link": "is a link to a folder, which is not followed: give the folder itself",
+        }
+        assert outcome.code == 102
+
+    def test_a_folder_of_any_depth(self, tool, tmp_path):
+        deep = tmp_path / "p"
+        lowest = deep.joinpath(*["a"] * 1200)
+        subprocess.run(["mkdir", "-p", lowest], check=True)
+        save(lowest / "a.png", FACES[0])
+        (row,) = rows_of(tool("p", "--format", "csv").out)
+        assert row["status"] == "ok"
+        subprocess.run(["rm", "-rf", deep], check=True)
+
     def test_a_folder_without_images_is_reported(self, tool, tmp_path):
         (tmp_path / "bare").mkdir()
         save(tmp_path / "face.png", FACES[0])

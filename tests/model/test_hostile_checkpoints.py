@@ -2,6 +2,7 @@
 
 import copy
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -137,7 +138,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "aliases of aliases": (lambda content: content.update(extra=aliases()), "more than 500,000 values"),
     "a list that holds itself": (lambda content: content.update(extra=loop()), "a value holds itself"),
-    "a set": (lambda content: content.update(extra={1}), "it holds a set"),
+    "a set": (lambda content: content.update(extra={1}), "it makes a set"),
     "six classes": (hyper("class_counts", [1] * 6), "class_counts"),
     "negative counts": (hyper("class_counts", [-1] * 7), "class_counts"),
     "no model": (hyper("model", None), "hyper-parameter model is not a mapping"),
@@ -261,11 +262,6 @@ def test_a_long_pickle_is_not_read(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "a.ckpt")
 
 
-class Allocates:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return bytearray, (2**34,)
-
-
 def shared_tuples(levels: int) -> tuple[Any, ...]:
     value: tuple[Any, ...] = ()
     for _ in range(levels):
@@ -273,11 +269,39 @@ def shared_tuples(levels: int) -> tuple[Any, ...]:
     return value
 
 
-def test_a_value_that_takes_memory_or_time_as_it_is_made_is_refused(whole: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    torch.save({**whole, "more": shared_tuples(4)}, path)
-    read_checkpoint(path)
-    for value, reason in ((Allocates(), "it makes a bytearray"), (shared_tuples(40), "a tuple of more than 10,000")):
-        torch.save({**whole, "more": value}, path)
-        with pytest.raises(UserError, match=rf"a\.ckpt: damaged, it .*{reason[3:]}"):
-            read_checkpoint(path)
+class Made:
+    """Unpickled as the outcome of a call, with attributes where they are given."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+EQUAL_HASHES = [k * (2**61 - 1) for k in range(1, 100)]
+LATE: dict[str, tuple[Any, str]] = {
+    "an array": (Made(bytearray, (2**34,)), "it makes a bytearray"),
+    "shared tuples": (shared_tuples(40), "it holds a tuple of more than 10,000"),
+    "keys of one hash": (dict.fromkeys(EQUAL_HASHES), "a key that is neither a text nor a small whole number"),
+    "tuples as keys": ({(1, 2): 3}, "a key that is neither a text nor a small whole number"),
+    "a set": (set(EQUAL_HASHES), "it makes a set"),
+    "pairs": (Made(OrderedDict, ([(k, 0) for k in EQUAL_HASHES],)), "a dictionary of a list"),
+    "a counter": (Made(Counter, (EQUAL_HASHES,)), "a dictionary of a list"),
+    "attributes": (Made(OrderedDict, (), [(k, 0) for k in EQUAL_HASHES]), "attributes that are no dictionary"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_a_value_that_takes_memory_or_time_as_it_is_made_is_refused(
+    case: str, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    value, reason = LATE[case]
+    torch.save({**whole, "more": value}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=rf"a\.ckpt: damaged, .*{reason}"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_plain_values_are_read(whole: dict[str, Any], tmp_path: Path) -> None:
+    torch.save({**whole, "more": [shared_tuples(4), {0: OrderedDict(a=1)}, 2**100]}, tmp_path / "a.ckpt")
+    read_checkpoint(tmp_path / "a.ckpt")

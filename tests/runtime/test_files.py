@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -113,6 +115,43 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
 def test_the_real_path_of_a_link_to_itself(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     assert files.real_path(tmp_path / "loop") == tmp_path / "loop"
+
+
+def test_folders_of_any_depth_are_walked(tmp_path):
+    """os.walk of Python 3.11 ends in a RecursionError."""
+    deep = tmp_path / "deep"
+    subprocess.run(["mkdir", "-p", deep.joinpath(*["a"] * 1500)], check=True)
+    found = list(files.walk(deep))
+    assert len(found) == 1501
+    assert found[-1][1:] == ([], [])
+    files.check_no_links(deep)
+    subprocess.run(["rm", "-rf", deep], check=True)  # shutil.rmtree does, too
+
+
+def test_a_walk_is_that_of_the_library(tmp_path, monkeypatch):
+    for name in ("b/2", "b/1", "a/x/y", "closed/in"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "b" / "file").touch()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    errors, expected_errors = [], []
+    assert list(files.walk(tmp_path, errors.append)) == list(os.walk(tmp_path, onerror=expected_errors.append))
+    assert [error.filename for error in errors] == [error.filename for error in expected_errors]
+    with pytest.raises(UserError, match="closed: cannot be listed"):
+        files.check_no_links(tmp_path / "closed")
+    entered = []
+    for place, folders, _ in files.walk(tmp_path):
+        folders[:] = [name for name in folders if name != "b"]
+        entered.append(Path(place).name)
+    assert sorted(entered) == sorted([tmp_path.name, "a", "x", "y"])
 
 
 @pytest.mark.parametrize("name", ["in", "in/deep/out.json", "link/out.json"])

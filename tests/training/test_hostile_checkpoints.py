@@ -117,6 +117,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no callbacks": (put("callbacks", {}), "a part is missing"),
     "no random states": (put("processes", []), "it has no random states"),
     "a random state of text": (put("processes", 0, "random", "torch", "x"), "random state of torch is not one"),
+    "a tensor for the average": (put("current_model_state", torch.zeros(2)), "is missing or of another type"),
     "no average": (put("current_model_state", {}), "no current_model_state"),
     "no equal mean": (
         lambda content: (
