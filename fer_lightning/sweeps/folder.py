@@ -7,10 +7,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     argv, jobs = content.get("argv"), content.get("jobs")
     if _is_words(argv):
         read["argv"] = argv
-    if isinstance(jobs, list) and len(jobs) <= MAX_JOBS and all(map(_is_job, jobs)):
+    if isinstance(jobs, list) and len(jobs) <= MAX_JOBS and all(map(_is_job, jobs)) and _have_own_folders(jobs):
         read["jobs"] = jobs
     elif jobs is not None:
         message = "its jobs are damaged; only those that were started are known"
@@ -261,6 +262,10 @@ def _is_words(words: Any) -> bool:
 def _is_job(job: Any) -> bool:
     name = job.get("folder") if isinstance(job, dict) else None
     return _is_words([name]) and stays_inside(str(name)) and _is_words(job.get("overrides"))
+
+
+def _have_own_folders(jobs: Sequence[Mapping[str, Any]]) -> bool:
+    return len({os.path.normpath(job["folder"]) for job in jobs}) == len(jobs)
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -316,6 +321,9 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], jobs: Mapp
         if old != new:
             before, after = (" ".join(line for line in a if line not in b) for a, b in ((old, new), (new, old)))
             return f"job {number} was '{before}' and is '{after}'"
+    for number, (was_in, is_in) in enumerate(zip(then["jobs"], now["jobs"], strict=True)):
+        if os.path.normpath(was_in["folder"]) != is_in["folder"]:
+            return f"job {number} was in the folder {was_in['folder']} and is in {is_in['folder']}"
     return ""
 
 

@@ -159,6 +159,22 @@ def test_jobs_that_are_not_known_are_no_success(tmp_path, capsys):
     assert read_jobs(tmp_path) == [job]
 
 
+@pytest.mark.parametrize("folders", [("0", "0"), ("0", "./0"), ("0", "2")])
+def test_jobs_listed_under_the_folders_of_others(folders, tmp_path):
+    """Of one folder twice, a job would be missing from the report; those of another folder are another sweep."""
+    jobs = {Job(k, tmp_path / str(k), (f"seed={k}",)): OmegaConf.create() for k in range(2)}
+    record = sweep_record(jobs, tmp_path, ["-m"])
+    listed = [{**job, "folder": name} for job, name in zip(record["jobs"], folders, strict=True)]
+    write_json(tmp_path / "sweep.json", {**record, "jobs": listed})
+    if folders == ("0", "2"):
+        with pytest.raises(UserError, match="job 1 was in the folder 2 and is in 1, which would mix results"):
+            record_start(tmp_path, jobs, anyway=False)
+    else:
+        assert "jobs" not in read_sweep(tmp_path)
+        record_start(tmp_path, jobs, anyway=False)
+        assert read_jobs(tmp_path) == list(jobs)
+
+
 def test_a_refused_comparison_is_no_success(tmp_path, monkeypatch):
     jobs = [{"folder": "0", "overrides": []}]
     (tmp_path / "sweep.json").write_text(json.dumps({"argv": ["-m"], "jobs": jobs}))
