@@ -100,7 +100,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if type(error).__name__ == "UnpicklingError":
             raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
         raise UserError(f"{path}: not a checkpoint, or a damaged one; give a run's checkpoints/best.ckpt") from error
-    hyper = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    hyper = dict.get(checkpoint, "hyper_parameters") if isinstance(checkpoint, dict) else None  # not one of its own
     is_ours = isinstance(hyper, dict) and set(hyper) >= HYPER_PARAMETERS - set(OPTIONAL)
     if not is_ours or "state_dict" not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")
@@ -152,6 +152,8 @@ def check_values(checkpoint: Mapping[str, Any], size: int) -> None:
 
     def count(node: Any) -> int:
         nonlocal tensor_bytes
+        if set(getattr(node, "__dict__", ())) - {"_metadata"}:  # which may take the place of its methods
+            raise ValueError(f"it holds a {type(node).__name__} with attributes")
         if isinstance(node, Tensor):
             tensor_bytes += _bytes(node)
             if tensor_bytes > 2 * size:

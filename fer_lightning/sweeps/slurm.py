@@ -46,8 +46,9 @@ def settle(folder: Path, code: int, signals: Sequence[int]) -> None:
         SystemExit: so that the job ends without a result, with which the submitting process would count it as over.
     """
     if first_task():
-        if -code in signals and read_status(folder)["status"] == "running":
-            name = signal.Signals(-code).name
+        stopped = -code in signals or (code == RESUMABLE and signals)
+        if stopped and read_status(folder)["status"] == "running":
+            name = signal.Signals(signals[0]).name
             write_status(folder, "interrupted", f"stopped by {name} before it had started", step=0)
         if read_status(folder)["status"] == "interrupted":
             if signals and signal.SIGTERM not in signals:

@@ -292,6 +292,24 @@ LATE: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize("key", [None, "state_dict", "hyper_parameters"])
+@pytest.mark.parametrize("name", ["get", "keys", "values"])
+def test_attributes_in_place_of_methods_are_refused(
+    key: str | None, name: str, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """An OrderedDict and a tensor are unpickled with any attributes."""
+    made = OrderedDict(whole if key is None else whole[key])
+    setattr(made, name, 1)
+    torch.save(made if key is None else {**whole, key: made}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: damaged, it holds a OrderedDict with attributes"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    tensor = torch.zeros(2)
+    setattr(tensor, name, 1)
+    torch.save({**whole, "more": tensor}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: damaged, it holds a Tensor with attributes"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize("case", LATE)
 def test_a_value_that_takes_memory_or_time_as_it_is_made_is_refused(
     case: str, whole: dict[str, Any], tmp_path: Path

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import write_json
-from fer_lightning.runtime.run_folder import RESUMABLE, write_status
+from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
 from fer_lightning.sweeps import slurm, summary
 from fer_lightning.sweeps.folder import Job, job_states, read_jobs, read_sweep, sweep_record
 from fer_lightning.sweeps.hook import record_start
@@ -202,6 +203,17 @@ class TestSlurm:
         config = OmegaConf.create({"hydra": {"launcher": {"gpus_per_node": 1}, "overrides": {"hydra": typed}}})
         slurm.ask_for_no_gpus(config, [SimpleNamespace(accelerator=each) for each in accelerators])
         assert config.hydra.launcher.gpus_per_node == gpus
+
+    @pytest.mark.parametrize("code", [-signal.SIGUSR2, RESUMABLE])
+    def test_a_job_that_is_stopped_before_it_writes_its_status_is_requeued(self, code, tmp_path, monkeypatch):
+        """By the default action of the signal, or by its own handler, which it has before it records anything."""
+        requeued = []
+        monkeypatch.setattr(slurm, "requeue", requeued.append)
+        write_status(tmp_path, "running")
+        with pytest.raises(SystemExit, match=str(RESUMABLE)):
+            slurm.settle(tmp_path, code, [signal.SIGUSR2])
+        assert requeued == [tmp_path]
+        assert read_status(tmp_path)["reason"] == "stopped by SIGUSR2 before it had started"
 
     def test_pickles_of_earlier_submissions_are_not_loaded(self, tmp_path):
         for name in ("7_0_result.pkl", "7_submitted.pkl"):
