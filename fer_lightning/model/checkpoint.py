@@ -152,7 +152,8 @@ def check_values(checkpoint: Mapping[str, Any], size: int) -> None:
 
     def count(node: Any) -> int:
         nonlocal tensor_bytes
-        if set(getattr(node, "__dict__", ())) - {"_metadata"}:  # which may take the place of its methods
+        attributes = getattr(node, "__dict__", {})
+        if set(attributes) - {"_metadata"}:  # which may take the place of its methods
             raise ValueError(f"it holds a {type(node).__name__} with attributes")
         if isinstance(node, Tensor):
             tensor_bytes += _bytes(node)
@@ -169,7 +170,7 @@ def check_values(checkpoint: Mapping[str, Any], size: int) -> None:
             raise ValueError("a value holds itself")
         if id(node) not in counts:
             counts[id(node)] = 0
-            children = [*node.keys(), *node.values()] if isinstance(node, dict) else node
+            children = [*node.keys(), *node.values(), *attributes.values()] if isinstance(node, dict) else node
             total = 1
             for child in children:
                 total += count(child)

@@ -303,6 +303,12 @@ def test_attributes_in_place_of_methods_are_refused(
     torch.save(made if key is None else {**whole, key: made}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=r"a\.ckpt: damaged, it holds a OrderedDict with attributes"):
         read_checkpoint(tmp_path / "a.ckpt")
+    made = OrderedDict(whole["state_dict"])
+    made._metadata = OrderedDict()  # type: ignore[attr-defined]
+    setattr(made._metadata, name, 1)  # type: ignore[attr-defined]
+    torch.save({**whole, "state_dict": made}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: damaged, it holds a OrderedDict with attributes"):
+        read_checkpoint(tmp_path / "a.ckpt")
     tensor = torch.zeros(2)
     setattr(tensor, name, 1)
     torch.save({**whole, "more": tensor}, tmp_path / "a.ckpt")
