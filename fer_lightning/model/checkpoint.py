@@ -100,7 +100,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if type(error).__name__ == "UnpicklingError":
             raise UserError(f"{path}: would run code when it is loaded, and is refused") from error
         raise UserError(f"{path}: not a checkpoint, or a damaged one; give a run's checkpoints/best.ckpt") from error
-    hyper = dict.get(checkpoint, "hyper_parameters") if isinstance(checkpoint, dict) else None  # not one of its own
+    # Not its own ``get``, which an attribute may replace until ``check_values``.
+    hyper = dict.get(checkpoint, "hyper_parameters") if isinstance(checkpoint, dict) else None
     is_ours = isinstance(hyper, dict) and set(hyper) >= HYPER_PARAMETERS - set(OPTIONAL)
     if not is_ours or "state_dict" not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of fer_lightning (its hyper-parameters are missing)")

@@ -19,16 +19,10 @@ _CONTAINERS = ("OrderedDict", "Counter", "set", "frozenset")
 
 
 class _Value(NamedTuple):
-    steps: int = 1
-    """That its hash takes."""
-
-    is_key: bool = False
-    """Whether it is a text or a small whole number."""
-
-    is_dict: bool = False
-
-    name: str = ""
-    """Of a class or function."""
+    steps: int  # that its hash takes
+    is_key: bool  # a text or a small whole number
+    is_dict: bool
+    name: str  # of a class or function
 
 
 _Stack = list[_Value | None]  # None is a mark

@@ -46,6 +46,7 @@ def settle(folder: Path, code: int, signals: Sequence[int]) -> None:
         SystemExit: so that the job ends without a result, with which the submitting process would count it as over.
     """
     if first_task():
+        # By the signal itself, or by the run's own handler, which it has before it records anything.
         stopped = -code in signals or (code == RESUMABLE and signals)
         if stopped and read_status(folder)["status"] == "running":
             name = signal.Signals(signals[0]).name
