@@ -9,7 +9,7 @@ from fer_lightning.comparison.analysis import PRIMARY, Comparison
 from fer_lightning.comparison.ratios import over_ratio
 from fer_lightning.data.faces import class_noun
 from fer_lightning.presentation.words import MANY
-from fer_lightning.report import class_tables, further_tables, notes, sentences, tables
+from fer_lightning.report import class_tables, further_tables, notes, paper, sentences, tables
 from fer_lightning.report.tables import Table
 
 
@@ -254,7 +254,7 @@ def _paper(c: Comparison) -> Section | None:
         "The paper's numbers",
         "Accuracy in percent, ours with 95 % interval over seeds.",
         [table],
-        sentences=sentences.compare_with_paper(c),
+        sentences=paper.compare_with_paper(c),
     )
 
 

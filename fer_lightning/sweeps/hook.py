@@ -28,15 +28,8 @@ from fer_lightning.runtime.files import check_no_links, write_json
 from fer_lightning.runtime.folder_lock import lock_folder
 from fer_lightning.runtime.run_folder import RESUMABLE
 from fer_lightning.sweeps import halving, job, launchers, slurm
-from fer_lightning.sweeps.folder import (
-    Job,
-    describe_changes,
-    find_mistakes,
-    plan,
-    read_sweep,
-    request_stop,
-    sweep_record,
-)
+from fer_lightning.sweeps.folder import Job, describe_changes, read_sweep, request_stop, sweep_record
+from fer_lightning.sweeps.plan import find_mistakes, plan
 from fer_lightning.sweeps.progress import Progress
 from fer_lightning.sweeps.resume import resume_command, status_command, without_folder
 from fer_lightning.sweeps.summary import summarise

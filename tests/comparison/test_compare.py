@@ -29,7 +29,7 @@ from fer_lightning.comparison.analysis import METRICS, TESTED, Comparison, analy
 from fer_lightning.comparison.runs import find_runs, read_runs
 from fer_lightning.config.command_line import run_tool
 from fer_lightning.data.faces import EMOTIONS
-from fer_lightning.report import protocol, sentences
+from fer_lightning.report import paper, protocol, sentences
 from fer_lightning.report.write import compare_and_report, compare_sweep
 from fer_lightning.runtime import mlflow_run
 from fer_lightning.runtime.errors import UserError
@@ -412,16 +412,16 @@ def test_the_papers_split_is_compared_on_its_large_test_set(tmp_path: Path) -> N
     assert c.differences["low"].notna().all()
     assert len(c.mcnemar) == 0
     assert c.paper is not None
-    paper = c.paper.set_index("method")
-    assert paper["paper_accuracy"].to_dict() == {"undersample": 0.494286, "weighted_bce": 0.498982, "focal": 0.558316}
-    assert paper["test_set"].tolist() == ["test_balanced", "test_large", "test_large"]
-    assert paper.loc["undersample", "n"] == 21
+    theirs = c.paper.set_index("method")
+    assert theirs["paper_accuracy"].to_dict() == {"undersample": 0.494286, "weighted_bce": 0.498982, "focal": 0.558316}
+    assert theirs["test_set"].tolist() == ["test_balanced", "test_large", "test_large"]
+    assert theirs.loc["undersample", "n"] == 21
     values = [
         json.loads(file.read_text())["test_balanced/accuracy"]
         for file in (tmp_path / "runs").glob("*-undersample-*/metrics.json")
     ]
-    assert paper.loc["undersample", "mean"] == pytest.approx(np.mean(values))
-    honest = " ".join(sentences.compare_with_paper(c))
+    assert theirs.loc["undersample", "mean"] == pytest.approx(np.mean(values))
+    honest = " ".join(paper.compare_with_paper(c))
     assert "two different test sets, single runs, no baseline" in honest
     assert "Our data are a cut of the paper's" in honest
     assert "3 seeds, each with a sample and split of its own" in honest
