@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # the checkout beside it, not an installed copy
 
 from fer_lightning.comparison.runs import find_runs
 from fer_lightning.runtime.files import read_json
+from fer_lightning.runtime.run_folder import read_status
 
 RUNS, KEPT = ROOT / "outputs" / "results", ROOT / "docs" / "results"
 
@@ -53,7 +54,9 @@ def pack(folder: Path, file: Path) -> int:
     folder = folder.resolve()
     sweeps = sorted(path.parent for path in folder.rglob("sweep.json"))
     started_in = read_json(sweeps[0] / "sweep.json")["cwd"]
-    runs = [run for run in find_runs([folder]) if read_json(run / "status.json").get("status") == "done"]
+    if not Path(started_in).is_absolute() or started_in == "/":  # it is replaced in every file
+        sys.exit(f"error: {folder}: was started in {started_in!r}; start a sweep in the checkout")
+    runs = [run for run in find_runs([folder]) if read_status(run)["status"] == "done"]
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w:xz", preset=9) as archive:
         for path in _kept(sweeps, runs):

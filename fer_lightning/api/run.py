@@ -59,7 +59,7 @@ class Run:
         Raises:
             UserError: the run is not finished.
         """
-        return table_from_csv(read_predictions_csv(self._finished("predictions.csv")))
+        return table_from_csv(read_predictions_csv(self._finished("predictions.csv").read_bytes()))
 
     @property
     def checkpoint(self) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 from fer_lightning.config.settings import MAY_DIFFER, is_part_of
 from fer_lightning.evaluation import run_files
 from fer_lightning.metrics.predictions import probability_columns
-from fer_lightning.presentation.printable import printable
+from fer_lightning.presentation.printable import printable, shortened
 from fer_lightning.presentation.words import natural_key
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import real_path, walk
@@ -22,6 +22,9 @@ NOT_A_SETTING = ("seed", "split.fold", "test", *MAY_DIFFER)
 
 
 FIRST_STAGE = "imbalance.first_stage"
+
+LONGEST_REASON = 1_000
+"""Characters of the reason why a run is left out."""
 
 REPEATED = "the same settings and seed as"
 """Beginning of the reason why a run is left out that another one repeats."""
@@ -223,7 +226,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], dict[Path, st
         try:
             read.append(read_run(folder))
         except ValueError as error:
-            skipped[folder] = str(error)
+            skipped[folder] = shortened(str(error), LONGEST_REASON)
     minority = _minority(read)
     runs: dict[Any, FinishedRun] = {}
     earlier: dict[Any, FinishedRun] = {}

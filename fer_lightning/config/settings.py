@@ -26,11 +26,16 @@ MAY_DIFFER = (
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a configuration, or its part ``prefix``, to full key (``optim.lr``) -> value."""
+    """Flatten a configuration, or its part ``prefix``, to full key (``optim.lr``) -> value.
+
+    A key that has a dot of its own is put in brackets: it is not the setting whose full key it looks like.
+    """
     content = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
     if not isinstance(content, Mapping):
         return {prefix: content}
-    parts = ((f"{prefix}.{key!s}" if prefix else str(key), value) for key, value in content.items())
+    named = ((str(key), value) for key, value in content.items())
+    names = ((f"[{key}]" if "." in key else key, value) for key, value in named)
+    parts = ((f"{prefix}.{name}" if prefix else name, value) for name, value in names)
     return {key: value for name, part in parts for key, value in flatten(part, name).items()}
 
 

@@ -10,9 +10,10 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
-from yaml import MappingNode, Node, ScalarNode, YAMLError
+from yaml import MappingNode, MarkedYAMLError, Node, ScalarNode, YAMLError
 
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.presentation.printable import shortened
+from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import check_characters, read_bytes
 
 MAX_BYTES = 200_000
@@ -74,8 +75,15 @@ def parse(text: str, name: str) -> Any:
         finally:
             loader.dispose()
     except Exception as error:  # !!int x, !!timestamp 0 and so on each raise another type
-        message = " ".join(str(error).split())[:300] or type(error).__name__
-        raise YAMLError(message if name in message else f"{name}: {message}") from None
+        raise YAMLError(f"{name}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong and where, without the line itself: a report that others read repeats it."""
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, MarkedYAMLError) and error.problem and mark is not None:
+        return f"{shortened(' '.join(error.problem.split()), 200)} (line {mark.line + 1}, column {mark.column + 1})"
+    return shortened(one_line(error), 300)
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """The files that an evaluation leaves in a folder: numbers, predictions, pictures."""
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ def write_tables(folder: Path, metrics: dict[str, Any], evaluation: Evaluation) 
     tables = {"": evaluation.predictions, **{f"_{key}": table for key, table in evaluation.augmented.items()}}
     texts = {suffix: table_to_csv(table).encode() for suffix, table in tables.items()}
     # Of the ids as they will be read: control characters are not written.
-    read = table_from_csv(read_predictions_csv(io.BytesIO(texts[""])))
+    read = table_from_csv(read_predictions_csv(texts[""]))
     write_json(folder / "metrics.json", {**metrics, "ids_hash": ids_hash(read)})
     for suffix, text in texts.items():
         (folder / f"predictions{suffix}.csv").write_bytes(text)

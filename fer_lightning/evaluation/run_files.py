@@ -3,8 +3,8 @@
 Every function raises ValueError with the reason, in one line, and nothing else.
 """
 
-import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     _check(metrics["budget"] in BUDGETS, "budget", metrics["budget"], " or ".join(BUDGETS))
     duplicates = metrics.get("drop_duplicates")
     _check(duplicates in (None, "train"), "drop_duplicates", duplicates, "train or null")
-    counts = metrics["train/class_counts"]
+    check_numbers(metrics)
+    temperature = metrics.get("temperature")
+    fits = temperature is None or is_temperature(temperature)
+    _check(fits, "temperature", temperature, f"from {COLDEST} to {HOTTEST}")
+    return metrics
+
+
+def check_numbers(metrics: Mapping[str, Any]) -> None:
+    """Check that the numbers of ``metrics.json`` have possible values, and those of the validation images agree."""
+    counts: Any = metrics.get("train/class_counts")
     is_complete = isinstance(counts, dict) and len(counts) > 1 and all(map(_is_count, counts.values()))
     _check(is_complete, "train/class_counts", counts, "a number of images for each class")
     for name in counts:
@@ -119,10 +128,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
             _check(key not in DURATIONS or value is None or value >= 0, key, value, "0 or more")
     if wrong := contradiction(metrics, "val/", list(counts)):  # those of test images are computed again
         raise ValueError(f"metrics.json: {wrong}")
-    temperature = metrics.get("temperature")
-    fits = temperature is None or is_temperature(temperature)
-    _check(fits, "temperature", temperature, f"from {COLDEST} to {HOTTEST}")
-    return metrics
 
 
 def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
@@ -133,8 +138,7 @@ def read_predictions(folder: Path, metrics: dict[str, Any]) -> pd.DataFrame:
         metrics: from ``read_metrics``, which the rows must agree with.
     """
     try:
-        content = io.BytesIO(read_bytes(folder / "predictions.csv"))
-        table = table_from_csv(read_predictions_csv(content))
+        table = table_from_csv(read_predictions_csv(read_bytes(folder / "predictions.csv")))
     except FileNotFoundError:
         raise ValueError("no predictions.csv") from None
     except UserError as error:

@@ -1,15 +1,19 @@
 """The table of predictions (``predictions.csv``): columns, classes, mistakes."""
 
+import csv
 import hashlib
+import io
+import itertools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pandas as pd
 
 PREFIX = "p_"
 """Of the columns of ``predictions.csv`` that hold a class's probability."""
+
+MAX_COLUMNS = 5_000
+"""Of ``predictions.csv``; pandas takes minutes for 100,000, and a run of 1,000 classes writes 1,011."""
 
 MISTAKES = 24
 """Most wrong predictions that are shown."""
@@ -20,10 +24,20 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
     return [PREFIX + name for name in classes]
 
 
-def read_predictions_csv(file: Path | IO[bytes]) -> pd.DataFrame:
-    """Read ``predictions.csv``; ids and classes stay texts, also those called 7, NA or null."""
+def read_predictions_csv(content: bytes) -> pd.DataFrame:
+    """Read ``predictions.csv``; ids and classes stay texts, also those called 7, NA or null.
+
+    Raises:
+        ValueError: more than ``MAX_COLUMNS`` columns, or others in the first row of values than in the header.
+    """
+    rows = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8", "replace", newline=""))
+    lengths = [len(row) for row in itertools.islice((row for row in rows if "".join(row).strip()), 2)]
+    if max(lengths, default=0) > MAX_COLUMNS:
+        raise ValueError(f"has {max(lengths):,} columns, and at most {MAX_COLUMNS:,} are read")
+    if len(set(lengths)) > 1:  # pandas would take the first of them as the row's name
+        raise ValueError(f"has {lengths[0]} columns, and its first row {lengths[1]} values")
     texts = dict.fromkeys(("id", "usage", "label", "prediction"), str)
-    return pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+    return pd.read_csv(io.BytesIO(content), dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def ids_hash(predictions: pd.DataFrame) -> str:

@@ -4,17 +4,22 @@ import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from fer_lightning.comparison import ensembles
 from fer_lightning.comparison.analysis import Comparison, analyse_folders
 from fer_lightning.comparison.runs import REPEATED, find_runs
+from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.yaml_files import read_yaml
+from fer_lightning.evaluation.run_files import LONGEST_TEXT
 from fer_lightning.presentation.escapes import table_to_csv
-from fer_lightning.presentation.printable import shortened
+from fer_lightning.presentation.printable import printable, shortened
 from fer_lightning.report import page, pictures, terminal, to_mlflow, to_wandb
 from fer_lightning.report.markdown import markdown
 from fer_lightning.runtime.errors import UserError
@@ -130,23 +135,42 @@ def compare_sweep(folders: Sequence[Path], out: Path) -> tuple[Path | None, bool
     try:
         comparison = compare_and_report(folders, out)
     except UserError as error:
-        print(f"[sweep] no comparison: {error}", flush=True)
+        print(printable(f"[sweep] no comparison: {error}"), flush=True)
         return None, False
     for trace, name in (("wandb", "W&B"), (RUN_ID_FILE, "MLflow")):
         logged = next((run.folder for run in comparison.runs if (run.folder / trace).exists()), None)
         if logged is None:
             continue
-        file = logged / ".hydra" / "config.yaml"
         try:
-            logger = recorded({"logger": read_yaml(file)["logger"]}, str(file)).logger
-        except (UserError, FileNotFoundError, KeyError, TypeError) as error:
-            print(f"[sweep] not logged to {name}: {error}", flush=True)
-            continue
-        if trace == RUN_ID_FILE:
-            _report_to_mlflow(comparison, out, logger.project)
-        else:
-            to_wandb.log_report(comparison, out, logger.project, logger.entity)
+            project, entity = _dashboard_of(logged / ".hydra" / "config.yaml")
+            if trace == RUN_ID_FILE:
+                _report_to_mlflow(comparison, out, project)
+            else:
+                to_wandb.log_report(comparison, out, project, entity)
+        except UserError as error:
+            print(printable(f"[sweep] not logged to {name}: {error}"), flush=True)
     return out, all(reason.startswith(REPEATED) for reason in comparison.skipped.values())
+
+
+def _dashboard_of(file: Path) -> tuple[str, str | None]:
+    """Project and entity of the logger in a run's configuration.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        config = recorded({"logger": read_yaml(file)["logger"]}, str(file))
+        with bounded():
+            logger: Any = OmegaConf.to_container(config.logger, resolve=True)
+        project, entity = logger["project"], logger["entity"]
+    except FileNotFoundError:
+        raise UserError(f"{file}: is missing") from None
+    except (AttributeError, KeyError, OmegaConfBaseException, TypeError, ValueError):
+        raise UserError(f"{file}: damaged, it has no logger with a project") from None
+    for name in (project, *([] if entity is None else [entity])):
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_TEXT:
+            raise UserError(f"{file}: damaged, logger.project or logger.entity is no name")
+    return project, entity
 
 
 def _report_to_mlflow(comparison: Comparison, out: Path, experiment: str) -> None:

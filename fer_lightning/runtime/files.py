@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from fer_lightning.runtime.errors import UserError
 MAX_BYTES = 64 << 20
 """Size above which a text file is not one of this project's, but for example a device or a damaged file."""
 
+MAX_JSON = 4 << 20
+"""The same for JSON, which takes up to forty times its size in memory; ``metrics.json`` of 1,000 classes has 1 MiB."""
 
 MAX_BITS = 128
 """Maximum bits of a whole number in a file of unknown origin, as NumPy's random state has; 1025 do not fit a float."""
@@ -35,16 +38,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     _replace(path, text.encode(), path.with_name(f".{path.name}.{os.getpid()}"), keep=None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """The content of a JSON file.
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: it is damaged, not a JSON object, not a regular file, or too large.
+        UserError: it is damaged, not a JSON object, has a key twice, is not a regular file, or larger than ``limit``.
     """
     try:
-        text = read_bytes(path).decode("utf-8")
-        content = json.loads(text, parse_int=_whole_number)
+        text = read_bytes(path, limit).decode("utf-8")
+        content = json.loads(text, parse_int=_whole_number, object_pairs_hook=_once)
         check_characters(text, content)
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, numbers of 5000 digits
         raise UserError(f"{path}: damaged, not JSON ({_reason(error)})") from None
@@ -81,10 +84,19 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise UserError(f"{path}: is not a regular file")
+    pieces: list[bytes] = []
+    size = os.fstat(file).st_size
     with os.fdopen(file, "rb", buffering=0) as opened:
-        if os.fstat(file).st_size > limit:
-            raise UserError(f"{path}: has {os.fstat(file).st_size} bytes, more than {limit}; it is damaged")
-        return opened.readall()
+        while size <= limit:
+            try:
+                piece = opened.read(1 << 20)
+            except OSError as error:  # of the disk, or a file such as /proc/self/mem
+                raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
+            if not piece:
+                return b"".join(pieces)
+            pieces.append(piece)
+            size = max(size, sum(map(len, pieces)))
+    raise UserError(f"{path}: has {size} bytes, more than {limit}; it is damaged")
 
 
 def replace_file(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
@@ -252,6 +264,15 @@ def _whole_number(digits: str) -> int:
     if number.bit_length() > MAX_BITS:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of a JSON object; which of two with one name counts depends on the program that reads them."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:40]!r} occurs twice")
+    return content
 
 
 def _reason(error: BaseException) -> str:

@@ -31,6 +31,9 @@ from fer_lightning.runtime.run_folder import read_status
 
 MAX_JOBS = 10_000
 
+MAX_RECORD = 16 << 20
+"""Bytes of ``sweep.json`` that are read."""
+
 NOT_A_SETTING = ("seed", "resume", "test", "name", "tags")
 """Overrides that are not searched over; jobs that differ in the seed alone are one setting."""
 
@@ -120,7 +123,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     """
     check_is_sweep(folder)
     try:
-        content = read_json(folder / "sweep.json")
+        content = read_json(folder / "sweep.json", MAX_RECORD)
     except UserError as error:
         print(printable(f"{error}; only the jobs that were started are known"), file=sys.stderr, flush=True)
         return {}

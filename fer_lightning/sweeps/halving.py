@@ -7,9 +7,9 @@ reaches the end has the bits of one that never paused. Settings are chosen by va
 the end are tested.
 """
 
-import csv
-import io
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.presentation.printable import printable
-from fer_lightning.runtime.errors import UserError, check, require
+from fer_lightning.runtime.errors import UserError, check, one_line, require
 from fer_lightning.runtime.files import read_bytes, read_json, write_json
 from fer_lightning.runtime.run_folder import read_status, write_status
 from fer_lightning.sweeps import launchers
@@ -32,6 +32,11 @@ TARGET = "hydra_plugins.fer_lightning.SuccessiveHalving"
 
 RECORD = "halving.json"
 """File of the sweep's folder with the content of ``Search``."""
+
+MAX_CURVES = 4 << 20
+"""Bytes of ``metrics.csv`` that are read, enough for 10,000 epochs."""
+
+NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,40})?(e[-+]?[0-9]{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,35 @@ def trials_of(jobs: Sequence[Job]) -> list[Trial]:
 def best_score(folder: Path, monitor: str, epochs: int) -> float:
     """The best validation score of a run's first ``epochs`` epochs, by ``metrics.csv``; NaN without one."""
     try:
-        rows = list(csv.DictReader(io.StringIO(read_bytes(folder / "metrics.csv").decode())))
-        values = [float(row[monitor]) for row in rows if int(row["epoch"]) < epochs and row[monitor]]
-    except (ArithmeticError, FileNotFoundError, KeyError, TypeError, UserError, ValueError, csv.Error):
+        scores = read_scores(folder, monitor)
+    except UserError:
         return math.nan
-    return max((value for value in values if math.isfinite(value)), default=math.nan)
+    return max((score for epoch, score in scores.items() if epoch < epochs), default=math.nan)
+
+
+def read_scores(folder: Path, monitor: str) -> dict[int, float]:
+    """Epoch, from 0, -> validation score of a run, by ``metrics.csv``; empty without the file.
+
+    Raises:
+        UserError: the file is not as a run writes it.
+    """
+    file, scores, last = folder / "metrics.csv", {}, -1
+    try:
+        header, *rows = (line.split(",") for line in read_bytes(file, MAX_CURVES).decode().splitlines())
+        for row in rows:
+            values = dict(zip(header, row, strict=True))
+            epoch, text = values["epoch"], values.get(monitor, "")
+            check(re.fullmatch("[0-9]{1,9}", epoch) and int(epoch) > last, f"epoch {epoch[:40]!r} after {last}")
+            last = int(epoch)
+            if text in ("", "nan"):
+                continue
+            check(NUMBER.fullmatch(text) and 0 <= float(text) <= 1, f"{monitor} is {text[:40]!r}")
+            scores[last] = float(text)
+    except FileNotFoundError:
+        return {}
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({one_line(error)})") from None
+    return scores
 
 
 def trial_score(trial: Trial, monitor: str, epochs: int) -> float:
@@ -214,6 +243,7 @@ def read_search(folder: Path) -> Search | None:
         check(isinstance(monitor, str) and monitor.isprintable() and len(monitor) < 100, "monitor")
         check(0 < len(epochs) < 100 and len(kept) < len(epochs), "rungs")
         check(all(_are_counts(each) for each in (epochs, [eta], *kept)) and eta >= 2, "numbers")
+        check(all(set(after) <= set(before) for before, after in itertools.pairwise(kept)), "a job that had stopped")
     except (ArithmeticError, FileNotFoundError, KeyError, TypeError, UserError, ValueError):
         return None
     return Search(tuple(epochs), eta, monitor, tuple(map(tuple, kept)))

@@ -1,6 +1,7 @@
 """The Hydra callback around a multirun: lock, plan and progress first; the comparison and the failures last."""
 
 import atexit
+import json
 import logging
 import os
 import signal
@@ -28,7 +29,7 @@ from fer_lightning.runtime.files import check_no_links, write_json
 from fer_lightning.runtime.folder_lock import lock_folder
 from fer_lightning.runtime.run_folder import RESUMABLE
 from fer_lightning.sweeps import halving, job, launchers, slurm
-from fer_lightning.sweeps.folder import Job, describe_changes, read_sweep, request_stop, sweep_record
+from fer_lightning.sweeps.folder import MAX_RECORD, Job, describe_changes, read_sweep, request_stop, sweep_record
 from fer_lightning.sweeps.plan import find_mistakes, plan
 from fer_lightning.sweeps.progress import Progress
 from fer_lightning.sweeps.resume import resume_command, status_command, without_folder
@@ -176,6 +177,8 @@ def record_start(folder: Path, jobs: dict[Job, DictConfig], anyway: bool) -> Non
         UserError: code, configuration or jobs changed since the first start.
     """
     record = sweep_record(jobs, folder, sys.argv[1:])
+    if len(json.dumps(record, indent=1)) > MAX_RECORD:
+        raise UserError(f"the settings of its {len(jobs):,} jobs are too long for sweep.json; give fewer values")
     is_new = not (folder / "sweep.json").exists()
     then = {} if is_new else read_sweep(folder)
     if (difference := describe_changes(then or record, record, jobs)) and not anyway:

@@ -54,11 +54,12 @@ def run_job(cfg: DictConfig) -> float:
     if read_status(folder)["status"] != "done" or not (folder / "metrics.json").exists():  # fast_dev_run tests nothing
         return math.nan
     try:
-        value = read_json(folder / "metrics.json").get(cfg.monitor)
+        value: Any = read_json(folder / "metrics.json").get(cfg.monitor)
     except UserError as error:
         log.warning("%s", error)
         return math.nan
-    return float(value) if isinstance(value, int | float) else math.nan
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan
 
 
 def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool, pause: int | None) -> None:
@@ -94,17 +95,16 @@ def _run(cfg: DictConfig, hydra: Any, folder: Path, sweep: Path, is_first: bool,
 def _has_results(folder: Path, test: bool) -> bool:
     """Whether a run has what a comparison needs, or, without a test, the scores of the validation."""
     from fer_lightning.evaluation import run_files  # imports pandas
-    from fer_lightning.metrics import names
+    from fer_lightning.sweeps import trials
 
     try:
         if test:
             run_files.read_predictions(folder, run_files.read_metrics(folder))
             return True
-        metrics = read_json(folder / "metrics.json")
+        trials.check_trial(folder, read_json(folder / "metrics.json"))
     except (FileNotFoundError, UserError, ValueError):
         return False
-    scores = [metrics.get(key) for key in names.TRIAL]
-    return all(isinstance(score, int | float) for score in scores) and (folder / "predictions.csv").is_file()
+    return (folder / "predictions.csv").is_file()
 
 
 def _record_failure(folder: Path, reason: str) -> None:

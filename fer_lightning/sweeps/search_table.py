@@ -11,9 +11,10 @@ from rich.table import Column, Table
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.presentation.printable import printable
+from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import replace_file
 from fer_lightning.sweeps.folder import Job, JobState, job_states
-from fer_lightning.sweeps.halving import Search, Trial, trial_score, trials_of
+from fer_lightning.sweeps.halving import Search, Trial, read_scores, trial_score, trials_of
 from fer_lightning.sweeps.trials import MAX_ROWS
 
 
@@ -53,8 +54,19 @@ def search_table(folder: Path, search: Search) -> pd.DataFrame:
     return table.sort_values(["rung", "score"], ascending=False, kind="stable", ignore_index=True)
 
 
-def write_search(folder: Path, search: Search) -> Path:
-    """Print the table of a search, and write it to ``trials.csv``; returns the file."""
+def write_search(folder: Path, search: Search) -> tuple[Path, bool]:
+    """Print the table of a search, and write it to ``trials.csv``.
+
+    Returns:
+        The file, and whether the scores of all runs could be read.
+    """
+    complete = True
+    for state in job_states(folder, live=False):
+        try:
+            read_scores(state.job.folder, search.monitor)
+        except UserError as error:
+            print(printable(f"[sweep] without its scores: {error}"), flush=True)
+            complete = False
     table = search_table(folder, search)
     settings = list(table.columns[: table.columns.get_loc("seeds")])
     monitored = names.SCORES[search.monitor.removeprefix("val/")]
@@ -76,7 +88,7 @@ def write_search(folder: Path, search: Search) -> Path:
     if len(table) > MAX_ROWS:
         print(printable(f"... and {len(table) - MAX_ROWS} more: {folder / 'trials.csv'}"), flush=True)
     replace_file(folder / "trials.csv", table_to_csv(table).encode(errors="backslashreplace"))
-    return folder / "trials.csv"
+    return folder / "trials.csv", complete
 
 
 def _state(trial: Trial, states: Mapping[Job, JobState]) -> str:

@@ -38,7 +38,7 @@ def summarise(folder: Path, stopped_by: int | None = None, search: Search | None
     if search is None:
         files, complete = _write_reports(done, folder, compare=stopped_by is None)
     else:
-        files, complete = _write_search(folder, search), True
+        files, complete = _write_search(folder, search)
     if "jobs" not in read_sweep(folder):
         _print(f"[sweep] {folder / 'sweep.json'}: its jobs are not known, so there may be more than these")
         complete = False
@@ -64,10 +64,11 @@ def summarise(folder: Path, stopped_by: int | None = None, search: Search | None
     return 1 if failed else RESUMABLE if unfinished else 0 if complete else 1
 
 
-def _write_search(folder: Path, search: Search) -> dict[str, str]:
+def _write_search(folder: Path, search: Search) -> tuple[dict[str, str], bool]:
     from fer_lightning.sweeps.search_table import write_search
 
-    return {"trials": str(write_search(folder, search))}
+    file, complete = write_search(folder, search)
+    return {"trials": str(file)}, complete
 
 
 def _write_reports(runs: Sequence[Path], folder: Path, compare: bool) -> tuple[dict[str, str], bool]:
@@ -111,7 +112,7 @@ def _rank(runs: Mapping[Path, Mapping[str, Any]], folder: Path) -> tuple[Path | 
     good = {}
     for run, metrics in runs.items():
         try:
-            trials.check_scores(metrics, run)
+            trials.check_trial(run, metrics)
             good[run] = metrics
         except UserError as error:
             _print(f"[sweep] left out: {error}")

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from fer_lightning.config.rules import MONITORS
 from fer_lightning.config.yaml_files import read_yaml
+from fer_lightning.evaluation.run_files import check_numbers
 from fer_lightning.metrics import names
 from fer_lightning.presentation.escapes import table_to_csv
 from fer_lightning.presentation.printable import printable
@@ -67,7 +69,7 @@ def report(runs: Mapping[Path, Mapping[str, Any]], out: Path) -> Path:
     """Print the ranking of finished runs that were not tested, and write it to ``trials.csv``.
 
     Args:
-        runs: the folder and ``metrics.json`` of each, which ``check_scores`` has checked.
+        runs: the folder and ``metrics.json`` of each, which ``check_trial`` has checked.
         out: the folder for the file.
 
     Returns:
@@ -142,24 +144,36 @@ def _check_same_monitor(runs: Sequence[Path], trials: Sequence[tuple[Sequence[st
 
 
 def _overrides(run: Path) -> list[str]:
-    """The recorded overrides of a run; none where they were not recorded."""
-    try:
-        lines = read_yaml(run / ".hydra" / "overrides.yaml")
-    except FileNotFoundError:
-        return []
-    return [line for line in lines if isinstance(line, str)]
-
-
-def check_scores(metrics: Mapping[str, Any], run: Path) -> None:
-    """Check that the ``metrics.json`` of a run has the scores that are ranked.
+    """The recorded overrides of a run.
 
     Raises:
-        UserError: one is missing, or those of its classes rule it out.
+        UserError: they are missing or damaged; without them it would be taken for another setting.
     """
-    numbers = [metrics.get(key) for key in (*names.TRIAL, "train/seconds")]
-    numbers += [metrics[key] for key in FURTHER if metrics.get(key) is not None]
-    if metrics.get("monitor") not in names.TRIAL or not all(isinstance(each, int | float) for each in numbers):
+    file = run / ".hydra" / "overrides.yaml"
+    try:
+        lines = read_yaml(file) or []  # empty without overrides
+    except FileNotFoundError:
+        raise UserError(f"{file}: is missing, so its settings are not known") from None
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UserError(f"{file}: damaged, not a list of settings")
+    return lines
+
+
+def check_trial(run: Path, metrics: Mapping[str, Any]) -> None:
+    """Check that a run can be ranked.
+
+    Args:
+        run: its folder.
+        metrics: its ``metrics.json``.
+
+    Raises:
+        UserError: a score is missing or impossible, or its settings are not known.
+    """
+    needed = [metrics.get(key) for key in (*names.TRIAL, "train/seconds")]
+    if metrics.get("monitor") not in MONITORS or None in needed:
         raise UserError(f"{run / 'metrics.json'}: damaged, without the scores of the validation images")
-    counts = metrics.get("train/class_counts")
-    if wrong := names.contradiction(metrics, "val/", list(counts) if isinstance(counts, dict) else []):
-        raise UserError(f"{run / 'metrics.json'}: damaged, {wrong}")
+    try:
+        check_numbers(metrics)
+    except ValueError as error:
+        raise UserError(f"{run}: damaged, {error}") from None
+    _overrides(run)

@@ -11,7 +11,7 @@ from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten, to_plain
 from fer_lightning.data.from_config import split_seed
-from fer_lightning.model.checkpoint import StoredModel, weights_digest
+from fer_lightning.model.checkpoint import LONGEST_TEXT, StoredModel, weights_digest
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 
@@ -60,7 +60,7 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: Sto
 
     Raises:
         UserError: another architecture, or one trained on other images or another split, whose training images may be
-            this run's test images.
+            this run's test images; a damaged configuration.
     """
     path, checkpoint = first_stage
     hyper = checkpoint["hyper_parameters"]
@@ -72,6 +72,7 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: Sto
     if hyper["adjusted"]:
         raise UserError(f"{given}: its last layer is adjusted already; give the unadjusted.ckpt beside it")
     trained = recorded(hyper["config"], given)
+    _check_method(hyper["config"].get("imbalance"), given)
     for key in SAME_IMAGES:
         with bounded():
             before, now = (_images(each, key, given) for each in (trained, cfg))
@@ -92,6 +93,13 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: Sto
     refuse_corrected_first_stage(OmegaConf.create({**to_plain(cfg.imbalance), **parts}), given)
     model.load_state_dict({**model.state_dict(), **checkpoint["state_dict"]})  # factors per class may be new
     log.info("first stage: %s (%s)", path, hyper["config"]["imbalance"]["name"])
+
+
+def _check_method(imbalance: Any, given: str) -> None:
+    """Raise UserError unless a checkpoint's configuration names its method, which ``metrics.json`` repeats."""
+    name = imbalance.get("name") if isinstance(imbalance, dict) else None
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST_TEXT:
+        raise UserError(f"{given}: damaged, its configuration names no imbalance method")
 
 
 def first_stage_hash(first_stage: StoredModel, begun: str | None) -> str:

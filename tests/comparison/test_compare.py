@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from command_line import Outcome
 from comparisons import all_notes, all_sentences
 from rich.console import Console
@@ -741,6 +742,18 @@ def test_a_sweep_that_logs_to_wandb_logs_its_report(tmp_path: Path, monkeypatch:
     compare_sweep(folders, tmp_path / "report")
     ((_, out, project, entity),) = logged
     assert (out, project, entity) == (tmp_path / "report", "faces", None)
+
+
+@pytest.mark.parametrize(
+    "logger", [None, "csv", ["a"], {"project": 5, "entity": {"a": "b"}}, {"project": "${none}", "entity": None}]
+)
+def test_a_damaged_logger_of_a_run_costs_the_upload_alone(logger, tmp_path: Path, capsys) -> None:
+    folders = [write_run(tmp_path / str(seed), "focal", seed) for seed in range(2)]
+    (folders[0] / "wandb").mkdir()
+    file = folders[0] / ".hydra" / "config.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "logger": logger}))
+    assert compare_sweep(folders, tmp_path / "report")[0] == tmp_path / "report"
+    assert f"[sweep] not logged to W&B: {file}: damaged" in capsys.readouterr().out
 
 
 @pytest.mark.nightly

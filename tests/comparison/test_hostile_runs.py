@@ -18,7 +18,7 @@ from legs import every_third
 from run_folders import write_run
 
 from fer_lightning.comparison.analysis import analyse, analyse_folders
-from fer_lightning.comparison.runs import find_runs, read_run, read_runs
+from fer_lightning.comparison.runs import LONGEST_REASON, find_runs, read_run, read_runs
 from fer_lightning.data.faces import EMOTIONS
 from fer_lightning.evaluation.run_files import NEEDED
 from fer_lightning.metrics.classification import classification_metrics
@@ -122,6 +122,14 @@ def folder_for(file: str) -> Callable[[Path], object]:
     def replace(folder: Path) -> None:
         (folder / file).unlink()
         (folder / file).mkdir()
+
+    return replace
+
+
+def link_to(file: str, target: str) -> Callable[[Path], object]:
+    def replace(folder: Path) -> None:
+        (folder / file).unlink()
+        (folder / file).symlink_to(target)
 
     return replace
 
@@ -256,6 +264,31 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
         "config.yaml has imbalance.name=focal, metrics.json imbalance=none",
     ),
     "a configuration that is no YAML": (text(".hydra/config.yaml", "a: [b"), "expected"),
+    "a setting written a second time": (
+        lambda folder: (folder / ".hydra/config.yaml").open("a").write("'optim': {lr: 9}\n"),
+        "duplicate key",
+    ),
+    "a key twice": (
+        lambda folder: text("metrics.json", (folder / "metrics.json").read_text().replace("{", '{"seed": 7,', 1))(
+            folder
+        ),
+        "the key 'seed' occurs twice",
+    ),
+    "predictions of 300,000 columns": (text("predictions.csv", "id" + "," * 300_000 + "\n"), "has 300,001 columns"),
+    "a first row longer than the header": (
+        lambda folder: text(
+            "predictions.csv", (folder / "predictions.csv").read_text().replace("\n", "\n" + "7," * 9000, 1)
+        )(folder),
+        "and at most 5,000 are read",
+    ),
+    "a first row of one value more": (
+        lambda folder: text("predictions.csv", (folder / "predictions.csv").read_text().replace("\n", "\n7,", 1))(
+            folder
+        ),
+        "and its first row",
+    ),
+    "metrics of 5 MB": (lambda folder: change(more="x" * 5_000_000)(folder), "more than 4194304; it is damaged"),
+    "the memory of a process for metrics": (link_to("metrics.json", "/proc/self/mem"), "cannot be read"),
 }
 
 
@@ -303,6 +336,29 @@ def test_links_to_themselves_are_one_line(good: Path, tmp_path: Path, forked, mo
         done = forked(*places, module=f"fer_lightning.{module}")
         assert done.code == 2
         assert done.error.startswith("error: ")
+
+
+def test_a_reason_is_of_bounded_length(good: Path, bad: Path) -> None:
+    (bad / "status.json").write_text(json.dumps({"status": ["x" * 3_000_000]}))
+    assert len(read_runs([bad, good])[1][bad]) <= LONGEST_REASON
+
+
+def test_a_reason_does_not_repeat_a_line_of_a_file(bad: Path) -> None:
+    """The file may be a link to a private one, and the reason becomes part of a report that others read."""
+    private = bad / "private.yaml"
+    private.write_text("api_token: s3cr3tvalue: more\n")
+    link_to(".hydra/config.yaml", str(private))(bad)
+    with pytest.raises(ValueError, match=r"mapping values are not allowed here \(line 1, column 23\)$") as caught:
+        read_run(bad)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_key_with_a_dot_is_another_setting(good: Path, bad: Path) -> None:
+    """As in the place of the setting that it looks like, it would hide that the runs differ, or that they do not."""
+    setting(bad, **{"optim.lr": 9.0})
+    run, other = read_run(bad), read_run(good)
+    assert run.settings["optim.lr"] == other.settings["optim.lr"]
+    assert run.settings["[optim.lr]"] == "9.0"
 
 
 def test_rounded_predictions_are_read(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import yaml
 from command_line import TINY, Outcome
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.types import RunMode
 from legs import every_third
 from submitit.slurm.slurm import _make_sbatch_string
@@ -433,6 +434,8 @@ class TestAllowList:
 
     def test_a_job_of_a_sweep_is_composed_once(self, monkeypatch):
         safety.guard_hydra()
+        for source in SourcesRegistry.instance().types.values():  # another test may have loaded their modules anew
+            monkeypatch.setattr(sys.modules[source.__module__], source.__name__, source)
         with initialize_config_dir(str(safety.CONF_DIR), version_base="1.3"):
             loader = sys.modules["hydra.core.global_hydra"].GlobalHydra.instance().config_loader()
             master = loader.load_configuration("config", ["seed=0,1"], RunMode.MULTIRUN)

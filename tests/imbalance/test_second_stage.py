@@ -287,6 +287,16 @@ def test_a_first_stage_that_does_not_fit_is_refused(cli, plain, change, message)
     assert message in outcome.error
 
 
+@pytest.mark.parametrize("imbalance", ["x", {}, {"name": {"q": 1}}, {"name": ""}])
+def test_a_first_stage_that_names_no_method_is_refused(cli, plain, tmp_path, imbalance):
+    checkpoint = torch.load(plain / "checkpoints" / "best.ckpt", weights_only=False)
+    checkpoint["hyper_parameters"]["config"]["imbalance"] = imbalance
+    torch.save(checkpoint, tmp_path / "first.ckpt")
+    outcome = cli(*STAGED, "imbalance=crt", f"imbalance.first_stage={tmp_path / 'first.ckpt'}")
+    assert outcome.code == 2
+    assert outcome.error.endswith("first.ckpt: damaged, its configuration names no imbalance method")
+
+
 class TestReinitialize:
     def test_is_a_pure_function_of_the_seed(self):
         heads = [build_head(8, 7, [4], "ReLU", True, 0.5) for _ in range(3)]

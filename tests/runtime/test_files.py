@@ -48,6 +48,31 @@ def test_any_status_is_a_known_one(tmp_path, content):
     assert all(isinstance(status.get(key, 0), int) for key in ("step", "pause_after_epochs"))
 
 
+@pytest.mark.parametrize("limit", [100, 2**21])
+def test_a_file_is_read_up_to_its_limit(tmp_path, limit):
+    (tmp_path / "x").write_bytes(b"x" * limit)
+    assert files.read_bytes(tmp_path / "x", limit) == b"x" * limit
+    with pytest.raises(UserError, match=f"has {limit} bytes, more than {limit - 1}; it is damaged"):
+        files.read_bytes(tmp_path / "x", limit - 1)
+
+
+def test_a_file_that_states_no_size_is_read_up_to_the_limit():
+    with pytest.raises(UserError, match="more than 10; it is damaged"):
+        files.read_bytes(Path("/proc/meminfo"), 10)
+
+
+def test_an_error_while_reading_is_one_line(tmp_path):
+    (tmp_path / "x.json").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"x\.json: cannot be read \(Input/output error\)"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
+    with pytest.raises(UserError, match=r"damaged, not JSON \(the key 'b' occurs twice\)"):
+        files.read_json(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "9" * 5000, '{"a": ["\\ud800"]}', '{"\\uD800\\uDBFF": 1}', "", "{"], ids=range(6)
 )

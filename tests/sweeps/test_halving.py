@@ -23,7 +23,7 @@ from fer_lightning.sweeps import halving, job
 from fer_lightning.sweeps.folder import Job, job_states
 from fer_lightning.sweeps.halving import Search, best_score, rung_epochs, select, spans, trials_of
 from fer_lightning.sweeps.progress import Progress
-from fer_lightning.sweeps.search_table import search_table
+from fer_lightning.sweeps.search_table import search_table, write_search
 
 FAKE_RUN = """
 import json, os
@@ -105,6 +105,12 @@ def test_runs_that_differ_in_the_seed_are_one_setting():
         ("epoch,val/f1_macro\n0,nan\n", math.nan),
         ("epoch,train/loss\n0,1\n", math.nan),
         ("epoch,val/f1_macro\n0,much\n", math.nan),
+        ("epoch,val/f1_macro\n0,0_9.5\n", math.nan),
+        ("epoch,val/f1_macro\n0,99.5\n", math.nan),
+        ('epoch,lr,val/f1_macro\n0,"1,0.1\n1,1,0.9"\n', math.nan),
+        ("epoch,val/f1_macro\n0,0.1\n0,0.9\n", math.nan),
+        ("epoch,val/f1_macro\n0,0.1,0.9\n", math.nan),
+        ("epoch,val/f1_macro\n" + "0,0\n" * 2**21, math.nan),
         ("", math.nan),
         (None, math.nan),
     ],
@@ -122,6 +128,7 @@ def test_the_score_is_the_best_of_the_epochs_so_far(tmp_path, text, expected):
         {"epochs": [1, 3], "eta": 1, "monitor": "x", "kept": []},
         {"epochs": [1, 3], "eta": 3, "monitor": 1, "kept": []},
         {"epochs": 3},
+        {"epochs": [1, 3, 9], "eta": 2, "monitor": "val/f1_macro", "kept": [[0, 1], [2]]},
         "[",
         None,
     ],
@@ -233,6 +240,11 @@ def test_rungs_of_a_search(tmp_path, capsys):
     assert table["state"].tolist() == ["finished", *["stopped"] * 5, "failed"]
     assert table["rung"].tolist() == [3, 2, 2, 1, 1, 1, 1]
     assert table["epochs"].tolist() == [8, 4, 4, 2, 2, 2, 0]
+    assert write_search(tmp_path, search)[1]
+    (jobs[0].folder / "metrics.csv").write_text("epoch,val/f1_macro\n0,7\n")
+    capsys.readouterr()
+    assert not write_search(tmp_path, search)[1]
+    assert "metrics.csv: damaged (val/f1_macro is '7')" in capsys.readouterr().out
     assert table["score"][1] == pytest.approx(0.6 + 0.03 + 0.001)
     assert table["runs"][0] == "12-none 13-none"
 

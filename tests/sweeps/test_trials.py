@@ -1,7 +1,11 @@
 """Searching without looking at the test images."""
 
+import math
+from pathlib import Path
+
 import pandas as pd
 import pytest
+import yaml
 from command_line import TINY, only_run
 
 from fer_lightning.model.checkpoint import read_checkpoint
@@ -11,12 +15,18 @@ from fer_lightning.runtime.files import read_json, write_json
 from fer_lightning.runtime.run_folder import write_status
 from fer_lightning.sweeps.run_job import _has_results
 from fer_lightning.sweeps.summary import summarise
-from fer_lightning.sweeps.trials import check_scores, rank, report
+from fer_lightning.sweeps.trials import check_trial, rank, report
 
 
 def metrics(accuracy: float, seconds: float = 10.0) -> dict[str, object]:
     scores = {"val/accuracy": accuracy, "val/balanced_accuracy": 0.5, "val/f1_macro": 1 - accuracy, "val/nll": 1.0}
-    return {**scores, "train/seconds": seconds, "monitor": "val/accuracy"}
+    counts = {"train/class_counts": {"a": 1, "b": 1}}
+    return {**scores, **counts, "train/seconds": seconds, "monitor": "val/accuracy"}
+
+
+def record_overrides(run: Path, *overrides: str) -> None:
+    (run / ".hydra").mkdir(parents=True)
+    (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
 
 
 def test_seeds_form_one_trial_ranked_by_the_monitored_score():
@@ -38,19 +48,52 @@ def test_seeds_form_one_trial_ranked_by_the_monitored_score():
 
 def test_runs_of_different_images_are_not_ranked(tmp_path):
     runs = {tmp_path / str(k): {**metrics(0.5), "data_hash": str(k)} for k in range(2)}
+    for run in runs:
+        record_overrides(run)
     with pytest.raises(UserError, match=r"0 and 1 had different images \(data_hash\): they cannot be ranked together"):
         report(runs, tmp_path)
 
 
 def test_a_score_that_those_of_the_classes_rule_out_is_not_ranked(tmp_path):
-    classes = {"train/class_counts": {"a": 1, "b": 1}, "val/f1/a": 0.2, "val/f1/b": 0.4}
-    check_scores({**metrics(0.7), **classes}, tmp_path)
-    with pytest.raises(UserError, match=r"damaged, val/f1_macro is 0\.9\d*, which the scores of its classes"):
-        check_scores({**metrics(0.1), **classes}, tmp_path)
+    record_overrides(tmp_path)
+    classes = {"val/f1/a": 0.2, "val/f1/b": 0.4}
+    check_trial(tmp_path, {**metrics(0.7), **classes})
+    with pytest.raises(UserError, match=r"metrics.json: val/f1_macro is 0\.9\d*, which the scores of its classes"):
+        check_trial(tmp_path, {**metrics(0.1), **classes})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val/f1_macro": 5.0}, r"val/f1_macro is 5\.0, not a number from 0 to 1"),
+        ({"val/f1_macro": math.nan}, "val/f1_macro is nan, not a number"),
+        ({"val/f1_macro": True}, "val/f1_macro is True, not a number"),
+        ({"val/nll": 10**38}, "val/nll is 1000"),
+        ({"val/worst_recall": "abc"}, "val/worst_recall is abc, not a number"),
+        ({"train/class_counts": None}, "train/class_counts is None"),
+        ({"monitor": "val/nll"}, "without the scores of the validation images"),
+    ],
+)
+def test_impossible_scores_are_not_ranked(tmp_path, change, message):
+    record_overrides(tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_trial(tmp_path, {**metrics(0.5), **change})
+
+
+@pytest.mark.parametrize("overrides", [None, "{a: b}", "[[optim.lr=1]]", "optim.lr=1"])
+def test_a_run_whose_settings_are_not_known_is_not_ranked(tmp_path, overrides):
+    """Two of them would be taken for two seeds of one setting."""
+    if overrides is not None:
+        record_overrides(tmp_path)
+        (tmp_path / ".hydra" / "overrides.yaml").write_text(overrides)
+    with pytest.raises(UserError, match=r"overrides\.yaml: "):
+        check_trial(tmp_path, metrics(0.5))
 
 
 def test_runs_of_different_monitors_are_not_ranked(tmp_path):
     runs = {tmp_path / "0": metrics(0.5), tmp_path / "1": {**metrics(0.5), "monitor": "val/f1_macro"}}
+    for run in runs:
+        record_overrides(run)
     with pytest.raises(UserError, match="0 was monitored by val/accuracy and 1 by val/f1_macro: they cannot be ranked"):
         report(runs, tmp_path)
 
@@ -60,7 +103,7 @@ def test_a_damaged_run_does_not_stop_the_ranking(tmp_path, capsys):
     write_json(tmp_path / "sweep.json", {"argv": ["-m"], "jobs": jobs})
     without = {key: value for key, value in metrics(0.5).items() if key != "val/nll"}
     for number, content in enumerate((metrics(0.5), {}, without)):
-        (tmp_path / str(number)).mkdir()
+        record_overrides(tmp_path / str(number), f"optim.lr={number}")
         write_status(tmp_path / str(number), "done")
         write_json(tmp_path / str(number) / "metrics.json", content)
     assert summarise(tmp_path) == 1
@@ -72,6 +115,7 @@ def test_a_damaged_run_does_not_stop_the_ranking(tmp_path, capsys):
 
 @pytest.mark.parametrize(("content", "expected"), [(metrics(0.5), True), ({"test/accuracy": 0.5}, False), ({}, False)])
 def test_results_of_a_run_without_a_test_are_its_validation(tmp_path, content, expected):
+    record_overrides(tmp_path)
     write_json(tmp_path / "metrics.json", content)
     assert not _has_results(tmp_path, test=False)
     (tmp_path / "predictions.csv").write_text("")
