@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fer_lightning.data import archives
+from fer_lightning.data import archives, pnm
 from fer_lightning.data.faces import ImageForm
 from fer_lightning.presentation.printable import printable
 from fer_lightning.presentation.words import listed
@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
-GRAY_MODES = ("L", "1", "LA", "I", "I;16", "I;16B", "F")
+GRAY_MODES = ("L", "1", "LA", "I", "I;16", "I;16B")
 """Pillow's modes of gray images."""
+
+FLOATS = "F"
+"""Pillow's mode of an image of floats, of which nothing says what white is: OpenCV makes a blank one of most."""
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken image is reported here, by its name
 
@@ -85,34 +88,13 @@ def decode(data: bytes, where: str) -> np.ndarray:
         raise UserError(f"{where} is too large for an image of a face: replace or remove it")
     flags = cv2.IMREAD_GRAYSCALE if mode in GRAY_MODES else cv2.IMREAD_COLOR
     image = None
-    if pixels and not truncated:
-        image = _decode_pnm(data) if _is_odd_pnm(data) else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels and not truncated and mode != FLOATS:
+        is_pnm = data[:2] in pnm.KINDS
+        image = pnm.decode_pnm(data, sides) if is_pnm else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         reason = "is empty" if not data else "is cut short" if truncated else "is not an image that can be read"
         raise UserError(f"{where} {reason}: replace or remove it")
     return image
-
-
-def _is_odd_pnm(data: bytes) -> bool:
-    """Whether a PGM or PPM file is text, some forms of which OpenCV cannot read, or white is another number than 255,
-    which OpenCV takes for 255, or for 65535.
-    """
-    words = re.sub(rb"#[^\n]*", b"", data[:MAX_PADDING]).split(maxsplit=4)
-    is_pnm = len(words) > 3 and words[0] in (b"P2", b"P3", b"P5", b"P6")
-    is_scaled = is_pnm and words[3].isdigit() and len(words[3]) < 6 and int(words[3]) != 255
-    return is_scaled or (is_pnm and words[0] in (b"P2", b"P3"))
-
-
-def _decode_pnm(data: bytes) -> np.ndarray | None:
-    try:
-        with Image.open(io.BytesIO(data), formats=("PPM",)) as image:
-            if image.mode == "RGB":
-                return np.asarray(image)[:, :, ::-1].copy()
-            if image.mode == "L":
-                return np.asarray(image).copy()
-            return (np.asarray(image, np.float32) / 257).round().astype(np.uint8)  # Pillow scales to 65535
-    except Exception:  # as in _header
-        return None
 
 
 def read_images(

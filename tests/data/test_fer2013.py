@@ -296,6 +296,45 @@ def test_a_pgm_with_another_white_has_the_gray_of_8_bits() -> None:
         np.testing.assert_array_equal(decode(start + text, "a.pgm"), gray)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [b"P5\r# made by x\r48 48\r127\r", b"P5\n48 48\n000127\n", b"P5 48 48 #a\r127\n", b"P5\n48 48\n127\n"],
+    ids=["line ends of CR", "zeros before the number", "a comment after a number", "plain"],
+)
+def test_a_pgm_with_another_white_is_as_bright_in_any_spelling(head: bytes) -> None:
+    half = FACES.images[0] // 2
+    np.testing.assert_array_equal(decode(head + half.tobytes(), "a.pgm"), np.round(half / 127 * 255))
+
+
+@pytest.mark.parametrize("head", [b"P5 48 48 12_7\n", b"P5 48 48 0\n", b"P5 4_8 48 255\n", b"P5 48 48 255#a\n"])
+def test_a_pgm_whose_header_is_unclear_is_refused(head: bytes) -> None:
+    with pytest.raises(UserError, match="is not an image that can be read"):
+        decode(head + FACES.images[0].tobytes(), "a.pgm")
+
+
+@pytest.mark.parametrize("text", ["1 2 3", "1 2 3 x", "1 2 3 -4", "1 2 3 201", ""])
+def test_a_pgm_of_text_without_all_its_numbers_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is not an image that can be read"):
+        decode(b"P2 2 2 200\n" + text.encode(), "a.pgm")
+
+
+@pytest.mark.parametrize("kind", ["Pf", "PF", "TIFF"])
+def test_an_image_of_floats_is_refused(kind: str) -> None:
+    """Shares of white, as they usually are: whole numbers of them would be a black image."""
+    shares = (FACES.images[0] / 255).astype("<f4")
+    pfm = f"{kind}\n48 48\n-1.0\n".encode() + (shares if kind == "Pf" else np.dstack([shares] * 3)).tobytes()
+    with pytest.raises(UserError, match="is not an image that can be read"):
+        decode(cv2.imencode(".tiff", shares)[1].tobytes() if kind == "TIFF" else pfm, "a.pgm")
+
+
+@pytest.mark.parametrize("head", [b"P2\n2 2\n200\n", b"P3\n2 1\n255\n"])
+def test_a_picture_of_text_with_many_comments_takes_bounded_time(head: bytes) -> None:
+    start = time.process_time()
+    image = decode(head + b"#\n" * 2**19 + b"7 8 9 10 # end\n11 12" + b"#" * 2**19, "a.pgm")
+    assert image.tolist() == ([[9, 10], [11, 13]] if head[1:2] == b"2" else [[[9, 8, 7], [12, 11, 10]]])
+    assert time.process_time() - start < 5
+
+
 def test_jpeg_archive_is_read(tmp_path: Path) -> None:
     smooth = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8)
     files = {name: encode(smooth, ".jpg") for name in image_files(FACES)}
