@@ -11,17 +11,25 @@ import io
 import logging
 import lzma
 import os
-import re
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar, cast
+from typing import IO, Any, Protocol, cast
 
+from fer_lightning.data.members import (
+    MAX_ARCHIVE,
+    MAX_MEMBERS,
+    UNPACK,
+    in_gib,
+    is_hidden,
+    is_litter,
+    safe_members,
+)
 from fer_lightning.data.tar_headers import CheckedHeaders
 from fer_lightning.runtime.errors import UserError, one_line
 
@@ -33,30 +41,16 @@ MAX_DEPTH = 6
 MAX_FOLDERS = 20_000
 """Maximum number of folders below a folder; links may lead to the same ones again and again."""
 
-MAX_FILE = 2**30
-"""Maximum bytes of one unpacked file; ``fer2013.csv`` has 3e8."""
-
-MAX_ARCHIVE = 2**32
-"""Maximum total bytes of an unpacked archive; the competition's largest has 8e8."""
-
-MAX_MEMBERS = 1_000_000
-"""Maximum number of members of an archive, or files of a folder; Kaggle's has 35,887, AffectNet 291,651."""
-
-MAX_NAME = 4096
-"""Maximum characters of a member's name, as of a path on Linux."""
-
 MAX_PIECE = 2**25
 """Maximum bytes of a single read, and of an image file."""
+
+END_RECORD = 22
+"""Bytes at the end of a zip, without its comment."""
 
 UTF8_FLAG = 0x800
 """The bit of a zip member's flags that says that its name is UTF-8."""
 
-_UNPACK = "unpack it and give the folder or file"
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx", "lost+found"}
-_TOOLS = {".git", ".ipynb_checkpoints"}
 _PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-
-T = TypeVar("T")
 
 
 class Container(Protocol):
@@ -110,11 +104,11 @@ class Folder:
         for folder, folders, files in os.walk(self.path, onerror=_refuse_unreadable, followlinks=True):
             below = Path(folder).relative_to(self.path)
             deep_enough = len(below.parts) + 1 >= MAX_DEPTH
-            hidden = [name for name in folders if _is_hidden(name)]
+            hidden = [name for name in folders if is_hidden(name)]
             self.hidden += [(below / name).as_posix() for name in hidden]
-            if not folders and all(map(_is_litter, files)):
+            if not folders and all(map(is_litter, files)):
                 self.empty.append(below.as_posix())
-            folders[:] = [name for name in folders if not _is_litter(name)]
+            folders[:] = [name for name in folders if not is_litter(name)]
             if deep_enough:
                 self.deep += [(below / name).as_posix() for name in folders]
                 folders.clear()
@@ -124,7 +118,7 @@ class Folder:
                     f"{self.path} has more than {MAX_FOLDERS:,} folders or {MAX_MEMBERS:,} files below it: "
                     "give the folder that holds the images"
                 )
-            yield from ((below / name).as_posix() for name in files if not _is_litter(name))
+            yield from ((below / name).as_posix() for name in files if not is_litter(name))
 
     def names(self) -> list[str]:
         """Paths of the visible files, sorted."""
@@ -167,17 +161,27 @@ class Zip(_Archive):
         self.path = path
         self._file = open_file(path)  # open while this lives
         self._zip = zipfile.ZipFile(self._file)
-        self._members, self.hidden = _safe_members(path, self._list())
+        self._check_end()
+        self._members, self.hidden = safe_members(path, self._list())
 
     def _list(self) -> Iterator[tuple[str, int, bool, zipfile.ZipInfo]]:
         members = self._zip.infolist()
         if (before := min((info.header_offset for info in members), default=0)) > 0:
-            raise UserError(f"{self.path} has {before:,} bytes before its first member, such as another zip: {_UNPACK}")
+            raise UserError(f"{self.path} has {before:,} bytes before its first member, such as another zip: {UNPACK}")
         for info in members:
             if info.flag_bits & 1 and not info.is_dir():
                 raise UserError(f"{self.path} is protected by a password: unpack it and give the folder")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # zipfile unpacks others, such as bzip2, without a limit: one read may take all memory.
+                raise UserError(f"{self.path} is packed in another way than Deflate: {UNPACK}")
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if packed on a system without file modes
             yield _zip_name(info), info.file_size, kind in (0, stat.S_IFREG, stat.S_IFDIR), info
+
+    def _check_end(self) -> None:
+        """Check that nothing follows: of two zips in one file, zipfile reads the first where the second is cut."""
+        self._file.seek(-len(self._zip.comment) - END_RECORD, os.SEEK_END)
+        if self._file.read(4) != b"PK\x05\x06":
+            raise zipfile.BadZipFile("data after its end")
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member."""
@@ -205,7 +209,7 @@ class Tar(_Archive):
         self._headers = CheckedHeaders(self._file)
         # "r:" because tarfile would otherwise decompress further layers itself, without a limit.
         self._tar = tarfile.open(fileobj=cast(IO[bytes], self._headers), mode="r:")  # noqa: SIM115
-        self._members, self.hidden = _safe_members(path, self._list())
+        self._members, self.hidden = safe_members(path, self._list())
 
     def _list(self) -> Iterator[tuple[str, int, bool, tarfile.TarInfo]]:
         for member in self._tar:
@@ -297,61 +301,13 @@ class Limited(io.RawIOBase):
         buffer[: len(data)] = data
         if self.tell() > self._limit:
             raise UserError(
-                f"{self._path} unpacks to more than {_bytes(self._limit)}, the limit for an archive: {_UNPACK}"
+                f"{self._path} unpacks to more than {in_gib(self._limit)}, the limit for an archive: {UNPACK}"
             )
         return len(data)
 
     def close(self) -> None:
         self._stream.close()
         super().close()
-
-
-def _safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> tuple[dict[str, T], list[str]]:
-    """Map names with forward slashes to the visible files among (name, bytes, is file or folder, member).
-
-    Returns:
-        The files; and the hidden folders that hold others.
-
-    Raises:
-        UserError: a member points out of the archive, is a link or device, is too large, or has a name that is too long
-            or that of another one; names the first.
-    """
-    members: dict[str, T] = {}
-    hidden: dict[str, None] = {}
-    total = 0
-    for number, (raw, size, plain, member) in enumerate(found):
-        given = raw.replace("\\", "/")
-        parts = [part for part in given.split("/") if part not in ("", ".")]
-        name = "/".join(parts)
-        total += size
-        remedy = "get the data elsewhere"
-        if len(raw) > MAX_NAME:
-            reason, remedy = f"has a name of {len(raw):,} characters, and at most {MAX_NAME:,} are read", _UNPACK
-        elif ".." in parts or given.startswith("/") or re.match("[A-Za-z]:", name):
-            reason = "points out of the archive"
-        elif not plain:
-            reason = "is a link, a device or a sparse file"
-        elif not 0 <= size <= MAX_FILE:
-            reason, remedy = f"claims {_bytes(size)}, and at most {_bytes(MAX_FILE)} are read", _UNPACK
-        elif total > MAX_ARCHIVE:
-            limit = f"and at most {_bytes(MAX_ARCHIVE)} of an archive are read"
-            reason, remedy = f"is one too many: {number + 1:,} members so far claim {_bytes(total)}, {limit}", _UNPACK
-        elif number >= MAX_MEMBERS:
-            reason, remedy = f"is one too many: at most {MAX_MEMBERS:,} members are read", "give a smaller archive"
-        elif name in members:  # which of the two counts depends on the program that unpacks them
-            reason = "occurs twice"
-        else:
-            reason = ""
-        if reason:
-            raise UserError(f"{path}: member {raw[:200]!r} {reason}; nothing was unpacked; {remedy}")
-        if given.endswith("/") or not parts:
-            continue
-        litter = next((place for place, part in enumerate(parts) if _is_litter(part)), None)
-        if litter is None:
-            members[name] = member
-        elif litter < len(parts) - 1 and _is_hidden(parts[litter]):
-            hidden["/".join(parts[: litter + 1])] = None
-    return members, list(hidden)
 
 
 def log_left_out(container: Container) -> None:
@@ -386,15 +342,3 @@ def readable_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged or packed in an unknown way ({one_line(error)}): get it again") from error
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror or one_line(error)}") from error
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") and name not in _TOOLS
-
-
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from fer_lightning.data.archives import (
-    MAX_FILE,
     Container,
     Folder,
     Limited,
@@ -22,6 +21,7 @@ from fer_lightning.data.archives import (
 from fer_lightning.data.cache import Allocate, cached, content_key, default_cache_dir
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.image_tree import images_of_emotions, images_of_tree, read_image_tree
+from fer_lightning.data.members import MAX_FILE
 from fer_lightning.data.pixel_csv import has_columns, read_pixel_csv
 from fer_lightning.runtime.errors import UserError, one_line
 

@@ -33,7 +33,7 @@ from archives import (
 )
 from legs import every_third
 
-from fer_lightning.data import archives, fer2013, folder
+from fer_lightning.data import archives, fer2013, folder, members
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.images import decode
 from fer_lightning.data.splits import official
@@ -405,8 +405,10 @@ def flipped_zip(folder: Path) -> Path:
     return path
 
 
-def doubled(path: Path) -> Path:
-    path.write_bytes(2 * path.read_bytes())
+def doubled(path: Path, share: float = 1) -> Path:
+    """Twice the same file in one, the second cut to a share of it."""
+    content = path.read_bytes()
+    path.write_bytes(content + content[: int(share * len(content))])
     return path
 
 
@@ -466,6 +468,10 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two zips in one file": (
         lambda folder: doubled(write_zip(image_files(FACES), folder / "archive.zip")),
         r"archive\.zip has [\d,]+ bytes before its first member, such as another zip: unpack it",
+    ),
+    "a zip, and the beginning of another": (
+        lambda folder: doubled(write_zip(image_files(FACES), folder / "archive.zip"), 0.8),
+        r"archive\.zip is damaged or cut short \(data after its end\): download it again",
     ),
     "a column twice": (
         text_file(f"emotion,pixels,Usage,emotion\n0,{PIXELS},Training,1\n"),
@@ -664,6 +670,18 @@ def zip_with(name: str, mode: int = stat.S_IFREG | 0o644) -> Callable[[Path], Pa
     return write
 
 
+def zip_packed_by(method: int) -> Callable[[Path], Path]:
+    """A good zip, but for the way in which one member is packed."""
+
+    def write(folder: Path) -> Path:
+        path = write_zip(image_files(FACES), folder / "archive.zip")
+        with zipfile.ZipFile(path, "a", method) as archive:
+            archive.writestr("README", bytes(2**16))
+        return path
+
+    return write
+
+
 def tar_with(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> Callable[[Path], Path]:
     """A good tar with one more member, which may claim more bytes than follow."""
 
@@ -701,6 +719,28 @@ def test_extended_headers_of_records_are_read(record: bytes, tmp_path: Path) -> 
     assert len(fer2013.read(tar_with_extended(record * 3)(tmp_path))) == len(FACES)
 
 
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_names_are_bounded_together(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of files that are no images."""
+    files = {**image_files(FACES), "x" * 100: b"", "y" * 100: b""}
+    path = write(files, tmp_path / ("a.zip" if write is write_zip else "a.tar.gz"))
+    characters = sum(map(len, files))
+    monkeypatch.setattr(members, "MAX_NAMES", characters)
+    assert len(fer2013.read(path)) == len(FACES)
+    monkeypatch.setattr(members, "MAX_NAMES", characters - 1)
+    with pytest.raises(UserError, match=rf"member 'y+' is one too many: the names so far have {characters:,} char"):
+        fer2013.read(path)
+
+
+def test_a_zip_with_a_comment_is_read(tmp_path: Path) -> None:
+    path = write_zip(image_files(FACES), tmp_path / "a.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"from the web"
+    assert len(fer2013.read(path)) == len(FACES)
+
+
 def zip_that_claims(size: int, members: int = 1) -> Callable[[Path], Path]:
     """A zip whose headers say that its first members unpack to so many bytes each."""
 
@@ -733,6 +773,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip, huge together": (zip_that_claims(2**30, 5), r"is one too many: 5 members so far claim 5\.0 GiB"),
     "zip, a name twice": (zip_with(f"./{FACES.ids[0]}"), r"member '\./test/\S+' occurs twice"),
     "zip, a long name": (zip_with("a" * 5000), r"has a name of 5,000 characters, and at most 4,096 are read"),
+    "zip, packed by bzip2": (zip_packed_by(zipfile.ZIP_BZIP2), r"is packed in another way than Deflate: unpack it"),
+    "zip, packed by LZMA": (zip_packed_by(zipfile.ZIP_LZMA), r"is packed in another way than Deflate: unpack it"),
     "tar, a long name": (tar_with("a" * 5000), r"has a name of 5,000 characters, and at most 4,096 are read"),
     "tar, a name twice": (tar_with(str(FACES.ids[0])), r"occurs twice"),
     "tar, parent folder": (tar_with("../outside.jpg"), r"member '\.\./outside\.jpg' points out"),
@@ -748,14 +790,20 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"claims 8\.0 GiB|damaged|sparse",
     ),
     "tar, sparse members": (tar_with("train/angry/a.jpg", tarfile.GNUTYPE_SPARSE, size=512), r"sparse file"),
-    "tar, huge long name": (tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31), r"one part claims 2147483648 bytes"),
+    "tar, huge long name": (
+        tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31),
+        r"one part claims 2147483648 bytes",
+    ),
     "tar, an extended header of digits": (tar_with_extended(b"1" * 400_000), r"a number of more than 100 digits"),
     "tar, an extended header with a record of digits": (
         tar_with_extended(b"400015 comment=" + b"7" * 399_999 + b"\n"),
         r"a number of more than 100 digits",
     ),
     "tar, an extended header of short lengths": (tar_with_extended(b"2 " * 200_000 + b"="), r"not consist of records"),
-    "tar, huge pax header": (tar_with("a", tarfile.XHDTYPE, size=2**31), r"one part claims 2147483648 bytes"),
+    "tar, huge pax header": (
+        tar_with("a", tarfile.XHDTYPE, size=2**31),
+        r"one part claims 2147483648 bytes",
+    ),
 }
 
 
