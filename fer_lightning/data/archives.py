@@ -31,6 +31,7 @@ from fer_lightning.data.members import (
     safe_members,
 )
 from fer_lightning.data.tar_headers import CheckedHeaders
+from fer_lightning.data.xz import open_xz
 from fer_lightning.runtime.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ END_RECORD = 22
 UTF8_FLAG = 0x800
 """The bit of a zip member's flags that says that its name is UTF-8."""
 
-_PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_PACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": open_xz}
 
 
 class Container(Protocol):
@@ -206,7 +207,7 @@ class Tar(_Archive):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = cast(IO[bytes], unpacked(path, MAX_ARCHIVE))  # open while this lives
-        self._headers = CheckedHeaders(self._file)
+        self._headers = CheckedHeaders(self._file, path)
         # "r:" because tarfile would otherwise decompress further layers itself, without a limit.
         self._tar = tarfile.open(fileobj=cast(IO[bytes], self._headers), mode="r:")  # noqa: SIM115
         self._members, self.hidden = safe_members(path, self._list())
@@ -215,6 +216,7 @@ class Tar(_Archive):
         for member in self._tar:
             name = f"{member.name}/" if member.isdir() else member.name
             plain = (member.isfile() and not member.issparse()) or member.isdir()
+            member.pax_headers = {}  # each member has a copy of the global ones
             yield name, member.size, plain, member
         self._headers.listing = False
         self._check_end()

@@ -1,7 +1,9 @@
 """Every accepted form of FER-2013, and every way in which a file can be wrong."""
 
 import gzip
+import io
 import logging
+import lzma
 import os
 import shutil
 import stat
@@ -33,10 +35,11 @@ from archives import (
 )
 from legs import every_third
 
-from fer_lightning.data import archives, fer2013, folder, members
+from fer_lightning.data import archives, fer2013, folder, members, tar_headers
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
 from fer_lightning.data.images import decode
 from fer_lightning.data.splits import official
+from fer_lightning.data.xz import open_xz
 from fer_lightning.runtime.errors import UserError
 
 FACES = tiny_faces()
@@ -719,6 +722,27 @@ def test_extended_headers_of_records_are_read(record: bytes, tmp_path: Path) -> 
     assert len(fer2013.read(tar_with_extended(record * 3)(tmp_path))) == len(FACES)
 
 
+@pytest.mark.parametrize(
+    ("limit", "what"), [("MAX_TEXTS", "bytes"), ("MAX_RECORDS", "records"), ("MAX_GLOBAL_RECORDS", "records")]
+)
+def test_extended_headers_are_bounded_together(
+    limit: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One record for each member, as a program writes that keeps parts of seconds, and two for all of them."""
+    files, number = image_files(FACES), len(FACES)
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"a": "", "b": ""}) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 1.5  # type: ignore[assignment]
+            archive.addfile(info, io.BytesIO(data))
+    texts = {"MAX_TEXTS": 13 * number + 10, "MAX_RECORDS": number + 2, "MAX_GLOBAL_RECORDS": 2}[limit]
+    monkeypatch.setattr(tar_headers, limit, texts)
+    assert len(fer2013.read(tmp_path / "a.tar")) == number
+    monkeypatch.setattr(tar_headers, limit, texts - 1)
+    with pytest.raises(UserError, match=rf"its extended headers have {texts:,} {what}.* so far, and at most"):
+        fer2013.read(tmp_path / "a.tar")
+
+
 @pytest.mark.parametrize("write", [write_zip, write_tar])
 def test_names_are_bounded_together(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -739,6 +763,42 @@ def test_a_zip_with_a_comment_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"from the web"
     assert len(fer2013.read(path)) == len(FACES)
+
+
+class TestXz:
+    @pytest.fixture
+    def tar(self, tmp_path: Path) -> bytes:
+        return write_tar(image_files(FACES), tmp_path / "images.tar").read_bytes()
+
+    @pytest.mark.parametrize("between", [b"", bytes(8)], ids=["joined", "padded"])
+    def test_of_several_streams(self, tar: bytes, between: bytes, tmp_path: Path) -> None:
+        (tmp_path / "a.tar.xz").write_bytes(lzma.compress(tar[:9999]) + between + lzma.compress(tar[9999:]))
+        assert fer2013.read(tmp_path / "a.tar.xz").data_hash == FACES.data_hash
+
+    @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data + b"x" * 99])
+    def test_that_is_damaged(self, tar: bytes, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+        (tmp_path / "a.tar.xz").write_bytes(damage(lzma.compress(tar)))
+        with pytest.raises(UserError, match=r"a\.tar\.xz is damaged or cut short"):
+            fer2013.read(tmp_path / "a.tar.xz")
+
+    def test_that_asks_for_much_memory(self, tar: bytes, tmp_path: Path) -> None:
+        """The header of the first block, changed to a dictionary of 4 GiB."""
+        data = bytearray(lzma.compress(tar, check=lzma.CHECK_CRC32, preset=0))
+        end = 12 + 4 * (data[12] + 1)
+        data[data.index(b"\x21\x01", 12, end) + 2] = 39
+        data[end - 4 : end] = zlib.crc32(data[12 : end - 4]).to_bytes(4, "little")
+        (tmp_path / "a.tar.xz").write_bytes(data)
+        with pytest.raises(UserError, match=r"a\.tar\.xz needs more than 256 MiB of memory to be unpacked: unpack it"):
+            fer2013.read(tmp_path / "a.tar.xz")
+
+    def test_any_place_is_read(self, tmp_path: Path) -> None:
+        content = np.random.default_rng(0).bytes(200_000)
+        (tmp_path / "a.xz").write_bytes(lzma.compress(content[:90_000]) + lzma.compress(content[90_000:]))
+        with open_xz(tmp_path / "a.xz") as stream:
+            for place in (150_000, 20_000, 89_990, 199_990, 0):
+                stream.seek(place)
+                assert stream.tell() == place
+                assert stream.read(100) == content[place : place + 100]
 
 
 def zip_that_claims(size: int, members: int = 1) -> Callable[[Path], Path]:
@@ -792,7 +852,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tar, sparse members": (tar_with("train/angry/a.jpg", tarfile.GNUTYPE_SPARSE, size=512), r"sparse file"),
     "tar, huge long name": (
         tar_with("a", tarfile.GNUTYPE_LONGNAME, size=2**31),
-        r"one part claims 2147483648 bytes",
+        r"has 2,147,483,648 bytes, and at most 524,288",
     ),
     "tar, an extended header of digits": (tar_with_extended(b"1" * 400_000), r"a number of more than 100 digits"),
     "tar, an extended header with a record of digits": (
@@ -802,7 +862,19 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tar, an extended header of short lengths": (tar_with_extended(b"2 " * 200_000 + b"="), r"not consist of records"),
     "tar, huge pax header": (
         tar_with("a", tarfile.XHDTYPE, size=2**31),
-        r"one part claims 2147483648 bytes",
+        r"has 2,147,483,648 bytes, and at most 524,288",
+    ),
+    "tar, a long extended header": (
+        tar_with_extended(b"600015 comment=" + b"a" * 599_999 + b"\n"),
+        r"an extended header has 600,064 bytes, and at most 524,288 are read; nothing was unpacked; unpack it and give",
+    ),
+    "tar, many records for all members": (
+        tar_with_extended(b"".join(b"6 %02x=\n" % number for number in range(101))),
+        r"its extended headers have 101 records for all members so far, and at most 100 are read",
+    ),
+    "tar, the map of a sparse file": (
+        tar_with_extended(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"),
+        r"a member is a sparse file; nothing was unpacked; get the data elsewhere",
     ),
 }
 
