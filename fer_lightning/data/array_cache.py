@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
+from fer_lightning.data.cache_entries import RESERVE, check_not_sparse, crc32, flush_to_disk, read_or_build
 from fer_lightning.runtime.files import read_json
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,9 @@ FORMAT = 1
 """Increment whenever the files of an entry change, so that older entries are computed again."""
 
 VALUES, META = "values.npy", "meta.json"
+
+MAX_HEADER = 1024
+"""Bytes of ``values.npy`` besides its values."""
 
 
 def cached_array(key: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], None], cache_dir: Path) -> np.ndarray:
@@ -69,8 +72,11 @@ def _read(entry: Path, shape: tuple[int, ...], report: bool) -> np.ndarray | Non
     try:
         meta = read_json(entry / META)
         values: np.ndarray = np.load(entry / VALUES, mmap_mode="r")
-        intact = meta == {"format": FORMAT, VALUES: crc32(entry / VALUES)}
-        if not intact or (values.shape, values.dtype) != (shape, np.float32):
+        # Before its bytes are read: it may come from somebody else, and claim any number of them.
+        fits = (values.shape, values.dtype) == (shape, np.float32)
+        check_not_sparse(entry / VALUES)
+        fits = fits and (entry / VALUES).stat().st_size <= values.nbytes + MAX_HEADER
+        if not fits or meta != {"format": FORMAT, VALUES: crc32(entry / VALUES)}:
             raise ValueError("its values are not those of its checksum and shape")
         return values
     except Exception as error:  # NumPy's reader raises many types on damaged files, also for lack of memory

@@ -10,13 +10,15 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import platformdirs
 
-from fer_lightning.data.archives import Container, Folder, open_file
-from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
+from fer_lightning.data.archives import MAX_PIECE, Container, Folder, open_file
+from fer_lightning.data.cache_entries import RESERVE, check_not_sparse, crc32, flush_to_disk, read_or_build
 from fer_lightning.data.faces import Faces, channels_first, channels_last
+from fer_lightning.data.members import MAX_ARCHIVE
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import read_json
 
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = 4
 """Increment whenever parsing or the stored arrays change, so that older entries are rebuilt."""
+
+MAX_SIDE = 1024
+"""Maximum pixels of a side of stored images."""
 
 IMAGES, INDEX = "images.npy", "index.npz"
 
@@ -45,9 +50,14 @@ def content_key(container: Path | Container, names: Sequence[str] = (), reading:
 
     Names, sizes and times do not tell two folders apart: tar, rsync and cp keep times, and uncompressed images of one
     size have one length.
+
+    Raises:
+        UserError: a file is larger than what is read of its kind; its bytes would take hours.
     """
     if not isinstance(container, Folder):
-        with open_file(container if isinstance(container, Path) else container.path) as stream:
+        path = container if isinstance(container, Path) else container.path
+        with open_file(path) as stream:
+            _check_size(path, stream, MAX_ARCHIVE)
             content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
         content.update(reading.encode(errors="surrogateescape"))
         return content.hexdigest()
@@ -56,8 +66,15 @@ def content_key(container: Path | Container, names: Sequence[str] = (), reading:
     digest.update(listed.encode(errors="surrogateescape"))
     for name in names:
         with container.open(name) as stream:
+            _check_size(container.path / name, stream, MAX_PIECE)
             digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
     return digest.hexdigest()
+
+
+def _check_size(path: Path, stream: IO[bytes], limit: int) -> None:
+    size = os.fstat(stream.fileno()).st_size
+    if size > limit:
+        raise UserError(f"{path} has {size:,} bytes, and at most {limit:,} are read: remove it, or give another file")
 
 
 def cached(key: str, build: Callable[[Allocate], Faces], cache_dir: Path) -> Faces:
@@ -127,12 +144,17 @@ def _read(entry: Path, report: bool) -> Faces | None:
         meta = read_json(entry / "meta.json")
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, not {FORMAT}")
+        images = channels_first(np.load(entry / IMAGES, mmap_mode="r"))
+        # An entry may come from somebody else, with data.cache_dir: what it claims is bounded before it is read.
+        check_not_sparse(entry / IMAGES)
+        check_not_sparse(entry / INDEX)
+        if max(images.shape[1:], default=0) > MAX_SIDE:
+            raise ValueError(f"its images have more than {MAX_SIDE} pixels a side")
         if crc32(entry / INDEX) != meta[INDEX]:
             raise ValueError(f"{INDEX} has the wrong checksum")
         with zipfile.ZipFile(entry / INDEX) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError(f"{INDEX} is compressed")
-        images = channels_first(np.load(entry / IMAGES, mmap_mode="r"))
         with np.load(entry / INDEX) as index:
             faces = Faces(
                 images=images,
@@ -145,7 +167,7 @@ def _read(entry: Path, report: bool) -> Faces | None:
                 synthetic=meta["synthetic"],
                 classes=tuple(meta["classes"]),
             )
-        # An entry may come from somebody else, with data.cache_dir: what is recorded as its hash must be its hash.
+        # What is recorded as its hash must be its hash.
         if not faces.is_intact():
             raise ValueError("its images or labels are not those of its hash")
         return faces

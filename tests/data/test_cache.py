@@ -147,6 +147,22 @@ def index_that_claims(shape: tuple[int, ...]) -> Callable[[Path], None]:
     return write
 
 
+def holes(name: str) -> Callable[[Path], object]:
+    """A file that would take hours to read, of which next to nothing is on the disk."""
+
+    def write(entry: Path) -> None:
+        if name == "images.npy":
+            np.lib.format.open_memmap(entry / name, mode="w+", dtype=np.uint8, shape=(10**6, 1000, 1000))
+        else:
+            os.truncate(entry / name, 2**40)
+
+    return write
+
+
+def images_of_side(side: int) -> Callable[[Path], object]:
+    return lambda entry: np.save(entry / "images.npy", np.zeros((len(FACES), side, side), np.uint8))
+
+
 def pipe(entry: Path) -> None:
     (entry / "images.npy").unlink()
     os.mkfifo(entry / "images.npy")
@@ -173,6 +189,9 @@ def pipe(entry: Path) -> None:
         lambda entry: (entry / "meta.json").write_text("{}"),
         lambda entry: (entry / "meta.json").write_text("[" * 200_000),
         index_that_claims((10**13,)),
+        holes("images.npy"),
+        holes("index.npz"),
+        images_of_side(2000),
         older,
     ],
 )
@@ -262,6 +281,15 @@ def test_key_of_a_file_is_its_content(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"contenT")
     keys = [content_key(tmp_path / name) for name in "abc"]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_files_that_would_take_hours_to_read_have_no_key(tmp_path: Path) -> None:
+    for name, size, source in (("big.csv", 2**40, tmp_path / "big.csv"), ("a/big.png", 2**36, tmp_path)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size)
+        with pytest.raises(UserError, match=rf"{name} has [0-9,]+ bytes, and at most [0-9,]+ are read"):
+            content_key(source if source.is_file() else Folder(source), [name])
 
 
 def test_key_of_a_folder_is_the_content_of_what_is_read(tmp_path: Path) -> None:
