@@ -10,7 +10,10 @@ sweeps is kept likewise. The scores of searches (trials.csv) are also written be
 """
 
 import argparse
+import fnmatch
 import io
+import lzma
+import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -28,6 +31,9 @@ from fer_lightning.runtime.run_folder import read_status
 RUNS, KEPT = ROOT / "outputs" / "results", ROOT / "docs" / "results"
 
 OF_SWEEP = ("sweep.json", "multirun.yaml", "trials.csv")
+MAX_UNPACKED, MAX_FILES = 1 << 30, 10_000
+"""Bytes and number of the files that are put back."""
+
 OF_RUN = ("status.json", "metrics.json", "metrics.csv", ".hydra/*.yaml", "predictions.csv", "tta/metrics.json")
 
 
@@ -44,9 +50,11 @@ def main() -> None:
         kept = ", ".join(sorted(str(path.parent.relative_to(ROOT)) for path in KEPT.glob("*/runs.tar.xz")))
         sys.exit(f"error: {options.folder}: no runs are kept there (no {file.name}); there are runs in {kept}")
     else:
-        with tarfile.open(file) as archive:
-            archive.extractall(RUNS, filter="data")
-        print(RUNS / options.folder.absolute().name)
+        try:
+            unpack(file)
+        except (EOFError, OSError, ValueError, lzma.LZMAError, tarfile.TarError) as error:
+            sys.exit(f"error: {file}: is damaged, or not what pack writes ({error}); check it out again")
+        print(RUNS / file.parent.name)
 
 
 def pack(folder: Path, file: Path) -> int:
@@ -69,6 +77,27 @@ def pack(folder: Path, file: Path) -> int:
         named = [frame.assign(sweep=name) if len(sweeps) > 1 else frame for name, frame in trials.items()]
         pd.concat(named).to_csv(file.with_name("trials.csv"), index=False)
     return len(runs)
+
+
+def unpack(file: Path) -> None:
+    """Put the runs of an archive back, if all its members are files of runs or sweeps of its name, and small enough.
+
+    Raises:
+        ValueError: they are not; nothing was written.
+    """
+    kept = re.compile(
+        rf"{re.escape(file.parent.name)}/([^/]+/){{0,2}}({'|'.join(map(fnmatch.translate, OF_SWEEP + OF_RUN))})"
+    )
+    with tarfile.open(file) as archive:
+        members, total = [], 0
+        for member in archive:
+            members.append(member)
+            total += member.size
+            if not member.isfile() or ".." in member.name.split("/") or not kept.fullmatch(member.name):
+                raise ValueError(f"it holds {member.name[:100]!r}")
+            if total > MAX_UNPACKED or len(members) > MAX_FILES:
+                raise ValueError(f"more than {MAX_UNPACKED >> 20} MiB or {MAX_FILES:,} files")
+        archive.extractall(RUNS, members, filter="data")
 
 
 def _kept(sweeps: list[Path], runs: list[Path]) -> Iterator[Path]:

@@ -8,8 +8,9 @@ import pandas as pd
 
 from fer_lightning.metrics.predictions import read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
-from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import as_path, read_json
+from fer_lightning.presentation.printable import shortened
+from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.files import as_path, read_bytes, read_json
 from fer_lightning.runtime.run_folder import read_status, tested_checkpoint
 
 
@@ -57,9 +58,13 @@ class Run:
         0 and 1 for each test set.
 
         Raises:
-            UserError: the run is not finished.
+            UserError: the run is not finished, or the file is damaged.
         """
-        return table_from_csv(read_predictions_csv(self._finished("predictions.csv").read_bytes()))
+        file = self._finished("predictions.csv")
+        try:
+            return table_from_csv(read_predictions_csv(read_bytes(file)))
+        except ValueError as error:  # all that pandas raises for what is not a csv
+            raise UserError(f"{file}: damaged ({shortened(one_line(error), 300)}); test the run again") from None
 
     @property
     def checkpoint(self) -> Path:

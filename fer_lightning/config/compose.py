@@ -25,7 +25,7 @@ from fer_lightning.config.hook import check_run
 from fer_lightning.config.messages import explain
 from fer_lightning.config.safety import GuardedLoader
 from fer_lightning.config.settings import without_hydra
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, one_line
 
 HYDRA_KEYS = ("hydra.run.dir", "hydra.searchpath")
 """What may be set of Hydra's own configuration; the rest is about its command line, its sweeps and its logging."""
@@ -89,7 +89,12 @@ def _check_overrides(overrides: Sequence[str], folder: Path | None) -> None:
     options = [word for word in overrides if word.startswith("-")]
     if options:
         raise UserError(f"{options[0]}: options belong to the command line, python -m fer_lightning; {example}")
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except (RecursionError, ValueError) as error:
+        longest = max(overrides, key=len)
+        raise UserError(f"{longest[:80]}: cannot be read ({one_line(error)[:80]}); {example}") from None
+    for override in parsed:
         key, line = override.get_key_element().lstrip("+~"), override.input_line
         if override.is_sweep_override():
             raise UserError(

@@ -275,6 +275,10 @@ def _reference(choices: Mapping[str, Any], searchpath: Sequence[str]) -> DictCon
     return _compose_own_files(overrides) if own else _compose_files(overrides)
 
 
+MAX_CALLBACKS = 50
+"""Files of the group ``callbacks``, with those of a ``--config-dir``."""
+
+
 def _compose_files(overrides: tuple[str, ...]) -> DictConfig:
     loader = GlobalHydra.instance().config_loader()
 
@@ -284,6 +288,8 @@ def _compose_files(overrides: tuple[str, ...]) -> DictConfig:
 
     # Several callbacks can be chosen at once, which Hydra does not record among the choices: allow what any file has.
     files = loader.get_group_options("callbacks")
+    if len(files) > MAX_CALLBACKS:  # a mistake in one takes as long to find as to compose each of them
+        raise UserError(f"callbacks/: has {len(files)} files, and at most {MAX_CALLBACKS} are read; move others away")
     mistakes = (UserError, HydraException, OmegaConfBaseException, YAMLError)
     try:
         return compose(*files)

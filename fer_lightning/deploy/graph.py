@@ -1,6 +1,7 @@
 """A trained model as one graph, from the pixels of a picture to calibrated probabilities, and its metadata."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -121,9 +122,10 @@ def _network(model: EmotionClassifier) -> dict[str, Any]:
 
 def _training(model: EmotionClassifier) -> dict[str, Any]:
     config = model.hparams["config"]
+    groups = {key: config.get(key) for key in ("imbalance", "data", "split", "labels")}
     return {
         "seed": config.get("seed"),
-        **{key: config.get(key, {}).get("name") for key in ("imbalance", "data", "split", "labels")},
+        **{key: group.get("name") if isinstance(group, Mapping) else None for key, group in groups.items()},
         "adjusted": model.hparams["adjusted"],
     }
 

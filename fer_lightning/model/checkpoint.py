@@ -7,7 +7,7 @@ tensors lie densely in their storage, and containers do not multiply.
 
 import hashlib
 import math
-import zipfile
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
 from fer_lightning.metrics.conformal import MOST_KEPT
 from fer_lightning.metrics.names import contradiction, is_possible
-from fer_lightning.model.pickle_check import check_pickle
+from fer_lightning.model.archive_check import check_archive
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import MAX_BITS, replace_file_by
 
@@ -45,9 +45,6 @@ MAX_MEMBERS = 100
 
 SIDES = range(8, 4097)
 """Sides of the images that a model may have been trained on, in pixels."""
-
-MAX_PICKLE = 2**23
-"""Maximum bytes of everything but tensors; a long run has some 10**5."""
 
 MAX_SETTINGS = 5_000
 """Maximum values of each of the configurations in a checkpoint; a run's has some 200."""
@@ -111,31 +108,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged, {one_line(error)}; give a run's checkpoints/best.ckpt") from None
     return checkpoint
-
-
-def check_archive(path: Path) -> None:
-    """Check that a file is a zip as torch writes it, whose parts are intact, before anything reads it into memory.
-
-    Raises:
-        UserError: it would take more memory than the file has bytes.
-        zipfile.BadZipFile: it is not a zip, or damaged.
-    """
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise UserError(f"{path}: is compressed, which no checkpoint is, and is not unpacked")
-        if sum(part.file_size for part in parts) > path.stat().st_size:
-            raise UserError(f"{path}: claims to hold more than the file does, and is not read")
-        if any(part.file_size > MAX_PICKLE for part in parts if part.filename.endswith(".pkl")):
-            raise UserError(f"{path}: holds more than {MAX_PICKLE:,} bytes besides its tensors, and is not read")
-        if damaged := archive.testzip():  # torch does not verify the checksums
-            raise zipfile.BadZipFile(f"{damaged} has the wrong checksum")
-        for part in parts:
-            if part.filename.endswith(".pkl"):
-                try:
-                    check_pickle(archive.read(part))
-                except ValueError as error:
-                    raise UserError(f"{path}: damaged, {one_line(error)}; give a run's checkpoints/best.ckpt") from None
 
 
 def check_values(checkpoint: Mapping[str, Any], size: int) -> None:
@@ -227,6 +199,12 @@ def _size(node: Any) -> int:
     return 1 if children is None else 1 + sum(map(_size, children))
 
 
+def _holds_bytes(node: Any) -> bool:
+    """Whether there are bytes in nested containers, which no file of text can hold."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    return isinstance(node, bytes) or any(map(_holds_bytes, children))
+
+
 def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     for key in ("model", "optim", "config", "provenance"):
         is_mapping = isinstance(hyper[key], dict) and all(isinstance(name, str) for name in hyper[key])
@@ -236,7 +214,12 @@ def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     check(type(size) is int and size > 0, f"its model.image_size is {repr(size)[:40]}, not a number of pixels")
     for key in ("adjusted", "scorecard"):
         check(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is not a mapping")
+    check(not any(map(_holds_bytes, hyper.values())), "its hyper-parameters hold bytes")
     check(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")
+    for key in ("weights_hash", "first_stage_hash"):  # written to metrics.json as they are
+        value = hyper["provenance"].get(key)
+        is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{1,64}", value)
+        check(value is None or is_hash, f"its provenance has a {key} that is none")
     counts = hyper["class_counts"]
     are_counts = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
     for key, value in OPTIONAL.items():

@@ -3,7 +3,6 @@
 import difflib
 import functools
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fer_lightning.model.checkpoint import check_archive, check_values
+from fer_lightning.model.archive_check import check_archive, check_old_format, is_zip
+from fer_lightning.model.checkpoint import check_values
 from fer_lightning.model.depthwise import replace_depthwise
 from fer_lightning.runtime.errors import UserError, first_line
 
@@ -293,8 +293,10 @@ def _check_weights_fit(name: str, path: Path) -> None:
     Also one that would fill the memory: the file may be anybody's.
     """
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             check_archive(path)
+        elif not str(path).endswith(".safetensors"):  # as timm decides
+            check_old_format(path)
         tensors = read_weights(str(path), weights_only=True)
         check_values(tensors, path.stat().st_size)
     except UserError as error:

@@ -4,7 +4,7 @@
 """
 
 import pickletools
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 MAX_TUPLE = 10_000
 """Values of a tuple with the tuples in it written out: to hash one takes as many steps, however few bytes it has."""
@@ -28,11 +28,11 @@ class _Value(NamedTuple):
 _Stack = list[_Value | None]  # None is a mark
 
 
-def check_pickle(content: bytes) -> None:
+def check_pickle(content: bytes | IO[bytes]) -> None:
     """Follow a pickle without making its values.
 
     Args:
-        content: the pickle.
+        content: the pickle; of a file, the next one, at whose end it is left.
 
     Raises:
         ValueError: it is damaged, holds tuples that share each other or keys that are neither texts nor small whole

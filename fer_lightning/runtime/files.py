@@ -22,6 +22,9 @@ MAX_BYTES = 64 << 20
 MAX_JSON = 4 << 20
 """The same for JSON, which takes up to forty times its size in memory; ``metrics.json`` of 1,000 classes has 1 MiB."""
 
+MAX_PATH = 4095
+"""Bytes of a path on Linux."""
+
 MAX_BITS = 128
 """Maximum bits of a whole number in a file of unknown origin, as NumPy's random state has; 1025 do not fit a float."""
 
@@ -151,6 +154,8 @@ def as_path(value: object, name: str) -> Path:
     """
     if not isinstance(value, str | Path):
         raise UserError(f"{name}={value!r}: must be a path")
+    if "\0" in str(value) or len(os.fsencode(value)) > MAX_PATH:
+        raise UserError(f"{name}={str(value)[:80]!r}: must be a path of at most {MAX_PATH} bytes, no null characters")
     return Path(value)
 
 

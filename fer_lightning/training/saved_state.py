@@ -16,6 +16,9 @@ SAVED_CALLBACKS = ("Curves", "TrainClock")
 PER_RUN = {"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 """Options of an optimizer's group that change in a run, or with the machine."""
 
+MT19937_KEYS = 624
+"""Keys of the random state of NumPy, which does not check that its position is one of them."""
+
 CYCLED = {"betas", "momentum"}
 """Further ones that ``optim.schedule=one_cycle`` changes."""
 
@@ -168,6 +171,9 @@ def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     for process in processes:
         for name in ("numpy", "python", "torch"):
             check(isinstance(process["random"][name], tuple | Tensor), f"its random state of {name} is not one")
+        _, keys, position, *_ = process["random"]["numpy"]
+        fits = _is_number(position) and position % 1 == 0 and 0 <= position <= len(keys) == MT19937_KEYS
+        check(fits, "its random state of numpy is not one")
 
 
 def _check_curves(checkpoint: dict[str, Any]) -> None:

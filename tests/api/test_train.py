@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,29 @@ def test_a_run_holds_its_metrics_and_predictions(run):
     right = (run.predictions["label"] == run.predictions["prediction"]).mean()
     assert right == pytest.approx(run.metrics["test/accuracy"])
     assert repr(fl.Run(str(run.folder))) == f"Run({str(run.folder)!r})"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"id\n1,2\n", b"id" + b"," * 300_000 + b"\n"])
+def test_damaged_predictions_are_one_line(run, tmp_path, content):
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "run" / "predictions.csv").write_bytes(content)
+    with pytest.raises(fl.UserError, match=r"predictions\.csv: damaged \("):
+        _ = fl.Run(tmp_path / "run").predictions
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"overrides": ["seed=" + "9" * 5000]},
+        {"overrides": ["seed=" + "[" * 3000 + "]" * 3000]},
+        {"folder": "a\0"},
+        {"folder": "x" * 5000},
+    ],
+)
+def test_what_cannot_be_read_is_one_line(given):
+    with pytest.raises(fl.UserError) as caught:
+        fl.train(**given)
+    assert len(str(caught.value)) < 400
 
 
 def test_resuming_a_finished_run_changes_nothing(run, capfd):

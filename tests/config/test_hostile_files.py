@@ -1,5 +1,6 @@
 """Configuration files of unknown origin: each kind of fault that one could cause ends in one line, in bounded time."""
 
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -89,6 +90,15 @@ def test_a_file_with_the_name_of_the_projects_own_is_not_ignored_in_silence(tmp_
     (tmp_path / "imbalance" / "focal.yaml").write_text("defaults: [none]\nname: focal\n")
     refusal = refuse(tmp_path, "imbalance: {loss: {gamma: 3}}", "imbalance=focal")
     assert "imbalance/focal.yaml: has the name of a file of this project" in refusal
+
+
+def test_more_callbacks_than_can_be_composed_in_time_are_one_line(cli, tmp_path):
+    (tmp_path / "callbacks").mkdir()
+    for number in range(60):
+        (tmp_path / "callbacks" / f"c{number}.yaml").write_text(f"c{number}: {{a: 1, b: 2}}\n")
+    outcome = cli(f"--config-dir={tmp_path}", *TINY, "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert re.search(r"callbacks/: has \d\d files, and at most 50 are read", outcome.error)
 
 
 @pytest.mark.parametrize("key", ["loss", "sampler"])

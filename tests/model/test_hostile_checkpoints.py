@@ -1,6 +1,8 @@
 """Checkpoints that somebody else made or damaged: one line, in bounded memory."""
 
 import copy
+import io
+import struct
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from legs import every_third
 
 from fer_lightning.evaluation.scorecard import scorecard_line
-from fer_lightning.model.checkpoint import MAX_PICKLE, read_checkpoint
+from fer_lightning.model.archive_check import MAX_PICKLE
+from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 
@@ -182,6 +185,12 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a set of too few images": (sets(conformal_n=1), "conformal_n/angry in its scorecard is 1, not a number"),
     "an empty set of images": (sets(conformal=[]), "conformal_n/angry in its scorecard is 2, not a number"),
     "a share of 0": (sets(prior=0.0), "prior/angry in its scorecard is not a share"),
+    "bytes in the configuration": (hyper("config", {"seed": b"1"}), "its hyper-parameters hold bytes"),
+    "bytes in the adjustment": (hyper("adjusted", {"by": [b"1"]}), "its hyper-parameters hold bytes"),
+    "a hash of weights that is none": (
+        lambda content: content["hyper_parameters"]["provenance"].update(weights_hash=[1]),
+        "its provenance has a weights_hash that is none",
+    ),
     "a negative step": (lambda content: content.update(global_step=-1), "its global_step is -1"),
     "an epoch of text": (lambda content: content.update(epoch="x"), "its epoch is 'x'"),
 }
@@ -324,6 +333,74 @@ def test_a_value_that_takes_memory_or_time_as_it_is_made_is_refused(
     torch.save({**whole, "more": value}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=rf"a\.ckpt: damaged, .*{reason}"):
         read_checkpoint(tmp_path / "a.ckpt")
+
+
+def zip_parts(members: dict[str, bytes]) -> tuple[bytes, bytes]:
+    """Members and directory of a zip, without its end."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    end = file.getvalue()[-22:]
+    size, place = struct.unpack("<II", end[12:20])
+    return file.getvalue()[:place], file.getvalue()[place : place + size]
+
+
+def replaced_pickle(path: Path) -> dict[str, bytes]:
+    """The members of a checkpoint, with a pickle that would fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    return {name: BYTEARRAY if name.lower().endswith("data.pkl") else content for name, content in members.items()}
+
+
+BYTEARRAY = b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 1_500_000_000) + b"\x85R."
+
+
+def test_two_zips_in_one_file_are_not_read(whole: dict[str, Any], tmp_path: Path) -> None:
+    """``zipfile`` would check one of them, and torch read the other."""
+    path = tmp_path / "a.ckpt"
+    torch.save(whole, path)
+    with zipfile.ZipFile(path) as archive:
+        good = {name: archive.read(name) for name in archive.namelist()}
+    (members, directory), (others, other) = zip_parts(good), zip_parts(replaced_pickle(path))
+    count, place = len(good), len(members)
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, count, count, len(directory), place, 0)
+    (tmp_path / "one.ckpt").write_bytes(members + directory + end)
+    read_checkpoint(tmp_path / "one.ckpt")
+    path.write_bytes(others + bytes(place - len(others)) + other + members + directory + end)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    with pytest.raises(UserError, match=r"a\.ckpt: not a checkpoint, or a damaged one"):
+        read_checkpoint(path)
+
+
+def test_a_pickle_before_a_zip_is_not_read(whole: dict[str, Any], tmp_path: Path) -> None:
+    """torch would read it, and not the zip."""
+    torch.save(whole, tmp_path / "a.ckpt")
+    with (tmp_path / "b.ckpt").open("wb") as file:
+        file.write(BYTEARRAY)
+        with zipfile.ZipFile(tmp_path / "a.ckpt") as good, zipfile.ZipFile(file, "w") as archive:
+            for name in good.namelist():
+                archive.writestr(name, good.read(name))
+    with pytest.raises(UserError, match=r"b\.ckpt: not a checkpoint, or a damaged one"):
+        read_checkpoint(tmp_path / "b.ckpt")
+
+
+def test_a_pickle_is_checked_however_its_name_is_written(whole: dict[str, Any], tmp_path: Path) -> None:
+    """torch looks for the names without regard to case."""
+    path = tmp_path / "a.ckpt"
+    torch.save(whole, path)
+    members = replaced_pickle(path)
+    for rename in (lambda name: name, lambda name: name.replace("data.pkl", "DATA.PKL")):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(rename(name), content)
+        with pytest.raises(UserError, match=r"a\.ckpt: damaged, it makes a bytearray"):
+            read_checkpoint(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(next(name for name in members if name.endswith("data.pkl")), b"")
+    with pytest.raises(UserError, match=r"a\.ckpt: not a checkpoint, or a damaged one"):
+        read_checkpoint(path)
 
 
 def test_plain_values_are_read(whole: dict[str, Any], tmp_path: Path) -> None:

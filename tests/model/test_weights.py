@@ -1,5 +1,7 @@
 """Files of weights that do not fit the network, cannot be read, or would do harm."""
 
+import struct
+import tarfile
 import zipfile
 
 import pytest
@@ -47,6 +49,21 @@ class TestWeights:
             (tmp_path / "b").replace(file)
         with pytest.raises(UserError, match=rf"model\.weights=\S+weights\.pth:? {reason}"):
             build_network("test_efficientnet", str(file), 1, 48, None, 0.0, {}, 7)
+
+    def test_in_torchs_old_format(self, tmp_path):
+        state, file = timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.pth"
+        torch.save(state, file, _use_new_zipfile_serialization=False)
+        head = {"hidden": [], "activation": "ReLU", "batch_norm": False, "dropout": 0.0}
+        network = build_network("test_efficientnet", str(file), 1, 48, None, 0.0, head, 7)
+        assert torch.equal(network.state_dict()["bn1.weight"], state["bn1.weight"])
+        with tarfile.open(tmp_path / "tar.pth", "w") as archive:
+            archive.add(file, "pickle")
+        array = b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 1_900_000_000) + b"\x85R."
+        (tmp_path / "array.pth").write_bytes(array)
+        (tmp_path / "late.pth").write_bytes(file.read_bytes()[:80].split(b"}")[0] + array)
+        for name in ("tar.pth", "array.pth", "late.pth"):
+            with pytest.raises(UserError, match=rf"{name}: cannot be read as weights \(ValueError\)"):
+                build_network("test_efficientnet", str(tmp_path / name), 1, 48, None, 0.0, {}, 7)
 
     def test_that_would_execute_code(self, cli, tmp_path):
         torch.save({"conv_stem.weight": Trap(tmp_path / "sprung")}, tmp_path / "weights.pth")

@@ -19,6 +19,7 @@ from fer_lightning.training.saved_state import check_fits, check_training_state
 COUNT = {"ready": 4, "completed": 4, "started": 4, "processed": 4}
 BEST = "MovableCheckpoint{'monitor': 'val/f1_macro'}"
 STOPPER = "EarlyStopping{'monitor': 'val/f1_macro'}"
+NUMPY_STATE = ("MT19937", torch.zeros(624), 624.0, 0.0, 0.0)
 ROWS = [{"epoch": 0, "step": 2, "val/f1_macro": 0.5}, {"epoch": 1, "step": 4, "val/f1_macro": 0.25}]
 WHOLE: dict[str, Any] = {
     "state_dict": {"weight": torch.zeros(2), "norm.running_var": torch.ones(1)},
@@ -58,7 +59,7 @@ WHOLE: dict[str, Any] = {
     },
     "current_model_state": {"weight": torch.zeros(2)},
     "averaging_state": {"n_averaged": torch.tensor(4)},
-    "processes": [{"random": {"python": (3, (1,), None), "numpy": ("MT19937",), "torch": torch.zeros(3)}}],
+    "processes": [{"random": {"python": (3, (1,), None), "numpy": NUMPY_STATE, "torch": torch.zeros(3)}}],
     "hyper_parameters": {
         "model": {"freeze_epochs": 0, "head": {"class_scale": False}},
         "optim": {"name": "adamw", "momentum": None},
@@ -117,6 +118,14 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no callbacks": (put("callbacks", {}), "a part is missing"),
     "no random states": (put("processes", []), "it has no random states"),
     "a random state of text": (put("processes", 0, "random", "torch", "x"), "random state of torch is not one"),
+    "a random state beyond its keys": (
+        put("processes", 0, "random", "numpy", (*NUMPY_STATE[:2], 50_000_000.0, 0.0, 0.0)),
+        "random state of numpy is not one",
+    ),
+    "a random state at a half": (
+        put("processes", 0, "random", "numpy", (*NUMPY_STATE[:2], 2.5, 0.0, 0.0)),
+        "random state of numpy is not one",
+    ),
     "a tensor for the average": (put("current_model_state", torch.zeros(2)), "is missing or of another type"),
     "no average": (put("current_model_state", {}), "no current_model_state"),
     "no equal mean": (
