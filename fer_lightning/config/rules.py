@@ -9,10 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lightning.config.augment import Strengths
 from fer_lightning.config.imbalance_rules import imbalance_rules
 from fer_lightning.runtime.errors import UserError, require
+from fer_lightning.runtime.files import expanded
 from fer_lightning.runtime.processes import device_count, visible_gpus
 
 MONITORS = ("val/f1_macro", "val/balanced_accuracy", "val/accuracy")
 VOTES = "fer2013new.csv of https://github.com/microsoft/FERPlus, or a csv with the columns path and the ten votes"
+MAX_WEIGHTS = 2**32
+"""Maximum bytes of a file of initial weights; the largest image classifiers have 1e9 numbers."""
+
 _TIME = re.compile(r"\d+(:\d{1,2}){3}")
 """Of Lightning's Timer."""
 NEED_A_PATH = ("fer_lightning.data.folder.", "fer_lightning.data.layouts.")
@@ -108,7 +112,7 @@ def _data_rules(cfg: DictConfig) -> None:
     require(data.drop_duplicates in (None, "train"), "data.drop_duplicates", data.drop_duplicates, accepted)
     label_rules(cfg.labels, data)
     votes = cfg.labels.votes
-    exists = votes is None or Path(votes).expanduser().is_file()
+    exists = votes is None or expanded(votes).is_file()
     require(exists, "labels.votes", votes, f"no such file; give {VOTES}")
     split_rules(cfg.split)
 
@@ -212,8 +216,13 @@ def model_rules(cfg: DictConfig) -> None:
         model.freeze_epochs,
         "must be -1 (always), 0 (never) or more",
     )
-    if model.weights not in ("none", "imagenet") and not Path(model.weights).is_file():
-        raise UserError(f"model.weights={model.weights}: no such file; give none, imagenet or a weights file")
+    if model.weights not in ("none", "imagenet"):
+        path = Path(model.weights)
+        if not path.is_file():
+            raise UserError(f"model.weights={model.weights}: no such file; give none, imagenet or a weights file")
+        if (size := path.stat().st_size) > MAX_WEIGHTS:  # before it is hashed
+            what = f"has {size:,} bytes, more than the {MAX_WEIGHTS:,} of any weights that are read"
+            raise UserError(f"model.weights={model.weights}: {what}; give another file")
 
 
 def _optim_rules(cfg: DictConfig) -> None:

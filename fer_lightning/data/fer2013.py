@@ -24,6 +24,7 @@ from fer_lightning.data.image_tree import images_of_emotions, images_of_tree, re
 from fer_lightning.data.members import MAX_FILE
 from fer_lightning.data.pixel_csv import has_columns, read_pixel_csv
 from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.files import expanded
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,10 @@ def load(path: str | None, cache_dir: str | None = None) -> Faces:
     Raises:
         UserError: the data are missing, damaged or incomplete; one line that names the file and, in a csv, the row.
     """
-    source = _download() if path is None else Path(path).expanduser()
+    source = _download() if path is None else expanded(path)
     if path is not None and (not path.strip() or not source.exists()):
         raise UserError(f"data.path={path} does not exist: give {ACCEPTED}")
-    directory = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    directory = expanded(cache_dir) if cache_dir else default_cache_dir()
     key = _key(source)
 
     def build(allocate: Allocate) -> Faces:

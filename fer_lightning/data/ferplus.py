@@ -3,6 +3,7 @@
 Barsoum et al. 2016, "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution".
 """
 
+import csv
 import dataclasses
 import io
 import logging
@@ -16,10 +17,11 @@ from fer_lightning.config.rules import VOTES
 from fer_lightning.data import fer2013
 from fer_lightning.data.classes import read_mapping, select_classes
 from fer_lightning.data.faces import EMOTIONS, USAGES, Faces
+from fer_lightning.data.label_table import MAX_LINE, complete_rows, header_names
 from fer_lightning.data.tables import to_numbers
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_bytes
+from fer_lightning.runtime.files import expanded, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def load_eight(
         labelled = relabel(faces, votes, "majority", EIGHT)
     except UserError as error:
         raise UserError(str(error).replace("labels.votes=", "data.votes=")) from None
-    return select_classes(labelled, read_mapping(Path(classes).expanduser()) if classes else None, only)
+    return select_classes(labelled, read_mapping(expanded(classes)) if classes else None, only)
 
 
 def relabel(faces: Faces, path: str, targets: str, classes: tuple[str, ...] = EMOTIONS) -> Faces:
@@ -178,46 +180,66 @@ def read_votes(path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: the file cannot be read, or a column or value is wrong; names the row and column.
     """
+    source = f"labels.votes={path}"
     try:
-        content = read_bytes(Path(path).expanduser())
-        table = pd.read_csv(io.BytesIO(content))
-        header = pd.read_csv(io.BytesIO(content), header=None, nrows=1)  # pandas renames columns that are there twice
+        content = read_bytes(expanded(path))
     except OSError as error:
-        raise UserError(f"labels.votes={path}: cannot be read ({error.strerror}); give {VOTES}") from None
+        raise UserError(f"{source}: cannot be read ({error.strerror}); give {VOTES}") from None
     except UserError as error:
         raise UserError(f"labels.votes={error}; give {VOTES}") from None
-    except ValueError:  # from the parser, the decoder or a type conversion
-        raise UserError(f"labels.votes={path}: is not a csv that can be read; give {VOTES}") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first columns for an index
-        raise UserError(f"labels.votes={path}: its rows have more columns than its first line names; give {VOTES}")
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    named = [str(name).strip().lower() for name in header.iloc[0]]
-    if twice := [name for name in (*CATEGORIES, "path", "usage", "image name") if named.count(name) > 1]:
-        raise UserError(f"labels.votes={path}: has the column {twice[0]} twice; remove or rename one of them")
+    try:
+        table = _read_table(content, source)
+    except UnicodeDecodeError:
+        raise UserError(f"{source}: is not a csv that can be read; give {VOTES}") from None
     by_path = "path" in table
-    missing = [name for name in (*CATEGORIES, *(() if by_path else ("usage", "image name"))) if name not in table]
-    if missing or table.empty:
-        what = f"has no column {missing[0]}" if missing else "has no rows"
-        raise UserError(f"labels.votes={path}: {what}; give {VOTES}")
-    numbers = table[list(CATEGORIES)].apply(to_numbers)
-    wrong = ~((numbers >= 0) & (numbers % 1 == 0) & (numbers < 2**31)).to_numpy()
+    places, texts = pd.factorize(table[list(CATEGORIES)].to_numpy().ravel())  # few are different
+    numbers = to_numbers(pd.Series(texts)).to_numpy()[places].reshape(len(table), -1)
+    wrong = ~((numbers >= 0) & (numbers % 1 == 0) & (numbers < 2**31))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         name = CATEGORIES[column]
-        value = shortened(str(table[name].iloc[row]), 40)
-        raise UserError(
-            f"labels.votes={path}, row {row + 1}: {name}={value}; votes are whole numbers, 0 or more; correct it"
-        )
-    votes = numbers.astype(np.int64)
+        value = shortened(table[name].iloc[row], 40) or "nothing"
+        raise UserError(f"{source}, row {row + 1}: {name}={value}; votes are whole numbers, 0 or more; correct it")
+    votes = pd.DataFrame(numbers.astype(np.int64), columns=list(CATEGORIES))
     if by_path:
-        votes.index = pd.Index(table["path"].astype(str))
+        votes.index = pd.Index(table["path"])
         if not votes.index.is_unique:
             twice = votes.index[votes.index.duplicated()][0]
-            raise UserError(f"labels.votes={path}: names {twice} twice; one row for each image is needed")
+            raise UserError(f"{source}: names {twice} twice; one row for each image is needed")
         return votes
-    votes[table["image name"].isna().to_numpy()] = 0
+    votes[(table["image name"] == "").to_numpy()] = 0
     votes.index = pd.Index([f"row {number}" for number in range(1, len(votes) + 1)])
-    return votes.assign(usage=table["usage"].astype(str).str.strip().to_numpy())
+    return votes.assign(usage=table["usage"].to_numpy())
+
+
+def _read_table(content: bytes, source: str) -> pd.DataFrame:
+    """The columns of a file of votes that are needed, as the texts that it has.
+
+    Raises:
+        UnicodeDecodeError: the file is not UTF-8.
+        UserError: a column is missing or there twice, or a row is not complete; names it.
+    """
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
+    lines = iter(lambda: text.readline(MAX_LINE), "")
+    named = header_names(next((line for line in lines if line.strip()), ""), ",")
+    if twice := [name for name in (*CATEGORIES, "path", "usage", "image name") if named.count(name) > 1]:
+        raise UserError(f"{source}: has the column {twice[0]} twice; remove or rename one of them")
+    needed = (*CATEGORIES, *(("path",) if "path" in named else ("usage", "image name")))
+    if missing := [name for name in needed if name not in named]:
+        raise UserError(f"{source}: has no column {missing[0]}; give {VOTES}")
+    places = [named.index(name) for name in needed]
+    rows = []
+    for number, row in enumerate(complete_rows(csv.reader(lines, strict=True), source, skip_empty=False), start=1):
+        if len(row) > len(named):
+            raise UserError(f"{source}, row {number}: has more columns than the first line names; give {VOTES}")
+        cells = [row[place].strip() if place < len(row) else "" for place in places]
+        if needed[-1] == "path" and (not cells[-1] or "\0" in cells[-1]):
+            what = "has a null character" if cells[-1] else "is empty"
+            raise UserError(f"{source}, row {number}: its path {what}; correct it, or remove the row")
+        rows.append(cells)
+    if not rows:
+        raise UserError(f"{source}: has no rows; give {VOTES}")
+    return pd.DataFrame(rows, columns=list(needed), dtype=object)
 
 
 def match(votes: pd.DataFrame, ids: Iterable[str]) -> np.ndarray:

@@ -18,6 +18,7 @@ from fer_lightning.data.label_table import MAX_LINE, LabelledFile, has_label_col
 from fer_lightning.data.pixel_csv import USAGE_NAMES
 from fer_lightning.presentation.printable import printable
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import expanded
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +101,10 @@ def load_layout(find: Find, path: str | None, accepted: str, reading: Reading, k
     """
     if path is None or not path.strip():
         raise UserError(f"data.path is missing; give data.path=DIR, {accepted}")
-    source, inside = _container_and_folder(Path(path).expanduser())
+    source, inside = _container_and_folder(expanded(path))
     if not source.exists():
         raise UserError(f"data.path={path} does not exist: give {accepted}")
-    mapping = class_names.read_mapping(Path(reading.classes).expanduser()) if reading.classes else None
+    mapping = class_names.read_mapping(expanded(reading.classes)) if reading.classes else None
     with readable_errors(source):
         container, found = _find(source, inside, find, accepted)
         place = {name: number for number, name in enumerate(container.names())}
@@ -137,7 +138,7 @@ def _read(
     usage[usage == PARTS.index("test")] = len(PARTS) - 1  # PrivateTest and Test, of one name here
     side = reading.image_size or (typical_side(container, paths) if reading.color else GRAY_SIDE)
     form = ImageForm(side, bool(reading.color))
-    directory = Path(reading.cache_dir).expanduser() if reading.cache_dir else default_cache_dir()
+    directory = expanded(reading.cache_dir) if reading.cache_dir else default_cache_dir()
     plan = "\n".join(f"{path}\t{label}\t{part}" for path, label, part in zip(paths, labels, usage, strict=True))
     one_kind = reading.color is None
     gray_too = reading.color == ANY_COLOR
@@ -183,6 +184,8 @@ def _find(source: Path, inside: str, find: Find, accepted: str) -> tuple[Contain
         elif is_tar(source):
             container = Tar(source)
         elif source.suffix.lower() in TABLES:
+            if inside:
+                raise UserError(f"data.path={source / inside}: a table holds no folder: give data.path={source}")
             if RAFDB_LIST.fullmatch(source.name):
                 raise UserError(f"data.path={source} is RAF-DB's list of labels: give its folder, with data=rafdb")
             container = Folder(source.parent)

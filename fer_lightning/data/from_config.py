@@ -1,7 +1,5 @@
 """Build the data set and the split of a configuration."""
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
 from fer_lightning.config.targets import target
@@ -11,6 +9,7 @@ from fer_lightning.data.faces import Faces, class_noun
 from fer_lightning.data.profile import Profile
 from fer_lightning.data.splits import Split
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import expanded
 
 PROFILE_KEYS = ("profile", "ratio", "total", "order")
 """Keys of ``split`` that make a ``Profile``."""
@@ -24,7 +23,7 @@ def load_faces(cfg: DictConfig) -> Faces:
     if "classes" in cfg.data.source:  # which has selected them before it read the images
         return faces
     mapping, only = cfg.data.get("classes"), cfg.data.get("only")
-    return select_classes(faces, read_mapping(Path(mapping).expanduser()) if mapping else None, only)
+    return select_classes(faces, read_mapping(expanded(mapping)) if mapping else None, only)
 
 
 def split_faces(cfg: DictConfig, faces: Faces) -> Split:

@@ -32,7 +32,7 @@ class LabelledFile(NamedTuple):
 
 def has_label_columns(first_line: str) -> bool:
     """Whether the first line of a file names the columns of such a table."""
-    header = _header(first_line, _delimiter(first_line))
+    header = header_names(first_line, _delimiter(first_line))
     return all(set(COLUMNS[column]) & set(header) for column in ("path", "label"))
 
 
@@ -54,10 +54,10 @@ def read_label_table(stream: IO[bytes], source: str, names: Sequence[str], folde
     try:
         first = next((line for line in lines if line.strip()), "")
         delimiter = _delimiter(first)
-        header = _header(first, delimiter)
+        header = header_names(first, delimiter)
         places = _places(header, source)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        rows = _complete(reader, source)
+        rows = complete_rows(reader, source)
         files = list(_rows(rows, len(header), places, source, set(names), folder))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{source} is not UTF-8 text with columns ({error}): write path,label[,split]") from None
@@ -82,12 +82,21 @@ def _in_parts(files: list[LabelledFile], source: str) -> list[LabelledFile]:
     return [file._replace(usage=part) for file, part in zip(files, found, strict=True) if part is not None]
 
 
-def _complete(reader: Iterator[list[str]], source: str) -> Iterator[list[str]]:
-    """The rows that are not blank; an open quote would make the rows after it a part of its cell."""
+def complete_rows(reader: Iterator[list[str]], source: str, skip_empty: bool = True) -> Iterator[list[str]]:
+    """The rows that are not blank; an open quote would make the rows after it a part of its cell.
+
+    Args:
+        reader: a ``csv.reader`` that is strict.
+        source: of the rows, for error messages.
+        skip_empty: leave out rows whose cells are all empty, not blank lines alone.
+
+    Raises:
+        UserError: a quote is not closed, or a cell has several lines; names the row.
+    """
     number = 0
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
+            if any(cell.strip() for cell in row) or (row and not skip_empty):
                 number += 1
                 check_is_line(row, f"{source}, row {number}")
                 yield row
@@ -149,7 +158,8 @@ def _delimiter(line: str) -> str:
     return max(DELIMITERS, key=line.count)
 
 
-def _header(line: str, delimiter: str) -> list[str]:
+def header_names(line: str, delimiter: str) -> list[str]:
+    """The names of the columns in the first line of a table, in lower case."""
     return [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
 
 

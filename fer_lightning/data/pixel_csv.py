@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import IO
@@ -11,6 +12,8 @@ import numpy as np
 
 from fer_lightning.data.faces import EMOTIONS, IMAGE_SIZE, USAGES, Faces, emotion_index
 from fer_lightning.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PIXELS = IMAGE_SIZE * IMAGE_SIZE
 COLUMNS = {"emotion": ("emotion", "label"), "pixels": ("pixels", "pixel"), "usage": ("usage", "split")}
@@ -99,7 +102,8 @@ def check_is_line(row: Sequence[str], where: str) -> None:
     Raises:
         UserError: a cell has several lines.
     """
-    if any("\n" in cell or "\r" in cell for cell in row):
+    text = "".join(row)
+    if "\n" in text or "\r" in text:
         raise UserError(f"{where}: a cell has several lines: close each quote, and write a row as one line")
 
 
@@ -136,6 +140,10 @@ def _find_columns(header: list[str], source: str) -> dict[str, int]:
         )
     if twice := next((header[place] for place in places.values() if header.count(header[place]) > 1), None):
         raise UserError(f"{source} has the column {twice} twice: remove or rename one of them")
+    for column, place in places.items():
+        others = [name for name in COLUMNS[column] if name in header and name != header[place]]
+        if others:
+            log.info("%s: its %s is read from the column %s, not %s", source, column, header[place], ", ".join(others))
     return places
 
 

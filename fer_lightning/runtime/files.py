@@ -254,6 +254,14 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder for ``~``; unlike ``Path.expanduser``, it leaves the name of an unknown user."""
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # a null character in the name
+        return Path(path)
+
+
 def check_inside(path: Path, folder: Path) -> None:
     """Check that a path in a folder, which may be somebody else's, does not point outside of it.
 

@@ -155,6 +155,16 @@ def test_csv_with_byte_order_mark_other_case_extra_column_and_blank_lines(tmp_pa
 NAMES = ("anger", "Disgusted", "fearful", "happiness", "sadness", "surprised", "neutral")
 
 
+def test_the_column_that_is_read_is_named_where_two_could_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    header, *rows = csv_text(FACES).splitlines()
+    lines = [f"label,{header},split", *(f"9,{row},none" for row in rows)]
+    (tmp_path / "fer2013.csv").write_text("\n".join(lines))
+    assert fer2013.read(tmp_path / "fer2013.csv").data_hash == FACES.data_hash
+    assert "its emotion is read from the column emotion, not label" in caplog.text
+    assert "its usage is read from the column usage, not split" in caplog.text
+
+
 def csv_with(delimiter: str = ",", label: Callable[[int], str] = str, usages: str = "Training PublicTest Test") -> str:
     """A csv of ``FACES`` in another dialect."""
     names = usages.split() or [""]

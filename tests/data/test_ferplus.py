@@ -157,6 +157,19 @@ def votes_of(faces: Faces, path: Path, change: Callable[[pd.DataFrame], pd.DataF
     return path
 
 
+def text_of(faces: Faces, path: Path) -> str:
+    return write_votes(path, faces.ids, clear(faces.labels)).read_text()
+
+
+def with_open_quote(text: str, row: int, end: int | None = None) -> str:
+    """A quote before one row (from 0), closed after the path of a later one, or never."""
+    header, *lines = text.splitlines()
+    lines[row] = f'"{lines[row]}'
+    if end is not None:
+        lines[end] = lines[end].replace(",", '",', 1)
+    return "\n".join([header, *lines]) + "\n"
+
+
 BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, r"cannot be read \(No such file or directory\); give fer2013new\.csv"),
     "folder": (lambda path: path.mkdir(), r"is not a regular file; give fer2013new\.csv"),
@@ -164,9 +177,9 @@ BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "far too large": (lambda path: os.truncate(path, 2**40) if path.touch() is None else None, r"it is damaged; give"),
     "more columns than named": (
         lambda path: path.write_text(f"path,{','.join(CATEGORIES)}\na.jpg{',1' * (len(CATEGORIES) + 1)}\n"),
-        r"its rows have more columns than its first line names",
+        r"row 1: has more columns than the first line names",
     ),
-    "empty": (lambda path: path.touch(), r"is not a csv that can be read"),
+    "empty": (lambda path: path.touch(), r"has no column anger"),
     "binary": (lambda path: path.write_bytes(bytes(range(256)) * 9), r"is not a csv that can be read|has no column"),
     "header alone": (
         lambda path: path.write_text("path," + ",".join(CATEGORIES)),
@@ -181,7 +194,42 @@ BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
         lambda path: votes_of(FACES, path, lambda table: table.replace("9", "9" * 401)),
         r"row 1: anger=9+ \.\.\. 9+; votes",
     ),
-    "hole": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "")), r"row 1: anger=nan"),
+    "hole": (lambda path: votes_of(FACES, path, lambda table: table.replace("9", "")), r"row 1: anger=nothing"),
+    "true and false": (
+        lambda path: votes_of(FACES, path, lambda table: table.replace({"9": "True", "0": "False", "1": "True"})),
+        r"row 1: anger=True; votes are whole numbers",
+    ),
+    "a quote that is closed six rows later": (
+        lambda path: path.write_text(with_open_quote(text_of(FACES, path), 3, 9)),
+        r"row 4: a cell has several lines: close each quote, and write a row as one line",
+    ),
+    "a quote that is not closed": (
+        lambda path: path.write_text(with_open_quote(text_of(FACES, path), 3)),
+        r"after row 3: cannot be read \(unexpected end of data\): close each quote",
+    ),
+    "a row without its path": (
+        lambda path: votes_of(FACES, path, lambda table: table.replace(FACES.ids[4], "")),
+        r"row 5: its path is empty; correct it, or remove the row",
+    ),
+    "a row that is cut short": (
+        lambda path: (
+            votes_of(FACES, path, lambda table: table[[*CATEGORIES, "path"]].replace(FACES.ids[4], "\0"))
+            and path.write_text(path.read_text().replace(",\0", ""))
+        ),
+        r"row 5: its path is empty; correct it, or remove the row",
+    ),
+    "a null character in a path": (
+        lambda path: votes_of(FACES, path, lambda table: table.replace(FACES.ids[4], f"{FACES.ids[4]}\0x")),
+        r"row 5: its path has a null character; correct it, or remove the row",
+    ),
+    "a header of very many separators": (
+        lambda path: path.write_text(text_of(FACES, path).replace("\n", "," * 1_000_000 + "\n", 1)),
+        r"row 1: has more columns than the first line names",
+    ),
+    "a row of very many separators": (
+        lambda path: path.write_text(text_of(FACES, path).replace("\n", "," * 1_000_000 + "\n", 2)),
+        r"row 1: has more columns than the first line names",
+    ),
     "a column twice": (
         lambda path: path.write_text(f"path,anger,{','.join(CATEGORIES)}\na.jpg,9{',1' * len(CATEGORIES)}\n"),
         "has the column anger twice; remove or rename one of them",

@@ -15,7 +15,7 @@ from archives import encode, write_folder, write_tar, write_zip
 from command_line import TINY, Outcome
 from legs import every_third
 
-from fer_lightning.data import archives, folder, layouts, splits
+from fer_lightning.data import archives, fer2013, folder, layouts, splits
 from fer_lightning.data.classes import as_emotions, group_classes, read_mapping
 from fer_lightning.data.faces import EMOTIONS, USAGES, ImageForm
 from fer_lightning.data.synthetic import draw
@@ -113,6 +113,15 @@ class TestLayouts:
         place = write_folder({**tree(), "labels.csv": table(rows, "path,label,class")}, tmp_path / "faces")
         assert folder.load(str(place)).classes == ("Bird house", "cat", "dog")
         assert "its label is read from the column label, not class" in caplog.text
+
+    def test_a_folder_inside_of_a_table_is_refused(self, tmp_path):
+        files = tree()
+        rows = [(path, path.split("/")[0]) for path in files]
+        place = write_folder({**files, "labels.csv": table(rows, "path,label")}, tmp_path / "faces")
+        with pytest.raises(
+            UserError, match=r"labels\.csv/cat: a table holds no folder: give data\.path=\S+labels\.csv$"
+        ):
+            folder.load(str(place / "labels.csv" / "cat"))
 
     def test_order_of_reading_does_not_matter(self, tmp_path):
         one = folder.load(str(write_zip(dict(reversed(tree().items())), tmp_path / "a.zip")))
@@ -737,6 +746,15 @@ def test_gray_images_become_colour_where_both_are_asked_for(tmp_path):
     np.testing.assert_array_equal(gray, np.stack([DRAWN.images[DRAWN.labels == 0][0]] * 3))
     with pytest.raises(UserError, match="1 of 43 images are gray"):
         folder.load(place, color=True, image_size=48)
+
+
+def test_the_home_folder_of_nobody_is_one_line(tmp_path):
+    place = str(write_folder(tree(), tmp_path / "faces"))
+    for load in (folder.load, fer2013.load):
+        with pytest.raises(UserError, match=r"data\.path=~nobody-here/faces does not exist: give"):
+            load("~nobody-here/faces", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"data\.classes=~nobody-here/c\.yaml: cannot be read \(No such file"):
+        folder.load(place, "~nobody-here/c.yaml")
 
 
 def test_a_link_to_nothing_is_named(tmp_path):

@@ -137,6 +137,12 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
         folder_lock.lock_for_run(tmp_path, "auto")
 
 
+def test_the_home_folder_of_nobody_is_a_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    names = ("~/a", "~nobody-here/a", "~nobody\0here", "a/~")
+    assert [str(files.expanded(name)) for name in names] == ["/home/me/a", *names[1:]]
+
+
 def test_the_real_path_of_a_link_to_itself(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     assert files.real_path(tmp_path / "loop") == tmp_path / "loop"
