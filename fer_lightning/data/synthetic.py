@@ -80,6 +80,8 @@ def draw(images: int = 3000, seed: int = 0, difficulty: float = 1.0, least_per_c
     """
     if not 0 <= difficulty <= 1:
         raise UserError(f"data.source.difficulty={difficulty} is out of range: give 0 (clear faces) to 1 (hard ones)")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"data.source.seed={seed} is out of range: give 0 to 4294967295")
     if least_per_class < 1:
         raise UserError(f"data.source.least_per_class={least_per_class} is out of range: give 1 or more")
     least = least_per_class * len(EMOTIONS)

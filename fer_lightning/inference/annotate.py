@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from fer_lightning.inference.detect import Box
-from fer_lightning.inference.pictures import Picture, Source
+from fer_lightning.inference.pictures import Picture, Source, short_stem
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import check_inside, replace_file
 
@@ -182,6 +182,7 @@ class Drawings:
 
     def _free(self, name: Path) -> Path:
         """An unused path in the folder; inputs from two folders may have the same name."""
+        name = name.with_stem(short_stem(name.stem))
         number, free = 1, name
         while free in self._used:
             number += 1

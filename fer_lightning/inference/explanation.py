@@ -146,7 +146,7 @@ class _Explainer:
                 figure = saliency_figures.explained_face(
                     image, heat, classes, chances, int(shown), f"{answer} {confidence}", subtitle
                 )
-                picture = self.out / _free_name(path.stem, self.taken)
+                picture = self.out / _free_name(pictures.short_stem(path.stem), self.taken)
                 _save(figure, picture)
                 yield TableRow(str(path), "" if box is None else str(number), answer, confidence, str(picture))
 

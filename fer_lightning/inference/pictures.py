@@ -31,6 +31,9 @@ SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *OTHER_IMAGES)
 
 MISSING = "does not exist"
 
+MAX_STEM = 200
+"""Maximum bytes that the name of a file takes over from its input; with numbers and endings, a system has 255."""
+
 # A video that ends this long before the duration in its header is reported as cut short; headers are inexact.
 _MISSING_SHARE = 0.1
 _MISSING_SECONDS = 1.0
@@ -191,6 +194,12 @@ def _below(top: Path) -> Iterator[Source]:
         path = Path(error.filename)
         name = Path(path.name) if path == top else path.relative_to(top)
         yield Source(path, "none", name, f"cannot be read ({error.strerror})")
+
+
+def short_stem(stem: str) -> str:
+    """The beginning of a name without its ending, in at most ``MAX_STEM`` bytes, for a file that is called after it."""
+    whole = os.fsencode(stem)
+    return stem if len(whole) <= MAX_STEM else whole[:MAX_STEM].decode(errors="ignore")
 
 
 def _in_folder(file: Path, name: Path) -> Source:

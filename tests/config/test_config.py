@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -107,6 +108,7 @@ MISTAKES = [
     (["optim.sam_rho=0.05", "trainer.accumulate_grad_batches=2"], "SAM makes two passes over each batch"),
     (["model.in_channels=2"], "model.in_channels=2: must be 1 or 3"),
     (["model.weights=nowhere.pth"], "model.weights=nowhere.pth: no such file"),
+    (["labels=ferplus", "labels.votes='~nobody-here/v.csv'"], "labels.votes=~nobody-here/v.csv: no such file"),
     (["model.head.dropout=1"], "model.head.dropout"),
     (["resume=nowhere"], "resume=nowhere: no such run folder or checkpoint"),
     (["imbalance/mix=null"], "imbalance/mix=null: no such choice; imbalance/mix is one of: cmo, "),
@@ -144,6 +146,15 @@ MISTAKES = [
     ),
     (["optim.lr.disgust=5"], "optim.lr.disgust: optim.lr has no keys of its own; give it whole, as in optim.lr=..."),
 ]
+
+
+def test_weights_larger_than_any_are_refused_before_they_are_hashed(cli, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.touch()
+    os.truncate(path, 2**40)
+    outcome = cli(f"model.weights={path}")
+    assert outcome.code == 2
+    assert f"model.weights={path}: has 1,099,511,627,776 bytes, more than the 4,294,967,296 of any" in outcome.error
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,12 @@ def test_difficulty_changes_the_faces_and_1_is_the_default() -> None:
     assert synthetic.draw(168, difficulty=0.5).data_hash != synthetic.draw(168).data_hash
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(UserError, match=rf"data\.source\.seed={seed} is out of range: give 0 to 4294967295"):
+        synthetic.draw(seed=seed)
+
+
 def test_least_per_class_holds_in_every_usage() -> None:
     counts = usage_counts(synthetic.draw(500, least_per_class=15))
     assert min(min(n) for n in counts.values()) == 15

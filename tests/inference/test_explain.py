@@ -108,6 +108,20 @@ class TestFiles:
         assert "clip.mp4 - - is a video: give single images, or use predict" in output
         assert [path.name for path in (tmp_path / "explained").iterdir()] == ["one.png"]
 
+    def test_a_name_that_is_as_long_as_a_system_has_is_cut(self, tool, images, tmp_path):
+        for letter in "ab":
+            (images / "two.jpg").with_name(f"{'é' * 125}{letter}.png").write_bytes((images / "one.png").read_bytes())
+        done = tool("images", "--out", "pictures")
+        assert done.code == 0, done.err
+        names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+        assert [name.replace("é" * 100, "long") for name in names] == [
+            "one-2.png",
+            "one.png",
+            "two.png",
+            "long-2.png",
+            "long.png",
+        ]
+
     def test_each_face_of_a_photograph_is_explained(self, tool, tmp_path):
         cv2.imwrite(str(tmp_path / "two.png"), group(256, 512))
         cv2.imwrite(str(tmp_path / "none.png"), landscape())

@@ -443,6 +443,13 @@ class TestDrawings:
         )
         assert list((tmp_path / "elsewhere").iterdir()) == []
 
+    def test_a_name_that_is_as_long_as_a_system_has_is_cut(self, tool, tmp_path):
+        for letter in "ab":
+            save(tmp_path / "in" / f"{'x' * 250}{letter}.png", FACES[0])
+        assert tool("in", "--draw", "drawn").code == 0
+        names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+        assert names == [f"{'x' * 200}-2.png", f"{'x' * 200}.png"]
+
     def test_small_gray_faces_are_enlarged(self, tool, tmp_path):
         save(tmp_path / "in" / "face.png", FACES[0])
         assert tool("in", "--draw", "drawn").code == 0
