@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from fer_lightning.data.archives import MAX_PIECE
-from fer_lightning.data.images import IMAGE_SUFFIXES, decode
+from fer_lightning.data.images import FREE_PIXELS, IMAGE_SUFFIXES, decode
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import walk
 
@@ -33,6 +33,21 @@ MISSING = "does not exist"
 
 MAX_STEM = 200
 """Maximum bytes that the name of a file takes over from its input; with numbers and endings, a system has 255."""
+
+MAX_FRAME = 7680 * 4320
+"""Maximum pixels of a frame of a video: 8K. A GIF of 43 bytes may claim 65,535 x 65,535."""
+
+PIXELS_PER_BYTE = 16384
+"""Maximum pixels of all frames of a video for each byte of the file, above ``FREE_PIXELS``.
+
+Films have 50 to 1,000, a recording of slides that rarely change 10,000; a GIF of blank frames has millions.
+"""
+
+FORMATS = ("mov", "matroska", "avi", "gif", "mpeg", "mpegvideo", "mpegts", "m4v", "asf")
+"""FFmpeg's names of the containers of ``VIDEO_SUFFIXES``. Playlists and sequences name other files, or the network."""
+
+_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+_ONLY_THE_FILE = f"format_whitelist;{','.join(FORMATS)}|protocol_whitelist;file"
 
 # A video that ends this long before the duration in its header is reported as cut short; headers are inexact.
 _MISSING_SHARE = 0.1
@@ -225,25 +240,69 @@ def _read_image(path: Path) -> Picture:
 
 
 def _read_video(path: Path, every: int) -> Iterator[Picture]:
-    capture = _open(str(path))
+    try:
+        str(path).encode()
+        size = path.stat().st_size
+    except UnicodeEncodeError:  # OpenCV ends the process
+        yield Picture(None, "has a name that is not UTF-8, which OpenCV cannot open: rename it")
+        return
+    except OSError as error:
+        yield Picture(None, f"cannot be read ({error.strerror})")
+        return
+    capture = _open_video(path)
     rate = capture.get(cv2.CAP_PROP_FPS) or 0.0
     length = capture.get(cv2.CAP_PROP_FRAME_COUNT) / rate if rate > 0 else 0.0
-    number, seconds = 0, 0.0
+    number, seconds, pixels = 0, 0.0, 0
+    problem = _problem_of_sides(capture)
     try:
-        while capture.grab():
+        while not problem and capture.grab():
             seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 or (number / rate if rate > 0 else 0.0)
+            pixels += _pixels(capture)
+            if pixels > FREE_PIXELS + PIXELS_PER_BYTE * size:
+                problem = (
+                    f"has too many pixels for {size:,} bytes, {pixels:,} in the first {number + 1:,} frames: "
+                    "make its frames fewer or smaller"
+                )
+                break
             if number % every == 0:
                 retrieved, image = capture.retrieve()
                 if not retrieved:
+                    break
+                problem = _problem_of_sides(capture)  # a stream may change its size
+                if problem:
                     break
                 yield Picture(image, frame=number, seconds=seconds, rate=rate)
             number += 1
     finally:
         capture.release()
-    if number == 0:
+    if problem:
+        yield Picture(None, problem)
+    elif number == 0:
         yield Picture(None, "is not a readable video: replace or remove it")
     elif length - seconds > max(_MISSING_SECONDS, _MISSING_SHARE * length):
         yield Picture(None, f"is damaged or cut short: ends at {seconds:.1f} of {length:.1f} s")
+
+
+def _pixels(capture: Any) -> int:
+    return int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)) * int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+
+def _problem_of_sides(capture: Any) -> str:
+    if _pixels(capture) <= MAX_FRAME:
+        return ""
+    sides = "x".join(f"{capture.get(side):.0f}" for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    return f"has frames of {sides} pixels, more than {MAX_FRAME:,}: reduce them"
+
+
+def _open_video(path: Path) -> Any:
+    own = os.environ.get(_OPTIONS)
+    os.environ[_OPTIONS] = f"{_ONLY_THE_FILE}|{own}" if own else _ONLY_THE_FILE
+    try:
+        return _open(f"file:{os.path.abspath(path)}")  # FFmpeg takes "concat:" or "http:" of a bare name for a protocol
+    finally:
+        del os.environ[_OPTIONS]
+        if own is not None:
+            os.environ[_OPTIONS] = own
 
 
 def _open(path_or_number: str | int) -> Any:
