@@ -6,6 +6,8 @@ downloaded.
 
 import functools
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +31,20 @@ YUNET_SCORE = 0.7
 """Smallest confidence of a face."""
 YUNET_SIDE = 640
 """Pixels that the longer side is reduced to: YuNet was trained on faces of about 10 to 300 pixels."""
+YUNET_STRIDES = (8, 16, 32)
+YUNET_WIDTHS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
+"""Numbers of each output for a cell of a stride; the outputs are called ``cls_8`` to ``kps_32``."""
+YUNET_SECONDS = 60.0
+"""Longest time for reading the file and running it once, which take less than one."""
+FARTHEST = 1e6
+"""Pixels from the corner that no coordinate of a face reaches."""
+
+_TRY = """
+import sys, cv2, numpy
+net = cv2.dnn.readNetFromONNX(sys.argv[1])
+net.setInput(numpy.zeros((1, 3, int(sys.argv[2]), int(sys.argv[2])), numpy.float32))
+net.forward(sys.argv[3:])
+"""
 
 MARGIN = 0.04
 """Margin on each side of the square around a box, as a fraction of its side; FER-2013's crops are wider than boxes."""
@@ -126,10 +142,46 @@ def _yunet(path: Path) -> Any:
         raise UserError(f"OpenCV {cv2.__version__} cannot run YuNet: pip install 'opencv-python-headless<5'")
     if not path.is_file():
         raise UserError(f"{path}: no such file; give YuNet, face_detection_yunet_2023mar.onnx of the OpenCV model zoo")
+    _try_yunet(path)
     try:
         return cv2.FaceDetectorYN.create(str(path), "", (YUNET_SIDE, YUNET_SIDE), score_threshold=YUNET_SCORE)
     except cv2.error:
         raise _not_yunet(path) from None
+
+
+def _try_yunet(path: Path) -> None:
+    """Run the file once in a process of its own: OpenCV's reader of ONNX crashes on some damaged files."""
+    # -P: nothing is imported from the working directory
+    line = [sys.executable, "-P", "-c", _TRY, os.path.abspath(path), str(YUNET_SIDE), *_yunet_outputs()]
+    nothing = subprocess.DEVNULL
+    try:
+        code = subprocess.run(line, stdin=nothing, stdout=nothing, stderr=nothing, timeout=YUNET_SECONDS).returncode
+    except subprocess.TimeoutExpired:
+        raise _not_yunet(path) from None
+    if code:
+        raise _not_yunet(path)
+
+
+def _yunet_outputs() -> list[str]:
+    return [f"{name}_{stride}" for name in YUNET_WIDTHS for stride in YUNET_STRIDES]
+
+
+@functools.cache
+def _yunet_network(path: Path) -> Any:
+    return cv2.dnn.readNetFromONNX(str(path))
+
+
+@functools.cache
+def _check_outputs(path: Path, width: int, height: int) -> None:
+    """Check the sizes of the outputs, which OpenCV's detector reads without a look at them."""
+    network = _yunet_network(path)
+    network.setInput(np.zeros((1, 3, height, width), np.float32))
+    outputs = network.forward(_yunet_outputs())
+    sizes = [
+        height // stride * (width // stride) * numbers for numbers in YUNET_WIDTHS.values() for stride in YUNET_STRIDES
+    ]
+    if any(out.size != size or out.dtype != np.float32 for out, size in zip(outputs, sizes, strict=True)):
+        raise _not_yunet(path)
 
 
 def _not_yunet(path: Path) -> UserError:
@@ -144,9 +196,13 @@ def _yunet_boxes(image: np.ndarray, path: Path) -> list[Box]:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(color, size, interpolation=cv2.INTER_AREA) if scale < 1 else color
     detector.setInputSize(size)
+    last = YUNET_STRIDES[-1]
     try:
+        _check_outputs(path, *(-(-side // last) * last for side in size))  # the detector pads so
         _, found = detector.detect(small)
     except cv2.error:
         raise _not_yunet(path) from None
+    if found is not None and not (np.abs(found[:, :4]) < FARTHEST).all():
+        raise _not_yunet(path)
     back = (width / size[0], height / size[1]) * 2
     return [Box(*np.rint(row[:4] * back).astype(int).tolist()) for row in (() if found is None else found)]

@@ -1,5 +1,6 @@
 """Face detection in a real photograph, in many real faces when the archive is given, and with YuNet."""
 
+import contextlib
 import zipfile
 from pathlib import Path
 
@@ -144,6 +145,24 @@ def yunet(tmp_path_factory) -> Path:
     return path
 
 
+def save_small_network(path: Path, scale: float, side: int) -> None:
+    """A network with the names of YuNet's outputs, of which each has 3 x ``side`` x ``side`` numbers."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    names = [f"{name}_{stride}" for stride in STRIDES for name in ("cls", "obj", "bbox", "kps")]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["mean"]),
+        helper.make_node("Mul", ["mean", "scale"], ["scaled"]),
+        *(helper.make_node("Identity", ["scaled"], [name]) for name in names),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 1, 1]) for name in names]
+    picture = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 640, 640])
+    weights = [helper.make_tensor("scale", TensorProto.FLOAT, [1, 1, side, side], [scale] * side**2)]
+    graph = helper.make_graph(nodes, "small", [picture], ends, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+
+
 class TestYunet:
     def test_box_in_the_pictures_own_pixels(self, yunet):
         image = np.zeros((320, 320, 3), np.uint8)
@@ -201,3 +220,40 @@ class TestYunet:
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
         with pytest.raises(UserError, match=r"other\.onnx: is not YuNet"):
             detect.check_detector(path)
+
+    @pytest.mark.parametrize("side", [1, 2])
+    def test_outputs_of_another_size_are_reported(self, tmp_path, side):
+        """OpenCV's detector reads beyond the end of outputs that are too small."""
+        path = tmp_path / "other.onnx"
+        save_small_network(path, 0.004, side)
+        with pytest.raises(UserError, match=r"other\.onnx: is not YuNet"):
+            find_faces(np.full((320, 320, 3), 200, np.uint8), path)
+
+    def test_a_file_that_ends_the_process_is_reported(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(detect, "_TRY", "import os; os.abort()")
+        path = tmp_path / "crash.onnx"
+        path.write_bytes(b"any")
+        with pytest.raises(UserError, match=r"crash\.onnx: is not YuNet"):
+            detect.check_detector(path)
+
+    def test_any_damage_is_a_result_or_one_line(self, tmp_path, yunet):
+        content, rng = yunet.read_bytes(), np.random.default_rng(0)
+        for number in range(4):
+            damaged = bytearray(content)
+            damaged[rng.integers(len(content))] = rng.integers(256)
+            path = tmp_path / f"damaged_{number}.onnx"
+            path.write_bytes(damaged)
+            with contextlib.suppress(UserError):
+                detect.check_detector(path)
+
+    @pytest.mark.parametrize("far", [np.inf, np.nan, 1e30])
+    def test_boxes_that_are_not_finite_are_reported(self, yunet, monkeypatch, far):
+        class Detector:
+            def setInputSize(self, size: tuple[int, int]) -> None: ...
+
+            def detect(self, image: np.ndarray) -> tuple[int, np.ndarray]:
+                return 1, np.array([[0, 0, far, 1, *[0] * 11]], np.float32)
+
+        monkeypatch.setattr(detect, "_yunet", lambda path: Detector())
+        with pytest.raises(UserError, match=r"is not YuNet"):
+            find_faces(np.zeros((64, 64, 3), np.uint8), yunet)
