@@ -40,7 +40,7 @@ MAX_FRAME = 7680 * 4320
 PIXELS_PER_BYTE = 16384
 """Maximum pixels of all frames of a video for each byte of the file, above ``FREE_PIXELS``.
 
-Films have 50 to 1,000, a recording of slides that rarely change 10,000; a GIF of blank frames has millions.
+Clips of faces have up to 1,500, and pictures that rarely change more; a GIF of blank frames has millions.
 """
 
 FORMATS = ("mov", "matroska", "avi", "gif", "mpeg", "mpegvideo", "mpegts", "m4v", "asf")
