@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the checkout beside it, not an installed copy
 
 from fer_lightning.comparison.runs import find_runs
+from fer_lightning.runtime.errors import one_line
 from fer_lightning.runtime.files import read_json
 from fer_lightning.runtime.run_folder import read_status
 
@@ -53,7 +54,7 @@ def main() -> None:
         try:
             unpack(file)
         except (EOFError, OSError, ValueError, lzma.LZMAError, tarfile.TarError) as error:
-            sys.exit(f"error: {file}: is damaged, or not what pack writes ({error}); check it out again")
+            sys.exit(f"error: {file}: is damaged, or not what pack writes ({one_line(error)}); check it out again")
         print(RUNS / file.parent.name)
 
 
@@ -61,14 +62,15 @@ def pack(folder: Path, file: Path) -> int:
     """Write the finished runs of a sweep, or of the sweeps in a folder, to an archive; returns how many."""
     folder = folder.resolve()
     sweeps = sorted(path.parent for path in folder.rglob("sweep.json"))
-    started_in = read_json(sweeps[0] / "sweep.json")["cwd"]
-    if not Path(started_in).is_absolute() or started_in == "/":  # it is replaced in every file
-        sys.exit(f"error: {folder}: was started in {started_in!r}; start a sweep in the checkout")
+    checkouts = {sweep: read_json(sweep / "sweep.json")["cwd"] for sweep in sweeps}
+    if "/" in checkouts.values():  # it is replaced in every file
+        sys.exit(f"error: {folder}: was started in /; start a sweep in the checkout")
     runs = [run for run in find_runs([folder]) if read_status(run)["status"] == "done"]
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w:xz", preset=9) as archive:
         for path in _kept(sweeps, runs):
-            content = _content(path, started_in)
+            sweep = next(sweep for sweep in sweeps if path.is_relative_to(sweep))
+            content = _content(path, checkouts[sweep])
             member = tarfile.TarInfo(str(path.relative_to(folder.parent)))
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -109,11 +111,13 @@ def _kept(sweeps: list[Path], runs: list[Path]) -> Iterator[Path]:
 def _content(path: Path, started_in: str) -> bytes:
     """Of a file: without the path of the checkout, and probabilities to six significant digits.
 
-    Six decimals would make zeros of small probabilities, each of which adds 87 nats to a likelihood.
+    What was unpacked has no such path. Six decimals would make zeros of small probabilities, each of which adds 87 nats
+    to a likelihood.
     """
     if path.name == "predictions.csv":
         return pd.read_csv(path).to_csv(index=False, float_format="%.6g").encode()
-    return path.read_text().replace(started_in, ".").encode()
+    text = path.read_text()
+    return (text.replace(started_in, ".") if Path(started_in).is_absolute() else text).encode()
 
 
 if __name__ == "__main__":

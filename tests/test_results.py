@@ -51,6 +51,28 @@ def test_a_packed_sweep_compares_and_resumes(tmp_path, monkeypatch):
     assert (second / "report/summary.csv").read_text() == (first / "report/summary.csv").read_text()
 
 
+@pytest.mark.parametrize("damage", ["cut", "member of another", "link"])
+def test_what_was_not_packed_is_not_unpacked(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "benchmarks")
+    file = tmp_path / "docs" / "results" / "x" / "runs.tar.xz"
+    file.parent.mkdir(parents=True)
+    with tarfile.open(file, "w:xz") as archive:
+        member = tarfile.TarInfo("y/sweep.json" if damage == "member of another" else "x/sweep.json")
+        if damage == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(member)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:40])
+    words = [sys.executable, "benchmarks/results.py", "unpack", "docs/results/x"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "runs.tar.xz: is damaged, or not what pack writes" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.slow
 def test_a_folder_of_searches_is_kept_with_one_table(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
