@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -38,6 +39,9 @@ CATEGORIES = (
     "nf",
 )
 """Categories of the votes: the seven emotions in the order of ``EMOTIONS``, then the others; ``nf`` is "not a face"."""
+
+NUMBERED = re.compile(r"fer([0-9]{7})\.png")
+"""Names of the images in Microsoft's file: the number of the row in fer2013.csv, from 0."""
 
 LEAST_SHARE = 0.5
 """Minimum share of an image's votes for the seven emotions, below which soft targets leave the image out.
@@ -178,7 +182,8 @@ def read_votes(path: str | Path) -> pd.DataFrame:
         Microsoft's file, because the image is not a face, get zero votes.
 
     Raises:
-        UserError: the file cannot be read, or a column or value is wrong; names the row and column.
+        UserError: the file cannot be read, a column or value is wrong, or Microsoft's rows are in another order; names
+            the row and column.
     """
     source = f"labels.votes={path}"
     try:
@@ -207,6 +212,11 @@ def read_votes(path: str | Path) -> pd.DataFrame:
             twice = votes.index[votes.index.duplicated()][0]
             raise UserError(f"{source}: names {twice} twice; one row for each image is needed")
         return votes
+    for row, name in enumerate(table["image name"]):
+        number = NUMBERED.fullmatch(name)
+        if number is not None and int(number[1]) != row:  # a sorted copy: each image would get the votes of another
+            place = f"names {name}, the image of row {int(number[1]) + 1}"
+            raise UserError(f"{source}, row {row + 1}: {place}; give the file in the order that Microsoft's has")
     votes[(table["image name"] == "").to_numpy()] = 0
     votes.index = pd.Index([f"row {number}" for number in range(1, len(votes) + 1)])
     return votes.assign(usage=table["usage"].to_numpy())

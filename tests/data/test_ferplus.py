@@ -69,6 +69,12 @@ def write_microsoft(
     return path
 
 
+def exchange_lines(path: Path, one: int, other: int) -> None:
+    lines = path.read_text().splitlines()
+    lines[one], lines[other] = lines[other], lines[one]
+    path.write_text("\n".join(lines) + "\n")
+
+
 def test_majority_keeps_what_one_emotion_wins(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     ballots = clear(FACES.labels)
@@ -255,6 +261,10 @@ BAD_VOTES: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "rows for names": (
         lambda path: write_microsoft(path, FACES.usage, clear(FACES.labels)),
         r"names no files, so it cannot be matched to the tiny; give data\.path=fer2013\.csv",
+    ),
+    "rows in another order": (
+        lambda path: exchange_lines(write_microsoft(path, FACES.usage, clear(FACES.labels)), 3, 5),
+        r"row 3: names fer0000004\.png, the image of row 5; give the file in the order that Microsoft's has",
     ),
     "nobody agrees": (
         lambda path: write_votes(path, FACES.ids, [ballot(anger=5, fear=5)] * 56),
