@@ -13,7 +13,7 @@ PREFIX = "p_"
 """Of the columns of ``predictions.csv`` that hold a class's probability."""
 
 MAX_COLUMNS = 5_000
-"""Of ``predictions.csv``; pandas takes minutes for 100,000, and a run of 1,000 classes writes 1,011."""
+"""Of ``predictions.csv``, which has one for each of at most 1,000 classes; pandas takes minutes for 300,000."""
 
 MISTAKES = 24
 """Most wrong predictions that are shown."""

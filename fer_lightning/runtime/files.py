@@ -20,7 +20,7 @@ MAX_BYTES = 64 << 20
 """Size above which a text file is not one of this project's, but for example a device or a damaged file."""
 
 MAX_JSON = 4 << 20
-"""The same for JSON, which takes up to forty times its size in memory; ``metrics.json`` of 1,000 classes has 1 MiB."""
+"""The same for JSON, which takes up to forty times its size in memory."""
 
 MAX_PATH = 4095
 """Bytes of a path on Linux."""
