@@ -100,13 +100,14 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         made = any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__))
         if not made and error.errno not in CORRECTABLE:
-            _report_bug(error)
+            report_bug(error)
         what = f"{error.filename or 'a file'}: cannot be {'created' if made else 'used'}"
         fail(f"{what} ({error.strerror}); choose another place")
     except Exception as error:
-        _report_bug(error)
+        report_bug(error)
 
 
-def _report_bug(error: Exception) -> NoReturn:
-    print(without_secrets(format_traceback(error)), end="", file=sys.stderr)
+def report_bug(error: Exception) -> NoReturn:
+    """Print the traceback of a bug, without secrets, and exit with code 1."""
+    print(format_traceback(error, hide=without_secrets), end="", file=sys.stderr)
     raise SystemExit(1)

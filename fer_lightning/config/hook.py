@@ -13,7 +13,7 @@ from fer_lightning.config.interpolations import as_hydras
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.same_training import check_same_training
 from fer_lightning.config.schema import validate
-from fer_lightning.config.secrets import check_secrets
+from fer_lightning.config.secrets import check_secrets, without_secrets
 from fer_lightning.config.settings import without_hydra
 from fer_lightning.config.yaml_files import read_yaml
 from fer_lightning.runtime.errors import UserError, require
@@ -53,7 +53,7 @@ def check_run(config: DictConfig) -> None:
                 _check_resumed(run, folder, config.hydra.output_subdir)
         except UserError as mistake:
             if read_status(folder)["status"] == "running":  # killed, or a job whose sweep reads the reason here
-                write_status(folder, "failed", str(mistake))
+                write_status(folder, "failed", without_secrets(str(mistake)))
             raise
         finally:
             lock.release()  # the run takes it again

@@ -255,8 +255,8 @@ def unpacked(path: Path, limit: int) -> "Limited":
     """Open a file as a stream of at most ``limit`` bytes, decompressing gzip, bzip2 or xz."""
     with open_file(path) as stream:
         start = stream.read(6)
-    opener = next((opener for magic, opener in _PACKERS.items() if start.startswith(magic)), open)
-    return Limited(opener(path, "rb"), path, limit)
+    opener = next((opener for magic, opener in _PACKERS.items() if start.startswith(magic)), open_file)
+    return Limited(opener(path), path, limit)
 
 
 def is_tar(path: Path) -> bool:

@@ -15,7 +15,7 @@ MAX_MEMORY = 2**28
 _PIECE = 2**16
 
 
-def open_xz(path: Path, mode: str = "rb") -> io.BufferedReader:
+def open_xz(path: Path) -> io.BufferedReader:
     """Open an .xz file of one or several streams to read what they hold, one after the other.
 
     Raises:

@@ -171,7 +171,7 @@ def build_network(
         raise UserError(f"model.name={name}: its classifier is not a single linear layer; choose another network")
     network.set_submodule(place, build_head(last.in_features, num_classes, **head))
     replace_depthwise(network)
-    if "efficientnet" not in name:
+    if "efficientnet" not in name:  # padded convolutions and one global pooling take images of any size
         _check_forward(network, name, in_channels, image_size)
     return network
 

@@ -63,15 +63,20 @@ def escape_messages(hide: Callable[[str], str] = str) -> None:
     warnings.formatwarning = _format_warning
 
 
-def format_traceback(error: BaseException) -> str:
-    """The traceback of an exception, with the control characters of its message escaped."""
-    return printable("".join(traceback.format_exception(error)), keep="\n")
+def format_traceback(error: BaseException, hide: Callable[[str], str] = str) -> str:
+    """The traceback of an exception, with the control characters of its message escaped, after ``hide``."""
+    return printable(hide("".join(traceback.format_exception(error))), keep="\n")
 
 
 class _Record(logging.LogRecord):
-    """A log record whose arguments are escaped; line feeds remain in the text of the program itself."""
+    """A log record whose arguments and traceback are escaped; line feeds remain in the text of the program itself."""
 
     hide: Callable[[str], str] = staticmethod(str)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.exc_info and self.exc_info[1] is not None:
+            self.exc_text = format_traceback(self.exc_info[1], self.hide).rstrip("\n")  # handlers take it as it is
 
     def getMessage(self) -> str:
         arguments = self.args

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fer_lightning.config.command_line import fail
+from fer_lightning.config.command_line import fail, report_bug
 from fer_lightning.config.hydra_keys import check_file_names, check_named
 from fer_lightning.config.interpolations import bounded
 from fer_lightning.config.messages import explain
@@ -85,8 +84,7 @@ class SweepLifecycle(Callback):
         except OSError as error:
             fail(f"{error.filename or 'a file'}: {error.strerror}; choose another folder with hydra.sweep.dir=FOLDER")
         except Exception as error:
-            traceback.print_exc()
-            raise SystemExit(1) from error
+            report_bug(error)
 
     def _start(
         self, config: DictConfig, folder: Path, jobs: dict[Job, DictConfig], mistakes: Mapping[Job, str]

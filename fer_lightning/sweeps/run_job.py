@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fer_lightning.config.schema import validate
+from fer_lightning.config.secrets import without_secrets
 from fer_lightning.runtime import slurm_task
 from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import read_json
@@ -109,7 +110,7 @@ def _has_results(folder: Path, test: bool) -> bool:
 
 def _record_failure(folder: Path, reason: str) -> None:
     try:
-        write_status(folder, "failed", reason)
+        write_status(folder, "failed", without_secrets(reason))
     except OSError as error:  # a full disk must not end the sweep
         log.warning("%s: status.json could not be written (%s)", folder, error)
 

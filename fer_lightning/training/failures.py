@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from fer_lightning.config.secrets import without_secrets
 from fer_lightning.runtime.errors import Interrupted, Paused, UserError, first_line
 from fer_lightning.runtime.processes import device_count
 from fer_lightning.runtime.run_folder import write_status
@@ -51,7 +52,7 @@ def record_failure(error: BaseException, folder: Path) -> None:
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             write_status(folder, "interrupted", "stopped by Ctrl-C", step=saved_step(folder))
         else:
-            write_status(folder, "failed", first_line(error))
+            write_status(folder, "failed", without_secrets(first_line(error)))
     except OSError as trouble:
         log.warning("%s: status.json could not be written (%s)", folder, trouble)
 

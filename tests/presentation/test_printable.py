@@ -75,6 +75,21 @@ def test_logs_and_warnings_are_escaped(escaped_messages, caplog, capsys):
     assert "\x1b" not in warnings.formatwarning(Warning(HOSTILE), Warning, "file", 1)
 
 
+def test_the_traceback_in_a_log_is_escaped_and_holds_no_secret(monkeypatch, escaped_messages, caplog):
+    monkeypatch.setenv("MY_API_KEY", "q4wertyuiop")
+
+    def main():
+        try:
+            raise RuntimeError(f"{HOSTILE} q4wertyuiop")
+        except RuntimeError:
+            logging.getLogger("fer_lightning.x").exception("failed")
+
+    run_tool(main)
+    assert "RuntimeError: \\x1b]0;title" in caplog.text
+    assert "\x1b" not in caplog.text
+    assert "q4wertyuiop" not in caplog.text
+
+
 def test_logs_and_warnings_of_a_command_hold_no_secret(monkeypatch, escaped_messages, caplog):
     """Those of other packages too: urllib3 writes the whole address of a server that does not answer."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1/?token=q4wertyuiop")

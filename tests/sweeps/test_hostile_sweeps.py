@@ -16,9 +16,8 @@ from omegaconf import OmegaConf
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.files import write_json
 from fer_lightning.runtime.run_folder import RESUMABLE, read_status, write_status
-from fer_lightning.sweeps import slurm, summary
+from fer_lightning.sweeps import hook, slurm, summary
 from fer_lightning.sweeps.folder import Job, job_states, read_jobs, read_sweep, sweep_record
-from fer_lightning.sweeps.hook import record_start
 from fer_lightning.sweeps.progress import show
 from fer_lightning.sweeps.resume import resume
 
@@ -156,7 +155,7 @@ def test_jobs_that_are_not_known_are_no_success(tmp_path, capsys):
     write_json(tmp_path / "sweep.json", {**record, "jobs": "lost"})
     assert summary.summarise(tmp_path) == 1
     assert "sweep.json: its jobs are not known, so there may be more than these" in capsys.readouterr().out
-    record_start(tmp_path, {job: OmegaConf.create()}, anyway=False)
+    hook.record_start(tmp_path, {job: OmegaConf.create()}, anyway=False)
     assert read_jobs(tmp_path) == [job]
 
 
@@ -169,10 +168,10 @@ def test_jobs_listed_under_the_folders_of_others(folders, tmp_path):
     write_json(tmp_path / "sweep.json", {**record, "jobs": listed})
     if folders == ("0", "2"):
         with pytest.raises(UserError, match="job 1 was in the folder 2 and is in 1, which would mix results"):
-            record_start(tmp_path, jobs, anyway=False)
+            hook.record_start(tmp_path, jobs, anyway=False)
     else:
         assert "jobs" not in read_sweep(tmp_path)
-        record_start(tmp_path, jobs, anyway=False)
+        hook.record_start(tmp_path, jobs, anyway=False)
         assert read_jobs(tmp_path) == list(jobs)
 
 
@@ -221,3 +220,18 @@ class TestSlurm:
             (tmp_path / ".submitit" / "7" / name).touch()
         slurm.discard_results(tmp_path)
         assert [path.name for path in (tmp_path / ".submitit" / "7").iterdir()] == ["7_submitted.pkl"]
+
+
+def test_a_bug_while_a_sweep_starts_prints_no_secret(monkeypatch, capsys):
+    monkeypatch.setenv("MY_API_KEY", "q4wertyuiop")
+
+    def plan(*given):
+        raise RuntimeError("q4wertyuiop")
+
+    monkeypatch.setattr(hook, "_sweep_folder", plan)
+    with pytest.raises(SystemExit) as ended:
+        hook.SweepLifecycle().on_multirun_start(OmegaConf.create({"hydra": {"launcher": {}}}))
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert "RuntimeError: ..." in error
+    assert "q4wertyuiop" not in error

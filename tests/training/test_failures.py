@@ -19,6 +19,7 @@ from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.runtime.run_folder import read_status
+from fer_lightning.training.failures import record_failure
 
 
 class TestDivergence:
@@ -175,3 +176,10 @@ class TestCheckpoints:
         assert_refused(
             outcome, tmp_path / "second", "resume=first: model.head.hidden was [64] there and cannot become [32]"
         )
+
+
+def test_a_reason_holds_no_secret(tmp_path: Path, monkeypatch) -> None:
+    """Libraries write whole addresses into their errors."""
+    monkeypatch.setenv("MY_API_KEY", "q4wertyuiop")
+    record_failure(RuntimeError("no answer of http://localhost/?key=q4wertyuiop"), tmp_path)
+    assert read_status(tmp_path)["reason"] == "no answer of http://localhost/?key=..."
