@@ -165,9 +165,13 @@ def split_rules(split: DictConfig) -> None:
     is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     require(size is None or is_size, "split.train_size", size, "must be a number of images, or null")
     seed = split.get("seed")
-    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
-    require(seed is None or is_seed, "split.seed", seed, "must be between 0 and 4294967295, or null")
+    require(seed is None or is_seed(seed), "split.seed", seed, "must be between 0 and 4294967295, or null")
     _profile_rules(split)
+
+
+def is_seed(value: object) -> bool:
+    """Whether a value is a seed: a whole number that NumPy takes too."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
 def _profile_rules(split: DictConfig) -> None:

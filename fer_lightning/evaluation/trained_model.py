@@ -82,12 +82,13 @@ def _read_run(folder: Path) -> TrainedModel:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(f"{folder}: metrics.json or .hydra/config.yaml cannot be read ({reason})") from None
-    if metrics.get("test/accuracy") is not None and (folder / "predictions.csv").exists():
-        try:
+    try:
+        run_files.check_numbers(metrics)
+        if metrics.get("test/accuracy") is not None and (folder / "predictions.csv").exists():
             run_files.read_predictions(folder, checked := run_files.read_metrics(folder))
             run_files.read_config(folder, checked)
-        except ValueError as error:
-            raise UserError(f"{folder}: {error}; test it again with resume=auto") from None
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}; test it again with resume=auto") from None
     _check_checkpoint(folder, metrics)
     return TrainedModel(metrics, config, folder)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fer_lightning.config.yaml_files import MAX_DEPTH
 from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
 from fer_lightning.metrics.conformal import MOST_KEPT
@@ -199,6 +200,12 @@ def _size(node: Any) -> int:
     return 1 if children is None else 1 + sum(map(_size, children))
 
 
+def _depth(node: Any) -> int:
+    """Number of containers within each other."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else None
+    return 0 if children is None else 1 + max(map(_depth, children), default=0)
+
+
 def _holds_bytes(node: Any) -> bool:
     """Whether there are bytes in nested containers, which no file of text can hold."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
@@ -210,6 +217,8 @@ def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
         is_mapping = isinstance(hyper[key], dict) and all(isinstance(name, str) for name in hyper[key])
         check(is_mapping, f"its hyper-parameter {key} is not a mapping")
         check(_size(hyper[key]) <= MAX_SETTINGS, f"its hyper-parameter {key} has more than {MAX_SETTINGS:,} values")
+    deep = [key for key, value in hyper.items() if key != "members" and _depth(value) > MAX_DEPTH]
+    check(not deep, f"its hyper-parameters have more than {MAX_DEPTH} containers within each other")
     size = hyper["model"].get("image_size")
     check(type(size) is int and size > 0, f"its model.image_size is {repr(size)[:40]}, not a number of pixels")
     for key in ("adjusted", "scorecard"):

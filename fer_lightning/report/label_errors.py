@@ -161,7 +161,8 @@ def _load_faces(folds: OutOfFold, overrides: Sequence[str]) -> Faces:
     cfg = recorded(read_yaml(file), str(file))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
-        is_known = key.startswith(("data.", "labels.")) and OmegaConf.select(cfg, key, default=cfg) is not cfg
+        with bounded():
+            is_known = key.startswith(("data.", "labels.")) and OmegaConf.select(cfg, key, default=cfg) is not cfg
         if not is_known or "_target_" in key:
             raise UserError(f"{override.input_line}: with --label-errors give where the runs' data are: data.path=FILE")
         OmegaConf.update(cfg, key, override.value())

@@ -224,7 +224,9 @@ def begin(folder: Path, sweeper: DictConfig, config: DictConfig) -> None:
     Plugins.instance().class_name_to_class[TARGET] = SuccessiveHalving
     epochs = rung_epochs(config.trainer.max_epochs, sweeper.eta, sweeper.rungs)
     planned = Search(epochs, sweeper.eta, config.monitor)
-    before = read_search(folder) or planned
+    before = read_search(folder)
+    if before is None or (before.kept and not _is_of(before, trials_of(read_jobs(folder)))):
+        before = planned
     if (before.epochs, before.eta, before.monitor) != (planned.epochs, planned.eta, planned.monitor):
         raise UserError(
             f"{folder}: its search has {_rungs(before)}, and this one {_rungs(planned)}; choose another hydra.sweep.dir"
@@ -247,6 +249,15 @@ def read_search(folder: Path) -> Search | None:
     except (ArithmeticError, FileNotFoundError, KeyError, TypeError, UserError, ValueError):
         return None
     return Search(tuple(epochs), eta, monitor, tuple(map(tuple, kept)))
+
+
+def _is_of(search: Search, trials: Sequence[Trial]) -> bool:
+    """Whether a record keeps settings of a grid, each with all of its seeds."""
+    return all(
+        kept
+        and sorted(kept) == sorted(job.number for trial in trials if trial.jobs[0].number in kept for job in trial.jobs)
+        for kept in search.kept
+    )
 
 
 def finish_rung(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from torch import distributed
 from fer_lightning.loading.datamodule import FERDataModule
 from fer_lightning.model.checkpoint import write_checkpoint
 from fer_lightning.runtime import signals
+from fer_lightning.runtime.errors import check
 from fer_lightning.training.saved_state import check_fits
 
 
@@ -35,6 +36,7 @@ class ExactResume(L.Callback):
         self.max_steps = max_steps
         self.state: dict[str, Any] | None = None
         self.restored: dict[str, Any] | None = None
+        self.batches = 0  # of the epoch, that are done
         self.patience: list[int] = []
         self.trained = False  # a step was made, so that all that was restored fits
         self.group: Any = None
@@ -75,6 +77,7 @@ class ExactResume(L.Callback):
         states = checkpoint["processes"]
         self.state = states[trainer.global_rank] if trainer.global_rank < len(states) else None
         self.restored = {key: checkpoint[key] for key in ("optimizer_states", "lr_schedulers")}
+        self.batches = checkpoint["position"]["batches"]
         self.patience = [stopper.patience for stopper in _stoppers(trainer)]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -86,6 +89,8 @@ class ExactResume(L.Callback):
         self.restored = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        length = trainer.num_training_batches
+        check(self.batches < length or self.batches == 0, f"it stopped at batch {self.batches} of {length} of an epoch")
         # Lightning does not save that it had stopped early.
         trainer.should_stop = any(stopper.wait_count >= stopper.patience for stopper in _stoppers(trainer))
         self._stop_after_max_steps(trainer)
@@ -109,6 +114,8 @@ class ExactResume(L.Callback):
         _set_random_state(self.state["random"], pl_module.device)
         for name, metric in _training_metrics(pl_module):
             for key, value in self.state.get("metrics", {}).get(name, {}).items():
+                fits = key in metric.metric_state and value.shape == metric.metric_state[key].shape
+                check(fits, f"its sums of {name} are not those of this run")
                 setattr(metric, key, value.to(pl_module.device))
         self.state = None
 
@@ -248,14 +255,16 @@ class MovableCheckpoint(ModelCheckpoint):
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(path: str) -> str:
-            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
-
-        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        if paths["best_model_path"] and not Path(paths["best_model_path"]).exists():
-            return  # the file is missing: the best of the remaining epochs is kept instead
-        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+        best = str(
+            Path(str(self.dirpath)) / f"{self.filename}.ckpt"
+        )  # not the state's path: Lightning deletes it later
+        if not state_dict["best_model_path"] or not Path(best).exists():
+            return  # the best of the remaining epochs is kept
+        self.best_model_path = best
+        score = state_dict["best_model_score"]
+        if score is not None:
+            self.best_model_score = self.kth_value = score
+            self.kth_best_model_path, self.best_k_models = best, {best: score}
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lightning.config.imbalance_rules import refuse_corrected_first_stage
 from fer_lightning.config.interpolations import bounded
+from fer_lightning.config.rules import is_seed
 from fer_lightning.config.safety import recorded
 from fer_lightning.config.settings import flatten, to_plain
 from fer_lightning.data.from_config import split_seed
@@ -71,6 +72,8 @@ def load_first_stage(model: EmotionClassifier, cfg: DictConfig, first_stage: Sto
         raise UserError(f"{given}: it was trained on other images; give the same data and labels")
     if hyper["adjusted"]:
         raise UserError(f"{given}: its last layer is adjusted already; give the unadjusted.ckpt beside it")
+    if "global_step" not in checkpoint:
+        raise UserError(f"{given}: damaged, it does not say how many steps it was trained for")
     trained = recorded(hyper["config"], given)
     _check_method(hyper["config"].get("imbalance"), given)
     for key in SAME_IMAGES:
@@ -129,7 +132,7 @@ def _images(cfg: DictConfig, key: str, given: str) -> Any:
 def _plain_split(cfg: DictConfig, given: str) -> dict[str, Any]:
     """Raise UserError where the configuration, which anybody may have written, has no split."""
     split, seed = OmegaConf.select(cfg, "split"), OmegaConf.select(cfg, "seed")
-    if not OmegaConf.is_dict(split) or not isinstance(seed, int):
+    if not OmegaConf.is_dict(split) or not is_seed(seed) or not is_seed(split_seed(cfg)):
         raise UserError(f"{given}: damaged, its configuration has no split or no seed")
     plain = {key: value for key, value in to_plain(split).items() if value is not None}
     return {**plain, "seed": split_seed(cfg)}

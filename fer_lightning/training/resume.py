@@ -123,7 +123,7 @@ def _check_best(best: Path, checkpoint: dict[str, Any], damaged_is_refused: bool
         return
     try:
         rows = list(kept["callbacks"]["Curves"]["rows"])
-    except (KeyError, TypeError):  # it may be anything that holds a model
+    except (LookupError, RuntimeError, TypeError, ValueError):  # it may be anything that holds a model
         rows = [None]
     if any(
         repr(one) != repr(other) for one, other in zip(rows, checkpoint["callbacks"]["Curves"]["rows"], strict=False)
@@ -136,7 +136,7 @@ def _check_best(best: Path, checkpoint: dict[str, Any], damaged_is_refused: bool
 def saved_step(folder: Path) -> int:
     """Optimizer steps in the last checkpoint of a run folder; 0 without one."""
     checkpoint = _read(folder)[1]
-    return int(checkpoint["global_step"]) if checkpoint else 0
+    return int(checkpoint.get("global_step", 0)) if checkpoint else 0
 
 
 def _read(given: Path) -> tuple[Path, dict[str, Any] | None]:

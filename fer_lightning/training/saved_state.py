@@ -13,7 +13,7 @@ from fer_lightning.runtime.errors import UserError, check
 SAVED_CALLBACKS = ("Curves", "TrainClock")
 """Callbacks of every run that have a state."""
 
-PER_RUN = {"params", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+PER_RUN = {"params", "lr", "foreach", "fused", "capturable", "differentiable"}
 """Options of an optimizer's group that change in a run, or with the machine."""
 
 MT19937_KEYS = 624
@@ -21,6 +21,9 @@ MT19937_KEYS = 624
 
 CYCLED = {"betas", "momentum"}
 """Further ones that ``optim.schedule=one_cycle`` changes."""
+
+MOVING = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial"}
+"""Parts of a schedule's state that change in a run."""
 
 
 def check_training_state(checkpoint: dict[str, Any], path: Path) -> None:
@@ -40,8 +43,7 @@ def check_training_state(checkpoint: dict[str, Any], path: Path) -> None:
         _check_schedule(checkpoint)
         _check_callbacks(checkpoint)
         _check_curves(checkpoint)
-        for name, state in checkpoint["callbacks"].items():
-            _check_best(name, state, checkpoint["callbacks"]["Curves"]["rows"])
+        _check_best(checkpoint)
         _check_early_stopping(checkpoint)
         _check_average(checkpoint)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -71,12 +73,15 @@ def check_fits(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, sch
         return  # torch refuses it
     cycles = isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR)
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        for key in (group.keys() & own.keys()) - PER_RUN - (CYCLED if cycles else set()):
-            check(group[key] == own[key], f"its optimizer has {key}={str(group[key])[:40]}, and this run {own[key]}")
+        for key in own.keys() - PER_RUN - (CYCLED if cycles else set()):
+            same = key in group and group[key] == own[key]
+            check(same, f"its optimizer has {key}={str(group.get(key))[:40]}, and this run {own[key]}")
     rates = [group["lr"] for group in saved["param_groups"]]
     check(all(map(_is_number, rates)) and rates == list(made["_last_lr"]), "its learning rates are not its schedule's")
-    own_rates = list(schedule.base_lrs)
-    check(cycles or list(made["base_lrs"]) == own_rates, f"its learning rates start from {str(made['base_lrs'])[:60]}")
+    for key, value in schedule.state_dict().items():
+        same = key in MOVING or (key in made and made[key] == value)
+        check(same, f"its schedule has {key}={str(made.get(key))[:60]}, and this run {str(value)[:60]}")
+    check(made.keys() <= schedule.state_dict().keys(), "its schedule is of another kind")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for place, state in saved["state"].items():
         for name, value in state.items():
@@ -186,29 +191,49 @@ def _check_curves(checkpoint: dict[str, Any]) -> None:
         steps == sorted(steps) and all(step <= checkpoint["global_step"] for step in steps),
         "the steps of its curves are out of order or beyond its own",
     )
+    # Checkpoints within an epoch are written after whole steps.
+    per_step = checkpoint["hyper_parameters"]["config"]["trainer"]["accumulate_grad_batches"]
+    made = (steps[epoch - 1] if epoch else 0) + checkpoint["position"]["batches"] // per_step
+    check(
+        made == checkpoint["global_step"],
+        f"its position is after {made} steps, its global_step {checkpoint['global_step']}",
+    )
 
 
-def _check_best(name: str, state: Any, rows: list[dict[str, float]]) -> None:
+def _check_best(checkpoint: dict[str, Any]) -> None:
     """Raise ValueError unless the best checkpoint so far is called as this project's, and its score is in a row."""
-    if not name.startswith("MovableCheckpoint") or not state["best_model_path"]:
-        return
-    called = Path(state["best_model_path"]).name
-    check(called == "best.ckpt", f"its best checkpoint is called {called[:40]!r}, not best.ckpt")
-    best, monitor = float(state["best_model_score"]), state["monitor"]
+    rows, monitor = checkpoint["callbacks"]["Curves"]["rows"], checkpoint["hyper_parameters"]["config"]["monitor"]
     scores = [row[monitor] for row in rows if monitor in row]
-    check(any(math.isclose(best, score, rel_tol=1e-6) for score in scores), f"its best {monitor} is in no epoch")
-    kept = [float(score) for score in (*state["best_k_models"].values(), state["kth_value"])]
-    check(all(math.isclose(best, score, rel_tol=1e-6) for score in kept), f"it has two best scores of {monitor}")
+    for name, state in checkpoint["callbacks"].items():
+        if not name.startswith("MovableCheckpoint"):
+            continue
+        path, best, kept = state["best_model_path"], state["best_model_score"], state["best_k_models"]
+        same = state["monitor"] == monitor or (state["monitor"] is None and not scores)
+        check(same, f"its best checkpoint is that of {str(state['monitor'])[:40]}, not of {monitor}")
+        if path:
+            called = Path(path).name
+            check(called == "best.ckpt", f"its best checkpoint is called {called[:40]!r}, not best.ckpt")
+        if not path or state["monitor"] is None:
+            none = best is None and kept == {} and not state["kth_best_model_path"]
+            check(none, "it has the score of a best checkpoint, and no best checkpoint")
+            continue
+        check(_is_score(best), f"the score of its best checkpoint is a {type(best).__name__}")
+        check(any(math.isclose(best, score, rel_tol=1e-6) for score in scores), f"its best {monitor} is in no epoch")
+        check(list(kept) == [path] and state["kth_best_model_path"] == path, "it has two best checkpoints")
+        same = all(_is_score(score) and score == best for score in (*kept.values(), state["kth_value"]))
+        check(same, f"it has two best scores of {monitor}")
 
 
 def _check_early_stopping(checkpoint: dict[str, Any]) -> None:
     for name, state in checkpoint["callbacks"].items():
         if not name.startswith("EarlyStopping"):
             continue
-        waited, rows = state["wait_count"], checkpoint["callbacks"]["Curves"]["rows"]
-        epochs, best = len(rows), float(state["best_score"])
+        waited, rows, best = state["wait_count"], checkpoint["callbacks"]["Curves"]["rows"], state["best_score"]
+        epochs = len(rows)
         check(type(waited) is int and 0 <= waited <= epochs, f"it waited {str(waited)[:40]} of {epochs} epochs")
-        was_scored = math.isinf(best) or any(
+        check(_is_score(best), f"the best score that it waits to exceed is a {type(best).__name__}")
+        start = -math.inf if "'mode': 'max'" in name else math.inf
+        was_scored = best == start or any(
             math.isclose(best, value, rel_tol=1e-6) for row in rows for value in row.values()
         )
         check(was_scored, "the best score that it waits to exceed is in no epoch")
@@ -225,6 +250,11 @@ def _check_average(checkpoint: dict[str, Any]) -> None:
             latest = state["latest_update_step"]
             check(type(latest) is int and 0 <= latest <= step, f"its average is of step {str(latest)[:40]}")
             check(bool(latest) <= averaged <= step + 1, f"its average is of {averaged} states")
+
+
+def _is_score(value: object) -> bool:
+    """Whether a value is a tensor of one number, as Lightning's callbacks keep scores."""
+    return isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
 
 
 def _is_number(value: object) -> bool:

@@ -53,6 +53,11 @@ def test_too_few_images_are_refused() -> None:
         synthetic.draw(167)
 
 
+def test_no_recorded_number_takes_hours_to_draw() -> None:
+    with pytest.raises(UserError, match=r"data\.source\.images=1000000: at most 100,000 are drawn"):
+        synthetic.draw(images=1_000_000)
+
+
 def test_seed_decides_every_pixel(faces: Faces) -> None:
     assert synthetic.draw(300, seed=1).data_hash == synthetic.draw(300, seed=1).data_hash
     assert synthetic.draw(300, seed=1).data_hash != synthetic.draw(300, seed=2).data_hash

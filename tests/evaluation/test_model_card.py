@@ -170,9 +170,11 @@ class TestText:
     def test_scores_of_another_kind_are_one_line(self, run):
         (run / "predictions.csv").unlink()
         shutil.rmtree(run / "checkpoints")
-        write_json(run / "metrics.json", {**read_json(run / "metrics.json"), "test/n": "many"})
-        with pytest.raises(UserError, match="not those that a run writes"):
-            card.main([str(run)])
+        whole = read_json(run / "metrics.json")
+        for key, value in (("test/n", "many"), ("test/n", -5), ("test/accuracy", 7.0)):
+            write_json(run / "metrics.json", {**whole, key: value})
+            with pytest.raises(UserError, match=rf"run: .*{key}"):
+                card.main([str(run)])
 
     def test_the_checkpoint_of_another_run_is_refused(self, run, trained):
         best = run / "checkpoints" / "best.ckpt"

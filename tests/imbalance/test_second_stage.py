@@ -11,6 +11,7 @@ import torch
 from command_line import TINY
 from hydra import compose, initialize_config_dir
 from legs import every_nth, every_third
+from omegaconf import OmegaConf
 from torch import nn
 
 from fer_lightning.config.safety import CONF_DIR
@@ -23,6 +24,7 @@ from fer_lightning.model.optimizer import build_schedule, parameter_groups
 from fer_lightning.runtime.errors import UserError
 from fer_lightning.training.adjust import fold_margins
 from fer_lightning.training.checkpoints import LastCheckpoint
+from fer_lightning.training.first_stage import load_first_stage, with_split_of_first_stage
 
 STAGED = (*TINY, "augment=light", "data.source.images=300", "model.head.dropout=0.5", "trainer.max_epochs=4")
 HALF = "imbalance.second_stage.share=0.5"
@@ -295,6 +297,35 @@ def test_a_first_stage_that_names_no_method_is_refused(cli, plain, tmp_path, imb
     outcome = cli(*STAGED, "imbalance=crt", f"imbalance.first_stage={tmp_path / 'first.ckpt'}")
     assert outcome.code == 2
     assert outcome.error.endswith("first.ckpt: damaged, its configuration names no imbalance method")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("global_step"), "damaged, it does not say how many steps it was trained for"),
+        *(
+            (lambda content, seed=seed: _split(content).update(seed=seed), "damaged, its configuration has no split or")
+            for seed in ("abc", -5, 1.5, 2**40, True)
+        ),
+    ],
+)
+def test_a_damaged_first_stage_is_refused_before_it_trains(plain, change, message):
+    path = plain / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    cfg = OmegaConf.create(content["hyper_parameters"]["config"])
+    change(content)
+    first = StoredModel(path, content)
+
+    def begin():
+        with_split_of_first_stage(cfg, first)
+        load_first_stage(None, cfg, first, content["hyper_parameters"]["provenance"]["data_hash"])
+
+    with pytest.raises(UserError, match=message):
+        begin()
+
+
+def _split(content):
+    return content["hyper_parameters"]["config"]["split"]
 
 
 class TestReinitialize:

@@ -265,6 +265,19 @@ def test_parts_that_share_their_bytes_are_not_read(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("key", ["config", "provenance", "scorecard"])
+def test_a_deep_configuration_is_refused(whole: dict[str, Any], tmp_path: Path, key: str) -> None:
+    """Reading it would take a line of the traceback for each level."""
+    deep: dict[str, Any] = {}
+    for _ in range(40):
+        deep = {"x": deep}
+    hyper = {**whole["hyper_parameters"]}
+    hyper[key] = {**(hyper[key] or {}), "x": deep}
+    torch.save({**whole, "hyper_parameters": hyper}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="more than 30 containers within each other"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_a_long_pickle_is_not_read(tmp_path: Path) -> None:
     torch.save({"x": b"x" * (MAX_PICKLE + 1)}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="besides its tensors"):

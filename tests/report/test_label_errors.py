@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fer_lightning import audit
 from fer_lightning.comparison.out_of_fold import read_out_of_fold
@@ -126,6 +127,17 @@ def test_images_in_two_folds_are_refused(tmp_path, faces):
     write_fold(tmp_path, faces, 1, dealt=5)
     with pytest.raises(UserError, match=r"tests \d+ images that another fold of seed 0 tests"):
         read_out_of_fold([tmp_path])
+
+
+def test_a_key_is_looked_up_in_bounded_time(tmp_path, faces):
+    """Its value may resolve to others, each of which resolves twice."""
+    file = write_fold(tmp_path / "sweep", faces, 0) / ".hydra" / "config.yaml"
+    config = OmegaConf.load(file)
+    config.zz = {f"a{level}": f"${{zz.a{level + 1}}}" * 2 for level in range(25)} | {"a25": "x"}
+    config.data.path = "${zz.a0}"
+    OmegaConf.save(config, file)
+    with pytest.raises((UserError, OmegaConfBaseException)):
+        audit.main(["--label-errors", str(tmp_path / "sweep"), "data.path=x"])
 
 
 @pytest.mark.parametrize(

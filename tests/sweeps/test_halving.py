@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -268,6 +268,19 @@ def test_a_search_keeps_its_rungs(tmp_path):
         same_rungs = OmegaConf.create({"eta": eta, "rungs": 2})
         with pytest.raises(UserError, match=r"eta=2, and this one .* eta=3") if eta == 3 else nullcontext():
             halving.begin(tmp_path / name, same_rungs, short)
+
+
+@pytest.mark.parametrize("kept", [[7], [], [0, 0, 1], [0], [0, 1, 7]])
+def test_a_record_of_other_jobs_is_none(tmp_path, kept):
+    """A setting continues with all of its seeds; nothing would be launched otherwise."""
+    planned(tmp_path, 0.1, 0.2)
+    search = Search((1, 3, 9), 3, "val/f1_macro", (tuple(kept),))
+    write_json(tmp_path / halving.RECORD, asdict(search))
+    halving.begin(tmp_path, OmegaConf.create({"eta": 3, "rungs": 3}), OmegaConf.create(GOOD))
+    assert halving.read_search(tmp_path).kept == ()
+    write_json(tmp_path / halving.RECORD, asdict(replace(search, kept=((2, 3),))))
+    halving.begin(tmp_path, OmegaConf.create({"eta": 3, "rungs": 3}), OmegaConf.create(GOOD))
+    assert halving.read_search(tmp_path).kept == ((2, 3),)
 
 
 @pytest.mark.parametrize(("together", "expected"), [(False, [(1, 2), (4, 6), (8, 9)]), (True, [(1, 9)])])

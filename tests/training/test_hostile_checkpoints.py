@@ -11,14 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EarlyStopping
+from torchmetrics import MeanMetric, MetricCollection
 
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.training.checkpoints import ExactResume
+from fer_lightning.training.checkpoints import ExactResume, MovableCheckpoint, _random_state
 from fer_lightning.training.saved_state import check_fits, check_training_state
 
 COUNT = {"ready": 4, "completed": 4, "started": 4, "processed": 4}
 BEST = "MovableCheckpoint{'monitor': 'val/f1_macro'}"
-STOPPER = "EarlyStopping{'monitor': 'val/f1_macro'}"
+STOPPER = "EarlyStopping{'monitor': 'val/f1_macro', 'mode': 'max'}"
 NUMPY_STATE = ("MT19937", torch.zeros(624), 624.0, 0.0, 0.0)
 ROWS = [{"epoch": 0, "step": 2, "val/f1_macro": 0.5}, {"epoch": 1, "step": 4, "val/f1_macro": 0.25}]
 WHOLE: dict[str, Any] = {
@@ -52,6 +53,7 @@ WHOLE: dict[str, Any] = {
             "best_model_path": "/x/best.ckpt",
             "best_model_score": torch.tensor(0.5),
             "best_k_models": {"/x/best.ckpt": torch.tensor(0.5)},
+            "kth_best_model_path": "/x/best.ckpt",
             "kth_value": torch.tensor(0.5),
         },
         STOPPER: {"wait_count": 1, "best_score": torch.tensor(0.5)},
@@ -63,7 +65,12 @@ WHOLE: dict[str, Any] = {
     "hyper_parameters": {
         "model": {"freeze_epochs": 0, "head": {"class_scale": False}},
         "optim": {"name": "adamw", "momentum": None},
-        "config": {"imbalance": {}, "callbacks": {"ema": {}, "early_stopping": {}}},
+        "config": {
+            "imbalance": {},
+            "callbacks": {"ema": {}, "early_stopping": {}},
+            "monitor": "val/f1_macro",
+            "trainer": {"accumulate_grad_batches": 1},
+        },
     },
 }
 
@@ -164,6 +171,31 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "the steps of its curves are out of order",
     ),
     "another best file": (put("callbacks", BEST, "best_model_path", "/etc/passwd"), "is called 'passwd', not best"),
+    "a best file above the folder": (
+        lambda content: content["callbacks"][BEST].update(
+            best_model_path="", best_k_models={"/x/..": torch.tensor(0.0)}, kth_best_model_path="/x/.."
+        ),
+        "and no best checkpoint",
+    ),
+    "a best score without a file": (put("callbacks", BEST, "best_model_path", ""), "and no best checkpoint"),
+    "another file to delete": (
+        put("callbacks", BEST, "best_k_models", {"/x/..": torch.tensor(0.5)}),
+        "has two best checkpoints",
+    ),
+    "another file to replace": (put("callbacks", BEST, "kth_best_model_path", "/y"), "has two best checkpoints"),
+    "the best of another score": (
+        put("callbacks", BEST, "monitor", "train/loss"),
+        "is that of train/loss, not of val/",
+    ),
+    "the best of no score": (put("callbacks", BEST, "monitor", None), "is that of None, not of val/"),
+    "a best score of text": (put("callbacks", BEST, "best_model_score", "0.5"), "its best checkpoint is a str"),
+    "a second best score of text": (put("callbacks", BEST, "kth_value", "0.5"), "has two best scores"),
+    "a score to wait for of no tensor": (put("callbacks", STOPPER, "best_score", 0.5), "waits to exceed is a float"),
+    "a score to wait for that is never exceeded": (
+        put("callbacks", STOPPER, "best_score", torch.tensor(torch.inf)),
+        "waits to exceed is in no epoch",
+    ),
+    "a position after other steps": (put("callbacks", "Curves", "rows", [ROWS[0], {"epoch": 1, "step": 3}]), "after 3"),
     "a best score of no epoch": (
         put("callbacks", BEST, "best_model_score", torch.tensor(5.0)),
         "is in no epoch",
@@ -220,33 +252,63 @@ def test_any_value_of_any_part(key: str, value: Any) -> None:
         check_training_state({**copy.deepcopy(WHOLE), key: value}, Path("last.ckpt"))
 
 
-def _run() -> tuple[Any, Any]:
-    """What ``check_fits`` reads of a new optimizer and schedule."""
-    groups = [{"params": [torch.zeros(2, 3), torch.zeros(2)], "lr": 0.1, "weight_decay": 0.05, "betas": (0.9, 0.999)}]
-    return SimpleNamespace(param_groups=groups), SimpleNamespace(base_lrs=[0.1])
+def _run(one_cycle: bool = False) -> tuple[torch.optim.Optimizer, Any]:
+    """The optimizer and the schedule of a new run."""
+    parameters = [torch.zeros(2, 3, requires_grad=True), torch.zeros(2, requires_grad=True)]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.05)
+    if one_cycle:
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1], 9)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+
+
+GROUP = ("optimizer_states", 0, "param_groups", 0)
+
+
+def remove(*place: Any) -> Callable[[dict[str, Any]], None]:
+    *above, key = place
+
+    def change(content: dict[str, Any]) -> None:
+        node: Any = content
+        for part in above:
+            node = node[part]
+        del node[key]
+
+    return change
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "reason"),
+    ("one_cycle", "change", "reason"),
     [
-        (("optimizer_states", 0, "param_groups", 0, "weight_decay"), 5.0, "has weight_decay=5.0, and this run 0.05"),
-        (("optimizer_states", 0, "param_groups", 0, "betas"), (0.1, 0.1), r"has betas=\(0.1, 0.1\)"),
-        (("optimizer_states", 0, "param_groups", 0, "lr"), 5.0, "learning rates are not its schedule's"),
-        (("lr_schedulers", 0, "base_lrs"), [0.5], r"learning rates start from \[0.5\]"),
-        (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(3), "exp_avg has another shape"),
+        (False, put(*GROUP, "weight_decay", 5.0), "has weight_decay=5.0, and this run 0.05"),
+        (False, put(*GROUP, "betas", (0.1, 0.1)), r"has betas=\(0.1, 0.1\)"),
+        (False, put(*GROUP, "amsgrad", True), "has amsgrad=True"),
+        (False, remove(*GROUP, "maximize"), "has maximize=None, and this run False"),
+        (False, put(*GROUP, "lr", 5.0), "learning rates are not its schedule's"),
+        (False, put("lr_schedulers", 0, "base_lrs", [0.5]), r"base_lrs=\[0.5\], and this run \[0.1\]"),
+        (False, put("lr_schedulers", 0, "get_lr", None), "its schedule is of another kind"),
+        (False, put("optimizer_states", 0, "state", 0, "exp_avg", torch.zeros(3)), "exp_avg has another shape"),
+        (True, put("lr_schedulers", 0, "total_steps", 9000), "has total_steps=9000, and this run 9"),
+        (True, put("lr_schedulers", 0, "_schedule_phases", 0, "end_step", 900.0), "its schedule has _schedule_phases"),
+        (True, put(*GROUP, "initial_lr", 5.0), "has initial_lr=5.0"),
+        (True, put(*GROUP, "max_lr", 5.0), "has max_lr=5.0"),
     ],
 )
-def test_settings_of_a_checkpoint_do_not_replace_those_of_the_run(place: Any, value: Any, reason: str) -> None:
-    group = {"params": [0, 1], "lr": 0.05, "initial_lr": 0.1, "weight_decay": 0.05, "betas": (0.9, 0.999)}
-    state = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2, 3)}}
-    content: dict[str, Any] = {
-        "optimizer_states": [{"state": state, "param_groups": [group]}],
-        "lr_schedulers": [{"base_lrs": [0.1], "_last_lr": [0.05]}],
-    }
-    check_fits(content, *_run())
-    put(*place, value)(content)
+def test_settings_of_a_checkpoint_do_not_replace_those_of_the_run(
+    one_cycle: bool, change: Callable[[dict[str, Any]], None], reason: str
+) -> None:
+    optimizer, schedule = _run(one_cycle)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    content: dict[str, Any] = copy.deepcopy(
+        {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": [schedule.state_dict()]}
+    )
+    check_fits(content, *_run(one_cycle))
+    change(content)
     with pytest.raises(ValueError, match=reason):
-        check_fits(content, *_run())
+        check_fits(content, *_run(one_cycle))
 
 
 def test_a_resumed_run_waits_as_long_as_its_own_setting_says() -> None:
@@ -255,14 +317,45 @@ def test_a_resumed_run_waits_as_long_as_its_own_setting_says() -> None:
         callbacks=[stopper],
         global_rank=0,
         optimizers=[SimpleNamespace(param_groups=[])],
-        lr_scheduler_configs=[SimpleNamespace(scheduler=SimpleNamespace(base_lrs=[]))],
+        lr_scheduler_configs=[SimpleNamespace(scheduler=SimpleNamespace(state_dict=lambda: {"_last_lr": []}))],
     )
     exact: Any = ExactResume()
     empty = {
         "optimizer_states": [{"state": {}, "param_groups": []}],
-        "lr_schedulers": [{"base_lrs": [], "_last_lr": []}],
+        "lr_schedulers": [{"_last_lr": []}],
     }
-    exact.on_load_checkpoint(trainer, None, {"processes": [{}], **empty})
+    exact.on_load_checkpoint(trainer, None, {"processes": [{}], "position": {"batches": 0}, **empty})
     stopper.load_state_dict({**stopper.state_dict(), "patience": 0})
     exact.on_fit_start(trainer, None)
     assert stopper.patience == 5
+
+
+def test_no_path_of_a_state_is_deleted_later(tmp_path: Path) -> None:
+    """Lightning removes the best file so far, by the path in the state."""
+    (tmp_path / "best.ckpt").touch()
+    best = MovableCheckpoint(dirpath=tmp_path, filename="best", monitor="val/f1_macro", mode="max")
+    score = torch.tensor(0.5)
+    paths = {"best_model_path": "/x/..", "kth_best_model_path": "/x/..", "last_model_path": "/x/.."}
+    best.load_state_dict({**best.state_dict(), **paths, "best_model_score": score, "best_k_models": {"/x/..": score}})
+    own = str(tmp_path / "best.ckpt")
+    assert (best.best_model_path, best.kth_best_model_path, best.last_model_path) == (own, own, "")
+    assert best.best_k_models == {own: score}
+
+
+def test_a_position_beyond_the_epoch_is_refused() -> None:
+    exact: Any = ExactResume()
+    exact.batches = 3
+    with pytest.raises(ValueError, match="it stopped at batch 3 of 3 of an epoch"):
+        exact.on_train_start(SimpleNamespace(num_training_batches=3), None)
+
+
+def test_sums_of_other_metrics_are_refused() -> None:
+    exact: Any = ExactResume()
+    model = SimpleNamespace(
+        train_metrics=MetricCollection([MeanMetric()]), train_loss=MeanMetric(), device=torch.device("cpu")
+    )
+    random = _random_state(torch.device("cpu"))
+    for sums in ({"compute": torch.zeros(())}, {"mean_value": torch.zeros(3)}):
+        exact.state = {"random": random, "metrics": {"loss": sums}}
+        with pytest.raises(ValueError, match="its sums of loss are not those of this run"):
+            exact.on_train_batch_start(None, model, None, 0)

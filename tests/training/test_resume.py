@@ -206,7 +206,7 @@ def test_ctrl_c_reports_how_to_resume(start, tmp_path, epochs, message):
 
 
 def test_a_signal_while_nothing_can_be_saved_ends_the_run_at_once(start, tmp_path):
-    run = start(*RUN, "data.source.images=200000", "hydra.run.dir=run")
+    run = start(*RUN, "data.source.images=100000", "hydra.run.dir=run")
     status = tmp_path / "run" / "status.json"
     while not status.exists():
         assert run.poll() is None
@@ -571,7 +571,11 @@ class TestRefused:
         best = tmp_path / "run" / "checkpoints" / "best.ckpt"
         own = best.read_bytes()
         run = [*TINY, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
-        for content in ((tmp_path / "other" / "checkpoints" / "best.ckpt").read_bytes(), own):
+        damaged = torch.load(best, weights_only=True)
+        damaged["callbacks"]["Curves"] = torch.zeros(3)
+        torch.save(damaged, tmp_path / "damaged.ckpt")
+        others = (tmp_path / "other" / "checkpoints" / "best.ckpt", tmp_path / "damaged.ckpt")
+        for content in (*(other.read_bytes() for other in others), own):
             best.write_bytes(content)
             outcome = cli(*run)
             assert outcome.code == (0 if content == own else 2), outcome.err
