@@ -129,8 +129,10 @@ def given_prior(options: PriorOptions, classes: Sequence[str], class_counts: Seq
 
 
 def _share(name: str, given: Any) -> float:
+    # float() takes 1_000, digits of any script and True too.
+    is_plain = not isinstance(given, bool) and (not isinstance(given, str) or (given.isascii() and "_" not in given))
     try:
-        share = float(given)
+        share = float(given) if is_plain else math.nan
     except (ValueError, TypeError, OverflowError):  # OverflowError: a whole number of 400 digits
         share = math.nan
     if not 0 <= share < MAX_SHARE:

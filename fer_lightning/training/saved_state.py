@@ -166,6 +166,9 @@ def _check_callbacks(checkpoint: dict[str, Any]) -> None:
     callbacks, processes = checkpoint["callbacks"], checkpoint["processes"]
     missing = [name for name in SAVED_CALLBACKS if not isinstance(callbacks[name], dict)]
     check(not missing, f"it has no state of {', '.join(missing)}")
+    for state in callbacks.values():
+        longest = state.get("longest", 1.0) if isinstance(state, dict) else 1.0
+        check(_is_number(longest) and 0 < longest < math.inf, f"its bound on weights is {str(longest)[:40]}")
     seconds, rows = callbacks["TrainClock"]["seconds"], callbacks["Curves"]["rows"]
     is_time = _is_number(seconds) and 0 <= seconds < math.inf
     check(is_time, f"its training took {str(seconds)[:40]} seconds")

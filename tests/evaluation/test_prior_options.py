@@ -82,6 +82,8 @@ class TestFilesOfShares:
             ("a.json", "{", "--prior"),
             ("a.csv", "happy,1,2", "must hold lines of two columns"),
             ("a.csv", "happy,1\nangry,many\nsad,1", "angry: 'many'; a share or count is a number"),
+            ("a.csv", "happy,1\nangry,1_0\nsad,1", "angry: '1_0'; a share or count is a number"),
+            ("a.csv", "happy,1\nangry,\uff11\nsad,1", "angry: '\uff11'; a share or count is a number"),
             ("a.csv", "", "lacks angry, happy, sad"),
             ("a.csv", "happy,1e308\nangry,1e308\nsad,1e308", "angry: '1e308'; a share or count is a number"),
         ],

@@ -164,6 +164,10 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         put("optimizer_states", 0, "state", 1, "exp_avg_sq", torch.tensor([-1.0, 1.0])),
         "second moments are negative",
     ),
+    "a bound on weights that is no number": (
+        put("callbacks", "SecondStage", {"longest": "x"}),
+        "bound on weights is x",
+    ),
     "no curves": (put("callbacks", "Curves", "rows", []), "not those of 2 epochs"),
     "a row twice": (put("callbacks", "Curves", "rows", [*ROWS, ROWS[1]]), "not those of 2 epochs"),
     "rows of the future": (
