@@ -50,9 +50,10 @@ def compare(
     given = [runs] if isinstance(runs, str | Path | Run) else runs
     if not isinstance(given, Sequence) or not all(isinstance(run, str | Path | Run) for run in given) or not given:
         raise UserError(f"runs={shortened(repr(runs))}: must be runs, folders of runs or sweeps, or a list of these")
-    folders = [run.folder if isinstance(run, Run) else Path(run) for run in given]
+    folders = [run.folder if isinstance(run, Run) else as_path(run, "runs") for run in given]
     report = None if out is None else as_path(out, "out")
-    comparison = analyse_folders(folders, baseline, votes, ensemble)
+    file = None if votes is None else as_path(votes, "votes")
+    comparison = analyse_folders(folders, baseline, file, ensemble)
     for folder, reason in comparison.skipped.items():
         warnings.warn(f"left out of the comparison: {folder}: {reason}", stacklevel=2)
     if show:

@@ -10,7 +10,9 @@ from PIL import Image, ImageOps
 
 from fer_lightning.inference import pictures
 from fer_lightning.inference.pictures import VIDEO_SUFFIXES, Source
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.presentation.printable import shortened
+from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.files import as_path
 
 Array = npt.NDArray[Any]
 OneImage = str | Path | Image.Image | Array
@@ -42,7 +44,7 @@ def read_images(images: Images) -> Iterator[tuple[str, Array]]:
     elif isinstance(images, np.ndarray) and _is_batch(images):
         for number, image in enumerate(images):
             yield str(number), _from_array(image, f"image {number} of the batch {images.shape}: ")
-    elif isinstance(images, str | Path) and Path(images).is_dir():
+    elif isinstance(images, str | Path) and as_path(images, "images").is_dir():
         for source in pictures.list_sources([str(images)]):
             yield str(source.path), _read_file(source, "")
     else:
@@ -55,7 +57,7 @@ def _is_batch(array: Array) -> bool:
 
 def _read_one(image: Any, position: str, where: str) -> Iterator[tuple[str, Array]]:
     if isinstance(image, str | Path):
-        path = Path(image)
+        path = as_path(image, f"{where}path")
         if path.suffix.lower() in VIDEO_SUFFIXES:
             raise UserError(f"{where}{path}: is a video; use python -m fer_lightning.predict CHECKPOINT VIDEO")
         if path.is_dir():
@@ -80,8 +82,15 @@ def _read_file(source: Source, where: str) -> Array:
 def _from_pillow(image: Image.Image, where: str) -> Array:
     if image.mode in DEEP_MODES:
         raise UserError(f"{where}Pillow image of mode {image.mode}: give 8 bits per channel, such as mode L or RGB")
-    upright = ImageOps.exif_transpose(image)
-    return _from_array(np.asarray(upright.convert("L" if image.mode in GRAY_MODES else "RGB")), where)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        pixels = np.asarray(upright.convert("L" if image.mode in GRAY_MODES else "RGB"))
+    except Exception as error:  # Pillow decodes here, and each of its decoders raises its own
+        reason = shortened(one_line(error), 200)
+        raise UserError(
+            f"{where}Pillow image of mode {image.mode}: cannot be decoded ({reason}); {ACCEPTED}"
+        ) from error
+    return _from_array(pixels, where)
 
 
 def _from_array(array: Array, where: str) -> Array:

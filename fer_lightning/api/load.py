@@ -23,6 +23,7 @@ from fer_lightning.metrics.prior import shift
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.files import as_path
 from fer_lightning.runtime.run_folder import checkpoint_file
 
 
@@ -190,4 +191,4 @@ def load(source: str | Path | Run, *, device: str = "auto") -> Classifier:
         return Classifier(source.checkpoint, device)
     if not isinstance(source, str | Path):
         raise UserError(f"source={shortened(repr(source))}: must be a checkpoint, a run folder, or a run of fl.train")
-    return Classifier(checkpoint_file(source), device)
+    return Classifier(checkpoint_file(as_path(source, "source")), device)

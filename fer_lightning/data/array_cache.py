@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fer_lightning.data.cache_entries import RESERVE, check_not_sparse, crc32, flush_to_disk, read_or_build
-from fer_lightning.runtime.files import read_json
+from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
+from fer_lightning.runtime.files import check_not_sparse, read_json
 
 log = logging.getLogger(__name__)
 

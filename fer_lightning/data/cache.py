@@ -16,11 +16,11 @@ import numpy as np
 import platformdirs
 
 from fer_lightning.data.archives import MAX_PIECE, Container, Folder, open_file
-from fer_lightning.data.cache_entries import RESERVE, check_not_sparse, crc32, flush_to_disk, read_or_build
+from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
 from fer_lightning.data.faces import Faces, channels_first, channels_last
 from fer_lightning.data.members import MAX_ARCHIVE
 from fer_lightning.runtime.errors import UserError
-from fer_lightning.runtime.files import read_json
+from fer_lightning.runtime.files import check_not_sparse, read_json
 
 log = logging.getLogger(__name__)
 

@@ -105,17 +105,6 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def check_not_sparse(path: Path) -> None:
-    """Refuse a file of holes, which takes any time to read; file systems that compress need less than a file's size.
-
-    Raises:
-        ValueError: less than a sixteenth of it is on the disk.
-    """
-    state = path.stat()
-    if 0 < 16 * 512 * getattr(state, "st_blocks", 0) < state.st_size:
-        raise ValueError(f"{path.name} claims {state.st_size:,} bytes, and has few on the disk")
-
-
 def crc32(path: Path) -> int:
     """Checksum of a file."""
     checksum = 0

@@ -40,7 +40,7 @@ def write_tables(folder: Path, metrics: dict[str, Any], evaluation: Evaluation) 
     log.info("wrote %s to %s", words.listed(files), folder)
 
 
-def write_figures(
+def write_figures(  # noqa: PLR0913 - what is drawn, and two things about its folder
     folder: Path,
     metrics: Mapping[str, Any],
     evaluation: Evaluation,
@@ -49,11 +49,12 @@ def write_figures(
     counts: Mapping[str, Sequence[int]],
     title: str,
     name: str = "test",
+    trained: bool = False,
 ) -> None:
     """Write the pictures of an evaluation, of each augmentation too.
 
     Args:
-        folder: the curves of its ``metrics.csv``, if it has one, are drawn too.
+        folder: to write to.
         metrics: the content of ``metrics.json``.
         evaluation: whose predictions are drawn.
         faces: the data.
@@ -61,6 +62,7 @@ def write_figures(
         counts: images per class by name of a set, for the picture of the class distribution.
         title: of the confusion matrix and the curves.
         name: the reported set, which the pictures show.
+        trained: whether this is a run's own folder: the curves of its ``metrics.csv``, if it has one, are drawn too.
     """
     images, subtitle = faces.images[split.tests[name]], words.caption(metrics)
     pictures = figures.of_test(reported(evaluation.predictions, name), images, title, subtitle)
@@ -68,7 +70,7 @@ def write_figures(
     for key, table in evaluation.augmented.items():
         augmented = figures.of_test(reported(table, name), images, f"{title}, {key}", subtitle)
         pictures |= {f"{picture}_{key}": figure for picture, figure in augmented.items()}
-    if (folder / "metrics.csv").exists():  # not where a model trained elsewhere was only adjusted
+    if trained and (folder / "metrics.csv").exists():  # not where a model trained elsewhere was only adjusted
         pictures["curves"] = figures.curves(pd.read_csv(folder / "metrics.csv"), title, subtitle)
     for key, figure in pictures.items():
         write_figure(figure, folder / f"{key}.png")

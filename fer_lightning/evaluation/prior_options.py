@@ -17,7 +17,7 @@ from fer_lightning.metrics import prior
 from fer_lightning.presentation.printable import shortened
 from fer_lightning.presentation.words import percent
 from fer_lightning.runtime.errors import UserError, one_line
-from fer_lightning.runtime.files import check_characters, read_bytes
+from fer_lightning.runtime.files import as_path, check_characters, read_bytes
 
 UNIFORM, TRAINING, ESTIMATED = "uniform", "training", "estimated"
 
@@ -70,7 +70,7 @@ class PriorOptions:
                 f"{self.prior_given}: is not a prior; give uniform, training, estimated, a JSON or CSV file of class "
                 "and share, or a mapping of class to share"
             )
-        if self.prior not in (UNIFORM, TRAINING, ESTIMATED) and not Path(self.prior).is_file():
+        if self.prior not in (UNIFORM, TRAINING, ESTIMATED) and not as_path(self.prior, "prior").is_file():
             raise UserError(
                 f"{self.prior_given}: no such file; give uniform, training, estimated, or a JSON or CSV file of "
                 "class and share"

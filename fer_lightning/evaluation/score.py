@@ -25,6 +25,7 @@ from fer_lightning.metrics.calibration import COLDEST, apply_temperature, calibr
 from fer_lightning.metrics.classification import classification_metrics, grouped_recall
 from fer_lightning.metrics.names import ALL_SCORES, FURTHER, GROUPS, HEADLINES, SCORES
 from fer_lightning.metrics.predictions import probability_columns
+from fer_lightning.model.checkpoint import PRIOR
 from fer_lightning.model.classifier import EmotionClassifier
 from fer_lightning.presentation.words import percent
 
@@ -180,7 +181,8 @@ def headline(metrics: Mapping[str, Any], name: str = "test") -> dict[str, Any]:
 def print_table(metrics: Mapping[str, Any], classes: Sequence[str], name: str = "test") -> None:
     """Print scores by set, then recall, precision and F1 by class in the set ``name``."""
     title = "drawn (synthetic) faces: these numbers say nothing about FER-2013" if metrics["synthetic"] else None
-    sets = [name for name, _, score in (key.partition("/") for key in metrics) if score == "n"]
+    parts = (key.partition("/") for key in metrics if not key.startswith(PRIOR))  # a class may be called n
+    sets = [name for name, _, score in parts if score == "n"]
     headings = (SCORES[key].heading for key in HEADLINES)
     table = Table(Column("set", no_wrap=True), "n", *headings, title=title)
     for row in sets:

@@ -110,7 +110,8 @@ class VideoFile:
             self._size = (image.shape[1] // 2 * 2, image.shape[0] // 2 * 2)  # MPEG-4 needs even sides
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._part.touch()
+                self._part.unlink(missing_ok=True)  # what a killed process left
+                self._part.touch(exist_ok=False)  # follows no link
             except OSError as error:
                 raise UserError(f"{self._path}: cannot be written ({error.strerror}); choose another folder") from None
             codec = cv2.VideoWriter.fourcc(*"mp4v")

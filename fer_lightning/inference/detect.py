@@ -36,14 +36,21 @@ YUNET_WIDTHS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
 """Numbers of each output for a cell of a stride; the outputs are called ``cls_8`` to ``kps_32``."""
 YUNET_SECONDS = 60.0
 """Longest time for reading the file and running it once, which take less than one."""
+YUNET_MEMORY = 2**31
+"""Largest number of bytes for that, on Linux; networks of YuNet's size take less than a tenth."""
 FARTHEST = 1e6
 """Pixels from the corner that no coordinate of a face reaches."""
 
 _TRY = """
-import sys, cv2, numpy
+import contextlib, sys
+with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has none, and a smaller limit may be set
+    import resource
+    resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[3]),) * 2)
+import cv2, numpy
+cv2.setNumThreads(1)
 net = cv2.dnn.readNetFromONNX(sys.argv[1])
 net.setInput(numpy.zeros((1, 3, int(sys.argv[2]), int(sys.argv[2])), numpy.float32))
-net.forward(sys.argv[3:])
+net.forward(sys.argv[4:])
 """
 
 MARGIN = 0.04
@@ -150,12 +157,20 @@ def _yunet(path: Path) -> Any:
 
 
 def _try_yunet(path: Path) -> None:
-    """Run the file once in a process of its own: OpenCV's reader of ONNX crashes on some damaged files."""
+    """Run the file once in a process of its own: OpenCV's reader of ONNX crashes on some damaged files.
+
+    Raises:
+        UserError: it fails, or takes more than ``YUNET_SECONDS`` or ``YUNET_MEMORY``.
+    """
     # -P: nothing is imported from the working directory
-    line = [sys.executable, "-P", "-c", _TRY, os.path.abspath(path), str(YUNET_SIDE), *_yunet_outputs()]
+    numbers = (str(YUNET_SIDE), str(YUNET_MEMORY))
+    line = [sys.executable, "-P", "-c", _TRY, os.path.abspath(path), *numbers, *_yunet_outputs()]
     nothing = subprocess.DEVNULL
+    one = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads take memory on import
     try:
-        code = subprocess.run(line, stdin=nothing, stdout=nothing, stderr=nothing, timeout=YUNET_SECONDS).returncode
+        code = subprocess.run(
+            line, stdin=nothing, stdout=nothing, stderr=nothing, timeout=YUNET_SECONDS, env=one
+        ).returncode
     except subprocess.TimeoutExpired:
         raise _not_yunet(path) from None
     if code:

@@ -213,8 +213,9 @@ def _below(top: Path) -> Iterator[Source]:
 
 def short_stem(stem: str) -> str:
     """The beginning of a name without its ending, in at most ``MAX_STEM`` bytes, for a file that is called after it."""
-    whole = os.fsencode(stem)
-    return stem if len(whole) <= MAX_STEM else whole[:MAX_STEM].decode(errors="ignore")
+    while len(os.fsencode(stem)) > MAX_STEM:
+        stem = stem[:-1]
+    return stem
 
 
 def _in_folder(file: Path, name: Path) -> Source:

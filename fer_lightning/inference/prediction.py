@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -246,10 +246,12 @@ def _atomic_text_file(path: Path) -> Iterator[IO[str]]:
     make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        part.unlink(missing_ok=True)  # what a killed process left
+        with part.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

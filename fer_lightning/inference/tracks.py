@@ -13,14 +13,16 @@ from scipy.optimize import linear_sum_assignment
 
 from fer_lightning.inference.annotate import CAMERA_RATE
 from fer_lightning.inference.answers import OK, Row
-from fer_lightning.inference.detect import Box
+from fer_lightning.inference.detect import FARTHEST, Box
 from fer_lightning.inference.pictures import Source
 from fer_lightning.inference.stream import PictureFaces
 
 LEAST_OVERLAP = 0.3
 """Smallest intersection over union of a face and the expected place of its track."""
 LONGEST_GAP = 1.0
-"""Seconds after which a track without a face ends, at the first frame without one."""
+"""Seconds after which a track without a face ends, at the first frame without one; times may jump back."""
+MOST_MISSED = 250
+"""Frames after which it ends in any case: in a damaged video, time may stand still."""
 HELD = 0.5
 """Seconds for which the box of a track stays drawn while its face is not detected."""
 SIGHTINGS = 2
@@ -45,6 +47,7 @@ class Track:
         probabilities: smoothed, (C,).
         velocity: of the box's centre, x and y, in pixels per second.
         sightings: frames with this face.
+        missed: frames since then.
     """
 
     number: int
@@ -55,6 +58,7 @@ class Track:
     probabilities: np.ndarray
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
     sightings: int = 1
+    missed: int = 0
 
     def expected(self, seconds: float) -> np.ndarray:
         """Where the box would be now, edges (4,)."""
@@ -74,6 +78,7 @@ class Track:
         self.probabilities = past * self.probabilities + (1 - past) * probabilities
         self.box, self.seen = box, seconds
         self.sightings += 1
+        self.missed = 0
 
 
 def weight_of_past(passed: float, constant: float) -> float:
@@ -122,10 +127,13 @@ class Tracker:
             for row, column in zip(*linear_sum_assignment(shares, maximize=True), strict=True):
                 if shares[row, column] > 0:
                     chosen[int(column)] = self._tracks[row]
+        for track in self._tracks:
+            track.missed += 1
         for place, track in chosen.items():
             track.add(edges[place], probabilities[place], seconds, self._smoothing)
-        matched = list(chosen.values())
-        self._tracks = [track for track in self._tracks if track in matched or seconds - track.seen <= LONGEST_GAP]
+        self._tracks = [
+            track for track in self._tracks if abs(seconds - track.seen) <= LONGEST_GAP and track.missed <= MOST_MISSED
+        ]
         for place in range(len(boxes)):
             if place not in chosen:
                 self._count += 1
@@ -139,7 +147,7 @@ class Tracker:
         return [
             (track.number, track.drawn + np.tile(track.velocity * (seconds - track.seen), 2))
             for track in self._tracks
-            if seconds - track.seen <= HELD and (track.sightings >= SIGHTINGS or track.began == self._start)
+            if 0 <= seconds - track.seen <= HELD and (track.sightings >= SIGHTINGS or track.began == self._start)
         ]
 
 
@@ -191,5 +199,6 @@ def _edges(box: Box) -> tuple[float, float, float, float]:
 
 
 def _box(edges: np.ndarray) -> Box:
-    left, top, right, bottom = np.rint(edges).astype(int).tolist()
+    # The velocity of two frames almost at once may be any, and OpenCV draws 32 bits.
+    left, top, right, bottom = np.rint(np.clip(edges, -FARTHEST, FARTHEST)).astype(int).tolist()
     return Box(left, top, right - left, bottom - top)

@@ -1,5 +1,6 @@
 """The file of a checkpoint or of weights, checked before ``torch.load`` reads it into memory."""
 
+import io
 import os
 import struct
 import tarfile
@@ -9,9 +10,10 @@ from typing import IO
 
 from fer_lightning.model.pickle_check import check_pickle
 from fer_lightning.runtime.errors import UserError, one_line
+from fer_lightning.runtime.files import check_not_sparse
 
-MAX_PICKLE = 2**23
-"""Maximum bytes of everything but tensors; a long run has some 10**5."""
+MAX_PICKLE = 2**22
+"""Maximum bytes of everything but tensors, each million of which takes seconds to check; a long run has some 10**5."""
 
 OLD_PICKLES = 5
 """Pickles at the beginning of a file as torch wrote it before 1.6: versions, content, keys of tensors."""
@@ -24,9 +26,10 @@ def check_archive(path: Path) -> None:
     """Check that a file is a zip as torch writes it, whose parts are intact, before anything reads it into memory.
 
     Raises:
-        UserError: it would take more memory than the file has bytes.
+        UserError: it would take more memory than the file has bytes, or has holes.
         zipfile.BadZipFile: it is not a zip, or damaged, or torch would read another one in it.
     """
+    check_file(path)
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if not _begins_as_zip(file) or _directory(file) != archive.start_dir:
@@ -39,7 +42,7 @@ def check_archive(path: Path) -> None:
         if len(names) < len(parts):
             raise zipfile.BadZipFile("it holds a name twice")
         pickles = [part for part in parts if part.filename.lower().endswith(".pkl")]
-        if any(part.file_size > MAX_PICKLE for part in pickles):
+        if sum(part.file_size for part in pickles) > MAX_PICKLE:
             raise UserError(f"{path}: holds more than {MAX_PICKLE:,} bytes besides its tensors, and is not read")
         if damaged := archive.testzip():  # torch does not verify the checksums
             raise zipfile.BadZipFile(f"{damaged} has the wrong checksum")
@@ -48,6 +51,18 @@ def check_archive(path: Path) -> None:
                 check_pickle(archive.read(part))
             except ValueError as error:
                 raise UserError(f"{path}: damaged, {one_line(error)}; give a run's checkpoints/best.ckpt") from None
+
+
+def check_file(path: Path) -> None:
+    """Check that all of a file is on the disk.
+
+    Raises:
+        UserError: it has holes, which would take any amount of memory.
+    """
+    try:
+        check_not_sparse(path)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, {error}; give another file") from None
 
 
 def is_zip(path: Path) -> bool:
@@ -60,13 +75,26 @@ def check_old_format(path: Path) -> None:
     """Check the pickles of a file as torch wrote it before 1.6, before anything reads it into memory.
 
     Raises:
+        UserError: it has holes.
         ValueError: it is not such a file, or would take more memory than it has bytes.
     """
-    if tarfile.is_tarfile(path):
-        raise ValueError("it is a tar, as torch wrote before 0.2; load it there, and save it again")
+    check_file(path)
     with path.open("rb") as file:
-        for _ in range(OLD_PICKLES):
-            check_pickle(file)
+        beginning = file.read(MAX_PICKLE)
+    if _is_tar(beginning[: tarfile.BLOCKSIZE]):
+        raise ValueError("it is a tar, as torch wrote before 0.2; load it there, and save it again")
+    pickles = io.BytesIO(beginning)
+    for _ in range(OLD_PICKLES):
+        check_pickle(pickles)
+
+
+def _is_tar(header: bytes) -> bool:
+    """Whether torch takes a file for a tar; ``tarfile`` would unpack it, and read names of any length."""
+    try:
+        tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _begins_as_zip(file: IO[bytes]) -> bool:

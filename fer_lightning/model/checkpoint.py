@@ -206,10 +206,10 @@ def _depth(node: Any) -> int:
     return 0 if children is None else 1 + max(map(_depth, children), default=0)
 
 
-def _holds_bytes(node: Any) -> bool:
-    """Whether there are bytes in nested containers, which no file of text can hold."""
+def _holds_binary(node: Any) -> bool:
+    """Whether there are bytes or tensors in nested containers, which no file of text can hold."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    return isinstance(node, bytes) or any(map(_holds_bytes, children))
+    return isinstance(node, bytes | Tensor) or any(map(_holds_binary, children))
 
 
 def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
@@ -223,7 +223,7 @@ def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
     check(type(size) is int and size > 0, f"its model.image_size is {repr(size)[:40]}, not a number of pixels")
     for key in ("adjusted", "scorecard"):
         check(hyper[key] is None or isinstance(hyper[key], dict), f"its hyper-parameter {key} is not a mapping")
-    check(not any(map(_holds_bytes, hyper.values())), "its hyper-parameters hold bytes")
+    check(not any(map(_holds_binary, hyper.values())), "its hyper-parameters hold bytes or tensors")
     check(isinstance(hyper["provenance"].get("data_hash"), str), "its provenance has no data_hash")
     for key in ("weights_hash", "first_stage_hash"):  # written to metrics.json as they are
         value = hyper["provenance"].get(key)

@@ -13,7 +13,7 @@ from timm.models import load_state_dict as read_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fer_lightning.model.archive_check import check_archive, check_old_format, is_zip
+from fer_lightning.model.archive_check import check_archive, check_file, check_old_format, is_zip
 from fer_lightning.model.checkpoint import check_values
 from fer_lightning.model.depthwise import replace_depthwise
 from fer_lightning.runtime.errors import UserError, first_line
@@ -295,7 +295,9 @@ def _check_weights_fit(name: str, path: Path) -> None:
     try:
         if is_zip(path):
             check_archive(path)
-        elif not str(path).endswith(".safetensors"):  # as timm decides
+        elif str(path).endswith(".safetensors"):  # as timm decides
+            check_file(path)
+        else:
             check_old_format(path)
         tensors = read_weights(str(path), weights_only=True)
         check_values(tensors, path.stat().st_size)
@@ -307,10 +309,20 @@ def _check_weights_fit(name: str, path: Path) -> None:
             "timm's parameter names"
         ) from error
     network = timm.create_model(name)
-    wanted = {key for key in network.state_dict() if not key.startswith(f"{head_name(network)}.")}
-    missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
+    own = {
+        key: value.ndim
+        for key, value in network.state_dict().items()
+        if not key.startswith(f"{head_name(network)}.") and not key.endswith("num_batches_tracked")
+    }
+    missing = [key for key in own if key not in tensors]
     if missing:
         raise UserError(
-            f"model.weights={path}: lacks {len(missing)} of {len(wanted)} tensors of {name}, such as {min(missing)}; "
+            f"model.weights={path}: lacks {len(missing)} of {len(own)} tensors of {name}, such as {min(missing)}; "
             "give weights of this network, with timm's parameter names"
+        )
+    other = [key for key, axes in own.items() if getattr(tensors[key], "ndim", None) != axes]
+    if other:  # timm leaves out a stem that it cannot convert to other channels
+        raise UserError(
+            f"model.weights={path}: {other[0]} is not a tensor of {own[other[0]]} axes, as in {name}; give weights of "
+            "this network, with timm's parameter names"
         )

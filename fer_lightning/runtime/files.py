@@ -25,6 +25,9 @@ MAX_JSON = 4 << 20
 MAX_PATH = 4095
 """Bytes of a path on Linux."""
 
+MAX_NAME = 255
+"""Bytes of a name in it."""
+
 MAX_BITS = 128
 """Maximum bits of a whole number in a file of unknown origin, as NumPy's random state has; 1025 do not fit a float."""
 
@@ -102,6 +105,17 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     raise UserError(f"{path}: has {size} bytes, more than {limit}; it is damaged")
 
 
+def check_not_sparse(path: Path) -> None:
+    """Refuse a file of holes, which takes any time to read; file systems that compress need less than a file's size.
+
+    Raises:
+        ValueError: less than a sixteenth of it is on the disk.
+    """
+    state = path.stat()
+    if 0 < 16 * 512 * getattr(state, "st_blocks", 0) < state.st_size:
+        raise ValueError(f"{path.name} claims {state.st_size:,} bytes, and has few on the disk")
+
+
 def replace_file(path: Path, content: bytes | memoryview, keep: Path | None = None) -> None:
     """Write a file so that it appears whole, even after a power failure, by the one process that
     writes it; a link in its place is replaced, not followed.
@@ -150,12 +164,18 @@ def as_path(value: object, name: str) -> Path:
     """A path that a caller gave.
 
     Raises:
-        UserError: something else.
+        UserError: something else, or what no system takes for a path, which ``Path`` does only when it is used.
     """
     if not isinstance(value, str | Path):
         raise UserError(f"{name}={value!r}: must be a path")
-    if "\0" in str(value) or len(os.fsencode(value)) > MAX_PATH:
-        raise UserError(f"{name}={str(value)[:80]!r}: must be a path of at most {MAX_PATH} bytes, no null characters")
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError:  # half of a character
+        encoded = b"\0"
+    longest = max(map(len, encoded.split(os.fsencode(os.sep))))
+    if b"\0" in encoded or len(encoded) > MAX_PATH or longest > MAX_NAME:
+        accepted = f"a path of at most {MAX_PATH} bytes, {MAX_NAME} in a name, no null characters"
+        raise UserError(f"{name}={str(value)[:80]!r}: must be {accepted}")
     return Path(value)
 
 

@@ -115,7 +115,7 @@ def write_results(
         counts = {"train": counts["train"], "drawn in an epoch": drawn, **counts}
     write_tables(folder, metrics, evaluation)
     if cfg.figures:
-        write_figures(folder, metrics, evaluation, faces, split, counts, metrics["imbalance"], name)
+        write_figures(folder, metrics, evaluation, faces, split, counts, metrics["imbalance"], name, trained=True)
     predictions = reported(evaluation.predictions, name)
     tracking.log_results(loggers, metrics, predictions, faces.images[split.tests[name]], folder, name)
 

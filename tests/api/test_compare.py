@@ -100,6 +100,9 @@ def test_what_is_left_out_is_a_warning(run, sweep, tmp_path):
         fl.compare([tmp_path])
     with pytest.raises(fl.UserError, match="is not a folder; give the folders of runs or of sweeps"):
         fl.compare([tmp_path / "missing"])
+    for given in ({"runs": "a" * 300}, {"runs": sweep, "votes": "a" * 300}):
+        with pytest.raises(fl.UserError, match=r"(runs|votes)='a*': must be a path of at most 4095 bytes, 255 in a"):
+            fl.compare(**given)
     for nothing in ([], 3, [3]):
         with pytest.raises(fl.UserError, match="must be runs, folders of runs or sweeps, or a list of these"):
             fl.compare(nothing)  # type: ignore[arg-type]

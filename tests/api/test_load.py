@@ -1,5 +1,6 @@
 """``fl.load``: what it takes, and that every form of an image gives the same answer."""
 
+import io
 import re
 from pathlib import Path
 
@@ -158,6 +159,7 @@ def test_an_estimated_prior_and_one_of_a_file(tmp_path, color, classifier):
         ({"level": 90}, "level=90: must lie between 0 and 1, such as 0.9"),
         ({"level": "0.9"}, "level='0.9': must lie between 0 and 1"),
         ({"prior": "unifrom"}, "prior='unifrom': no such file; give uniform, training, estimated"),
+        ({"prior": "a" * 300}, "must be a path of at most 4095 bytes, 255 in a name"),
         ({"prior": 0.5}, "prior=0.5: is not a prior; give uniform, training, estimated, a JSON or CSV file"),
         ({"prior": {"hapy": 1.0}}, "prior={'hapy': 1.0}: 'hapy' is not a class of the model (did you mean happy?)"),
     ],
@@ -174,6 +176,13 @@ def test_no_images_give_no_answers(nothing, classifier):
     assert prediction.confidence.shape == (0,)
     assert prediction.probabilities.shape == (0, len(classifier.classes))
     assert isinstance(prediction.to_frame(), pd.DataFrame)
+
+
+def cut_image() -> Image.Image:
+    """A Pillow image of half a file, which is decoded where it is used."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)).save(file, "png")
+    return Image.open(io.BytesIO(file.getvalue()[: file.tell() // 2]))
 
 
 REFUSED = {
@@ -195,7 +204,15 @@ REFUSED = {
     ),
     "the second": ([np.zeros((48, 48), np.uint8), None], "image 1 of the list: NoneType: not an image"),
     "16 bits": (Image.new("I;16", (48, 48)), "Pillow image of mode I;16: give 8 bits per channel"),
+    "half of a file": (
+        [cut_image()],
+        "image 0 of the list: Pillow image of mode RGB: cannot be decoded (image file is",
+    ),
     "no file": ("missing.png", "missing.png: "),
+    "a null character": ("a\0b.png", "images='a\\x00b.png': must be a path of at most"),
+    "a null character in a list": (["a\0b.png"], "image 0 of the list: path='a\\x00b.png': must be a path of at most"),
+    "half of a character": ("\ud800.png", "images='\\ud800.png': must be a path of at most"),
+    "a long name": (["a" * 300], "must be a path of at most 4095 bytes, 255 in a name"),
     "a video": (Path("clip.mp4"), "clip.mp4: is a video; use python -m fer_lightning.predict"),
 }
 
@@ -245,6 +262,11 @@ def test_what_is_no_model_is_refused(tmp_path, run):
         fl.load(run, device="tpu")
     with pytest.raises(fl.UserError, match="source=3: must be a checkpoint, a run folder, or a run"):
         fl.load(3)  # type: ignore[arg-type]
+    for given in ("a" * 300, "a/" + "é" * 128, "a\0b"):
+        with pytest.raises(fl.UserError, match=r"source='a.*': must be a path of at most"):
+            fl.load(given)
+        with pytest.raises(fl.UserError, match=r"folder='a.*': must be a path of at most"):
+            fl.Run(given)
     with pytest.raises(fl.UserError, match="folder=None: must be a path"):
         fl.Run(None)  # type: ignore[arg-type]
 

@@ -98,6 +98,12 @@ class TestTheSameNumbers:
         assert headline["checkpoint"] == str(trained / "checkpoints" / "best.ckpt")
         assert (tmp_path / "again" / "predictions.csv").read_bytes() == (trained / "predictions.csv").read_bytes()
 
+    def test_curves_of_another_model_are_not_drawn(self, trained, score, tmp_path):
+        (tmp_path / "metrics.csv").write_text("epoch\nnonsense\n")
+        score(trained, "--out", str(tmp_path))
+        assert (tmp_path / "confusion_matrix.png").exists()
+        assert not (tmp_path / "curves.png").exists()
+
     def test_without_out_nothing_is_written(self, trained, score):
         # In one process with the run, its log file is still listening.
         files = [path for path in trained.rglob("*") if path.name != "train.log"]

@@ -14,7 +14,7 @@ import pytest
 from fer_lightning.evaluation.prior_options import GivenPrior, PriorOptions, describe_prior, given_prior
 from fer_lightning.evaluation.prior_scores import add_prior_scores, find_reference
 from fer_lightning.evaluation.reference import fit_reference, from_card, score_sets, to_card
-from fer_lightning.evaluation.score import Evaluation
+from fer_lightning.evaluation.score import Evaluation, print_table
 from fer_lightning.metrics import prior
 from fer_lightning.metrics.classification import classification_metrics
 from fer_lightning.runtime.errors import UserError
@@ -176,3 +176,9 @@ class TestPriorShift:
     def test_nothing_asked_for_changes_nothing(self) -> None:
         evaluation = evaluation_of(100, [0.6, 0.3, 0.1])
         assert add_prior_scores(evaluation, PriorOptions(), MODEL) == (evaluation, "")
+
+
+def test_the_share_of_a_class_called_n_is_no_set(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = classification_metrics(np.eye(2), np.arange(2), ("n", "sad"))
+    print_table({**metrics, "synthetic": False, "prior/n": 0.5, "prior/sad": 0.5}, ("n", "sad"))
+    assert "prior" not in capsys.readouterr().out

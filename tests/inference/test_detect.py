@@ -145,20 +145,27 @@ def yunet(tmp_path_factory) -> Path:
     return path
 
 
-def save_small_network(path: Path, scale: float, side: int) -> None:
-    """A network with the names of YuNet's outputs, of which each has 3 x ``side`` x ``side`` numbers."""
+def save_small_network(path: Path, scale: float, side: int, enlarged: int = 1) -> None:
+    """A network with the names of YuNet's outputs, of which each has 3 x ``side`` x ``side`` numbers.
+
+    Its input is enlarged so many times.
+    """
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
     names = [f"{name}_{stride}" for stride in STRIDES for name in ("cls", "obj", "bbox", "kps")]
     nodes = [
-        helper.make_node("GlobalAveragePool", ["input"], ["mean"]),
+        helper.make_node("Resize", ["input", "", "factors"], ["large"], mode="nearest"),
+        helper.make_node("GlobalAveragePool", ["large"], ["mean"]),
         helper.make_node("Mul", ["mean", "scale"], ["scaled"]),
         *(helper.make_node("Identity", ["scaled"], [name]) for name in names),
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 1, 1]) for name in names]
     picture = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 640, 640])
-    weights = [helper.make_tensor("scale", TensorProto.FLOAT, [1, 1, side, side], [scale] * side**2)]
+    weights = [
+        helper.make_tensor("scale", TensorProto.FLOAT, [1, 1, side, side], [scale] * side**2),
+        helper.make_tensor("factors", TensorProto.FLOAT, [4], [1, 1, enlarged, enlarged]),
+    ]
     graph = helper.make_graph(nodes, "small", [picture], ends, weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
 
@@ -235,6 +242,14 @@ class TestYunet:
         path.write_bytes(b"any")
         with pytest.raises(UserError, match=r"crash\.onnx: is not YuNet"):
             detect.check_detector(path)
+
+    def test_a_file_that_takes_memory_is_reported(self, tmp_path, monkeypatch):
+        path = tmp_path / "large.onnx"
+        save_small_network(path, 1.0, 1, enlarged=12)
+        detect._try_yunet(path)
+        monkeypatch.setattr(detect, "YUNET_MEMORY", 2**29)
+        with pytest.raises(UserError, match=r"large\.onnx: is not YuNet"):
+            detect._try_yunet(path)
 
     def test_any_damage_is_a_result_or_one_line(self, tmp_path, yunet):
         content, rng = yunet.read_bytes(), np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 from fer_lightning.data.faces import ImageForm, about_faces, trained_on
 from fer_lightning.inference import demo_page, stream
 from fer_lightning.inference.detect import Box
-from fer_lightning.inference.pictures import MAX_FRAME, Picture, list_sources, read
+from fer_lightning.inference.pictures import MAX_FRAME, Picture, list_sources, read, short_stem
 
 
 def test_videos_and_other_images_of_a_folder_are_reported(tmp_path: Path) -> None:
@@ -60,6 +60,11 @@ def test_the_page_calls_only_faces_so(faces: bool, title: str) -> None:
     gray = np.zeros((48, 48), np.uint8)
     answer = demo_page.FaceAnswer(Box(0, 0, 48, 48), gray, np.array([0.25, 0.75]), gray / 255)
     assert f"<h3>{title}</h3>" in demo_page.as_html([answer], "", ("happy", "sad"), None, faces)
+
+
+@pytest.mark.parametrize(("letter", "kept"), [("a", 200), ("é", 100), (os.fsdecode(b"\xff"), 200)])
+def test_a_long_name_is_cut_between_letters(letter: str, kept: int) -> None:
+    assert short_stem(250 * letter) == kept * letter
 
 
 def gif_of(side: int, frames: int) -> bytes:

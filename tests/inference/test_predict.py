@@ -443,6 +443,21 @@ class TestDrawings:
         )
         assert list((tmp_path / "elsewhere").iterdir()) == []
 
+    def test_nothing_is_written_through_links_of_temporary_names(self, tool, tmp_path):
+        """A killed process may leave such a name, and somebody else may make one."""
+        film(tmp_path / "clip.mp4", [portrait()] * 2)
+        own = tmp_path / "own"
+        own.write_text("mine")
+        (tmp_path / "drawn").mkdir()
+        for name in (f".rows.csv.{os.getpid()}", f"drawn/.clip.{os.getpid()}.mp4"):
+            (tmp_path / name).symlink_to(own)
+        assert tool("clip.mp4", "--out", "rows.csv", "--draw", "drawn").code == 0
+        assert own.read_text() == "mine"
+        assert not (tmp_path / "rows.csv").is_symlink()
+        assert len(frames_of(tmp_path / "drawn" / "clip.mp4")) == 2
+        (tmp_path / f".rows.csv.{os.getpid()}").mkdir()
+        assert "rows.csv: cannot be written" in tool("clip.mp4", "--out", "rows.csv").error
+
     def test_a_name_that_is_as_long_as_a_system_has_is_cut(self, tool, tmp_path):
         for letter in "ab":
             save(tmp_path / "in" / f"{'x' * 250}{letter}.png", FACES[0])

@@ -4,6 +4,7 @@ import csv
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,12 @@ from command_line import TINY
 
 from fer_lightning import predict
 from fer_lightning.inference import detect
+from fer_lightning.inference.annotate import annotate
 from fer_lightning.inference.answers import NO_FACE, OK, Answerer, Row
 from fer_lightning.inference.detect import Box
 from fer_lightning.inference.pictures import Picture, Source
 from fer_lightning.inference.stream import PictureFaces
-from fer_lightning.inference.tracks import Followed, follow, overlaps
+from fer_lightning.inference.tracks import MOST_MISSED, Followed, Tracker, follow, overlaps
 
 RATE = 25.0
 SURE, UNSURE = np.array([0.9, 0.1]), np.array([0.4, 0.6])
@@ -147,6 +149,28 @@ class TestDrawn:
         results = followed([[(box(100), SURE)]] * 3 + [[]] * 20)
         assert [row.track for _, row in results[14].drawn] == [1]
         assert [row.status for _, row in results[-1].drawn] == [NO_FACE]
+
+    def test_times_that_jump_are_drawn_within_opencvs_numbers(self) -> None:
+        """A damaged video may jump by months, also back, after two frames almost at once."""
+        found = [[(box(100), SURE)], [(box(120), SURE)], [], [], []]
+        times = (2e7, 2e7 + 1e-7, 2e7 + 0.1, 2e7 + 0.2, 0.5)
+        frames = [frame(number, faces) for number, faces in enumerate(found)]
+        moved = [
+            (replace(item, picture=replace(item.picture, seconds=time)), rows)
+            for (item, rows), time in zip(frames, times, strict=True)
+        ]
+        results = list(follow(moved, 0.5))
+        assert [[row.track for _, row in result.drawn] for result in results] == [[1], [1], [1], [1], [None]]
+        for result in results[:-1]:
+            annotate(np.zeros((48, 48), np.uint8), [(place, "a") for place, _ in result.drawn])
+        assert max(abs(edge) for result in results[:-1] for place, _ in result.drawn for edge in place) <= 2e6
+
+    def test_a_track_ends_where_time_stands_still(self) -> None:
+        tracker = Tracker(0.0)
+        tracker.add([box(100)], [SURE], 1.0)
+        for _ in range(MOST_MISSED + 1):
+            tracker.add([], [], 1.0)
+        assert tracker.add([box(100)], [SURE], 1.0)[0].number == 2
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 import copy
 import io
+import os
 import struct
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from fer_lightning.evaluation.scorecard import scorecard_line
 from fer_lightning.model.archive_check import MAX_PICKLE
 from fer_lightning.model.checkpoint import read_checkpoint
 from fer_lightning.model.classifier import EmotionClassifier
+from fer_lightning.model.network import _check_weights_fit
 from fer_lightning.runtime.errors import UserError
 
 MODEL = {
@@ -187,6 +190,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a share of 0": (sets(prior=0.0), "prior/angry in its scorecard is not a share"),
     "bytes in the configuration": (hyper("config", {"seed": b"1"}), "its hyper-parameters hold bytes"),
     "bytes in the adjustment": (hyper("adjusted", {"by": [b"1"]}), "its hyper-parameters hold bytes"),
+    "a tensor in the adjustment": (hyper("adjusted", {"by": torch.zeros(2)}), "hold bytes or tensors"),
+    "a tensor in the provenance": (
+        hyper("provenance", {"data_hash": "0", "x": torch.zeros(2)}),
+        "hold bytes or tensors",
+    ),
     "a hash of weights that is none": (
         lambda content: content["hyper_parameters"]["provenance"].update(weights_hash=[1]),
         "its provenance has a weights_hash that is none",
@@ -282,6 +290,26 @@ def test_a_long_pickle_is_not_read(tmp_path: Path) -> None:
     torch.save({"x": b"x" * (MAX_PICKLE + 1)}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="besides its tensors"):
         read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_many_pickles_are_bounded_together(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        for number in range(4):
+            archive.writestr(f"archive/{number}.pkl", b"\x80\x02" + b"N0" * (MAX_PICKLE // 4) + b"N.")
+    with pytest.raises(UserError, match="besides its tensors"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("size", [2**28, 2**33])
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pth", "a.safetensors"])
+def test_a_file_of_holes_is_not_read(name: str, size: int, tmp_path: Path) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.write(b"PK\x03\x04" if name == "a.ckpt" else b"\x80\x02")
+        os.fsync(file.fileno())
+        file.truncate(size)
+    read = read_checkpoint if name == "a.ckpt" else partial(_check_weights_fit, "test_efficientnet")
+    with pytest.raises(UserError, match=r"damaged, .* has few on the disk"):
+        read(tmp_path / name)
 
 
 def shared_tuples(levels: int) -> tuple[Any, ...]:

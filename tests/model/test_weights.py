@@ -1,8 +1,10 @@
 """Files of weights that do not fit the network, cannot be read, or would do harm."""
 
+import bz2
 import struct
 import tarfile
 import zipfile
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -10,6 +12,7 @@ import torch
 from command_line import TINY, assert_refused
 from trap import Trap
 
+from fer_lightning.model import archive_check
 from fer_lightning.model.network import build_network
 from fer_lightning.runtime.errors import UserError
 
@@ -64,6 +67,30 @@ class TestWeights:
         for name in ("tar.pth", "array.pth", "late.pth"):
             with pytest.raises(UserError, match=rf"{name}: cannot be read as weights \(ValueError\)"):
                 build_network("test_efficientnet", str(tmp_path / name), 1, 48, None, 0.0, {}, 7)
+
+    def test_whose_pickles_have_no_end(self, tmp_path, monkeypatch):
+        """Each million bytes take seconds to check."""
+        monkeypatch.setattr(archive_check, "MAX_PICKLE", 100)
+        torch.save([0] * 1000, tmp_path / "long.pth", _use_new_zipfile_serialization=False)
+        with pytest.raises(ValueError, match=r"remain|exhausted"):
+            archive_check.check_old_format(tmp_path / "long.pth")
+
+    def test_a_packed_file_is_not_unpacked(self, tmp_path, monkeypatch):
+        long = tarfile.TarInfo()
+        long.type, long.size = tarfile.GNUTYPE_LONGNAME, 2**22
+        (tmp_path / "packed.pth").write_bytes(bz2.compress(long.tobuf(tarfile.GNU_FORMAT) + bytes(2**22)))
+        unpacked = Mock(side_effect=OSError)
+        monkeypatch.setattr(bz2, "BZ2File", unpacked)
+        with pytest.raises(UserError, match=r"packed\.pth: cannot be read as weights \(ValueError\)"):
+            build_network("test_efficientnet", str(tmp_path / "packed.pth"), 1, 48, None, 0.0, {}, 7)
+        unpacked.assert_not_called()
+
+    def test_whose_stem_has_other_axes(self, tmp_path):
+        state = timm.create_model("test_efficientnet").state_dict()
+        for wrong in (state["conv_stem.weight"].flatten(1), 5):
+            torch.save({**state, "conv_stem.weight": wrong}, tmp_path / "flat.pth")
+            with pytest.raises(UserError, match=r"flat\.pth: conv_stem\.weight is not a tensor of 4 axes"):
+                build_network("test_efficientnet", str(tmp_path / "flat.pth"), 1, 48, None, 0.0, {}, 7)
 
     def test_that_would_execute_code(self, cli, tmp_path):
         torch.save({"conv_stem.weight": Trap(tmp_path / "sprung")}, tmp_path / "weights.pth")
