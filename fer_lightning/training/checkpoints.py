@@ -255,9 +255,8 @@ class MovableCheckpoint(ModelCheckpoint):
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = str(
-            Path(str(self.dirpath)) / f"{self.filename}.ckpt"
-        )  # not the state's path: Lightning deletes it later
+        # Not the state's own path, which Lightning deletes at the next better epoch.
+        best = str(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
         if not state_dict["best_model_path"] or not Path(best).exists():
             return  # the best of the remaining epochs is kept
         self.best_model_path = best
