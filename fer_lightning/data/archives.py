@@ -217,7 +217,7 @@ class Tar(_Archive):
             name = f"{member.name}/" if member.isdir() else member.name
             plain = (member.isfile() and not member.issparse()) or member.isdir()
             member.pax_headers = {}  # each member has a copy of the global ones
-            yield name, member.size, plain, member
+            yield name, 0 if member.isdir() else member.size, plain, member
         self._headers.listing = False
         self._check_end()
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,8 +37,9 @@ def safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> tuple
         The files; and the hidden folders that hold others.
 
     Raises:
-        UserError: a member points out of the archive, is a link or device, is too large, or has a name that is too long
-            or that of another one; there are too many, or their names are too long together; names the first.
+        UserError: a member points out of the archive, is a link or device, is too large, or has no name, one that is
+            too long, or that of another file or folder; there are too many, or their names are too long together; names
+            the first.
     """
     members: dict[str, T] = {}
     hidden: dict[str, None] = {}
@@ -64,6 +66,8 @@ def safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> tuple
             reason, remedy = f"is one too many: the names so far have {characters:,} characters, {limit}", UNPACK
         elif number >= MAX_MEMBERS:
             reason, remedy = f"is one too many: at most {MAX_MEMBERS:,} members are read", "give a smaller archive"
+        elif size > 0 and (given.endswith("/") or not parts):
+            reason = "has the content of a file and not the name of one"
         elif name in members:  # which of the two counts depends on the program that unpacks them
             reason = "occurs twice"
         else:
@@ -77,7 +81,19 @@ def safe_members(path: Path, found: Iterable[tuple[str, int, bool, T]]) -> tuple
             members[name] = member
         elif litter < len(parts) - 1 and is_hidden(parts[litter]):
             hidden["/".join(parts[: litter + 1])] = None
+    _check_no_folder(path, members)
     return members, list(hidden)
+
+
+def _check_no_folder(path: Path, names: Iterable[str]) -> None:
+    """Refuse a file that is called as a folder of others: one of them would be lost when they are unpacked."""
+    ordered = sorted(name.replace("/", "\0") for name in names)  # files of a folder follow its own name
+    for name, following in pairwise(ordered):
+        if following.startswith(f"{name}\0"):
+            raise UserError(
+                f"{path}: member {name.replace(chr(0), '/')[:200]!r} is a file and a folder of others; nothing was "
+                "unpacked; get the data elsewhere"
+            )
 
 
 def is_hidden(name: str) -> bool:

@@ -53,6 +53,9 @@ MAX_SETTINGS = 5_000
 MAX_VALUES = 500_000
 """Maximum number of values, with those counted again that are referred to several times."""
 
+MAX_IMAGES = 10**9
+"""Maximum number of images of a class, so that sums of them fit NumPy's whole numbers."""
+
 LONGEST_TEXT = 200
 """Maximum characters of a text in a scorecard."""
 
@@ -230,7 +233,7 @@ def _check_hyper_parameters(hyper: dict[str, Any]) -> None:
         is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{1,64}", value)
         check(value is None or is_hash, f"its provenance has a {key} that is none")
     counts = hyper["class_counts"]
-    are_counts = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    are_counts = isinstance(counts, list) and all(type(count) is int and 0 <= count <= MAX_IMAGES for count in counts)
     for key, value in OPTIONAL.items():
         hyper.setdefault(key, value)
     form = hyper["form"]
@@ -280,7 +283,7 @@ def _check_reference(card: dict[Any, Any], classes: list[str]) -> None:
         listed = isinstance(scores, list) and len(scores) <= MOST_KEPT and all(type(each) is float for each in scores)
         ordered = listed and all(0 <= a <= b <= 1 for a, b in zip([0.0, *scores], [*scores, 1.0], strict=True))
         check(ordered, f"{SCORES}{name} in its scorecard is not a list of ascending numbers from 0 to 1")
-        whole = type(count) is int and len(scores) <= count and bool(scores) == bool(count)
+        whole = type(count) is int and len(scores) <= count <= MAX_IMAGES and bool(scores) == bool(count)
         check(whole, f"{SCORES_OF}{name} in its scorecard is {str(count)[:40]}, not a number of images")
         check(type(share) is float and 0 < share <= 1, f"{PRIOR}{name} in its scorecard is not a share")
 
