@@ -842,7 +842,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "zip, huge together": (zip_that_claims(2**30, 5), r"is one too many: 5 members so far claim 5\.0 GiB"),
     "zip, a name twice": (zip_with(f"./{FACES.ids[0]}"), r"member '\./test/\S+' occurs twice"),
-    "zip, a folder with content": (zip_with("train/angry/a.jpg/"), r"has the content of a file and not the name of one"),
+    "zip, a folder with content": (
+        zip_with("train/angry/a.jpg/"),
+        r"has the content of a file and not the name of one",
+    ),
     "zip, a file as a folder": (zip_with("train/angry"), r"member 'train/angry' is a file and a folder of others"),
     "tar, no name": (tar_with("", size=9), r"has the content of a file and not the name of one"),
     "tar, the name of no file": (tar_with("./.", size=9), r"has the content of a file and not the name of one"),
