@@ -34,8 +34,8 @@ def write_ensemble(words: Sequence[str], out: Path) -> None:
     Raises:
         UserError: the models do not fit together, a file cannot be read or written, or the data are others.
     """
-    runs = [Path(word) for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
+    overrides = [word for word in words if _is_override(word)]
+    runs = [Path(word) for word in words if not _is_override(word)]
     _check_request(runs, overrides, out)
     checkpoints = [_checkpoint_of(run) for run in runs]
     members = [EmotionClassifier.load(path) for path in checkpoints]
@@ -85,6 +85,12 @@ def join(members: Sequence[EmotionClassifier]) -> EmotionClassifier:
     for copy, member in zip(model.members, members, strict=True):
         copy.load_state_dict(member.state_dict())
     return model.eval()
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word is ``key=value``, and not a path with an equals sign, as Hydra writes them into folders' names."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key and not Path(word).exists()
 
 
 def _check_request(runs: Sequence[Path], overrides: Sequence[str], out: Path) -> None:

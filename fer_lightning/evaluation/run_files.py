@@ -3,6 +3,7 @@
 Every function raises ValueError with the reason, in one line, and nothing else.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from fer_lightning.metrics.calibration import (
     nll,
 )
 from fer_lightning.metrics.classification import confusion_matrix, further_scores, macro_f1, precision_recall_f1
-from fer_lightning.metrics.names import contradiction, is_possible
+from fer_lightning.metrics.names import contradiction, limits
 from fer_lightning.metrics.predictions import class_indices, ids_hash, probability_columns, read_predictions_csv
 from fer_lightning.presentation.escapes import table_from_csv
 from fer_lightning.runtime.errors import UserError, check, one_line
@@ -124,7 +125,9 @@ def check_numbers(metrics: Mapping[str, Any]) -> None:
             key != "train/class_counts" and section.startswith(("test", "train", "val"))
         ):
             _check(value is None or _is_number(value), key, value, "a number")
-            _check(value is None or section == "train" or is_possible(key, value), key, value, "a number from 0 to 1")
+            low, high = limits(key, len(counts))
+            fits = value is None or section == "train" or low <= value <= high
+            _check(fits, key, value, f"{low:g} or more" if math.isinf(high) else f"a number from {low:g} to {high:g}")
             _check(key not in DURATIONS or value is None or value >= 0, key, value, "0 or more")
     if wrong := contradiction(metrics, "val/", list(counts)):  # those of test images are computed again
         raise ValueError(f"metrics.json: {wrong}")

@@ -61,7 +61,7 @@ ALL_SCORES = {**SCORES, **FURTHER, **GROUPS}
 
 SHARES = (
     *("accuracy", "balanced_accuracy", "f1_macro", "worst_recall", "ece", "recall", "precision", "f1"),
-    *("g_mean", "auroc_macro", "average_precision_macro", "aurc", *GROUPS, "set_coverage"),
+    *("g_mean", "auroc_macro", "average_precision_macro", "aurc", *GROUPS, "ece_calibrated", "set_coverage"),
 )
 """Scores from 0 to 1."""
 
@@ -100,7 +100,19 @@ def contradiction(scores: Mapping[str, Any], prefix: str, classes: Sequence[str]
     return None
 
 
-def is_possible(key: str, value: float) -> bool:
-    """Whether a score, such as ``test/recall/happy``, can have this value: one of ``SHARES`` only from 0 to 1."""
+def limits(key: str, classes: int) -> tuple[float, float]:
+    """The lowest and the highest value that a score can have.
+
+    Args:
+        key: such as ``test/recall/happy``.
+        classes: their number, which is the size of the largest set of classes.
+    """
     score = key.partition("/")[2].partition("/")[0]
-    return score not in SHARES or 0 <= value <= 1
+    if score in SHARES or key == "set_level":
+        return 0.0, 1.0
+    return {
+        "mcc": (-1.0, 1.0),
+        "nll": (0.0, math.inf),
+        "nll_calibrated": (0.0, math.inf),
+        "set_size": (0.0, float(classes)),
+    }.get(score, (-math.inf, math.inf))

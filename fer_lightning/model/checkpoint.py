@@ -19,7 +19,7 @@ from fer_lightning.config.yaml_files import MAX_DEPTH
 from fer_lightning.data.faces import EMOTIONS, is_class_name
 from fer_lightning.metrics.calibration import COLDEST, HOTTEST, is_temperature
 from fer_lightning.metrics.conformal import MOST_KEPT
-from fer_lightning.metrics.names import contradiction, is_possible
+from fer_lightning.metrics.names import contradiction, limits
 from fer_lightning.model.archive_check import check_archive
 from fer_lightning.runtime.errors import UserError, check, one_line
 from fer_lightning.runtime.files import MAX_BITS, replace_file_by
@@ -256,9 +256,10 @@ def _check_scorecard(card: dict[Any, Any], classes: Sequence[str]) -> None:
             continue  # lists, see _check_reference
         is_text = isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
         is_number = isinstance(value, int | float) and math.isfinite(value)
-        is_score = isinstance(key, str) and ("/" in key or key == "temperature")
+        is_score = isinstance(key, str) and ("/" in key or key in ("temperature", "set_level"))
         fits = value is None or (is_number and not isinstance(value, bool) if is_score else is_number or is_text)
-        in_range = not (is_score and is_number) or is_possible(key, value)
+        low, high = limits(key, len(classes)) if is_score else (-math.inf, math.inf)
+        in_range = not is_number or low <= value <= high
         check(isinstance(key, str) and fits and in_range, f"its scorecard has {str(key)[:80]}={str(value)[:40]!r}")
     if card.get("test/accuracy") is not None:
         complete = card.get("test/f1_macro") is not None and type(card.get("test/n")) is int and card["test/n"] > 0

@@ -268,10 +268,12 @@ def finish_rung(folder: Path) -> bool:
 
     Returns:
         Whether another rung follows: not while a run has yet to train in this one, after the last one, where no
-        setting has a score, or where the settings are not known.
+        setting has a score, or where the settings or the rungs so far are not known.
     """
     search = read_search(folder)
-    assert search is not None
+    if search is None:
+        print(printable(f"[sweep] {folder / RECORD}: is missing or damaged; the search ends"), flush=True)
+        return False
     if not read_sweep(folder).get("jobs"):
         print(printable(f"[sweep] {folder / 'sweep.json'}: its jobs are not known; the search ends"), flush=True)
         return False

@@ -208,6 +208,9 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a score as text": (change(test__f1_macro="0.5"), "f1_macro is 0.5, not a number"),
     "a huge score": (change(test__accuracy=1e300), "not a number"),
     "a score of 55": (change(test__f1_macro=55), "not a number from 0 to 1"),
+    "sets of eight classes": (change(test__set_size=8), "test/set_size is 8, not a number from 0 to 7"),
+    "a level above 1": (change(set_level=1.5), r"set_level is 1\.5, not a number from 0 to 1"),
+    "a likelihood above 1": (change(test__nll_calibrated=-0.1), r"test/nll_calibrated is -0\.1, not 0 or more"),
     "a score of NaN": (change(test__f1_macro=float("nan")), "f1_macro is nan"),
     "another temperature": (change(temperature=0.1, test__nll_calibrated=1.0), "nll_calibrated of"),
     "a coverage that is not that of its classes": (

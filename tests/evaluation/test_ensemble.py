@@ -248,6 +248,12 @@ class TestRefused:
         with pytest.raises(UserError, match=reason):
             ensemble.main(words)
 
+    def test_a_folder_with_an_equals_sign_is_a_run(self, files, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(files[0], tmp_path / "lr=0.1.ckpt")
+        with pytest.raises(UserError, match=r"b/lr=0\.2\.ckpt: no such checkpoint"):
+            ensemble.main(["lr=0.1.ckpt", "b/lr=0.2.ckpt"])
+
     @pytest.mark.parametrize(
         ("change", "reason"),
         every_third(

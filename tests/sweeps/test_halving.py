@@ -191,6 +191,12 @@ def test_a_rung_of_unknown_jobs_ends_the_search(tmp_path, capsys):
     assert halving.read_search(tmp_path) == search
 
 
+def test_a_rung_without_its_record_ends_the_search(tmp_path, capsys):
+    train(Search((2, 8), 2, "val/f1_macro"), planned(tmp_path, 0.1, 0.2))
+    assert not halving.finish_rung(tmp_path)
+    assert capsys.readouterr().out == f"[sweep] {tmp_path / halving.RECORD}: is missing or damaged; the search ends\n"
+
+
 def test_one_setting_is_no_search(cli, tmp_path):
     outcome = cli("-m", *TINY, "hydra/sweeper=halving", "trainer.max_epochs=3", "seed=0,1", "hydra.sweep.dir=search")
     assert outcome.code == 2

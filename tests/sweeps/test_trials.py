@@ -68,6 +68,8 @@ def test_a_score_that_those_of_the_classes_rule_out_is_not_ranked(tmp_path):
         ({"val/f1_macro": 5.0}, r"val/f1_macro is 5\.0, not a number from 0 to 1"),
         ({"val/f1_macro": math.nan}, "val/f1_macro is nan, not a number"),
         ({"val/f1_macro": True}, "val/f1_macro is True, not a number"),
+        ({"val/mcc": -1.5}, r"val/mcc is -1\.5, not a number from -1 to 1"),
+        ({"val/nll": -0.5}, r"val/nll is -0\.5, not 0 or more"),
         ({"val/nll": 10**38}, "val/nll is 1000"),
         ({"val/worst_recall": "abc"}, "val/worst_recall is abc, not a number"),
         ({"train/class_counts": None}, "train/class_counts is None"),
