@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
+from fer_lightning.runtime.errors import one_line
 from fer_lightning.runtime.files import check_not_sparse, read_json
 
 log = logging.getLogger(__name__)
@@ -81,5 +82,5 @@ def _read(entry: Path, shape: tuple[int, ...], report: bool) -> np.ndarray | Non
         return values
     except Exception as error:  # NumPy's reader raises many types on damaged files, also for lack of memory
         if report:
-            log.info("Cached features in %s are unusable (%s): computing them again", entry, error)
+            log.info("Cached features in %s are unusable (%s): computing them again", entry, one_line(error)[:200])
         return None

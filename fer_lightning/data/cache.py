@@ -6,11 +6,13 @@ import logging
 import math
 import os
 import shutil
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import platformdirs
@@ -19,18 +21,18 @@ from fer_lightning.data.archives import MAX_PIECE, Container, Folder, open_file
 from fer_lightning.data.cache_entries import RESERVE, crc32, flush_to_disk, read_or_build
 from fer_lightning.data.faces import Faces, channels_first, channels_last
 from fer_lightning.data.members import MAX_ARCHIVE
-from fer_lightning.runtime.errors import UserError
+from fer_lightning.runtime.errors import UserError, one_line
 from fer_lightning.runtime.files import check_not_sparse, read_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Increment whenever parsing or the stored arrays change, so that older entries are rebuilt."""
 
 MAX_SIDE = 1024
 """Maximum pixels of a side of stored images."""
 
-IMAGES, INDEX = "images.npy", "index.npz"
+IMAGES, INDEX, META = "images.npy", "index.npz", "meta.json"
 
 
 def default_cache_dir() -> Path:
@@ -139,17 +141,20 @@ def _read(entry: Path, report: bool) -> Faces | None:
     if not entry.is_dir():
         return None
     try:
-        if not all((entry / name).is_file() for name in ("meta.json", IMAGES, INDEX)):  # a pipe would block
+        if not all((entry / name).is_file() for name in (META, IMAGES, INDEX)):  # a pipe would block
             raise ValueError("a file is missing")
-        meta = read_json(entry / "meta.json")
+        meta = read_json(entry / META)
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, not {FORMAT}")
-        images = channels_first(np.load(entry / IMAGES, mmap_mode="r"))
+        with warnings.catch_warnings(action="ignore"):  # of a header that it doubts and reads
+            images = channels_first(np.load(entry / IMAGES, mmap_mode="r"))
         # An entry may come from somebody else, with data.cache_dir: what it claims is bounded before it is read.
         check_not_sparse(entry / IMAGES)
         check_not_sparse(entry / INDEX)
         if max(images.shape[1:], default=0) > MAX_SIDE:
             raise ValueError(f"its images have more than {MAX_SIDE} pixels a side")
+        if meta.pop(META) != _checksum(meta):
+            raise ValueError(f"{META} has the wrong checksum")
         if crc32(entry / INDEX) != meta[INDEX]:
             raise ValueError(f"{INDEX} has the wrong checksum")
         with zipfile.ZipFile(entry / INDEX) as archive:
@@ -173,7 +178,7 @@ def _read(entry: Path, report: bool) -> Faces | None:
         return faces
     except Exception as error:  # NumPy's readers raise many types on damaged files, also for lack of memory
         if report:
-            log.info("Cached images in %s are unusable (%s): rebuilding them", entry, error)
+            log.info("Cached images in %s are unusable (%s): rebuilding them", entry, one_line(error)[:200])
         return None
 
 
@@ -191,4 +196,8 @@ def _write(building: Path, faces: Faces) -> None:
         "classes": faces.classes,
         INDEX: crc32(building / INDEX),
     }
-    (building / "meta.json").write_text(json.dumps(meta, indent=1))
+    (building / META).write_text(json.dumps({**meta, META: _checksum(meta)}, indent=1))
+
+
+def _checksum(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())

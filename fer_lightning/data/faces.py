@@ -112,14 +112,7 @@ class Faces:
         images = channels_first(np.ascontiguousarray(channels_last(images), dtype=np.uint8))
         labels = np.asarray(labels, dtype=np.int64)
         usage = np.asarray(usage, dtype=np.uint8)
-        # Image by image: the images may be a file that is larger than the memory.
-        groups: dict[bytes, int] = {}
-        twins = np.empty(len(images), dtype=np.int64)
-        digest = hashlib.blake2b(digest_size=16)
-        for number, pixels in enumerate(_pixels(images)):
-            digest.update(pixels)
-            content = hashlib.blake2b(pixels, digest_size=16).digest()
-            twins[number] = groups.setdefault(content, len(groups))
+        digest, twins = _read_pixels(images)
         _add_labels(digest, labels, usage, classes)
         return cls(images, labels, usage, np.asarray(ids), twins, kind, digest.hexdigest(), synthetic, classes=classes)
 
@@ -132,20 +125,19 @@ class Faces:
         return replace(self, groups=groups, data_hash=_extended(self.data_hash, "groups", groups))
 
     def is_intact(self) -> bool:
-        """Whether the arrays fit together and ``data_hash`` is theirs; for a set that was read from a file."""
+        """Whether the arrays fit together and ``data_hash`` and ``twins`` are theirs; for a set read from a file."""
         n, ids = len(self.labels), self.ids
-        shaped = len(self.images) == len(self.usage) == len(ids) == len(self.twins) == n > 0
-        shaped = shaped and self.images.dtype == np.uint8 and self.images.shape[1:] == self.form.shape
+        shaped = {each.shape for each in (self.labels, self.usage, ids, self.twins)} == {(n,)} and n > 0
+        shaped = shaped and self.images.dtype == np.uint8 and self.images.shape == (n, *self.form.shape)
         shaped = shaped and (self.labels.dtype, self.usage.dtype, self.twins.dtype) == (np.int64, np.uint8, np.int64)
-        if not shaped or ids.dtype.kind != "U" or not all(map(is_class_name, self.classes)):
+        named = ids.dtype.kind == "U" and len(set(ids.tolist())) == n
+        if not shaped or not named or not all(map(is_class_name, self.classes)):
             return False
         if not (self.labels.min() >= 0 and self.labels.max() < len(self.classes) and self.usage.max() < len(USAGES)):
             return False
-        digest = hashlib.blake2b(digest_size=16)
-        for pixels in _pixels(self.images):
-            digest.update(pixels)
+        digest, twins = _read_pixels(self.images)
         _add_labels(digest, self.labels, self.usage, self.classes)
-        return digest.hexdigest() == self.data_hash
+        return digest.hexdigest() == self.data_hash and np.array_equal(twins, self.twins)
 
     def count(self, rows: np.ndarray | slice = slice(None)) -> list[int]:
         """Number of images of each class among ``rows`` (indices or a mask)."""
@@ -164,6 +156,18 @@ def channels_last(images: np.ndarray) -> np.ndarray:
 def channels_first(stored: np.ndarray) -> np.ndarray:
     """The inverse of ``channels_last``; a view, whose memory stays as it is."""
     return stored if stored.ndim == 3 else np.moveaxis(stored, -1, 1)
+
+
+def _read_pixels(images: np.ndarray) -> tuple[hashlib.blake2b, np.ndarray]:
+    """The digest of images, and their ``twins``, numbered as they first occur."""
+    digest = hashlib.blake2b(digest_size=16)
+    groups: dict[bytes, int] = {}
+    twins = np.empty(len(images), dtype=np.int64)
+    for number, pixels in enumerate(_pixels(images)):  # the images may be a file that is larger than the memory
+        digest.update(pixels)
+        content = hashlib.blake2b(pixels, digest_size=16).digest()
+        twins[number] = groups.setdefault(content, len(groups))
+    return digest, twins
 
 
 def _pixels(images: np.ndarray) -> Iterator[bytes]:

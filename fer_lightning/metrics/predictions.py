@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,12 +29,16 @@ def read_predictions_csv(content: bytes) -> pd.DataFrame:
     """Read ``predictions.csv``; ids and classes stay texts, also those called 7, NA or null.
 
     Raises:
-        ValueError: more than ``MAX_COLUMNS`` columns, or others in the first row of values than in the header.
+        ValueError: more than ``MAX_COLUMNS`` columns, one twice, or others in the first row of values than in the
+            header.
     """
     rows = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8", "replace", newline=""))
-    lengths = [len(row) for row in itertools.islice((row for row in rows if "".join(row).strip()), 2)]
+    first = list(itertools.islice((row for row in rows if "".join(row).strip()), 2))
+    lengths = [len(row) for row in first]
     if max(lengths, default=0) > MAX_COLUMNS:
         raise ValueError(f"has {max(lengths):,} columns, and at most {MAX_COLUMNS:,} are read")
+    if first and (twice := [name for name, count in Counter(first[0]).items() if count > 1]):
+        raise ValueError(f"has column {twice[0][:40]!r} twice")
     if len(set(lengths)) > 1:  # pandas would take the first of them as the row's name
         raise ValueError(f"has {lengths[0]} columns, and its first row {lengths[1]} values")
     texts = dict.fromkeys(("id", "usage", "label", "prediction"), str)

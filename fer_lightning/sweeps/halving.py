@@ -120,27 +120,27 @@ def best_score(folder: Path, monitor: str, epochs: int) -> float:
         scores = read_scores(folder, monitor)
     except UserError:
         return math.nan
-    return max((score for epoch, score in scores.items() if epoch < epochs), default=math.nan)
+    known = [score for epoch, score in scores.items() if epoch < epochs and not math.isnan(score)]
+    return max(known, default=math.nan)
 
 
 def read_scores(folder: Path, monitor: str) -> dict[int, float]:
-    """Epoch, from 0, -> validation score of a run, by ``metrics.csv``; empty without the file.
+    """Epoch, from 0, -> validation score of a run, by ``metrics.csv``, NaN without one; empty without the file.
 
     Raises:
         UserError: the file is not as a run writes it.
     """
-    file, scores, last = folder / "metrics.csv", {}, -1
+    file, scores = folder / "metrics.csv", {}
     try:
         header, *rows = (line.split(",") for line in read_bytes(file, MAX_CURVES).decode().splitlines())
-        for row in rows:
+        check(len(set(header)) == len(header), "a column twice")
+        for number, row in enumerate(rows):
             values = dict(zip(header, row, strict=True))
             epoch, text = values["epoch"], values.get(monitor, "")
-            check(re.fullmatch("[0-9]{1,9}", epoch) and int(epoch) > last, f"epoch {epoch[:40]!r} after {last}")
-            last = int(epoch)
-            if text in ("", "nan"):
-                continue
-            check(NUMBER.fullmatch(text) and 0 <= float(text) <= 1, f"{monitor} is {text[:40]!r}")
-            scores[last] = float(text)
+            check(epoch == str(number), f"epoch {epoch[:40]!r} in place of {number}")
+            has_score = text not in ("", "nan")
+            check(not has_score or (NUMBER.fullmatch(text) and 0 <= float(text) <= 1), f"{monitor} is {text[:40]!r}")
+            scores[number] = float(text) if has_score else math.nan
     except FileNotFoundError:
         return {}
     except (KeyError, ValueError) as error:
@@ -252,12 +252,17 @@ def read_search(folder: Path) -> Search | None:
 
 
 def _is_of(search: Search, trials: Sequence[Trial]) -> bool:
-    """Whether a record keeps settings of a grid, each with all of its seeds."""
-    return all(
-        kept
-        and sorted(kept) == sorted(job.number for trial in trials if trial.jobs[0].number in kept for job in trial.jobs)
-        for kept in search.kept
-    )
+    """Whether a record keeps settings of a grid, each with all of its seeds, and no more of them than ``select``."""
+    left = len(trials)
+    for kept in search.kept:
+        settings = [trial for trial in trials if trial.jobs[0].number in kept]
+        left = max(1, left // search.eta)
+        if not 0 < len(settings) <= left or sorted(kept) != sorted(
+            job.number for each in settings for job in each.jobs
+        ):
+            return False
+        left = len(settings)
+    return True
 
 
 def finish_rung(folder: Path) -> bool:
@@ -268,7 +273,7 @@ def finish_rung(folder: Path) -> bool:
 
     Returns:
         Whether another rung follows: not while a run has yet to train in this one, after the last one, where no
-        setting has a score, or where the settings or the rungs so far are not known.
+        setting has a score, or where the settings, the rungs so far or the scores of a run are not known.
     """
     search = read_search(folder)
     if search is None:
@@ -282,6 +287,11 @@ def finish_rung(folder: Path) -> bool:
     failed = {job for job in jobs if read_status(job.folder)["status"] == "failed"}
     if search.pause is None or not all(job in failed or search.has_trained(job.folder) for job in jobs):
         return False
+    for job in jobs:
+        if job not in failed and (problem := _lost_scores(job.folder, search.monitor)):
+            after = "no rung is decided without it; restore the file, or delete the run's folder to train it again"
+            print(printable(f"[sweep] {problem}: {after}"), flush=True)
+            return False
     epochs = search.pause
     rung = f"rung {search.rung + 1} of {len(search.epochs)} (epoch {epochs} of {search.epochs[-1]})"
     has_failed = [not failed.isdisjoint(trial.jobs) for trial in active]
@@ -298,7 +308,7 @@ def finish_rung(folder: Path) -> bool:
             continue
         better = sum(score > scores[place] for score in scores)
         score = f"{search.monitor} {scores[place]:.4f}, place {better + 1} of {len(active)}"
-        reason = f"by the search after {rung}: " + ("no score" if has_failed[place] else score)
+        reason = f"by the search after {rung}: " + ("no score" if math.isnan(scores[place]) else score)
         for job in set(trial.jobs) - failed:
             write_status(job.folder, "stopped", reason, pause_after_epochs=epochs)
     numbers = sorted(job.number for place in kept for job in active[place].jobs)
@@ -310,6 +320,16 @@ def finish_rung(folder: Path) -> bool:
         flush=True,
     )
     return True
+
+
+def _lost_scores(folder: Path, monitor: str) -> str | None:
+    """What is wrong with the ``metrics.csv`` of a run that has trained its rung; None where it has all epochs."""
+    try:
+        epochs = len(read_scores(folder, monitor))
+    except UserError as error:
+        return str(error)
+    trained = read_status(folder).get("pause_after_epochs", 1)  # not in the status of a run that is done
+    return f"{folder / 'metrics.csv'}: has {epochs} epochs of {trained}" if epochs < trained else None
 
 
 class SuccessiveHalving(Sweeper):

@@ -284,6 +284,16 @@ MALFORMED: dict[str, tuple[Callable[[Path], object], str]] = {
         )(folder),
         "and at most 5,000 are read",
     ),
+    "a column twice": (
+        lambda folder: text(
+            "predictions.csv",
+            "".join(
+                f"{row},{'label' if not number else 'happy'}\n"
+                for number, row in enumerate((folder / "predictions.csv").read_text().splitlines())
+            ),
+        )(folder),
+        "has column 'label' twice",
+    ),
     "a first row of one value more": (
         lambda folder: text("predictions.csv", (folder / "predictions.csv").read_text().replace("\n", "\n7,", 1))(
             folder

@@ -104,19 +104,32 @@ def flip(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def write_meta(entry: Path, **values: object) -> None:
+    """Change values of an entry's description, with a good checksum."""
+    meta = {**json.loads((entry / "meta.json").read_text()), **values}
+    meta.pop("meta.json")
+    (entry / "meta.json").write_text(json.dumps({**meta, "meta.json": cache._checksum(meta)}))
+
+
+def without_checksum(**values: object) -> Callable[[Path], object]:
+    def write(entry: Path) -> None:
+        meta = json.loads((entry / "meta.json").read_text())
+        (entry / "meta.json").write_text(json.dumps({**meta, **values}))
+
+    return write
+
+
 def older(entry: Path) -> None:
-    meta = json.loads((entry / "meta.json").read_text())
-    (entry / "meta.json").write_text(json.dumps(meta | {"format": cache.FORMAT - 1}))
+    write_meta(entry, format=cache.FORMAT - 1)
 
 
 def foreign(entry: Path) -> None:
     """Another set's images and index under this key, with the hash of the set that belongs there."""
     other = cached("other", lambda allocate: tiny_faces(seed=1), entry.parent / "elsewhere")
     assert other.data_hash != FACES.data_hash
-    meta = json.loads((entry.parent / "elsewhere" / "other" / "meta.json").read_text())
-    for name in ("images.npy", "index.npz"):
+    for name in ("images.npy", "index.npz", "meta.json"):
         shutil.copy(entry.parent / "elsewhere" / "other" / name, entry / name)
-    (entry / "meta.json").write_text(json.dumps({**meta, "data_hash": FACES.data_hash}))
+    write_meta(entry, data_hash=FACES.data_hash)
 
 
 def index_with(**arrays: np.ndarray) -> Callable[[Path], None]:
@@ -125,9 +138,7 @@ def index_with(**arrays: np.ndarray) -> Callable[[Path], None]:
     def write(entry: Path) -> None:
         with np.load(entry / "index.npz") as index:
             np.savez(entry / "index.npz", **{**index, **arrays})
-        meta = json.loads((entry / "meta.json").read_text())
-        checksum = zlib.crc32((entry / "index.npz").read_bytes())
-        (entry / "meta.json").write_text(json.dumps({**meta, "index.npz": checksum}))
+        write_meta(entry, **{"index.npz": zlib.crc32((entry / "index.npz").read_bytes())})
 
     return write
 
@@ -140,9 +151,7 @@ def index_that_claims(shape: tuple[int, ...]) -> Callable[[Path], None]:
         np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
         with zipfile.ZipFile(entry / "index.npz", "w") as archive:
             archive.writestr("labels.npy", header.getvalue())
-        meta = json.loads((entry / "meta.json").read_text())
-        checksum = zlib.crc32((entry / "index.npz").read_bytes())
-        (entry / "meta.json").write_text(json.dumps({**meta, "index.npz": checksum}))
+        write_meta(entry, **{"index.npz": zlib.crc32((entry / "index.npz").read_bytes())})
 
     return write
 
@@ -174,7 +183,13 @@ def pipe(entry: Path) -> None:
         foreign,
         index_with(labels=FACES.labels[::-1].copy()),
         index_with(labels=FACES.labels + 7),
+        index_with(labels=FACES.labels[:, None]),
+        index_with(usage=FACES.usage[:, None]),
         index_with(twins=FACES.twins[:-1]),
+        index_with(twins=np.zeros_like(FACES.twins)),
+        index_with(ids=np.repeat(FACES.ids[:1], len(FACES))),
+        without_checksum(synthetic=True),
+        without_checksum(kind="Kaggle archive (folder)"),
         index_with(ids=np.arange(len(FACES))),
         pipe,
         cut("images.npy"),

@@ -109,6 +109,9 @@ def test_runs_that_differ_in_the_seed_are_one_setting():
         ("epoch,val/f1_macro\n0,99.5\n", math.nan),
         ('epoch,lr,val/f1_macro\n0,"1,0.1\n1,1,0.9"\n', math.nan),
         ("epoch,val/f1_macro\n0,0.1\n0,0.9\n", math.nan),
+        ("epoch,val/f1_macro\n0,0.1\n2,0.9\n", math.nan),
+        ("epoch,val/f1_macro,val/f1_macro\n0,0.1,0.9\n", math.nan),
+        ("epoch,val/f1_macro\n0,0.25\n1,nan\n", 0.25),
         ("epoch,val/f1_macro\n0,0.1,0.9\n", math.nan),
         ("epoch,val/f1_macro\n" + "0,0\n" * 2**21, math.nan),
         ("", math.nan),
@@ -255,6 +258,44 @@ def test_rungs_of_a_search(tmp_path, capsys):
     assert table["runs"][0] == "12-none 13-none"
 
 
+@pytest.mark.parametrize(
+    ("curves", "problem"),
+    [
+        ("epoch,val/f1_macro\n0,0.1\n0,0.9\n", "damaged (epoch '0' in place of 1)"),
+        ("epoch,val/f1_macro,val/f1_macro\n0,0.1,0.9\n1,0.1,0.9\n", "damaged (a column twice)"),
+        ("epoch,val/f1_macro\n0,0.9\n", "has 1 epochs of 2"),
+        (None, "has 0 epochs of 2"),
+    ],
+)
+def test_a_rung_is_not_decided_without_the_scores_of_all_runs(tmp_path, capsys, curves, problem):
+    jobs = planned(tmp_path, 0.1, 0.2, 0.3)
+    write_json(tmp_path / halving.RECORD, asdict(search := Search((2, 8), 3, "val/f1_macro")))
+    train(search, jobs)
+    file = jobs[2].folder / "metrics.csv"
+    complete = file.read_text()
+    file.unlink()
+    if curves is not None:
+        file.write_text(curves)
+    assert not halving.finish_rung(tmp_path)
+    assert capsys.readouterr().out == (
+        f"[sweep] {file}: {problem}: no rung is decided without it; restore the file, or delete the run's folder to "
+        "train it again\n"
+    )
+    assert [state.status for state in job_states(tmp_path, live=False)] == ["paused"] * 6
+    file.write_text(complete)
+    assert halving.finish_rung(tmp_path)
+    assert halving.read_search(tmp_path).kept == ((4, 5),)
+
+
+def test_a_run_that_never_had_a_score_is_stopped_without_one(tmp_path):
+    jobs = planned(tmp_path, 0.1, 0.2)
+    write_json(tmp_path / halving.RECORD, asdict(search := Search((2, 8), 2, "val/f1_macro")))
+    train(search, jobs)
+    (jobs[2].folder / "metrics.csv").write_text("epoch,val/f1_macro\n0,nan\n1,\n")
+    assert halving.finish_rung(tmp_path)
+    assert status_of(jobs[2].folder)["reason"] == "by the search after rung 1 of 2 (epoch 2 of 8): no score"
+
+
 def test_stopped_runs_are_left_out_of_a_comparison(tmp_path):
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "status.json", {"status": "stopped", "reason": "by the search after rung 1 of 3"})
@@ -276,9 +317,9 @@ def test_a_search_keeps_its_rungs(tmp_path):
             halving.begin(tmp_path / name, same_rungs, short)
 
 
-@pytest.mark.parametrize("kept", [[7], [], [0, 0, 1], [0], [0, 1, 7]])
+@pytest.mark.parametrize("kept", [[7], [], [0, 0, 1], [0], [0, 1, 7], [0, 1, 2, 3]])
 def test_a_record_of_other_jobs_is_none(tmp_path, kept):
-    """A setting continues with all of its seeds; nothing would be launched otherwise."""
+    """A setting continues with all of its seeds, and one of three settings; nothing would be launched otherwise."""
     planned(tmp_path, 0.1, 0.2)
     search = Search((1, 3, 9), 3, "val/f1_macro", (tuple(kept),))
     write_json(tmp_path / halving.RECORD, asdict(search))
