@@ -146,13 +146,14 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
         check(len(states) == len(parameters), f"its optimizer has {len(states)} of {len(parameters)} states")
     kinds = {frozenset(state) for state in states.values()}
     check(len(kinds) <= 1, "its optimizer's states are of several kinds")
-    for state in states.values():
+    made = [float(state.get("step", step)) if step else 0.0 for state in states.values()]
+    for state, steps in zip(states.values(), made, strict=True):
         finite = all(bool(value.isfinite().all()) for value in state.values() if isinstance(value, Tensor))
         check(finite, "its optimizer's moments are not finite numbers")
-        made = float(state.get("step", step)) if step else 0.0
-        check(0 <= made <= step, f"its optimizer made {made:g} steps of {step}")
+        check(0 <= steps <= step, f"its optimizer made {steps:g} steps of {step}")
         squares = [value for name, value in state.items() if name.endswith("_sq") and isinstance(value, Tensor)]
         check(all(bool((value >= 0).all()) for value in squares), "its optimizer's second moments are negative")
+    check(not (adam and whole) or len(set(made)) <= 1, "its optimizer's parameters made different numbers of steps")
 
 
 def _check_schedule(checkpoint: dict[str, Any]) -> None:

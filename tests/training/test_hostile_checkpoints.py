@@ -108,6 +108,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         put("optimizer_states", 0, "state", 1, "exp_avg", torch.full((2,), torch.nan)),
         "moments are not finite",
     ),
+    "fewer steps of one parameter": (put("optimizer_states", 0, "state", 1, "step", 1.0), "different numbers of steps"),
     "steps of the future": (put("optimizer_states", 0, "state", 1, "step", 1e9), "made 1e.09 steps of 4"),
     "no schedule": (put("lr_schedulers", []), "not enough values"),
     "a schedule of the next step": (put("lr_schedulers", 0, "last_epoch", 5), "its learning rate is of step 5, not 4"),
