@@ -79,11 +79,11 @@ def bounded() -> Iterator[None]:
             raise UserError("one too many")
         return resolve(self, *arguments, **keywords)
 
-    Container.resolve_parse_tree = counted  # type: ignore[method-assign]
+    Container.resolve_parse_tree = counted  # type: ignore[method-assign]  # OmegaConf has no hook
     try:
         yield
     finally:
-        Container.resolve_parse_tree = resolve  # type: ignore[method-assign]
+        Container.resolve_parse_tree = resolve  # type: ignore[method-assign]  # as above
         if exceeded:
             raise UserError(f"configuration: its ${{...}} expand to more than {_MOST} values; remove those that repeat")
 
@@ -96,7 +96,7 @@ def as_hydras(config: DictConfig) -> Iterator[None]:
         config: composed, with the ``hydra`` node.
     """
     hydra = HydraConfig.instance()
-    before, hydra.cfg = hydra.cfg, config  # type: ignore[assignment]
+    before, hydra.cfg = hydra.cfg, config  # type: ignore[assignment]  # typed as HydraConf
     try:
         with bounded():
             yield

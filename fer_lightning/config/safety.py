@@ -68,7 +68,7 @@ _LONG_NUMBER = re.compile(rf"(?<![\w./])[0-9][0-9_]{{{MAX_DIGITS},}}(?![\w./])")
 
 def guard_hydra() -> None:
     """Make Hydra check everything that it composes in this process, and refuse to read pickles."""
-    hydra_internals.ConfigLoaderImpl = GuardedLoader  # type: ignore[misc]
+    hydra_internals.ConfigLoaderImpl = GuardedLoader  # type: ignore[misc]  # Hydra takes no other loader
     main: Any = importlib.import_module("hydra.main")
     main._get_rerun_conf = _refuse_rerun
 

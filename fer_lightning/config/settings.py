@@ -51,7 +51,7 @@ def may_change_results(key: str) -> bool:
 
 def to_plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """A configuration as dictionaries and lists, with interpolations resolved or as written."""
-    return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
+    return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]  # a dict, of a DictConfig
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:

@@ -29,7 +29,7 @@ MAX_DIGITS = 100
 """Characters of a whole number; one of 309 digits is no float, and no setting needs 20."""
 
 
-class _BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
+class _BoundedLoader(get_yaml_loader()):  # type: ignore[misc]  # a base that is made at run time
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -209,7 +209,7 @@ class Tar(_Archive):
         self._file = cast(IO[bytes], unpacked(path, MAX_ARCHIVE))  # open while this lives
         self._headers = CheckedHeaders(self._file, path)
         # "r:" because tarfile would otherwise decompress further layers itself, without a limit.
-        self._tar = tarfile.open(fileobj=cast(IO[bytes], self._headers), mode="r:")  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=cast(IO[bytes], self._headers), mode="r:")  # noqa: SIM115 - open while this lives
         self._members, self.hidden = safe_members(path, self._list())
 
     def _list(self) -> Iterator[tuple[str, int, bool, tarfile.TarInfo]]:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def _read(entry: Path, shape: tuple[int, ...], report: bool) -> np.ndarray | Non
         return None
     try:
         meta = read_json(entry / META)
-        values: np.ndarray = np.load(entry / VALUES, mmap_mode="r")
+        with warnings.catch_warnings(action="ignore"):  # of a header that it doubts and reads
+            values: np.ndarray = np.load(entry / VALUES, mmap_mode="r")
         # Before its bytes are read: it may come from somebody else, and claim any number of them.
         fits = (values.shape, values.dtype) == (shape, np.float32)
         check_not_sparse(entry / VALUES)

@@ -122,7 +122,7 @@ def _load(
     expected: Counts,
     names: re.Pattern[str] | None = None,
 ) -> Faces:
-    faces = load_layout(find, path, accepted, Reading(**reading), kind)  # type: ignore[arg-type]
+    faces = load_layout(find, path, accepted, Reading(**reading), kind)  # type: ignore[arg-type]  # values of the schema
     log.info("%s", compare_counts(faces, kind, expected))
     return faces if names is None else keep_persons_together(faces, names)
 

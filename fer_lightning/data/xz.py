@@ -29,7 +29,7 @@ def open_xz(path: Path) -> io.BufferedReader:
 class _Unpacked(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = open(path, "rb")  # noqa: SIM115
+        self._file = open(path, "rb")  # noqa: SIM115 - see close
         self._begin()
 
     def _begin(self) -> None:
